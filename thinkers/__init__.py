@@ -1,0 +1,3 @@
+"""Transformers that think in latent space before they answer."""
+
+from thinkers.version import __version__ as __version__

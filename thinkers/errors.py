@@ -1,0 +1,51 @@
+"""What can go wrong, by exit code: each error says what was found, what was expected, what to do."""
+
+
+class ThinkersError(Exception):
+    """An error that a person can act on; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class UsageError(ThinkersError, ValueError):
+    """A command, a configuration or an argument that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(ThinkersError, ValueError):
+    """Data that cannot be read as it was asked for."""
+
+    exit_code = 3
+
+
+class DamagedError(ThinkersError):
+    """A checkpoint or store whose bytes are not those that were written."""
+
+    exit_code = 4
+
+
+class NonFiniteError(ThinkersError, ArithmeticError):
+    """A loss or a gradient that is infinite or not a number."""
+
+    exit_code = 5
+
+
+class ResourceError(ThinkersError, OSError):
+    """A disk or a memory that is full."""
+
+    exit_code = 6
+
+
+class LockedError(ThinkersError):
+    """A run folder that another run owns."""
+
+    exit_code = 7
+
+
+class Interrupted(ThinkersError):
+    """A run that was asked to stop and has saved; the exit code is 128 + the signal's number."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
