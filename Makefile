@@ -1,0 +1,40 @@
+# `make demo` and `make test` are all that a newcomer needs; both set up .venv first.
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if \
+	$(shell $p -c "import sys; print(sys.version_info[:2] in ((3, 11), (3, 12)) or '')" 2>/dev/null),$p)) python3)
+BIN := .venv/bin
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
+
+# Runs $(1), prints how long it took, and ends as $(1) ended.
+timed = start=$$(date +%s); $(1); status=$$?; \
+	echo "work: $$(( $$(date +%s) - start )) s"; exit $$status
+
+.PHONY: help setup demo test test-long test-gpu lint format
+
+help:
+	@echo "make demo       train a small model that thinks, and write a report about it"
+	@echo "make test       format, lint, types, and the tests that take minutes in all"
+	@echo "make test-long  the slow tests       make test-gpu  the tests that need a CUDA device"
+	@echo "make lint       without the tests    make format    rewrite the files as lint wants them"
+
+setup:
+	@$(PYTHON) tools/setup.py
+
+demo: setup
+	@$(BIN)/python examples/demo.py --out runs/demo
+
+test: lint
+	@$(call timed,$(PYTEST) -n 2 --durations 10)
+
+test-long: setup
+	@$(call timed,$(PYTEST) -n 2 -m slow --durations 10)
+
+test-gpu: setup
+	@$(call timed,$(PYTEST) -m gpu --durations 10)
+
+lint: setup
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+format: setup
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
