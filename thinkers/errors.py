@@ -1,4 +1,4 @@
-"""What can go wrong, by exit code: each error says what was found, what was expected, what to do."""
+"""What can go wrong, by exit code; errors say what was found, what was expected, what to do."""
 
 
 class ThinkersError(Exception):

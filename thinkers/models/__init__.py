@@ -1,0 +1,88 @@
+"""MODELS: one class, and one file, for each way of thinking."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from thinkers.errors import DamagedError, DataError, UsageError
+from thinkers.models.base import FORMAT, Batch, Loss, Model, Thought
+from thinkers.models.decoder import Decoder
+from thinkers.models.looped import Looped
+
+MODELS: dict[str, type[Model]] = {
+    "decoder": Decoder,
+    "looped": Looped,
+}
+
+
+def build_model(name: str, **settings: Any) -> Model:
+    """A new model of this name; its weights come from torch's global generator."""
+    if name not in MODELS:
+        raise UsageError(f"unknown model {name!r}; choose from {sorted(MODELS)}")
+    config_class = MODELS[name].Config  # type: ignore[attr-defined]
+    known = [f.name for f in dataclasses.fields(config_class)]
+    for field in settings:
+        if field not in known:
+            raise UsageError(f"unknown setting {field!r} of {name}; choose from {known}")
+    return MODELS[name](config_class(**settings))
+
+
+def from_config(config: Any) -> Model:
+    """A new model of the class that this configuration belongs to."""
+    for model in MODELS.values():
+        if type(config) is model.Config:  # type: ignore[attr-defined]
+            return model(config)
+    raise UsageError(f"{type(config).__qualname__} is the Config of no model in MODELS")
+
+
+def load_model(folder: str | Path) -> Model:
+    """The model that `Model.save` wrote into `folder`."""
+    path = Path(folder)
+    try:
+        found = json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path} holds no config.json, so it is no model folder") from None
+    except ValueError as error:
+        raise DamagedError(f"{path / 'config.json'} is not JSON: {error}") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        version = found.get("format") if isinstance(found, dict) else None
+        raise DamagedError(f"{path} has format {version!r}, and this version reads {FORMAT}")
+    model = build_model(found["model"], **found["config"])
+    try:
+        weights = load_file(path / "model.safetensors")
+    except FileNotFoundError:
+        raise DataError(f"{path} holds no model.safetensors") from None
+    except Exception as error:
+        raise DamagedError(f"{path / 'model.safetensors'} cannot be read: {error}") from None
+    check_weights(model, weights, path)
+    for name, parameter in model.named_parameters():
+        model.to(weights[name].dtype if parameter.dtype != weights[name].dtype else None)
+        break
+    model.load_state_dict(weights)
+    return model
+
+
+def check_weights(model: Model, weights: dict[str, Any], path: Path) -> None:
+    """DamagedError if these are not the weights of `model`, naming the first that differs."""
+    wanted = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    found = {name: tuple(x.shape) for name, x in weights.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise DamagedError(
+                f"{path}: {name} must have shape {wanted.get(name)}, got {found.get(name)}"
+            )
+
+
+__all__ = [
+    "MODELS",
+    "Batch",
+    "Loss",
+    "Model",
+    "Thought",
+    "build_model",
+    "from_config",
+    "load_model",
+]

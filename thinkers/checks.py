@@ -1,0 +1,64 @@
+"""Checks of what users pass: an error names the value, its place and what is allowed."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NOT_CAUSAL = "{what} needs a causal model, and this configuration reads the future"
+
+
+def check_int(name: str, value: Any, low: int, high: int | None = None, limit: str = "") -> int:
+    """`value` as an int within low .. high; ValueError names the value and the range."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        allowed = f"at least {low}" if high is None else f"in {low} .. {high}"
+        source = f" ({limit})" if limit else ""
+        raise ValueError(f"{name} must be an integer {allowed}{source}, got {value!r}")
+    return number
+
+
+def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
+    """ValueError if an id is not in the vocabulary, naming the first such id and its place."""
+    low, high = ids.aminmax()
+    if low >= 0 and high < vocab_size:
+        return
+    place = ((ids < 0) | (ids >= vocab_size)).nonzero()[0].tolist()
+    raise ValueError(
+        f"{name} must be in 0 .. {vocab_size - 1} (vocab_size {vocab_size}), "
+        f"got {int(ids[tuple(place)])} at {place}"
+    )
+
+
+def check_lengths(name: str, lengths: Any, b: int, t: int) -> None:
+    """An error if these are not the lengths of b rows of t columns."""
+    if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
+        raise TypeError(f"{name} must be an int64 tensor, got {describe(lengths)}")
+    if lengths.shape != (b,):
+        raise ValueError(f"{name} must have shape ({b},), got {list(lengths.shape)}")
+    wrong = (lengths < 1) | (lengths > t)
+    if wrong.any():
+        row = int(wrong.int().argmax())
+        raise ValueError(f"{name} must be in 1 .. {t}, got {int(lengths[row])} in row {row}")
+
+
+def describe(value: Any) -> str:
+    """What a person calls this value."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__
+
+
+def check_shape(name: str, tokens: Any) -> tuple[int, int]:
+    """The shape (b, t) of a tensor of token ids, or an error that says why it is none."""
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
+        raise TypeError(f"{name} must be an int64 tensor, got {describe(tokens)}")
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(f"{name} must have shape (b, t) with b, t >= 1, got {list(tokens.shape)}")
+    return tokens.shape[0], tokens.shape[1]

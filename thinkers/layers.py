@@ -1,0 +1,113 @@
+"""Leaves that models are made of: projections, feed-forwards, positions. Norms are torch's own."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Heads(nn.Module):
+    """Projections into attention heads and out of them.
+
+    With fewer key and value heads than query heads, each is read by several (Ainslie et al. 2023,
+    https://arxiv.org/abs/2305.13245).
+    """
+
+    def __init__(self, dim: int, num_heads: int, num_kv_heads: int | None = None):
+        super().__init__()
+        self.head_dim = dim // num_heads
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key_value = nn.Linear(dim, 2 * self.num_kv_heads * self.head_dim, bias=False)
+        self.output = nn.Linear(dim, dim, bias=False)
+
+    def queries(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t d"]:
+        """What each position asks."""
+        return rearrange(self.query(x), "b t (h d) -> b h t d", d=self.head_dim)
+
+    def keys_values(
+        self, x: Float[Tensor, "b s c"]
+    ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b g s d"]]:
+        """What each position is found by, and what it holds."""
+        k, v = rearrange(self.key_value(x), "b s (n g d) -> n b g s d", n=2, d=self.head_dim)
+        return k, v
+
+    def merge(self, x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b t c"]:
+        """What the heads found, back in the residual stream."""
+        return self.output(rearrange(x, "b h t d -> b t (h d)"))
+
+    def flops(self, queries: int, keys: int) -> int:
+        """Of projecting so many queries, and so many keys with their values."""
+        dim, kv = self.query.in_features, self.key_value.out_features
+        return 2 * dim * (2 * queries * dim + keys * kv)
+
+
+class SwiGLU(nn.Module):
+    """A gated feed-forward, silu(x W1) * (x W2) W3 (Shazeer 2020, arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+    def flops(self, rows: int) -> int:
+        """Of so many vectors."""
+        return 2 * rows * 3 * self.down.in_features * self.down.out_features
+
+
+def swiglu_width(dim: int) -> int:
+    """8/3 of `dim`, so that three matrices weigh what two of 4 * dim do; a multiple of 8."""
+    return 8 * max(1, round(dim / 3))
+
+
+def attention_flops(batch: int, queries: int, keys: int, dim: int) -> int:
+    """Of scores and sums over so many keys: the rectangle in full."""
+    return 4 * batch * queries * keys * dim
+
+
+class Rotary(nn.Module):
+    """Positions as rotations of queries and keys (Su et al. 2021, arxiv.org/abs/2104.09864).
+
+    The two halves of a head turn against each other, at base 10000. The inverse frequencies are
+    computed in float32 whatever the dtype, as published checkpoints have them.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, head_dim: int):
+        super().__init__()
+        if head_dim % 2:
+            raise ValueError(f"dim / num_heads must be even for rotary positions, got {head_dim}")
+        frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2).float() / head_dim)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def table(
+        self, positions: Int[Tensor, "*b t"], dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "*b 1 t d"], Float[Tensor, "*b 1 t d"]]:
+        """Cosines and sines of these positions, for `rotate`."""
+        angles = positions[..., None].to(dtype) * self.frequencies.to(dtype)
+        angles = torch.cat([angles, angles], -1).unsqueeze(-3)
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Float[Tensor, "b h t d"], table: tuple[Tensor, Tensor]) -> Float[Tensor, "b h t d"]:
+    """`x` turned by its positions."""
+    cos, sin = table
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+def sinusoidal(positions: Int[Tensor, " t"], dim: int, dtype: torch.dtype) -> Float[Tensor, "t c"]:
+    """Sines and cosines of geometric frequencies (Vaswani et al. 2017, arxiv.org/abs/1706.03762).
+
+    Defined for any number, so also for thinking steps that were never trained.
+    """
+    half = (dim + 1) // 2
+    frequencies = 10000.0 ** (-torch.arange(half, device=positions.device, dtype=dtype) / half)
+    angles = positions[:, None].to(dtype) * frequencies
+    return torch.cat([angles.sin(), angles.cos()], -1)[:, :dim]

@@ -1,0 +1,181 @@
+"""Generation, written once over `prefill`, `extend` and `cache.select`."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from thinkers.checks import NOT_CAUSAL, check_int, check_lengths, check_shape
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokens: Int[Tensor, "b t"],
+    max_new_tokens: int,
+    num_steps: int | None,
+    prompt_lengths: Int[Tensor, " b"] | None,
+    *,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
+    stop_token: int | None,
+    pad_token: int,
+    use_cache: bool,
+    return_logits: bool,
+) -> Any:
+    """See `Model.generate`."""
+    rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
+    check_sampling(temperature, top_k, top_p)
+    b, t = tokens.shape
+    out = torch.full((b, t + max_new_tokens), pad_token, dtype=torch.int64, device=tokens.device)
+    out[:, :t] = tokens
+    training = model.training
+    model.eval()
+    try:
+        writer = (Cached if use_cache else Recomputed)(
+            model, rows, lengths, steps, prompt_lengths is not None, max_new_tokens
+        )
+        kept = []
+        alive = torch.arange(b, device=tokens.device)
+        for n in range(max_new_tokens):
+            logits = writer.logits()
+            if return_logits:
+                kept.append(logits.new_zeros(b, logits.shape[-1]).index_copy(0, alive, logits))
+            chosen = choose(logits, temperature, top_k, top_p, generator)
+            out[alive, t + n] = chosen
+            if stop_token is not None:
+                going = (chosen != stop_token).nonzero()[:, 0]
+                if len(going) < len(alive):
+                    alive, chosen = alive[going], chosen[going]
+                    writer.select(going)
+                if not len(alive):
+                    break
+            writer.write(chosen)
+    finally:
+        model.train(training)
+    if not return_logits:
+        return out
+    zeros = torch.zeros(b, model.config.vocab_size, device=tokens.device)
+    kept += [kept[0].new_zeros(kept[0].shape) if kept else zeros] * (max_new_tokens - len(kept))
+    return out, torch.stack(kept, 1) if kept else zeros[:, None][:, :0]
+
+
+class Cached:
+    """Rows that grow, each token computed once."""
+
+    def __init__(
+        self, model: Any, rows: Tensor, lengths: Tensor, steps: int, prompted: bool, room: int
+    ):
+        self.model = model
+        self.next: Any = None
+        self.cache: Any = None
+        if room:
+            self.next, self.cache = model.prefill(
+                rows, lengths, steps, prompted, rows.shape[1] + room
+            )
+        self.pending: Tensor | None = None
+
+    def logits(self) -> Float[Tensor, "b v"]:
+        """What follows each row."""
+        if self.pending is not None:
+            self.next, self.pending = self.model.extend(self.pending, self.cache), None
+        return self.next
+
+    def write(self, tokens: Int[Tensor, " b"]) -> None:
+        """Lengthen each row by one token."""
+        self.pending = tokens
+
+    def select(self, rows: Int[Tensor, " b"]) -> None:
+        """Keep only these rows."""
+        self.cache.select(rows)
+
+
+class Recomputed:
+    """Rows that grow, each read anew for every token: what the cache must agree with."""
+
+    def __init__(
+        self, model: Any, rows: Tensor, lengths: Tensor, steps: int, prompted: bool, room: int
+    ):
+        self.model, self.steps, self.lengths = model, steps, lengths
+        self.prompts = lengths if prompted else None
+        self.rows = torch.cat([rows, rows.new_zeros(len(rows), room)], 1)
+
+    def logits(self) -> Float[Tensor, "b v"]:
+        """What follows each row."""
+        longest = int(self.lengths.max())
+        thought = self.model(
+            self.rows[:, :longest], self.steps, lengths=self.lengths, prompt_lengths=self.prompts
+        )
+        return thought.logits[torch.arange(len(self.rows)), self.lengths - 1]
+
+    def write(self, tokens: Int[Tensor, " b"]) -> None:
+        """Lengthen each row by one token."""
+        self.rows[torch.arange(len(self.rows)), self.lengths] = tokens
+        self.lengths = self.lengths + 1
+
+    def select(self, rows: Int[Tensor, " b"]) -> None:
+        """Keep only these rows."""
+        self.rows, self.lengths = self.rows[rows], self.lengths[rows]
+        self.prompts = None if self.prompts is None else self.prompts[rows]
+
+
+def check_call(
+    model: Any, tokens: Tensor, max_new_tokens: int, num_steps: Any, prompt_lengths: Any
+) -> tuple[Int[Tensor, "b t"], Int[Tensor, " b"], int]:
+    """The prompts moved to the left edge, their lengths, and the number of steps."""
+    if not model.causal:
+        raise ValueError(NOT_CAUSAL.format(what="generate"))
+    check_int("max_new_tokens", max_new_tokens, 0)
+    steps = model.check_steps(num_steps)
+    b, t = check_shape("tokens", tokens)
+    lengths = prompt_lengths
+    if lengths is None:
+        lengths = torch.full((b,), t, dtype=torch.int64, device=tokens.device)
+    check_lengths("prompt_lengths", lengths, b, t)
+    limit, longest = model.config.max_length, int(lengths.max())
+    if longest + max_new_tokens > limit:
+        raise ValueError(
+            f"prompt and new tokens must be at most {limit} together (max_length), "
+            f"got {longest} + {max_new_tokens}"
+        )
+    source = torch.arange(t, device=tokens.device) + (t - lengths)[:, None]
+    rows = tokens.gather(1, source.clamp(max=t - 1))[:, :longest]
+    return model.check_tokens(rows, lengths), lengths, steps
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """ValueError if a token cannot be drawn so."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
+    if top_k is not None:
+        check_int("top_k", top_k, 1)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+
+
+def choose(
+    logits: Float[Tensor, "b v"],
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, " b"]:
+    """One token per row: the likeliest, or drawn from the filtered distribution.
+
+    `top_p` keeps the likeliest tokens until their probability reaches it (Holtzman et al. 2020,
+    https://arxiv.org/abs/1904.09751).
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    scaled = (logits.double() - logits.double().amax(-1, keepdim=True)) / temperature
+    ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ranked[:, top_k:] = -torch.inf
+    if top_p is not None:
+        probs = ranked.softmax(-1)
+        ranked = ranked.masked_fill(probs.cumsum(-1) - probs >= top_p, -torch.inf)
+    drawn = torch.multinomial(ranked.softmax(-1), 1, generator=generator)
+    return order.gather(-1, drawn)[:, 0]

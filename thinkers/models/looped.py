@@ -1,0 +1,241 @@
+"""The looped transformer: one core of layers, run as often as there is to think."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thinkers.cache import KeyValueCache
+from thinkers.checks import check_int
+from thinkers.layers import (
+    Heads,
+    Rotary,
+    SwiGLU,
+    attention_flops,
+    rotate,
+    sinusoidal,
+    swiglu_width,
+)
+from thinkers.models import base
+from thinkers.models.base import Model, Thought, initialize
+
+
+class Looped(Model):
+    """e = prelude(tokens); s <- norm(core(inject(s, e))) num_steps times; logits = E norm(coda(s)).
+
+    Prelude, core and coda as in Geiping et al. 2025 (https://arxiv.org/abs/2502.05171), with the
+    state starting from the prelude's output. Without prelude, coda and injection, and with a time
+    code, it is the universal transformer (Dehghani et al. 2018, https://arxiv.org/abs/1807.03819).
+    """
+
+    name = "looped"
+    test_variants = (
+        {
+            "num_prelude_layers": 0,
+            "num_coda_layers": 0,
+            "injection": "none",
+            "time_code": True,
+        },
+        {"injection": "add", "backprop_steps": 2, "num_coda_layers": 2},
+    )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(base.Config):
+        """`num_layers` is the depth of the core."""
+
+        num_prelude_layers: int = 1
+        num_coda_layers: int = 1
+        injection: Literal["concat", "add", "none"] = "concat"
+        """How a step takes in the input again: joined to the state and projected, added, or not."""
+        time_code: bool = False
+        """Whether a step is told its number, by a sinusoidal code."""
+        backprop_steps: int | None = None
+        """Only the last so many steps are differentiated; None is all."""
+        hidden: int | None = None
+        """Width of the feed-forward; None is 8/3 of dim."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_int("num_prelude_layers", self.num_prelude_layers, 0)
+            check_int("num_coda_layers", self.num_coda_layers, 0)
+            if self.injection not in ("concat", "add", "none"):
+                raise ValueError(f"injection must be concat, add or none, got {self.injection!r}")
+            for name in ("backprop_steps", "hidden"):
+                if getattr(self, name) is not None:
+                    check_int(name, getattr(self, name), 1)
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.rotary = Rotary(config.dim // config.num_heads)
+        self.prelude = nn.ModuleList(Block(config) for _ in range(config.num_prelude_layers))
+        self.core = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.coda = nn.ModuleList(Block(config) for _ in range(config.num_coda_layers))
+        if config.injection == "concat":
+            self.inject = nn.Linear(2 * config.dim, config.dim, bias=False)
+        self.core_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        depth = config.num_prelude_layers + config.num_layers + config.num_coda_layers
+        initialize(self, num_residuals=2 * depth)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "b t"],
+        num_steps: int | None = None,
+        lengths: Int[Tensor, " b"] | None = None,
+        prompt_lengths: Int[Tensor, " b"] | None = None,
+        keep_states: bool = False,
+    ) -> Thought:
+        steps = self.check_steps(num_steps)
+        tokens = self.check_tokens(tokens, lengths, prompt_lengths)
+        states = self._run(tokens, steps, keep_states)
+        return Thought(self._answer(states[:, -1]), states if keep_states else None)
+
+    def _run(
+        self,
+        tokens: Int[Tensor, "b t"],
+        steps: int,
+        keep_states: bool = False,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "b k t c"]:
+        """The coda's output after the last step, or after each."""
+        if cache is None or cache.visible is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        else:
+            positions = cache.lengths[:, None] - 1
+        x = self.embedding(tokens)
+        table = self.rotary.table(positions, x.dtype)
+        e = run(self.prelude, x, table, cache, 0)
+        slot, s, states = len(self.prelude), e, []
+        for step in range(steps):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(step, steps)):
+                s = self._think(s, e, step, table, cache, slot)
+            slot += len(self.core)
+            if keep_states or step == steps - 1:
+                states.append(run(self.coda, s, table, cache, slot))
+        return torch.stack(states, 1)
+
+    def _think(
+        self,
+        s: Float[Tensor, "b t c"],
+        e: Float[Tensor, "b t c"],
+        step: int,
+        table: tuple[Tensor, Tensor],
+        cache: KeyValueCache | None,
+        slot: int,
+    ) -> Float[Tensor, "b t c"]:
+        if self.config.injection == "concat":
+            s = self.inject(torch.cat([s, e], -1))
+        elif self.config.injection == "add":
+            s = s + e
+        if self.config.time_code:
+            number = torch.tensor([step], device=s.device)
+            s = s + sinusoidal(number, self.config.dim, s.dtype)
+        return self.core_norm(run(self.core, s, table, cache, slot))
+
+    def _learns(self, step: int, steps: int) -> bool:
+        limit = self.config.backprop_steps
+        return limit is None or step >= steps - limit
+
+    def _answer(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
+        return F.linear(self.norm(x), self.embedding.weight)
+
+    def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
+        return self._answer(states)
+
+    def prefill(
+        self,
+        tokens: Int[Tensor, "b t"],
+        lengths: Int[Tensor, " b"],
+        num_steps: int,
+        prompted: bool,
+        capacity: int,
+    ) -> tuple[Float[Tensor, "b v"], "LoopedCache"]:
+        heads = self.config.num_heads
+        num_layers = len(self.prelude) + num_steps * len(self.core) + len(self.coda)
+        weight = self.norm.weight
+        head_dim = self.config.dim // heads
+        cache = LoopedCache(num_layers, lengths, capacity, heads, head_dim, weight)
+        cache.num_steps = num_steps
+        x = self._run(tokens, num_steps, cache=cache)[:, -1]
+        return self._answer(x[torch.arange(len(x)), lengths - 1]), cache
+
+    def extend(self, tokens: Int[Tensor, " b"], cache: "LoopedCache") -> Float[Tensor, "b v"]:
+        cache.grow()
+        x = self._run(tokens[:, None], cache.num_steps, cache=cache)
+        return self._answer(x[:, -1, 0])
+
+    def flops(
+        self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
+    ) -> int:
+        steps, rows, dim = self.check_steps(num_steps), batch_size * length, self.config.dim
+        block: Any = self.core[0]
+        layer = block.flops(batch_size, length)
+        step = len(self.core) * layer
+        if self.config.injection == "concat":
+            step += 2 * rows * 2 * dim * dim
+        once = (
+            len(self.prelude) + len(self.coda)
+        ) * layer + 2 * rows * dim * self.config.vocab_size
+        if not training:
+            return once + steps * step
+        learned = min(steps, self.config.backprop_steps or steps)
+        return 3 * once + (steps + 2 * learned) * step
+
+
+class LoopedCache(KeyValueCache):
+    """Keys and values of every layer at every step, and how many steps that is."""
+
+    num_steps: int
+
+
+def run(
+    blocks: nn.ModuleList,
+    x: Float[Tensor, "b t c"],
+    table: tuple[Tensor, Tensor],
+    cache: KeyValueCache | None,
+    slot: int,
+) -> Float[Tensor, "b t c"]:
+    """`x` through these blocks, whose keys and values are kept from `slot` on."""
+    for i, block in enumerate(blocks):
+        x = block(x, table, cache, slot + i)
+    return x
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on the normed stream and added to it."""
+
+    def __init__(self, config: Looped.Config):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.heads = Heads(config.dim, config.num_heads)
+        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.feed_forward = SwiGLU(config.dim, config.hidden or swiglu_width(config.dim))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t c"],
+        table: tuple[Tensor, Tensor],
+        cache: KeyValueCache | None,
+        slot: int,
+    ) -> Float[Tensor, "b t c"]:
+        normed = self.attention_norm(x)
+        q = rotate(self.heads.queries(normed), table)
+        k, v = self.heads.keys_values(normed)
+        k, visible = rotate(k, table), None
+        if cache is not None:
+            k, v, visible = cache.keep(slot, k, v)
+        found = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, is_causal=visible is None
+        )
+        x = x + self.heads.merge(found)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+    def flops(self, batch: int, length: int) -> int:
+        """Of one pass over whole rows."""
+        rows, dim = batch * length, self.heads.query.in_features
+        attention = attention_flops(batch, length, length, dim)
+        return self.heads.flops(rows, rows) + attention + self.feed_forward.flops(rows)
