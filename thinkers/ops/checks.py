@@ -1,0 +1,175 @@
+"""What the operations accept: a refusal names the argument, the rule and the value."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Pairs = bool | float | Tensor | Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None
+"""A quantity per pair of query and key: a constant, a tensor, or a function of the indices."""
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_tensor(name: str, x: Tensor, axes: str, like: Tensor | None = None) -> None:
+    """Nothing, if `x` is a floating tensor with these axes, of the dtype and device of `like`."""
+    number = len(axes.split())
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor ({axes}), got {type(x).__name__}")
+    if x.ndim != number:
+        raise ValueError(f"{name} must have the {number} axes ({axes}), got shape {tuple(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise ValueError(
+            f"{name} must be float64, float32, bfloat16 or float16, got {_dtype(x.dtype)}"
+        )
+    if like is not None and x.dtype != like.dtype:
+        raise ValueError(f"{name} must have q's dtype {_dtype(like.dtype)}, got {_dtype(x.dtype)}")
+    if like is not None and x.device != like.device:
+        raise ValueError(f"{name} must be on q's device {like.device}, got {x.device}")
+
+
+def check_shape(name: str, x: Tensor, axes: str, wanted: dict[str, int]) -> None:
+    """Nothing, if the sizes of `x` are those in `wanted`, axis by axis."""
+    for axis, size in zip(axes.split(), x.shape, strict=True):
+        if axis in wanted and size != wanted[axis]:
+            raise ValueError(
+                f"{name} must have {axis} = {wanted[axis]} in ({axes}), got shape {tuple(x.shape)}"
+            )
+
+
+def check_heads(name: str, q: Tensor, k: Tensor) -> None:
+    """Nothing, if the key heads of `k` divide the query heads of `q`."""
+    h, g = q.shape[1], k.shape[1]
+    if g == 0 or h % g:
+        raise ValueError(f"{name} must have a number of heads that divides q's {h}, got {g}")
+    if q.shape[3] == 0:
+        raise ValueError(f"q must have a head dim d of at least 1, got shape {tuple(q.shape)}")
+
+
+def check_scale(scale: float | None) -> None:
+    """Nothing, if `scale` is None or a finite number."""
+    if scale is None:
+        return
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise ValueError(f"scale must be None or a number, got {scale!r}")
+    if scale != scale or scale in (float("inf"), float("-inf")):
+        raise ValueError(f"scale must be finite, got {scale!r}")
+
+
+def check_flag(name: str, value: bool) -> None:
+    """Nothing, if `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def check_backend(backend: str, names: tuple[str, ...]) -> None:
+    """Nothing, if `backend` is one of `names`."""
+    if backend not in names:
+        raise ValueError(f"backend must be one of {', '.join(names)}, got {backend!r}")
+
+
+def check_pairs(name: str, x: Pairs, q: Tensor, shape: tuple[int, ...]) -> None:
+    """Nothing, if `x` is None, a number, a tensor or a function that fits pairs of `shape`."""
+    if x is None or isinstance(x, bool | float):
+        return
+    if callable(x) and not isinstance(x, Tensor):
+        zero = torch.zeros((1, 1, 1, 1), dtype=torch.int64, device=q.device)
+        check_value(f"the result of {name}", x(zero, zero, zero, zero), q, (1, 1, 1, 1))
+        return
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"{name} must be None, a bool, a float, a tensor of either or a function of "
+            f"(b, h, q, k), got {x!r}"
+        )
+    check_value(name, x, q, shape)
+
+
+def check_value(name: str, x: Tensor, q: Tensor, shape: tuple[int, ...]) -> None:
+    """Nothing, if `x` is a bool or floating tensor that broadcasts to `shape` without gradient."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype != torch.bool and x.dtype not in DTYPES:
+        raise ValueError(f"{name} must be bool or floating, got {_dtype(x.dtype)}")
+    if x.device != q.device:
+        raise ValueError(f"{name} must be on q's device {q.device}, got {x.device}")
+    if x.requires_grad:
+        raise ValueError(f"{name} must not require a gradient, got one that does; detach it")
+    fits = x.ndim <= 4 and all(
+        size in (1, full) for size, full in zip(x.shape[::-1], shape[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} must broadcast to (b, h, t, s) = {tuple(shape)}, got shape {tuple(x.shape)}"
+        )
+
+
+def check_stop_grad(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    mask: Tensor | None,
+    stops: dict[str, Pairs],
+    scale: float | None,
+) -> None:
+    """Nothing, if `stop_grad_attention` can take these arguments."""
+    check_tensor("q", q, "b h t d")
+    for name, x in (("k", k), ("v", v)):
+        check_tensor(name, x, "b g s d", like=q)
+        check_shape(name, x, "b g s d", {"b": q.shape[0], "d": q.shape[3]})
+        check_heads(name, q, x)
+    check_shape("v", v, "b g s d", {"g": k.shape[1], "s": k.shape[2]})
+    check_flag("causal", causal)
+    check_scale(scale)
+    shape = (*q.shape[:3], k.shape[2])
+    if mask is not None:
+        check_value("mask", mask, q, shape)
+    for name, stop in stops.items():
+        check_pairs(name, stop, q, shape)
+
+
+def check_thought(
+    q: Tensor,
+    base_k: Tensor,
+    base_v: Tensor,
+    chain_k: Tensor,
+    chain_v: Tensor,
+    causal: bool,
+    key_padding: Tensor | None,
+    scale: float | None,
+) -> None:
+    """Nothing, if `thought_attention` can take these arguments."""
+    check_tensor("q", q, "b h t d")
+    b, _, t, d = q.shape
+    for name, x in (("base_k", base_k), ("base_v", base_v)):
+        check_tensor(name, x, "b g s d", like=q)
+        check_shape(name, x, "b g s d", {"b": b, "d": d})
+        check_heads(name, q, x)
+    g, s = base_k.shape[1:3]
+    check_shape("base_v", base_v, "b g s d", {"g": g, "s": s})
+    if t > s:
+        raise ValueError(f"q must have at most as many positions as base_k, got t = {t}, s = {s}")
+    for name, x in (("chain_k", chain_k), ("chain_v", chain_v)):
+        check_tensor(name, x, "b g t n d", like=q)
+        check_shape(name, x, "b g t n d", {"b": b, "g": g, "t": t, "d": d})
+    check_shape("chain_v", chain_v, "b g t n d", {"n": chain_k.shape[3]})
+    check_flag("causal", causal)
+    check_scale(scale)
+    if key_padding is None:
+        return
+    if not isinstance(key_padding, Tensor) or key_padding.dtype != torch.bool:
+        raise ValueError(f"key_padding must be a bool tensor (b, s), got {_kind(key_padding)}")
+    if key_padding.shape != (b, s):
+        raise ValueError(
+            f"key_padding must have shape (b, s) = {(b, s)}, got {tuple(key_padding.shape)}"
+        )
+    if key_padding.device != q.device:
+        raise ValueError(f"key_padding must be on q's device {q.device}, got {key_padding.device}")
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _kind(x: object) -> str:
+    return _dtype(x.dtype) if isinstance(x, Tensor) else type(x).__name__

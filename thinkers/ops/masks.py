@@ -1,0 +1,169 @@
+"""The masks of the library as functions of (b, h, q, k): True where the pair belongs to the mask.
+
+Every one takes int64 index tensors that broadcast, as the stop masks of `stop_grad_attention` do:
+one function serves to stop gradients, to draw a picture and to build a table.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+PairMask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """True where the key is not later than the query."""
+    return k <= q
+
+
+def reasoning_near(num_reasoning: int, window: int) -> PairMask:
+    """True where a query meets a reasoning token of at most `window` time steps ago.
+
+    Every time step is an ordinary token followed by `num_reasoning` reasoning tokens. Reasoning
+    tokens of the query's own time step are not near, and ordinary tokens never are.
+    """
+    _at_least("num_reasoning", num_reasoning, 0)
+    _at_least("window", window, 0)
+    size = num_reasoning + 1
+
+    def near(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        age = q // size - k // size
+        return (k % size != 0) & (age > 0) & (age <= window)
+
+    return near
+
+
+def reasoning_far(num_reasoning: int, window: int) -> PairMask:
+    """True where a query meets a reasoning token of more than `window` time steps ago."""
+    _at_least("num_reasoning", num_reasoning, 0)
+    _at_least("window", window, 0)
+    size = num_reasoning + 1
+
+    def far(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k % size != 0) & (q // size - k // size > window)
+
+    return far
+
+
+def thought_trains(num_thoughts: int) -> PairMask:
+    """True where a ThoughtsFormer element may read: earlier bases, and its own train up to itself.
+
+    The sequence is train after train: a base element and its `num_thoughts` thoughts.
+    """
+    _at_least("num_thoughts", num_thoughts, 0)
+    size = num_thoughts + 1
+
+    def trains(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        base = (k % size == 0) & (k // size <= q // size)
+        return base | ((k // size == q // size) & (k <= q))
+
+    return trains
+
+
+def sections(size: int) -> PairMask:
+    """True where the key lies in the query's own section and is not later than the query."""
+    _at_least("size", size, 1)
+
+    def same(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k // size == q // size) & (k <= q)
+
+    return same
+
+
+def finished_sections(size: int) -> PairMask:
+    """True where the key lies in a section that ended before the query's section began."""
+    _at_least("size", size, 1)
+
+    def before(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return k // size < q // size
+
+    return before
+
+
+def only_heads(mask: PairMask, heads: tuple[int, ...]) -> PairMask:
+    """`mask` for the given query heads, False for all others."""
+
+    def some(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        wanted = torch.zeros_like(h, dtype=torch.bool)
+        for head in heads:
+            wanted = wanted | (h == head)
+        return mask(b, h, q, k) & wanted
+
+    return some
+
+
+def both(first: PairMask, second: PairMask) -> PairMask:
+    """True where both masks are."""
+    return lambda b, h, q, k: first(b, h, q, k) & second(b, h, q, k)
+
+
+def either(first: PairMask, second: PairMask) -> PairMask:
+    """True where one of the masks is."""
+    return lambda b, h, q, k: first(b, h, q, k) | second(b, h, q, k)
+
+
+def invert(mask: PairMask) -> PairMask:
+    """True where the mask is not."""
+    return lambda b, h, q, k: ~mask(b, h, q, k)
+
+
+def table(
+    mask: PairMask,
+    t: int,
+    s: int | None = None,
+    num_heads: int = 1,
+    device: torch.device | str = "cpu",
+) -> Bool[Tensor, "h t s"]:
+    """The mask written out for `t` queries and `s` keys (as many, unless given)."""
+    q = torch.arange(t, device=device)[None, None, :, None]
+    k = torch.arange(t if s is None else s, device=device)[None, None, None, :]
+    h = torch.arange(num_heads, device=device)[None, :, None, None]
+    zero = torch.zeros((1, 1, 1, 1), dtype=torch.int64, device=device)
+    return mask(zero, h, q, k).expand(1, num_heads, t, k.shape[3])[0]
+
+
+def picture(
+    mask: PairMask, n: int, path: str | Path | None = None, cell: int = 12, head: int = 0
+) -> UInt8[Tensor, "height width 3"]:
+    """An image of the mask for `n` queries (rows) and `n` keys (columns), and a PNG at `path`.
+
+    Args:
+        cell: Width and height of a pair in pixels, its border of one pixel included.
+        head: The query head that is drawn.
+    """
+    _at_least("n", n, 1)
+    _at_least("cell", cell, 2)
+    blue, pale, line = torch.tensor([[38, 84, 160], [232, 237, 245], [255, 255, 255]]).byte()
+    shown = table(mask, n, num_heads=head + 1)[head]
+    pixels = torch.where(shown[:, :, None], blue, pale)
+    pixels = pixels.repeat_interleave(cell, dim=0).repeat_interleave(cell, dim=1)
+    pixels[cell - 1 :: cell] = line
+    pixels[:, cell - 1 :: cell] = line
+    if path is not None:
+        Path(path).write_bytes(_png(pixels))
+    return pixels
+
+
+def _png(pixels: Tensor) -> bytes:
+    height, width, _ = pixels.shape
+    filtered = torch.cat([pixels.new_zeros(height, 1), pixels.reshape(height, -1)], dim=1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(filtered.numpy().tobytes(), 9)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b"")]
+    )
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
