@@ -120,6 +120,10 @@ class Config:
         if self.max_steps is None:
             object.__setattr__(self, "max_steps", max(4, 4 * self.num_steps))
         check_int("max_steps", self.max_steps, max(1, self.num_steps))
+        self.check_heads()
+
+    def check_heads(self) -> None:
+        """ValueError if the width cannot be divided into the heads."""
         if self.dim % self.num_heads:
             raise ValueError(
                 f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}"
