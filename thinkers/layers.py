@@ -14,13 +14,15 @@ class Heads(nn.Module):
     https://arxiv.org/abs/2305.13245).
     """
 
-    def __init__(self, dim: int, num_heads: int, num_kv_heads: int | None = None):
+    def __init__(
+        self, dim: int, num_heads: int, num_kv_heads: int | None = None, bias: bool = False
+    ):
         super().__init__()
         self.head_dim = dim // num_heads
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key_value = nn.Linear(dim, 2 * self.num_kv_heads * self.head_dim, bias=False)
-        self.output = nn.Linear(dim, dim, bias=False)
+        self.query = nn.Linear(dim, dim, bias=bias)
+        self.key_value = nn.Linear(dim, 2 * self.num_kv_heads * self.head_dim, bias=bias)
+        self.output = nn.Linear(dim, dim, bias=bias)
 
     def queries(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t d"]:
         """What each position asks."""
