@@ -11,6 +11,8 @@ from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models.base import FORMAT, Batch, Loss, Model, Thought
 from thinkers.models.decoder import Decoder
 from thinkers.models.looped import Looped
+from thinkers.models.unread import PREFIX as UNREAD
+from thinkers.models.unread import keep_unread
 
 MODELS: dict[str, type[Model]] = {
     "decoder": Decoder,
@@ -57,6 +59,9 @@ def load_model(folder: str | Path) -> Model:
         raise DataError(f"{path} holds no model.safetensors") from None
     except Exception as error:
         raise DamagedError(f"{path / 'model.safetensors'} cannot be read: {error}") from None
+    for name, weight in weights.items():
+        if name.startswith(UNREAD):
+            keep_unread(model, name.removeprefix(UNREAD), weight)
     check_weights(model, weights, path)
     for name, parameter in model.named_parameters():
         model.to(weights[name].dtype if parameter.dtype != weights[name].dtype else None)
