@@ -11,12 +11,14 @@ from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models.base import FORMAT, Batch, Loss, Model, Thought
 from thinkers.models.decoder import Decoder
 from thinkers.models.looped import Looped
+from thinkers.models.thinker import Thinker
 from thinkers.models.unread import PREFIX as UNREAD
 from thinkers.models.unread import keep_unread
 
 MODELS: dict[str, type[Model]] = {
     "decoder": Decoder,
     "looped": Looped,
+    "thinker": Thinker,
 }
 
 
