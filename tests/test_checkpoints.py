@@ -1,0 +1,208 @@
+"""Checkpoints: whole or not there, proved before they are used, kept as long as they are needed."""
+
+import errno
+import json
+import resource
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from thinkers import checkpoints, runs
+from thinkers.checkpoints import Checkpoint
+from thinkers.errors import DamagedError, LockedError, ResourceError, UsageError
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def made(update: int, fill: float = 1.0) -> Checkpoint:
+    weights = {"a.weight": torch.full((3, 5), fill), "b": torch.arange(7, dtype=torch.float64)}
+    optimizer = {"a.weight/exp_avg": torch.full((3, 5), -fill), "a.weight/step": torch.tensor(2.0)}
+    return Checkpoint(update, {"weights": weights, "optimizer": optimizer}, {"best": 0.5})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_what_is_read_is_what_was_saved(tmp_path):
+    path = checkpoints.save(tmp_path, made(13), "run", score=0.25)
+    back = checkpoints.read(path, "run")
+    assert path.name == "00000013" and back.update == 13 and back.state == {"best": 0.5}
+    for file, tensors in made(13).tensors.items():
+        assert tensors.keys() == back.tensors[file].keys()
+        for name, x in tensors.items():
+            assert back.tensors[file][name].dtype == x.dtype
+            assert torch.equal(back.tensors[file][name], x)
+    assert names(path) == [
+        "manifest.json",
+        "optimizer.safetensors",
+        "state.json",
+        "weights.safetensors",
+    ]
+
+
+def test_every_bit_of_the_manifest_counts(tmp_path):
+    path = checkpoints.save(tmp_path, made(2), "run")
+    file = path / "manifest.json"
+    whole = file.read_bytes()
+    for position in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[position // 8] ^= 1 << position % 8
+        file.write_bytes(damaged)
+        with pytest.raises(DamagedError):
+            checkpoints.verify(path)
+    file.write_bytes(whole)
+    checkpoints.verify(path)
+
+
+def test_flips_truncations_and_swaps_are_found_before_a_tensor_is_read(tmp_path, monkeypatch):
+    bench = runpy.run_path(str(BENCHMARKS / "damaged_checkpoints.py"))
+    missed = bench["measure"](40, tmp_path, seed=3)
+    assert missed == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: (p / "weights.safetensors").unlink(), "missing"),
+        (lambda p: (p / "more.safetensors").write_bytes(b""), "not its own"),
+        (lambda p: (p / "manifest.json").unlink(), "missing"),
+        (lambda p: (p / "manifest.json").write_text("[]"), "has changed"),
+        (lambda p: (p / "state.json").write_text('{"best": 0.6}\n'), "bytes"),
+        (lambda p: p.rename(p.with_name("00000014")), "holds update 13"),
+    ],
+)
+def test_damage_is_named(tmp_path, damage, message):
+    path = checkpoints.save(tmp_path, made(13), "run")
+    damage(path)
+    with pytest.raises(DamagedError, match=message):
+        checkpoints.read(next(tmp_path.iterdir()), "run")
+
+
+def test_a_link_is_not_a_file_of_a_checkpoint(tmp_path):
+    path = checkpoints.save(tmp_path / "a", made(13), "run")
+    (path / "state.json").rename(tmp_path / "elsewhere")
+    (path / "state.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DamagedError, match="plain file"):
+        checkpoints.read(path)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = checkpoints.save(tmp_path, made(13), "run")
+    with pytest.raises(DamagedError, match="belongs to run 'run'"):
+        checkpoints.read(path, "other")
+
+
+def test_a_newer_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "FORMAT", 2)
+    path = checkpoints.save(tmp_path, made(13))
+    monkeypatch.undo()
+    with pytest.raises(DamagedError, match="format 2"):
+        checkpoints.read(path)
+
+
+def test_the_newest_whole_one_is_taken_and_damaged_ones_are_set_aside(tmp_path):
+    for update in (3, 5, 11):
+        checkpoints.save(tmp_path, made(update), "run")
+    (tmp_path / ".00000013.tmp").mkdir()
+    (tmp_path / "00000011" / "weights.safetensors").write_bytes(b"")
+    said = []
+    assert checkpoints.newest(tmp_path, "run", said.append) == tmp_path / "00000005"
+    assert names(tmp_path) == ["00000003", "00000005", "00000011.damaged"]
+    assert len(said) == 1 and "weights.safetensors" in said[0] and "00000011.damaged" in said[0]
+
+    checkpoints.save(tmp_path, made(11), "run")
+    (tmp_path / "00000011" / "state.json").unlink()
+    assert checkpoints.newest(tmp_path, "run", said.append) == tmp_path / "00000005"
+    assert "00000011.damaged1" in names(tmp_path)
+
+
+def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
+    assert checkpoints.newest(tmp_path / "none") is None
+    checkpoints.save(tmp_path, made(3), "run")
+    (tmp_path / "00000003" / "state.json").write_text("{}")
+    with pytest.raises(DamagedError, match="no whole checkpoint"):
+        checkpoints.newest(tmp_path, "run", lambda text: None)
+
+
+def test_the_last_and_the_best_are_kept_and_what_is_not_finite_is_never_the_best(tmp_path):
+    scores = {2: 0.3, 3: float("nan"), 5: 0.7, 7: None, 11: 0.7, 13: float("inf"), 17: 0.1, 19: 0.2}
+    for update, score in scores.items():
+        checkpoints.save(tmp_path, made(update), "run", score)
+    checkpoints.prune(tmp_path, keep_last=2)
+    assert names(tmp_path) == ["00000011", "00000017", "00000019"]
+
+
+def test_a_full_disk_loses_nothing_and_says_how_much_was_needed(tmp_path):
+    checkpoints.save(tmp_path, made(3), "run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, hard))
+    try:
+        with pytest.raises(ResourceError, match=r"00000005: \d+ bytes needed, \d+ bytes free"):
+            checkpoints.save(tmp_path, made(5), "run")
+        with pytest.raises(ResourceError):
+            checkpoints.write_file(tmp_path / "00000003" / "state.json", bytes(200))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == ["00000003"]
+    checkpoints.verify(tmp_path / "00000003", "run")
+
+
+def test_other_troubles_of_the_disk_are_not_called_full(tmp_path):
+    with pytest.raises(OSError, match="Input/output") as caught:
+        with checkpoints.disk_errors(tmp_path / "x", 5):
+            raise OSError(errno.EIO, "Input/output error")
+    assert not isinstance(caught.value, ResourceError)
+
+
+def test_a_checkpoint_holds_no_pickle(tmp_path):
+    path = checkpoints.save(tmp_path, made(3), "run")
+    for file in path.iterdir():
+        assert file.suffix in (".json", ".safetensors")
+        if file.suffix == ".json":
+            json.loads(file.read_text())
+
+
+def test_a_folder_has_one_owner(tmp_path):
+    folder = tmp_path / "run"
+    with runs.owned(folder, new=True):
+        (folder / "config.json").write_text("{}")
+        for new in (True, False):
+            with pytest.raises(LockedError, match=r"process \d+ on .+, started 20"):
+                with runs.owned(folder, new=new):
+                    pass
+    with pytest.raises(UsageError, match="--resume"):
+        with runs.owned(folder, new=True):
+            pass
+    with runs.owned(folder, new=False):
+        pass
+
+
+def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path):
+    (tmp_path / "thesis.txt").write_text("dear")
+    with pytest.raises(UsageError, match="it exists"):
+        with runs.owned(tmp_path, new=True):
+            pass
+    with pytest.raises(UsageError, match="there is none"):
+        with runs.owned(tmp_path / "none", new=False):
+            pass
+    with pytest.raises(UsageError, match="it is a file"):
+        with runs.owned(tmp_path / "thesis.txt", new=True):
+            pass
+    assert names(tmp_path) == ["thesis.txt"]
+
+
+def test_a_run_that_never_began_leaves_no_folder(tmp_path):
+    with pytest.raises(RuntimeError, match="early"):
+        with runs.owned(tmp_path / "run", new=True):
+            raise RuntimeError("early")
+    assert names(tmp_path) == []
+
+
+def test_copies_of_a_run_folder_are_the_same_run(tmp_path):
+    path = checkpoints.save(tmp_path / "a", made(3), "run")
+    shutil.copytree(path, tmp_path / "b" / path.name)
+    assert checkpoints.newest(tmp_path / "b", "run") == tmp_path / "b" / path.name

@@ -1,0 +1,496 @@
+"""Training: the same result however a batch is cut, however often it is left and gone on with."""
+
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from thinkers import checkpoints, models, optimizers, runs, tasks, training
+from thinkers.config import Config
+from thinkers.errors import (
+    DamagedError,
+    Interrupted,
+    LockedError,
+    NonFiniteError,
+    ResourceError,
+    UsageError,
+)
+from thinkers.learning import draw, thinking_steps
+from thinkers.models import MODELS
+from thinkers.tasks import TASKS
+from thinkers.training import Training, train
+
+QUICK = dict(
+    num_updates=11,
+    batch_size=6,
+    warmup_updates=3,
+    checkpoint_every=2,
+    keep_last=50,
+    evaluate_examples=3,
+    log_every=1,
+    device="cpu",
+)
+
+
+def make(model="decoder", task=None, settings=None, **own) -> Config:
+    task = TASKS["copy"].Config(max_length=3) if task is None else task
+    own = dict(dim=8, num_layers=1, num_heads=2) | own
+    return Config.fit(MODELS[model], task, Training(**(QUICK | (settings or {}))), **own)
+
+
+def lines(folder: Path, kind: str = "loss") -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if kind in line]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in lines(folder)]
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    return {name: x.clone() for name, x in run.model.state_dict().items()}
+
+
+def assert_equal_bits(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, x in ours.items():
+        assert torch.equal(x, theirs[name]), name
+
+
+def test_it_learns(tmp_path):
+    run = train(make(settings=dict(num_updates=60, lr=2e-2, batch_size=16)), tmp_path / "a")
+    first, *_, last = losses(run.folder)
+    assert last < 0.5 * first
+    assert set(run.scores) == {"exact", "per_token"}
+    assert lines(run.folder, "test")[-1]["test"] == run.scores
+
+
+def test_the_folder_holds_everything_that_made_the_run(tmp_path):
+    config = replace(make(settings=dict(seed=7)), recipe="copy/decoder")
+    run = train(config, tmp_path / "a", overrides=["--training.seed=7"])
+    record = json.loads((run.folder / "config.json").read_text())
+    assert Config.from_dict(record["config"]) == config
+    assert record["recipe"] == "copy/decoder" and record["overrides"] == ["--training.seed=7"]
+    assert record["seed"] == 7 and record["device"] == "cpu" and record["precision"] == "float32"
+    assert record["threads"] == torch.get_num_threads()
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["git_commit"] is None or len(record["git_commit"]) >= 40
+    assert_equal_bits(weights(run), checkpoints.load(run.folder).state_dict())
+    assert_equal_bits(weights(run), checkpoints.load(run.folder / "model").state_dict())
+    assert runs.default_folder(config) == Path("runs/copy-decoder-7")
+
+
+@pytest.mark.parametrize("model", ["decoder", "looped"])
+def test_micro_batches_add_up_to_the_batch(tmp_path, model):
+    found = {}
+    for accumulation in (1, 2, 6):
+        settings = dict(accumulation=accumulation, precision="float64", num_updates=5)
+        run = train(make(model, settings=settings), tmp_path / str(accumulation))
+        found[accumulation] = losses(run.folder), weights(run)
+    for accumulation in (2, 6):
+        assert found[accumulation][0] == pytest.approx(found[1][0], rel=1e-12, abs=0)
+        for name, x in found[1][1].items():
+            torch.testing.assert_close(found[accumulation][1][name], x, rtol=1e-9, atol=1e-12)
+
+
+CASES = {
+    "adamw": dict(),
+    "ema": dict(settings=dict(ema=0.8, accumulation=2, evaluate_every=3)),
+    "muon": dict(settings=dict(optimizer="muon", schedule="linear")),
+    "dropout": dict(dropout=0.3),
+    "depth": dict(model="looped", settings=dict(random_steps=(1, 4), precision="bf16")),
+    "curriculum": dict(
+        task=TASKS["copy"].Config(
+            max_length=5,
+            min_in_base=2,
+            max_in_base=2,
+            min_out_base=2,
+            max_out_base=2,
+            curriculum=True,
+            window=6,
+            threshold=0.1,
+        ),
+        settings=dict(lr=5e-2, num_updates=13, batch_size=24),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resuming_from_any_save_equals_never_having_stopped(tmp_path, case):
+    whole = train(make(**CASES[case]), tmp_path / "whole")
+    saves = checkpoints.saved(whole.folder / "checkpoints")
+    assert len(saves) >= 6
+    for save in saves:
+        folder = tmp_path / save.name
+        shutil.copytree(whole.folder, folder)
+        for newer in saves:
+            if newer.name > save.name:
+                shutil.rmtree(folder / "checkpoints" / newer.name)
+        resumed = train(resume=folder)
+        assert_equal_bits(weights(resumed), weights(whole))
+        assert [(x["update"], x["loss"], x["lr"], x["norm"]) for x in lines(folder)] == [
+            (x["update"], x["loss"], x["lr"], x["norm"]) for x in lines(whole.folder)
+        ]
+        assert lines(folder, "test") == lines(whole.folder, "test")
+        ours = checkpoints.read(checkpoints.saved(folder / "checkpoints")[-1])
+        theirs = checkpoints.read(saves[-1])
+        for file, tensors in theirs.tensors.items():
+            assert_equal_bits(ours.tensors[file], tensors)
+        assert ours.state["task"] == theirs.state["task"]
+        assert ours.state["flops"] == theirs.state["flops"]
+
+
+def test_the_curriculum_of_the_case_above_moves(tmp_path):
+    run = train(make(**CASES["curriculum"]), tmp_path / "a")
+    saves = [checkpoints.read(x) for x in checkpoints.saved(run.folder / "checkpoints")]
+    assert saves[0].state["task"] != saves[-1].state["task"]
+
+
+def test_a_run_without_a_save_starts_over(tmp_path):
+    whole = train(make(), tmp_path / "a")
+    shutil.rmtree(whole.folder / "checkpoints")
+    assert_equal_bits(weights(train(resume=whole.folder)), weights(whole))
+    assert len(losses(whole.folder)) == 11
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_said_so(tmp_path, capsys):
+    whole = train(make(), tmp_path / "a")
+    newest = checkpoints.saved(whole.folder / "checkpoints")[-1]
+    (newest / "weights.safetensors").write_bytes(b"?")
+    capsys.readouterr()
+    assert_equal_bits(weights(train(resume=whole.folder)), weights(whole))
+    assert "set aside as 00000011.damaged" in capsys.readouterr().out
+
+
+def test_more_updates_extend_a_finished_run(tmp_path):
+    constant = dict(schedule="constant", num_updates=6)
+    short = train(make(settings=constant), tmp_path / "a")
+    longer = train(resume=short.folder, num_updates=11)
+    at_once = train(make(settings=constant | dict(num_updates=11)), tmp_path / "b")
+    assert_equal_bits(weights(longer), weights(at_once))
+    assert [x["update"] for x in lines(short.folder)] == list(range(1, 12))
+    assert len(lines(short.folder, "test")) == 1
+    assert runs.read_record(short.folder)["config"]["training"]["num_updates"] == 11
+
+
+def test_a_record_that_was_edited_is_not_resumed(tmp_path):
+    run = train(make(), tmp_path / "a")
+    record = runs.read_record(run.folder)
+    record["config"]["training"]["lr"] = 1.0
+    runs.write_record(run.folder, record)
+    with pytest.raises(DamagedError, match="training.lr"):
+        train(resume=run.folder)
+
+
+class Poison(torch.autograd.Function):
+    """The identity, whose gradient is not a number."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.full_like(grad, math.nan)
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_what_is_not_finite_stops_that_update_before_the_optimiser(tmp_path, monkeypatch, poison):
+    before = train(make(settings=dict(schedule="constant", num_updates=4)), tmp_path / "before")
+    built = []
+
+    def build(config):
+        model = MODELS["decoder"](config)
+        loss, calls = model.loss, []
+
+        def poisoned(batch, num_steps=None, counts=None):
+            calls.append(1)
+            found = loss(batch, num_steps, counts)
+            if len(calls) != 5:
+                return found
+            if poison == "loss":
+                return replace(found, total=found.total * math.inf)
+            return replace(found, total=found.total + Poison.apply(model.norm.weight).sum())
+
+        model.loss = poisoned
+        built.append(model)
+        return model
+
+    monkeypatch.setattr(models, "from_config", build)
+    config = make(settings=dict(schedule="constant"))
+    expected = "embedding.weight" if poison == "loss" else "norm.weight"
+    with pytest.raises(NonFiniteError, match=f"update 5: .*first in {expected}"):
+        train(config, tmp_path / "a")
+    assert_equal_bits(built[0].state_dict(), weights(before))
+    logged = lines(tmp_path / "a")[-1]
+    assert logged["update"] == 5 and ("inf" if poison == "loss" else "nan") in logged.values()
+    assert checkpoints.saved(tmp_path / "a/checkpoints")[-1].name == "00000004"
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    step = optimizers.step
+
+    def explode(made, lr):
+        step(made, lr)
+        made[0].param_groups[0]["params"][0].data[0, 0] = math.inf
+
+    monkeypatch.setattr(optimizers, "step", explode)
+    with pytest.raises(NonFiniteError):
+        train(make(settings=dict(num_updates=1)), tmp_path / "a")
+    assert checkpoints.saved(tmp_path / "a/checkpoints") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, number):
+    whole = train(make(settings=dict(checkpoint_every=100)), tmp_path / "whole")
+    handlers = [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
+    observe = tasks.Task.observe
+
+    def send(task, correct):
+        if len(seen) == 4:
+            os.kill(os.getpid(), number)
+        seen.append(observe(task, correct))
+
+    seen: list[None] = []
+    monkeypatch.setattr(TASKS["copy"], "observe", send)
+    with pytest.raises(Interrupted, match="saved after update 5") as caught:
+        train(make(settings=dict(checkpoint_every=100)), tmp_path / "a")
+    assert caught.value.exit_code == 128 + number
+    assert [x.name for x in checkpoints.saved(tmp_path / "a/checkpoints")] == ["00000005"]
+    assert handlers == [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
+    assert_equal_bits(weights(train(resume=tmp_path / "a")), weights(whole))
+
+
+@pytest.mark.parametrize("every", [None, 4])
+def test_a_signal_ends_a_long_evaluation(tmp_path, monkeypatch, every):
+    def forever(*args):
+        timer.start()
+        time.sleep(60)
+
+    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(TASKS["copy"], "score", forever)
+    start = time.monotonic()
+    with pytest.raises(Interrupted):
+        train(make(settings=dict(evaluate_every=every)), tmp_path / "a")
+    assert time.monotonic() - start < 10
+    newest = checkpoints.saved(tmp_path / "a/checkpoints")[-1].name
+    assert newest == ("00000011" if every is None else "00000004")
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    config = make()
+    with runs.owned(tmp_path / "a", new=True):
+        with pytest.raises(LockedError):
+            train(config, tmp_path / "a")
+        with pytest.raises(LockedError):
+            train(resume=tmp_path / "a")
+    run = train(config, tmp_path / "a")
+    before = weights(run)
+    with pytest.raises(UsageError, match="--resume"):
+        train(config, tmp_path / "a")
+    assert_equal_bits(checkpoints.load(run.folder).state_dict(), before)
+
+
+def test_a_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
+    save, calls = checkpoints.save, []
+
+    def full_the_third_time(*args):
+        calls.append(1)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if len(calls) == 3 else soft, hard))
+        try:
+            return save(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(checkpoints, "save", full_the_third_time)
+    with pytest.raises(ResourceError, match="bytes needed"):
+        train(make(), tmp_path / "a")
+    monkeypatch.undo()
+    held = sorted(x.name for x in (tmp_path / "a/checkpoints").iterdir())
+    assert held == ["00000002", "00000004"]
+    whole = train(make(), tmp_path / "whole")
+    assert_equal_bits(weights(train(resume=tmp_path / "a")), weights(whole))
+
+
+def test_operations_cut_a_run(tmp_path):
+    whole = train(make(), tmp_path / "whole")
+    total = lines(whole.folder)[-1]["flops"]
+    cut = train(make(settings=dict(max_flops=0.5 * total)), tmp_path / "cut")
+    assert len(losses(cut.folder)) == 6
+    assert losses(cut.folder) == losses(whole.folder)[:6]
+    train(resume=cut.folder)
+    assert len(losses(cut.folder)) == 6
+
+
+def test_minutes_cut_a_run_and_add_up_over_resumes(tmp_path, monkeypatch):
+    # Each look at the clock takes a minute, and there is one for each update.
+    clock = iter(range(0, 10**6, 60))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    run = train(make(settings=dict(max_minutes=4.5, num_updates=30)), tmp_path / "a")
+    assert len(losses(run.folder)) < 30
+    first = lines(run.folder)[-1]["minutes"]
+    assert first >= 4.5
+    train(resume=run.folder, num_updates=31)
+    assert lines(run.folder)[-1]["minutes"] == first
+
+
+def test_auto_precision_is_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "faster_precision", lambda model, batch: "bf16")
+    settings = dict(precision="auto", num_updates=3, schedule="constant")
+    auto = train(make(settings=settings), tmp_path / "a")
+    assert runs.read_record(auto.folder)["precision"] == "bf16"
+    monkeypatch.setattr(training, "faster_precision", None)
+    train(resume=auto.folder, num_updates=5)
+    plain = train(
+        make(settings=dict(precision="bf16", num_updates=5, schedule="constant")), tmp_path / "b"
+    )
+    assert losses(auto.folder) == losses(plain.folder)
+
+
+def test_the_measured_precision_is_one_of_two():
+    config = make()
+    model = models.from_config(config.model)
+    batch = tasks.from_config(config.task).batch(0, 3)
+    assert training.faster_precision(model, batch) in ("float32", "bf16")
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_weights_to_start_from(tmp_path):
+    given = train(make(settings=dict(seed=5)), tmp_path / "given")
+    again = make(settings=dict(init_from=str(given.folder / "model"), num_updates=1, lr=1e-12))
+    run = train(again, tmp_path / "a")
+    for name, x in weights(given).items():
+        torch.testing.assert_close(run.model.state_dict()[name], x, rtol=0, atol=1e-9)
+    wrong = make(settings=dict(init_from=str(given.folder / "model")), dim=16)
+    with pytest.raises(UsageError, match="init_from must hold"):
+        train(wrong, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_average_of_the_weights_is_what_comes_out(tmp_path):
+    run = train(make(settings=dict(ema=0.5, num_updates=2, checkpoint_every=1)), tmp_path / "a")
+    first, second = (checkpoints.read(x) for x in checkpoints.saved(run.folder / "checkpoints"))
+    # After update u the decay is at most u / (9 + u).
+    decay = 2 / 11
+    for name, x in weights(run).items():
+        old, new = first.tensors["ema"][name], second.tensors["weights"][name]
+        torch.testing.assert_close(x, decay * old + (1 - decay) * new)
+
+
+def test_the_best_is_kept_with_the_last(tmp_path, monkeypatch):
+    scores = iter([0.1, 0.9, 0.2, 0.3, 0.4, 0.5])
+    monkeypatch.setattr(TASKS["copy"], "score", lambda *args: {"exact": next(scores)})
+    settings = dict(evaluate_every=2, keep_last=1)
+    run = train(make(settings=settings), tmp_path / "a")
+    saved = [x.name for x in checkpoints.saved(run.folder / "checkpoints")]
+    assert saved == ["00000004", "00000011"]
+    assert [x["valid"]["exact"] for x in lines(run.folder, "valid")] == [0.1, 0.9, 0.2, 0.3, 0.4]
+
+
+def settings_of(**own) -> Training:
+    return Training(**(dict(num_updates=100, warmup_updates=10, lr=2.0, min_lr_ratio=0.1) | own))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "update", "expected"),
+    [
+        ("cosine", 0, 0.2),
+        ("cosine", 9, 2.0),
+        ("cosine", 10, 2.0),
+        ("cosine", 55, 1.1),
+        ("cosine", 100, 0.2),
+        ("linear", 55, 1.1),
+        ("linear", 32, 2.0 - 1.8 * 22 / 90),
+        ("linear", 500, 0.2),
+        ("constant", 99, 2.0),
+    ],
+)
+def test_the_learning_rate_is_a_function_of_the_update(schedule, update, expected):
+    found = optimizers.learning_rate(update, settings_of(schedule=schedule))
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_norms_biases_and_embeddings_are_not_decayed():
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(13, 7), torch.nn.Linear(7, 5), torch.nn.LayerNorm(5)
+    )
+    (adamw,) = optimizers.build(model, settings_of(weight_decay=0.3))
+    decays = {p: g["weight_decay"] for g in adamw.param_groups for p in g["params"]}
+    assert {n: decays[p] for n, p in model.named_parameters()} == {
+        "0.weight": 0.0,
+        "1.weight": 0.3,
+        "1.bias": 0.0,
+        "2.weight": 0.0,
+        "2.bias": 0.0,
+    }
+
+
+def test_muon_takes_the_matrices_of_hidden_layers():
+    model = models.from_config(make().model)
+    adamw, muon = optimizers.build(model, settings_of(optimizer="muon"))
+    names = {p: n for n, p in model.named_parameters()}
+    taken = {names[p] for g in muon.param_groups for p in g["params"]}
+    assert taken == {n for n, p in model.named_parameters() if p.ndim == 2} - {"embedding.weight"}
+    rest = {names[p] for g in adamw.param_groups for p in g["params"]}
+    assert rest | taken == set(names.values()) and not rest & taken
+
+
+def test_thinking_steps_are_drawn_from_the_seed_and_the_update():
+    drawn = [thinking_steps(u, settings_of(random_steps=(2, 5))) for u in range(400)]
+    assert sorted(set(drawn)) == [2, 3, 4, 5]
+    assert all(70 < drawn.count(k) < 130 for k in (2, 3, 4, 5))
+    assert drawn == [thinking_steps(u, settings_of(random_steps=(2, 5))) for u in range(400)]
+    assert drawn != [
+        thinking_steps(u, settings_of(random_steps=(2, 5), seed=1)) for u in range(400)
+    ]
+    assert thinking_steps(0, settings_of()) is None
+    assert draw(1, 23) != draw(12, 3)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (dict(num_updates=0), "num_updates must be an integer at least 1, got 0"),
+        (dict(batch_size=True), "batch_size"),
+        (dict(accumulation=4, batch_size=6), "batch_size must be a multiple of accumulation"),
+        (dict(lr=0.0), "lr must be above 0, got 0.0"),
+        (dict(lr=math.nan), "lr must be above 0, got nan"),
+        (dict(clip=-1.0), "clip"),
+        (dict(min_lr_ratio=1.5), "min_lr_ratio must be in 0 .. 1, got 1.5"),
+        (dict(betas=(0.9, 1.0)), "betas"),
+        (dict(ema=1.0), "ema"),
+        (dict(random_steps=(3, 2)), "random_steps"),
+        (dict(max_minutes=0), "max_minutes"),
+        (dict(max_flops=-1), "max_flops"),
+        (dict(weight_decay=-0.1), "weight_decay"),
+        (dict(schedule="square"), "schedule must be in .*, got 'square'"),
+        (dict(optimizer="sgd"), "optimizer"),
+        (dict(precision="fp8"), "precision"),
+        (dict(seed=-1), "seed"),
+        (dict(evaluate_every=0), "evaluate_every"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(own, message):
+    with pytest.raises(ValueError, match=message):
+        settings_of(**own)
+
+
+def test_commands_that_cannot_be_are_refused(tmp_path):
+    for arguments in (dict(), dict(config=make(), resume=tmp_path), dict(num_updates=3)):
+        with pytest.raises(UsageError, match="a configuration, or a run"):
+            train(**arguments)
+    with pytest.raises(UsageError, match="folder of a run"):
+        train(resume=tmp_path)
+    with pytest.raises(UsageError, match="device"):
+        train(make(settings=dict(device="abacus")), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == [tmp_path / ".lock"] or list(tmp_path.iterdir()) == []

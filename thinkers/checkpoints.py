@@ -1,0 +1,273 @@
+"""Checkpoints: a new folder per save, whole or not there, its bytes proved before they are used.
+
+A checkpoint holds safetensors and JSON only, and manifest.json with the size and SHA-256 of every
+other file. It is written under a temporary name, synced, and renamed: what bears a number is
+complete. One whose bytes have changed since is renamed aside, never deleted.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from thinkers.errors import DamagedError, DataError, ResourceError
+from thinkers.models import Model, load_model
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training is made of after `update` updates.
+
+    Args:
+        tensors: The tensors of each file: "weights", "optimizer", and "ema" where there is one.
+        state: Everything else, as JSON.
+    """
+
+    update: int
+    tensors: Mapping[str, Tensors]
+    state: Mapping[str, Any]
+
+
+def save(
+    folder: Path, checkpoint: Checkpoint, run_id: str = "", score: float | None = None
+) -> Path:
+    """The new folder in `folder`, on the disk for good when this returns.
+
+    Args:
+        run_id: Whose checkpoint this is; `verify` refuses one of another run.
+        score: By which `prune` knows the best; anything not finite is never the best.
+
+    Raises:
+        ResourceError: The disk is full; what was saved before is untouched.
+    """
+    final = folder / f"{checkpoint.update:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    files = {f"{name}.safetensors": _pack(x) for name, x in checkpoint.tensors.items()}
+    files[STATE] = to_json(checkpoint.state)
+    files[MANIFEST] = _manifest(files, checkpoint.update, run_id, score)
+    try:
+        with disk_errors(final, sum(map(len, files.values()))):
+            temporary.mkdir(parents=True)
+            for name, content in files.items():
+                _write(temporary / name, content)
+            sync_folder(temporary)
+            temporary.rename(final)
+            sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def verify(path: Path, run_id: str | None = None) -> dict[str, Any]:
+    """The manifest of a checkpoint, every byte of which is what was written.
+
+    Raises:
+        DamagedError: Naming the file, what was found and what was expected.
+    """
+    manifest = _read_manifest(path)
+    if manifest["update"] != int(path.name):
+        raise DamagedError(f"{path} holds update {manifest['update']}, not the one it is named by")
+    if run_id is not None and manifest["run"] != run_id:
+        raise DamagedError(f"{path} belongs to run {manifest['run']!r}, expected {run_id!r}")
+    wanted: dict[str, Any] = manifest["files"]
+    found = {entry.name for entry in path.iterdir()} - {MANIFEST}
+    for name in sorted(wanted.keys() ^ found):
+        raise DamagedError(f"{path / name} is {'missing' if name in wanted else 'not its own'}")
+    for name, expected in wanted.items():
+        file = path / name
+        if file.is_symlink() or not file.is_file():
+            raise DamagedError(f"{file} must be a plain file")
+        if file.stat().st_size != expected["size"]:
+            size = file.stat().st_size
+            raise DamagedError(f"{file} has {size} bytes, expected {expected['size']}")
+        with file.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
+                raise DamagedError(f"{file} has changed since it was written: SHA-256 differs")
+    return manifest
+
+
+def load(folder: str | Path) -> Model:
+    """The model of a model folder, or of a run: its newest, averaged if the run averages."""
+    path = Path(folder)
+    if (path / "model").is_dir():
+        return load_model(path / "model")
+    if (path / "metrics.jsonl").exists() or (path / "checkpoints").is_dir():
+        raise DataError(f"{path} is a run that has saved no model yet; go on with --resume {path}")
+    return load_model(path)
+
+
+def read(path: Path, run_id: str | None = None) -> Checkpoint:
+    """What `save` was given, verified before any of it is read."""
+    manifest = verify(path, run_id)
+    state = json.loads((path / STATE).read_bytes())
+    stems = (name.removesuffix(".safetensors") for name in manifest["files"] if name != STATE)
+    tensors = {x: safetensors.torch.load_file(path / f"{x}.safetensors") for x in stems}
+    return Checkpoint(manifest["update"], tensors, state)
+
+
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints in `folder` by their names, oldest first; nothing is opened."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(
+        (p for p in entries if re.fullmatch(r"\d{8,}", p.name)), key=lambda p: int(p.name)
+    )
+
+
+def newest(
+    folder: Path, run_id: str | None = None, say: Callable[[str], None] = print
+) -> Path | None:
+    """The newest whole checkpoint; damaged ones on the way are renamed aside, and said so.
+
+    None if nothing was ever saved. Leftovers of interrupted saves are swept.
+
+    Raises:
+        DamagedError: There were checkpoints, and none is whole.
+    """
+    for leftover in folder.glob(".*.tmp"):
+        shutil.rmtree(leftover)
+    for path in reversed(saved(folder)):
+        try:
+            verify(path, run_id)
+            return path
+        except DamagedError as error:
+            say(f"{error}; set aside as {_set_aside(path).name}")
+    if damaged := sorted(folder.glob("*.damaged*")):
+        raise DamagedError(
+            f"no whole checkpoint is left in {folder}, only {len(damaged)} damaged: "
+            f"train anew into another folder"
+        )
+    return None
+
+
+def prune(folder: Path, keep_last: int) -> None:
+    """Delete all but the last `keep_last` checkpoints and the one of the best finite score."""
+    paths = saved(folder)
+    scores = {}
+    for path in paths:
+        try:
+            score = _read_manifest(path)["score"]
+        except DamagedError:
+            continue
+        if score is not None and math.isfinite(score):
+            scores[path] = score
+    best = max(scores, key=lambda p: (scores[p], int(p.name)), default=None)
+    for path in paths[:-keep_last]:
+        if path != best:
+            # Renamed first, so that one that is half deleted is never taken for a damaged one.
+            doomed = path.rename(folder / f".{path.name}.tmp")
+            shutil.rmtree(doomed)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a file at once and for good: it has its old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        with disk_errors(path, len(content)):
+            _write(temporary, content)
+            temporary.replace(path)
+            sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder last."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(path: Path, needed: int) -> Iterator[None]:
+    """Turn a full disk, or a quota, into a ResourceError that says how much was wanted."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        code = getattr(error, "errno", None)
+        if code not in full and not any(f"os error {x}" in str(error) for x in full):
+            raise
+        free = shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
+        raise ResourceError(
+            f"cannot write {path}: {needed} bytes needed, {free} bytes free; make room and go on "
+            f"with --resume, nothing saved before is lost"
+        ) from error
+
+
+def to_json(value: Any) -> bytes:
+    """One canonical form: equal values are equal bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _pack(tensors: Tensors) -> bytes:
+    return safetensors.torch.save({name: x.detach().contiguous() for name, x in tensors.items()})
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _manifest(files: Mapping[str, bytes], update: int, run_id: str, score: float | None) -> bytes:
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "update": update,
+        "run": run_id,
+        "score": score if score is None or math.isfinite(score) else None,
+        "files": {
+            name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in files.items()
+        },
+    }
+    return to_json(manifest | {"sha256": hashlib.sha256(to_json(manifest)).hexdigest()})
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest if it proves itself: its own digest, and not a byte off the canonical form."""
+    file = path / MANIFEST
+    try:
+        content = file.read_bytes()
+        manifest = json.loads(content)
+        digest = manifest.pop("sha256")
+        whole = digest == hashlib.sha256(to_json(manifest)).hexdigest()
+        whole = whole and content == to_json(manifest | {"sha256": digest})
+    except FileNotFoundError:
+        raise DamagedError(f"{file} is missing") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise DamagedError(f"{file} has changed since it was written")
+    if manifest["format"] != FORMAT:
+        raise DamagedError(
+            f"{file} has format {manifest['format']}, and this version of thinkers reads {FORMAT}"
+        )
+    return manifest
+
+
+def _set_aside(path: Path) -> Path:
+    names = (f"{path.name}.damaged{number or ''}" for number in range(10**6))
+    free = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    return path.rename(free)

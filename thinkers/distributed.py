@@ -1,0 +1,103 @@
+"""One process or many: who this one is, and what is said between them."""
+
+import gc
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from thinkers.errors import Interrupted, NonFiniteError, UsageError
+
+TIMEOUT = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world` that train the same model on shares of the same batches."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the one process that writes files and talks."""
+        return self.rank == 0
+
+    def share(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over ranks after each backward."""
+        if self.world == 1:
+            return module
+        # A thinking step that is not taken leaves its weights without a gradient.
+        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+
+    def alone(self, module: nn.Module, when: bool) -> AbstractContextManager[Any]:
+        """Keep the gradients of this micro-batch to ourselves: a later one sends the sum."""
+        if when and isinstance(module, DistributedDataParallel):
+            return module.no_sync()
+        return nullcontext()
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of `x` over ranks, the same bits on each."""
+        if self.world > 1:
+            distributed.all_reduce(x)
+        return x
+
+    def first(self, number: int) -> int:
+        """What rank 0 passed."""
+        said = torch.tensor([number if self.rank == 0 else 0], device=self.device)
+        return int(self.sum(said))
+
+
+def is_first() -> bool:
+    """Whether this process is rank 0, before it has joined the others."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+@contextmanager
+def join(device: str) -> Iterator[Ranks]:
+    """This process among those that torchrun started, or on its own."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    ranks = Ranks(rank, world, find_device(device))
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    if world == 1:
+        yield ranks
+        return
+    backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=TIMEOUT)
+    together = False
+    try:
+        yield ranks
+        together = True
+    except (NonFiniteError, Interrupted) as error:
+        together = True
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        # gloo can abort the process at exit while a wrapped module is alive or a peer is gone.
+        gc.collect()
+        if together:
+            distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; "auto" is this rank's CUDA device, or the CPU without one."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if name == "auto":
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {name!r} must be there, and torch {torch.__version__} finds none")
+    return torch.device("cuda", local) if name == "cuda" else device

@@ -1,0 +1,57 @@
+"""evaluate(run): the score of a trained model at every number of thinking steps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from thinkers import checkpoints, runs, tasks
+from thinkers.checks import check_int
+from thinkers.config import Config
+from thinkers.distributed import find_device
+from thinkers.errors import UsageError
+from thinkers.models.base import Model
+from thinkers.tasks import SPLITS, Task
+from thinkers.training import Run
+
+
+def evaluate(
+    run: Run | Model | str | Path,
+    num_steps: Sequence[int | None] | int | None = None,
+    num_examples: int = 2000,
+    split: str = "test",
+    *,
+    task: Task | None = None,
+) -> list[dict[str, Any]]:
+    """One row {"num_steps": k, metric: value, ..} for each number of thinking steps.
+
+    Args:
+        run: What `train` returned, its folder, or a model or model folder together with `task`.
+        num_steps: Which; None is all that the model finds worth testing.
+        num_examples: How many held-out examples each row is measured on, the same for all.
+        task: What to be judged on; of a run, None is what it was trained on.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    check_int("num_examples", num_examples, 1)
+    if task is None:
+        task = _task_of(run)
+    if isinstance(run, Run):
+        model = run.model
+    elif isinstance(run, Model):
+        model = run
+    else:
+        model = checkpoints.load(run).to(find_device("auto"))
+    steps = model.step_counts if num_steps is None else num_steps
+    chosen = [steps] if isinstance(steps, int) else steps
+    return [{"num_steps": k, **task.score(model, split, num_examples, k)} for k in chosen]
+
+
+def _task_of(run: Run | Model | str | Path) -> Task:
+    """The task that a run was trained on."""
+    if isinstance(run, Model):
+        raise UsageError("task must be given to evaluate a model that comes without its run")
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    # A model folder inside a run belongs to it.
+    home = folder.parent if folder.name == "model" else folder
+    config = Config.from_dict(runs.read_record(home)["config"])
+    return tasks.from_config(config.task, config.training.seed)

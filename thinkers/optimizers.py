@@ -1,0 +1,90 @@
+"""Which weights learn how: groups of parameters, and the learning rate of each update."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn, optim
+
+if TYPE_CHECKING:
+    from thinkers.training import Training
+
+
+def build(model: nn.Module, settings: "Training") -> list[optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices of hidden layers and AdamW for the rest.
+
+    AdamW: Loshchilov and Hutter 2017, https://arxiv.org/abs/1711.05101; norms, biases and
+    embeddings are not decayed. Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon,
+    with updates of AdamW's size (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so that both
+    go by one learning rate.
+    """
+    learned = [p for p in model.parameters() if p.requires_grad]
+    tables = {layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)}
+    hidden = _hidden(model) - tables if settings.optimizer == "muon" else set()
+    others = [p for p in learned if p not in hidden]
+    decayed = [p for p in others if p.ndim >= 2 and p not in tables]
+    rest = [p for p in others if p.ndim < 2 or p in tables]
+    groups = [(decayed, settings.weight_decay), (rest, 0.0)]
+    adamw = optim.AdamW(
+        [{"params": p, "weight_decay": decay} for p, decay in groups if p],
+        lr=settings.lr,
+        betas=settings.betas,
+        fused=True,
+    )
+    if not hidden:
+        return [adamw]
+    matrices = [p for p in learned if p in hidden]
+    muon = optim.Muon(matrices, settings.lr, settings.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [adamw, muon]
+
+
+def learning_rate(update: int, settings: "Training") -> float:
+    """The rate of this update: a function of its index and of `num_updates`, of nothing else."""
+    if update < settings.warmup_updates:
+        return settings.lr * (update + 1) / settings.warmup_updates
+    span = max(1, settings.num_updates - settings.warmup_updates)
+    done = min(1.0, (update - settings.warmup_updates) / span)
+    shape = {
+        "constant": 1.0,
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
+    }[settings.schedule]
+    return settings.lr * (settings.min_lr_ratio + (1.0 - settings.min_lr_ratio) * shape)
+
+
+def step(optimizers: Sequence[optim.Optimizer], lr: float) -> None:
+    """Take one step at this learning rate, and drop the gradients."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def state(optimizers: Sequence[optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:
+    """What the optimizers remember, as "<parameter>/<what>"."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    return {
+        f"{names[p]}/{key}": value
+        for optimizer in optimizers
+        for p, remembered in optimizer.state.items()
+        for key, value in remembered.items()
+    }
+
+
+def restore(
+    optimizers: Sequence[optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]
+) -> None:
+    """Remember again what `state` returned."""
+    owners = {p: x for x in optimizers for group in x.param_groups for p in group["params"]}
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        parameter, key = parameters[name.rpartition("/")[0]], name.rpartition("/")[2]
+        owners[parameter].state[parameter][key] = value.to(parameter.device, copy=True)
+
+
+def _hidden(model: nn.Module) -> set[Tensor]:
+    """The matrices between hidden vectors: of linear layers, the one to the vocabulary left out."""
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return {layer.weight for layer in linear if layer.out_features != vocabulary}

@@ -1,0 +1,163 @@
+"""The folder of a run: who owns it, and config.json, the record of everything that made it."""
+
+import datetime
+import fcntl
+import json
+import os
+import platform
+import secrets
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thinkers.checkpoints import disk_errors, sync_folder, to_json, write_file
+from thinkers.config import Config
+from thinkers.errors import DamagedError, LockedError, UsageError
+from thinkers.models.base import Model
+from thinkers.version import __version__
+
+FORMAT = 1
+RECORD = "config.json"
+LOCK = ".lock"
+
+
+def default_folder(config: Config) -> Path:
+    """runs/<recipe>-<seed>, with the slash of the recipe's name as a dash."""
+    return Path("runs") / f"{(config.recipe or 'run').replace('/', '-')}-{config.training.seed}"
+
+
+@contextmanager
+def owned(folder: Path, new: bool) -> Iterator[None]:
+    """This process alone writes into `folder`; the lock ends with the process, however it ends.
+
+    Raises:
+        LockedError: Another process owns it.
+        UsageError: It is to be new and holds something, or it is to be resumed and is no run.
+    """
+    exists = folder.is_dir()
+    if new and exists and not (folder / LOCK).exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} must be a new folder, and it exists; choose another with --out")
+    if not new and not exists:
+        raise UsageError(f"{folder} must be the folder of a run, and there is none")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UsageError(f"{folder} must be a folder, and it is a file") from None
+    with (folder / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise LockedError(f"{folder} is owned by {lock.read() or 'another run'}") from None
+        if new and (folder / RECORD).exists():
+            raise UsageError(
+                f"{folder} must be a new folder, and it holds a run; "
+                f"go on with --resume {folder} or choose another with --out"
+            )
+        now = datetime.datetime.now().isoformat(timespec="seconds")
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {now}")
+        lock.flush()
+        try:
+            yield
+        except BaseException:
+            if new and not (folder / RECORD).exists():
+                _leave_nothing(folder, exists)
+            raise
+
+
+def _leave_nothing(folder: Path, existed: bool) -> None:
+    """Undo what was made for a run that never began."""
+    (folder / LOCK).unlink()
+    if not existed and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def new_record(config: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What config.json of a new run holds; training adds device and precision once it knows."""
+    return {
+        "format": FORMAT,
+        "run": secrets.token_hex(8),
+        "recipe": config.recipe,
+        "overrides": list(overrides),
+        "seed": config.training.seed,
+        "config": config.to_dict(),
+        "git_commit": git_commit(),
+        **surroundings(),
+    }
+
+
+def surroundings() -> dict[str, Any]:
+    """What, beside the configuration, decides the last bits of a result."""
+    return {
+        "versions": {
+            "thinkers": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_model(folder: Path, model: Model) -> None:
+    """Replace the model folder of a run, file by file; only the weights ever change."""
+    temporary, final = folder / ".model.tmp", folder / "model"
+    needed = sum(x.nbytes for x in model.state_dict().values())
+    try:
+        with disk_errors(final, needed):
+            model.save(temporary)
+            final.mkdir(exist_ok=True)
+            for file in sorted(temporary.iterdir()):
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+                file.replace(final / file.name)
+            sync_folder(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """config.json of the run in `folder`."""
+    file = folder / RECORD
+    try:
+        record = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{folder} must be the folder of a run, and holds no {RECORD}") from None
+    except ValueError as error:
+        raise DamagedError(f"{file} is not JSON: {error}") from None
+    if not isinstance(record, dict) or "run" not in record or "config" not in record:
+        raise UsageError(f"{folder} must be the folder of a run, and {file} is not its record")
+    if record.get("format") != FORMAT:
+        found = record.get("format")
+        raise DamagedError(f"{file} has format {found!r}, and this version reads {FORMAT}")
+    return record
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Replace config.json."""
+    write_file(folder / RECORD, to_json(record))
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """How `after` differs from `before`, a phrase for each."""
+    keys = [key for key in after if before.get(key) != after[key]]
+    return [f"{key} was {before.get(key)} and is {after[key]}" for key in keys]
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from, "-dirty" if edited; None outside one."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,334 @@
+"""train(config): from a configuration to a trained and scored model, on one rank or many."""
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from thinkers import checkpoints, models, optimizers, runs, tasks
+from thinkers.checks import check_int
+from thinkers.config import Config
+from thinkers.distributed import Ranks, is_first, join
+from thinkers.errors import Interrupted, UsageError
+from thinkers.learning import (
+    Learner,
+    LossOf,
+    capture,
+    faster_precision,
+    gradients,
+    move_average,
+    require_finite,
+    restore,
+    shorten,
+    thinking_steps,
+)
+from thinkers.models.base import Model
+from thinkers.stopping import Signals
+from thinkers.tracking import Tracker
+
+PRECISIONS = ("float32", "bf16", "float64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a model is trained."""
+
+    num_updates: int
+    """Steps of the optimiser; the learning rate is planned over all of them."""
+    max_minutes: float | None = None
+    """Stop earlier after so many minutes, those before a resume included."""
+    max_flops: float | None = None
+    """Stop earlier after so many floating-point operations."""
+    batch_size: int = 64
+    """Rows of an update, over all ranks and micro-batches."""
+    accumulation: int = 1
+    """Micro-batches of a rank in each update: less memory, the same result."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-3
+    """The learning rate after warming up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_updates: int = 100
+    min_lr_ratio: float = 0.1
+    """Where the schedule ends, as a share of lr."""
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    """The largest norm of the gradient; a longer one is shortened to it."""
+    ema: float | None = None
+    """Decay of an average of the weights, which is then what is scored and kept in model/."""
+    random_steps: tuple[int, int] | None = None
+    """Thinking steps of an update are drawn from low .. high; None is what the model has."""
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_last: int = 3
+    """Checkpoints that stay, beside the best."""
+    evaluate_every: int | None = None
+    """Updates between scores on the validation split; None is never."""
+    evaluate_examples: int = 1000
+    """Held-out examples of a score, in between and at the end."""
+    device: str = "auto"
+    precision: Literal["float32", "bf16", "float64", "auto"] = "float32"
+    """auto: the faster of float32 and bf16, measured once before the first update."""
+    init_from: str | None = None
+    """A model folder whose weights are where training starts."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_updates", "batch_size", "accumulation", "log_every", "keep_last"):
+            check_int(name, getattr(self, name), 1)
+        for name in ("checkpoint_every", "evaluate_examples"):
+            check_int(name, getattr(self, name), 1)
+        if self.evaluate_every is not None:
+            check_int("evaluate_every", self.evaluate_every, 1)
+        check_int("warmup_updates", self.warmup_updates, 0)
+        check_int("seed", self.seed, 0, 2**63 - 1)
+        _check("batch_size", self.batch_size, "be a multiple of accumulation", not self._rest())
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            _check(name, value, "be above 0", 0 < value < math.inf)
+        for name in ("max_minutes", "max_flops"):
+            value = getattr(self, name)
+            _check(name, value, "be above 0", value is None or value > 0)
+        decay = self.weight_decay
+        _check("weight_decay", decay, "be at least 0", 0 <= decay < math.inf)
+        _check("min_lr_ratio", self.min_lr_ratio, "be in 0 .. 1", 0 <= self.min_lr_ratio <= 1)
+        _check("betas", self.betas, "be two, from 0 to below 1", _are_betas(self.betas))
+        _check("ema", self.ema, "be in 0 .. 1", self.ema is None or 0 <= self.ema < 1)
+        if self.random_steps is not None:
+            steps = self.random_steps
+            low_first = len(steps) == 2 and 0 <= steps[0] <= steps[1]
+            _check("random_steps", steps, "be a low and a high number of steps", low_first)
+        for name, known in (
+            ("optimizer", ("adamw", "muon")),
+            ("schedule", ("cosine", "linear", "constant")),
+            ("precision", (*PRECISIONS, "auto")),
+        ):
+            _check(name, repr(getattr(self, name)), f"be in {known}", getattr(self, name) in known)
+
+    def _rest(self) -> int:
+        return self.batch_size % self.accumulation
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a training.
+
+    Args:
+        model: With its final weights, averaged if `ema` is on.
+        scores: {metric: value} on held-out test examples, at the usual number of steps.
+        folder: Where everything is.
+    """
+
+    model: Model
+    scores: dict[str, float]
+    folder: Path
+
+
+def train(
+    config: Config | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: str | Path | None = None,
+    num_updates: int | None = None,
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Train what `config` describes, or go on with a run that was left; then score it.
+
+    Args:
+        out: The folder of the new run; runs/<recipe>-<seed> if None.
+        resume: The folder of a run to go on with, from its newest whole checkpoint.
+        num_updates: With `resume`: train up to so many instead.
+        overrides: Of the recipe, as they were typed; kept in config.json.
+
+    Raises:
+        NonFiniteError: A loss or gradient is infinite or no number; the weights are as before it.
+        Interrupted: SIGINT or SIGTERM came; the finished update is saved.
+        LockedError: Another run owns the folder.
+        DamagedError: No checkpoint of the run is whole.
+        ResourceError: The disk is full; all that was saved before is there.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # Under autocast a norm's weight stays in float32, as it should.
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+        if resume is not None and config is None:
+            folder = Path(resume)
+            if is_first():
+                stack.enter_context(runs.owned(folder, new=False))
+            record = runs.read_record(folder)
+            config = Config.from_dict(record["config"])
+            if num_updates is not None:
+                longer = replace(config.training, num_updates=num_updates)
+                config = replace(config, training=longer)
+        elif config is not None and resume is None and num_updates is None:
+            folder = Path(out) if out is not None else runs.default_folder(config)
+            record = runs.new_record(config, overrides)
+            if is_first():
+                stack.enter_context(runs.owned(folder, new=True))
+        else:
+            raise UsageError("train must be given a configuration, or a run to resume")
+        return _train(config, folder, record, stack.enter_context(join(config.training.device)))
+
+
+def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks) -> Run:
+    """The way of the data, top to bottom."""
+    settings = config.training
+    learner, precision = _prepare(config, folder, record, ranks)
+    forward = ranks.share(LossOf(learner.model))
+
+    with (
+        Tracker(folder if ranks.writes else None, learner.update, settings.num_updates) as tracker,
+        Signals() as signals,
+    ):
+        before = time.monotonic() - 60 * learner.minutes
+        stop = _is_cut(learner)
+        while learner.update < settings.num_updates and not stop:
+            batch = learner.task.batch(learner.update, settings.batch_size)
+            num_steps = thinking_steps(learner.update, settings)
+            lr = optimizers.learning_rate(learner.update, settings)
+            rows, length = batch.tokens.shape
+            learner.flops += learner.model.flops(rows, length, num_steps, training=True)
+            learner.minutes = (time.monotonic() - before) / 60
+            wishes = [_is_cut(learner), *signals.came()]
+
+            told = gradients(forward, learner, batch, num_steps, precision, wishes, ranks)
+            done = learner.update = learner.update + 1
+            accuracy = float(told.correct.float().mean())
+            facts = dict(lr=lr, norm=told.norm, flops=learner.flops, minutes=learner.minutes)
+            if done % settings.log_every == 0 or not told.is_finite:
+                tracker.log(done, loss=told.loss, accuracy=accuracy, **told.parts, **facts)
+            require_finite(told, learner)
+            if told.norm > settings.clip:
+                shorten(learner.model, settings.clip / told.norm)
+            optimizers.step(learner.optimizers, lr)
+            move_average(learner, settings.ema)
+            learner.task.observe(told.correct)
+            tracker.show(done, told.loss, accuracy)
+
+            score = None
+            if settings.evaluate_every and done % settings.evaluate_every == 0:
+                with signals.leaving_at_once(ranks.world == 1):
+                    scores = score_of(learner, "valid")
+                    score = scores[learner.task.headline]
+                    tracker.log(done, valid=scores)
+            is_best = score is not None and (learner.best is None or score > learner.best)
+            learner.best = score if is_best else learner.best
+            signal = told.signal or (signals.number if ranks.world == 1 else 0)
+            stop = told.is_cut or signal != 0 or done == settings.num_updates
+            if stop or is_best or done % settings.checkpoint_every == 0:
+                save(learner, folder, record["run"], score, tracker, ranks)
+            if signal:
+                raise Interrupted(_farewell(done, folder), signal)
+
+        with signals.leaving_at_once():
+            scores = score_of(learner, "test")
+        if signals.number:
+            raise Interrupted(_farewell(learner.update, folder), signals.number)
+        tracker.log(learner.update, test=scores)
+    return Run(learner.result, scores, folder)
+
+
+def _prepare(
+    config: Config, folder: Path, record: dict[str, Any], ranks: Ranks
+) -> tuple[Learner, str]:
+    """A learner, new or as its newest whole checkpoint has it, and its precision."""
+    settings = config.training
+    parts = ranks.world * settings.accumulation
+    if settings.batch_size % parts:
+        rule = f"a multiple of ranks x accumulation, {parts}"
+        raise UsageError(f"batch_size must be {rule}, got {settings.batch_size}")
+    task = tasks.from_config(config.task, settings.seed)
+    torch.manual_seed(settings.seed)
+    model = models.from_config(config.model).to(ranks.device)
+    if settings.init_from is not None:
+        start_from(model, settings.init_from)
+    precision = record.get("precision", settings.precision)
+    if precision == "auto":
+        batch = task.batch(0, settings.batch_size).rows(slice(ranks.rank, None, parts))
+        precision = PRECISIONS[ranks.first(PRECISIONS.index(faster_precision(model, batch)))]
+    if precision == "float64":
+        model.double()
+    average = copy.deepcopy(model).requires_grad_(False) if settings.ema is not None else None
+    learner = Learner(config, model, average, optimizers.build(model, settings), task)
+
+    here = {"precision": precision, "device": str(ranks.device), "ranks": ranks.world}
+    here |= runs.surroundings()
+    update = 0
+    if ranks.writes:
+        newest = checkpoints.newest(folder / "checkpoints", record["run"])
+        update = 0 if newest is None else int(newest.name)
+        for change in runs.changes(record, here) if "precision" in record else ():
+            print(f"{change}: the last bits may differ", flush=True)
+        runs.write_record(folder, record | here | {"config": config.to_dict()})
+    update = ranks.first(update)
+    if update:
+        restore(learner, checkpoints.read(folder / "checkpoints" / f"{update:08d}", record["run"]))
+    return learner, precision
+
+
+def start_from(model: Model, folder: str) -> None:
+    """Give `model` the weights of a model folder."""
+    given = models.load_model(folder).state_dict()
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | given.keys()):
+        shapes = [tuple(x[name].shape) if name in x else None for x in (wanted, given)]
+        if shapes[0] != shapes[1]:
+            raise UsageError(
+                f"init_from must hold the weights of this model: {name} must have shape "
+                f"{shapes[0]}, got {shapes[1]} in {folder}"
+            )
+    model.load_state_dict(given)
+
+
+def score_of(learner: Learner, split: str) -> dict[str, float]:
+    """{metric: value} of the resulting model; every rank computes the same."""
+    model = learner.result.eval()
+    scores = learner.task.score(model, split, learner.config.training.evaluate_examples)
+    learner.model.train()
+    return scores
+
+
+def save(
+    learner: Learner,
+    folder: Path,
+    run_id: str,
+    score: float | None,
+    tracker: Tracker,
+    ranks: Ranks,
+) -> None:
+    """A checkpoint of everything, model/ as it is now, and one line that acknowledges both."""
+    made = capture(learner)
+    if not ranks.writes:
+        return
+    tracker.flush()
+    checkpoints.save(folder / "checkpoints", made, run_id, score)
+    tracker.say(f"saved update={made.update}")
+    runs.write_model(folder, learner.result)
+    checkpoints.prune(folder / "checkpoints", learner.config.training.keep_last)
+
+
+def _is_cut(learner: Learner) -> bool:
+    """Whether the time or the operations that were allowed are used up."""
+    settings = learner.config.training
+    minutes, flops = settings.max_minutes or math.inf, settings.max_flops or math.inf
+    return learner.minutes >= minutes or learner.flops >= flops
+
+
+def _farewell(update: int, folder: Path) -> str:
+    return f"interrupted and saved after update {update}; go on with --resume {folder}"
+
+
+def _are_betas(betas: tuple[float, float]) -> bool:
+    return len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+
+
+def _check(name: str, value: Any, rule: str, holds: bool) -> None:
+    if not holds:
+        raise ValueError(f"{name} must {rule}, got {value}")
