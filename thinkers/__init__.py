@@ -1,3 +1,41 @@
-"""Transformers that think in latent space before they answer."""
+"""Transformers that think in latent space before they answer.
+
+    config = thinkers.RECIPES["add/thinker"]()
+    run = thinkers.train(config, out="runs/a")
+
+The names below are found when they are first used, so that importing the package is quick.
+"""
+
+import importlib
+from typing import Any
 
 from thinkers.version import __version__ as __version__
+
+_HOMES = {
+    "models": ("MODELS", "Batch", "Loss", "Model", "Thought", "build_model", "load_model"),
+    "tasks": ("TASKS", "Task", "build_task"),
+    "recipes": ("RECIPES",),
+    "config": ("Config",),
+    "training": ("Run", "Training", "train"),
+    "checkpoints": ("load",),
+    "evaluating": ("evaluate",),
+    "answering": ("answer",),
+    "processor": ("Disturb", "LatentStore", "Output", "Probe", "Process", "Read"),
+    "errors": ("ThinkersError",),
+}
+_MODULES = ("ops", "testing", *_HOMES)
+
+__all__ = ["__version__", *_MODULES, *(name for names in _HOMES.values() for name in names)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"thinkers.{name}")
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"thinkers.{home}"), name)
+    raise AttributeError(f"module 'thinkers' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

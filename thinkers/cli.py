@@ -1,0 +1,339 @@
+"""The command `thinkers`: parse, call one function, print one result."""
+
+import argparse
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+if sys.platform == "win32":
+    sys.stderr.write("thinkers runs on Linux and macOS; on Windows use it inside WSL\n")
+    raise SystemExit(2)
+
+import thinkers
+from thinkers.errors import ResourceError, ThinkersError, UsageError
+
+SWITCHES = ("print_config", "dry_run", "debug", "help", "version")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM)
+"""What an operating system says when a disk or the memory is the trouble, not the path."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are raised."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"found: {message}\nto do: {self.prog} --help shows what it takes")
+
+
+def command_line() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the whole line, and that of each command."""
+    top = Parser(
+        prog="thinkers", description="Transformers that think before they answer.", add_help=True
+    )
+    top.add_argument("--version", action="version", version=thinkers.__version__)
+    verbs = top.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+
+    listing = verbs.add_parser("list", help="show what there is: models, tasks, recipes")
+    listing.add_argument("kind", nargs="?", choices=("models", "tasks", "recipes"))
+    listing.set_defaults(run=list_names)
+
+    training = verbs.add_parser(
+        "train",
+        help="train the model of a recipe on its task",
+        description="Every setting of a recipe is a flag: --model.num_steps 8 --training.lr 1e-3. "
+        "thinkers train RECIPE --help lists them.",
+        add_help=False,
+    )
+    training.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name of thinkers list")
+    training.add_argument("--out", metavar="DIR", help="the run folder (runs/RECIPE-SEED)")
+    training.add_argument(
+        "--config", metavar="FILE", action="append", default=[], help="settings in YAML"
+    )
+    training.add_argument("--print_config", action="store_true", help="print them, and stop")
+    training.add_argument(
+        "--dry_run", action="store_true", help="print size, work, memory and time, and stop"
+    )
+    training.add_argument(
+        "--resume", metavar="RUN", help="go on with a run; --training.num_updates extends it"
+    )
+    training.add_argument("--help", "-h", action="store_true", help="show this, and stop")
+    training.set_defaults(run=train)
+
+    evaluating = verbs.add_parser("evaluate", help="score a run at several thinking steps")
+    evaluating.add_argument("folder", metavar="RUN")
+    evaluating.add_argument("--num_steps", metavar="1,2,4", help="all worth testing by default")
+    evaluating.add_argument("--num_examples", metavar="N", default="2000")
+    evaluating.set_defaults(run=evaluate)
+
+    generating = verbs.add_parser("generate", help="let a run answer a prompt")
+    generating.add_argument("folder", metavar="RUN")
+    generating.add_argument("--prompt", required=True, help='for example "12+34="')
+    generating.add_argument("--num_steps", metavar="N", help="the run's own by default")
+    generating.set_defaults(run=generate)
+
+    for verb in (training, evaluating, generating):
+        verb.add_argument(
+            "--import_module",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help="a Python file that adds to thinkers.MODELS, TASKS or RECIPES",
+        )
+    for verb in verbs.choices.values():
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        verb.allow_abbrev = False
+    return top, verbs.choices
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the command's own words, the settings), each flag as --name=value, - in names as _."""
+    own: list[str] = []
+    settings: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--") or word == "--":
+            own.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if equals or name in SWITCHES:
+            flag = f"--{name}{equals}{value}"
+        else:
+            following = next(words, None)
+            if following is None or following.startswith("--"):
+                raise UsageError(f"found: --{name} without a value\nto do: write --{name} VALUE")
+            flag = f"--{name}={following}"
+        (settings if "." in name else own).append(flag)
+    return own, settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; what the process should end with."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return run(argv)
+    except BrokenPipeError:
+        sys.stdout = None  # type: ignore  # whoever read the output has left
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        code = exit_code(error)
+        if "--debug" in argv:
+            traceback.print_exc()
+        else:
+            print("\n".join(explain(error, code)), file=sys.stderr)
+        return code
+
+
+def run(argv: Sequence[str]) -> int:
+    own, settings = split(argv)
+    top, verbs = command_line()
+    verb = verbs.get(own[0]) if own else None
+    if own and verb is None and not own[0].startswith("-"):
+        raise_unknown(f"command {own[0]!r}", own[0], verbs, "thinkers --help lists them")
+    if verb is not None:
+        flags = {x for action in verb._actions for x in action.option_strings}
+        for word in own[1:]:
+            name = word.partition("=")[0]
+            if not name.startswith("--") or name in flags:
+                continue
+            if verb is verbs["train"] and not close(name, flags):
+                settings.append(word)  # perhaps a setting without its part: --lr
+                own.remove(word)
+            else:
+                raise_unknown(name, name, flags, f"thinkers {own[0]} --help lists them")
+    options = top.parse_args(own)
+    if settings and options.run is not train:
+        raise UsageError(
+            f"found: {settings[0]}, but {options.verb} takes no settings of a recipe\n"
+            f"to do: thinkers {options.verb} --help shows what it takes"
+        )
+    for file in getattr(options, "import_module", []):
+        import_file(file)
+    return options.run(options, settings)
+
+
+def close(name: str, known: Any) -> list[str]:
+    import difflib
+
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+
+
+def raise_unknown(what: str, name: str, known: Any, todo: str) -> NoReturn:
+    """The error of a name that does not exist, with the nearest that does."""
+    from thinkers.config import nearest, problem
+
+    raise problem(f"unknown {what}", nearest(name, known), todo)
+
+
+def exit_code(error: BaseException) -> int:
+    """What the process ends with, by the contract of thinkers.errors."""
+    if isinstance(error, ThinkersError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    message = str(error)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("out of memory" in message or "allocate memory" in message)
+    ):
+        return ResourceError.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        return ResourceError.exit_code if error.errno in FULL else UsageError.exit_code
+    if isinstance(error, OSError) and error.errno in FULL:
+        return ResourceError.exit_code
+    if isinstance(error, ValueError | TypeError) and raised_here(error):
+        return UsageError.exit_code
+    return 1
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether a line of this package raised it: then it is about what a user asked for."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
+
+
+def explain(error: BaseException, code: int) -> list[str]:
+    """At most three lines for a person."""
+    if isinstance(error, KeyboardInterrupt):
+        return ["interrupted"]
+    lines = [line for line in str(error).splitlines() if line.strip()][:3]
+    if code == 1 and not isinstance(error, ThinkersError):
+        lines = [f"{type(error).__name__}: {(lines or [''])[0][:300]}"]
+        return [*lines, "this is a fault of thinkers; --debug shows where"]
+    if code == ResourceError.exit_code and not isinstance(error, ThinkersError):
+        return [f"found: {(lines or ['no memory left'])[0][:300]}", "to do: free some, or ask less"]
+    return lines or [type(error).__name__]
+
+
+def import_file(file: str) -> None:
+    """Run a user's file, whose purpose is to add to MODELS, TASKS or RECIPES."""
+    import importlib.util
+
+    path = Path(file)
+    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise UsageError(f"found: --import_module {file}\nexpected: the path of a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(f"found: --import_module {file} ends with {what}") from error
+
+
+def list_names(options: argparse.Namespace, settings: list[str]) -> int:
+    from thinkers import recipes
+
+    registries = {
+        "models": thinkers.MODELS,
+        "tasks": thinkers.TASKS,
+        "recipes": thinkers.RECIPES,
+    }
+    found = recipes.results()
+    for kind in [options.kind] if options.kind else registries:
+        print(f"{kind}:")
+        for name, thing in registries[kind].items():
+            print(f"  {name:<18} {summary(thing)}")
+            if kind == "recipes":
+                print(f"  {'':<18} {recipes.score(name, found)}")
+    return 0
+
+
+def summary(thing: Any) -> str:
+    """The first line of its docstring."""
+    return (thing.__doc__ or "").strip().partition("\n")[0]
+
+
+def train(options: argparse.Namespace, settings: list[str]) -> int:
+    if options.resume is not None:
+        return resume(options, settings)
+    if options.recipe is None:
+        if options.help:
+            print(command_line()[1]["train"].format_help())
+            return 0
+        raise UsageError("found: no recipe\nto do: thinkers list recipes shows them")
+    from thinkers import config as configs
+
+    if options.recipe not in thinkers.RECIPES:
+        what = f"recipe {options.recipe!r}"
+        raise_unknown(what, options.recipe, thinkers.RECIPES, "thinkers list recipes shows them")
+    recipe = replace(thinkers.RECIPES[options.recipe](), recipe=options.recipe)
+    if options.help:
+        print(command_line()[1]["train"].format_help())
+        print(configs.parser(recipe, f"thinkers train {options.recipe}").format_help())
+        return 0
+    config = configs.override(recipe, options.config, settings)
+    if options.print_config:
+        print(configs.dump(recipe, options.config, settings), end="")
+        return 0
+    from thinkers.estimating import estimate, rehearse
+
+    if options.dry_run:
+        print(estimate(config))
+        return 0
+    rehearse(config)
+    overrides = [f"{key}={value}" for key, value in config.changes(recipe).items()]
+    print_run(thinkers.train(config, options.out, overrides=overrides))
+    return 0
+
+
+def resume(options: argparse.Namespace, settings: list[str]) -> int:
+    """Go on with a run; only the number of updates may change."""
+    other = [word for word in settings if not word.startswith("--training.num_updates=")]
+    other += [f"--{name}" for name in ("out", "config", "recipe") if getattr(options, name)]
+    if other or options.print_config or options.dry_run:
+        raise UsageError(
+            f"found: {(other or ['--dry_run or --print_config'])[0]} with --resume\n"
+            "expected: nothing else, or --training.num_updates N, which extends the run\n"
+            "to do: leave it out; the settings of a run are in its config.json"
+        )
+    num_updates = None
+    if settings:
+        text = settings[-1].partition("=")[2]
+        num_updates = whole("--training.num_updates", text, 1)
+    print_run(thinkers.train(resume=options.resume, num_updates=num_updates))
+    return 0
+
+
+def print_run(run: Any) -> None:
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items())
+    print(f"{scores} on held-out examples, run {run.folder}")
+
+
+def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
+    steps = None
+    if options.num_steps is not None:
+        steps = [whole("--num_steps", text, 0) for text in options.num_steps.split(",")]
+    num_examples = whole("--num_examples", options.num_examples, 1)
+    rows = thinkers.evaluate(options.folder, num_steps=steps, num_examples=num_examples)
+    metrics = [name for name in rows[0] if name != "num_steps"]
+    print("steps  " + "  ".join(f"{name:>9}" for name in metrics))
+    for row in rows:
+        values = "  ".join(f"{row[name]:>9.4f}" for name in metrics)
+        print(f"{row['num_steps'] or 1:>5}  {values}")
+    return 0
+
+
+def generate(options: argparse.Namespace, settings: list[str]) -> int:
+    num_steps = None if options.num_steps is None else whole("--num_steps", options.num_steps, 0)
+    print(thinkers.answer(options.folder, options.prompt, num_steps=num_steps))
+    return 0
+
+
+def whole(flag: str, text: str, least: int) -> int:
+    """`text` as an integer of at least `least`."""
+    if not text.strip().isdecimal() or int(text) < least:
+        raise UsageError(
+            f"found: {flag} {text}\nexpected: a whole number of at least {least}\n"
+            f"to do: change {flag}"
+        )
+    return int(text)
+
+
+def console() -> NoReturn:
+    """The entry point of the command."""
+    raise SystemExit(main())

@@ -1,0 +1,307 @@
+"""Config: the whole recipe of a run as one value, and the parser of its overrides."""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+import yaml
+
+from thinkers.errors import UsageError
+
+if TYPE_CHECKING:
+    from thinkers.training import Training
+
+PARTS = ("model", "task", "training")
+FOLLOWERS = {"vocab_size": "vocabulary", "max_length": "longest row"}
+"""Settings of a model that follow its task, and what of the task they must hold."""
+LARGEST_FILE = 1_000_000
+
+
+def problem(found: str, expected: str, todo: str) -> UsageError:
+    """An error in the three lines that a person reads."""
+    return UsageError(f"found: {found}\nexpected: {expected}\nto do: {todo}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like `name`; a bare field name finds its dotted one."""
+    names = sorted(known)
+    if "." not in name:
+        ends = {x.rpartition(".")[2]: x for x in reversed(names)}
+        close = difflib.get_close_matches(name, ends, n=1, cutoff=0.75)
+        if close:
+            return ends[close[0]]
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run is made of: the settings of its model, its task and its training.
+
+    Args:
+        model: The `Config` of a class in MODELS; large enough for the task.
+        task: The `Config` of a class in TASKS.
+        recipe: The name in RECIPES that this came from, if it did.
+    """
+
+    model: Any
+    task: Any
+    training: "Training"
+    recipe: str = ""
+
+    def __post_init__(self) -> None:
+        for field, needed in sizes(self.task).items():
+            given = getattr(self.model, field)
+            if given < needed:
+                raise problem(
+                    f"model.{field} {given}",
+                    f"at least {needed}, the {FOLLOWERS[field]} of the task",
+                    f"set --model.{field} {needed}, or leave it out to follow the task",
+                )
+
+    @classmethod
+    def fit(cls, model: type, task: Any, training: "Training", **settings: Any) -> "Config":
+        """A configuration of this class of model, made as large as the task needs."""
+        return cls(model.Config(**(sizes(task) | settings)), task, training)  # type: ignore
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration in types that JSON has."""
+        from thinkers import MODELS, TASKS
+
+        parts: dict[str, Any] = {
+            "model": {"name": _name_of(self.model, MODELS)} | dataclasses.asdict(self.model),
+            "task": {"name": _name_of(self.task, TASKS)} | dataclasses.asdict(self.task),
+            "training": dataclasses.asdict(self.training),
+        }
+        return json.loads(json.dumps({"recipe": self.recipe} | parts))
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> "Config":
+        """The configuration that `to_dict` described."""
+        from thinkers import MODELS, TASKS
+        from thinkers.training import Training
+
+        for part in PARTS:
+            if not isinstance(data.get(part), Mapping):
+                raise problem(f"a configuration without {part}", " and ".join(PARTS), "add it")
+        model, task, training = (dict(data[part]) for part in PARTS)
+        return Config(
+            model=_build(_class_named(model, "model", MODELS), model, "model"),
+            task=_build(_class_named(task, "task", TASKS), task, "task"),
+            training=_build(Training, training, "training"),
+            recipe=data.get("recipe", ""),
+        )
+
+    def changes(self, other: "Config") -> dict[str, Any]:
+        """What differs here from `other`: {"model.num_steps": 8}."""
+        ours, theirs = self.to_dict(), other.to_dict()
+        return {
+            f"{part}.{name}": value
+            for part in PARTS
+            for name, value in ours[part].items()
+            if name not in theirs[part] or theirs[part][name] != value
+        }
+
+
+def sizes(task: Any) -> dict[str, int]:
+    """The least sizes of a model for a task, by its `Config`."""
+    from thinkers import tasks
+
+    built = tasks.from_config(task, seed=0)
+    return {field: getattr(built, field) for field in FOLLOWERS}
+
+
+def parser(config: Config, prog: str = "thinkers train RECIPE") -> jsonargparse.ArgumentParser:
+    """A parser of every field of `config`, whose values are the defaults."""
+    result = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, add_help=False)
+    for part in PARTS:
+        value = getattr(config, part)
+        skip = set(FOLLOWERS) if part == "model" else set()
+        result.add_class_arguments(type(value), part, skip=skip, instantiate=False)  # type: ignore
+        given = _given(value)
+        result.set_defaults({f"{part}.{k}": v for k, v in given.items() if k not in skip})
+    for field, needed in sizes(config.task).items():
+        size = getattr(config.model, field)
+        result.add_argument(
+            f"--model.{field}",
+            type=int | None,
+            default=None if size == needed else size,
+            help=f"null: the {FOLLOWERS[field]} of the task",
+        )
+    return result
+
+
+def override(config: Config, files: Sequence[str] = (), flags: Sequence[str] = ()) -> Config:
+    """`config` with the settings of YAML files, then those of flags such as --model.dim=64."""
+    values = parse(config, files, flags)
+    built: dict[str, Any] = {}
+    for part in ("task", "training", "model"):
+        settings = values[part]
+        if part == "model":
+            needed = sizes(built["task"])
+            settings |= {k: needed[k] for k in FOLLOWERS if settings[k] is None}
+        built[part] = _build(type(getattr(config, part)), settings, part)
+    return dataclasses.replace(config, **built)
+
+
+def parse(config: Config, files: Sequence[str], flags: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{part: {field: value}} of every field, checked against its type."""
+    reader = parser(config)
+    known = {key for key in reader.get_defaults().keys() if "." in key}
+    tokens = [(name, token) for file in files for name, token in _read_file(file)]
+    tokens += [(f"--{flag[2:].partition('=')[0]}", flag) for flag in flags]
+    for shown, token in tokens:
+        key = token[2:].partition("=")[0]
+        if key not in known:
+            raise problem(
+                f"{shown}, which {config.recipe or 'this configuration'} does not have",
+                f"--{nearest(key, known)}",
+                f"thinkers train {config.recipe or 'RECIPE'} --print_config lists every setting",
+            )
+    try:
+        values = reader.parse_args([token for _, token in tokens])
+    except jsonargparse.ArgumentError as error:
+        raise _type_problem(config, str(error), [token for _, token in tokens]) from None
+    settings = values.as_dict()
+    for key in known:
+        part, _, field = key.partition(".")
+        _check_finite(key, settings[part].get(field))
+    return {part: settings[part] for part in PARTS}
+
+
+def dump(config: Config, files: Sequence[str] = (), flags: Sequence[str] = ()) -> str:
+    """The YAML that `--config` reads back."""
+    values = json.loads(json.dumps(parse(config, files, flags)))
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without repeated keys, which would hide a value, and without aliases, which can grow."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"an alias, *{self.peek_event().anchor}")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key} twice")
+        return super().construct_mapping(node, deep)
+
+
+def _read_file(file: str) -> list[tuple[str, str]]:
+    """(how to show it, the flag that says the same) of each setting in a YAML file."""
+    todo = "thinkers train RECIPE --print_config > FILE writes one that works"
+    try:
+        raw = Path(file).read_bytes()
+        if len(raw) > LARGEST_FILE:
+            raise yaml.YAMLError(f"{len(raw)} bytes")
+        data = _Loader(raw.decode()).get_single_data()
+    except OSError as error:
+        raise problem(f"--config {file}: {error.strerror}", "a YAML file", todo) from None
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start} is not UTF-8"
+        raise problem(f"--config {file}: {where}", "a YAML file in UTF-8", todo) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise problem(f"--config {file}: {what[:200]}", "a YAML file", todo) from None
+    tokens = []
+    for part, settings in (data or {}).items() if isinstance(data or {}, dict) else [("", data)]:
+        if part in PARTS and isinstance(settings, dict):
+            tokens += [(f"{part}.{k} in {file}", _token(part, k, v)) for k, v in settings.items()]
+        elif part not in PARTS:
+            raise problem(f"{part or data!r} in {file}", ", ".join(PARTS), todo)
+        else:
+            raise problem(f"{part}: {settings!r} in {file}", f"the settings of {part}", todo)
+    return tokens
+
+
+def _token(part: str, field: Any, value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return f"--{part}.{field}={text}"
+
+
+def _type_problem(config: Config, message: str, tokens: list[str]) -> UsageError:
+    """What jsonargparse says about a value, in three lines."""
+    found = re.search(r'key "([^"]+)"', message)
+    if not found:
+        return problem(" ".join(message.split()), "a setting and its value", "see --help")
+    key = found[1]
+    given = [token for token in tokens if token.startswith(f"--{key}=")]
+    value = given[-1].partition("=")[2] if given else "nothing"
+    part, _, field = key.partition(".")
+    hint = next(
+        (f.type for f in dataclasses.fields(getattr(config, part)) if f.name == field), "a value"
+    )
+    usual = getattr(getattr(config, part), field, None)
+    expected = f"{_describe(hint)}; the recipe has {json.dumps(usual, default=str)}"
+    return problem(f"--{key} {value!r}", expected, f"write --{key} VALUE, or leave it out")
+
+
+def _describe(hint: Any) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if hint in words:
+        return words[hint]
+    return re.sub(r"typing\.|<class '|'>", "", str(hint)).replace("None", "null")
+
+
+def _check_finite(key: str, value: Any) -> None:
+    for x in value if isinstance(value, tuple | list) else [value]:
+        if isinstance(x, float) and not math.isfinite(x):
+            raise problem(f"--{key} {x}", "a finite number", f"leave --{key} out for the default")
+
+
+def _given(value: Any) -> dict[str, Any]:
+    """The settings as they were given: None where a value only follows from the others."""
+    settings = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+    for field in dataclasses.fields(value):
+        if field.default is None and settings[field.name] is not None:
+            derived = dataclasses.replace(value, **{field.name: None})
+            if getattr(derived, field.name) == settings[field.name]:
+                settings[field.name] = None
+    return settings
+
+
+def _name_of(config: Any, registry: Mapping[str, Any]) -> str:
+    for name, owner in registry.items():
+        if type(config) is owner.Config:
+            return name
+    raise UsageError(f"{type(config).__qualname__} is the Config of nothing in {list(registry)}")
+
+
+def _class_named(settings: dict[str, Any], kind: str, registry: Mapping[str, Any]) -> type:
+    name = settings.pop("name", None)
+    if name not in registry:
+        close = nearest(str(name), registry)
+        raise problem(f"unknown {kind} {name!r}", close, "add yours with --import_module FILE")
+    return registry[name].Config
+
+
+def _build(kind: type, settings: dict[str, Any], part: str) -> Any:
+    """The dataclass `kind` of these settings, its complaints turned into three lines."""
+    known = [f.name for f in dataclasses.fields(kind) if f.init]
+    for field in settings:
+        if field not in known:
+            raise problem(f"unknown {part}.{field}", nearest(field, known), "remove or rename it")
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    try:
+        return kind(**tuples)
+    except (ValueError, TypeError) as error:
+        raise _value_problem(str(error), part, known) from None
+
+
+def _value_problem(message: str, part: str, known: list[str]) -> UsageError:
+    parts = re.fullmatch(r"(?s)(.+?), got (.+)", " ".join(message.split()))
+    field = next((word for word in re.findall(r"\w+", message) if word in known), None)
+    flag = f"--{part}.{field}" if field else f"the settings --{part}.*"
+    if not parts:
+        return problem(f"a value in {part} that cannot be", message, f"change {flag}")
+    return problem(f"{flag} {parts[2]}", parts[1], f"change {flag}")

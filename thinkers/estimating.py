@@ -1,0 +1,104 @@
+"""What a training would need, found without writing anything."""
+
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from thinkers import models, optimizers, tasks
+from thinkers.config import Config, problem
+from thinkers.distributed import Ranks, find_device
+from thinkers.learning import Learner, LossOf, gradients, thinking_steps
+
+TIMED_UPDATES = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training needs.
+
+    Args:
+        flops: Floating-point operations of one update, averaged over those that were timed.
+        memory: The most bytes that the process, or the device, held at once.
+        minutes: For all updates, scoring left out.
+    """
+
+    parameters: int
+    flops: float
+    memory: int
+    minutes: float
+
+    def __str__(self) -> str:
+        return (
+            f"parameters        {self.parameters:,}\n"
+            f"FLOPs per update  {self.flops:.3g}\n"
+            f"memory            {self.memory / 2**20:,.0f} MiB\n"
+            f"minutes           {self.minutes:.1f}"
+        )
+
+
+def rehearse(config: Config) -> None:
+    """UsageError for what can be known to fail before a run folder is made."""
+    settings = config.training
+    find_device(settings.device)
+    with torch.device("meta"):
+        model = models.from_config(config.model)
+    if settings.random_steps is not None:
+        for num_steps in settings.random_steps:
+            try:
+                model.check_steps(num_steps)
+            except ValueError as error:
+                expected, _, found = str(error).rpartition(", got ")
+                raise problem(
+                    f"--training.random_steps with {found}", expected, "choose steps it can take"
+                ) from None
+    if settings.init_from is not None and not Path(settings.init_from).is_dir():
+        raise problem(
+            f"--training.init_from {settings.init_from}",
+            "the folder that Model.save wrote, or model/ of a run",
+            "change --training.init_from",
+        )
+
+
+def estimate(config: Config) -> Estimate:
+    """The needs of a training, from a few updates made in memory."""
+    rehearse(config)
+    settings = config.training
+    ranks = Ranks(0, 1, find_device(settings.device))
+    task = tasks.from_config(config.task, settings.seed)
+    model = models.from_config(config.model).to(ranks.device)
+    learner = Learner(config, model, None, optimizers.build(model, settings), task)
+    forward = LossOf(model)
+    precision = "float32" if settings.precision == "auto" else settings.precision
+    if precision == "float64":
+        model.double()
+
+    seconds, flops = [], []
+    for update in range(min(TIMED_UPDATES, settings.num_updates)):
+        start = time.perf_counter()
+        batch = task.batch(update, settings.batch_size)
+        num_steps = thinking_steps(update, settings)
+        rows, length = batch.tokens.shape
+        flops.append(model.flops(rows, length, num_steps, training=True))
+        gradients(forward, learner, batch, num_steps, precision, [False] * 3, ranks)
+        optimizers.step(learner.optimizers, settings.lr)
+        if ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return Estimate(
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops=statistics.mean(flops),
+        memory=_peak(ranks.device),
+        minutes=statistics.median(seconds) * settings.num_updates / 60,
+    )
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

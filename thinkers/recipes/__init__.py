@@ -1,0 +1,68 @@
+"""RECIPES: functions that return a Config known to work, and what was measured of each."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from thinkers.config import Config
+from thinkers.recipes import numbers
+
+RESULTS = Path(__file__).with_name("results.json")
+
+
+def _named(name: str, recipe: Callable[[], Config]) -> Callable[[], Config]:
+    def named() -> Config:
+        return dataclasses.replace(recipe(), recipe=name)
+
+    named.__doc__ = recipe.__doc__
+    return named
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    name: _named(name, recipe)
+    for name, recipe in {
+        "add/decoder": numbers.add_decoder,
+        "add/looped": numbers.add_looped,
+        "add/thinker": numbers.add_thinker,
+        "copy/thinker": numbers.copy_thinker,
+        "sort/thinker": numbers.sort_thinker,
+        "arithmetic/looped": numbers.arithmetic_looped,
+        "multiply/thinker": numbers.multiply_thinker,
+        "factorise/thinker": numbers.factorise_thinker,
+    }.items()
+}
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What a measurement holds for: everything but the seed."""
+    found = config.to_dict()
+    del found["training"]["seed"]
+    return found
+
+
+def results() -> dict[str, Any]:
+    """{recipe: what benchmarks/recipes.py found}, of those measured with the settings of today."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return {
+        name: entry
+        for name, entry in found.items()
+        if name in RECIPES and entry["settings"] == settings_of(RECIPES[name]())
+    }
+
+
+def score(name: str, found: Mapping[str, Any] | None = None) -> str:
+    """The measured score of a recipe in a few words: mean, deviation over seeds, minutes."""
+    entry = (results() if found is None else found).get(name)
+    if not entry:
+        return "not measured"
+    seeds = list(entry["seeds"].values())
+    values = [seed["scores"][entry["headline"]] for seed in seeds]
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    times = [seed["cpu_minutes"] for seed in seeds if seed["cpu_minutes"] is not None]
+    times = times or [seed["minutes"] for seed in seeds]
+    many = f"{len(values)} seeds" if len(values) > 1 else "1 seed"
+    mean = statistics.mean(values)
+    return f"{entry['headline']} {mean:.3f}{spread} ({many}, {statistics.mean(times):.1f} minutes)"

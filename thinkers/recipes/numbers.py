@@ -1,0 +1,75 @@
+"""Recipes on the number tasks: models that learn to compute, by thinking or without."""
+
+from thinkers.config import Config
+from thinkers.models.decoder import Decoder
+from thinkers.models.looped import Looped
+from thinkers.models.thinker import Thinker
+from thinkers.tasks.arithmetic import Add, Arithmetic, Factorise, Multiply
+from thinkers.tasks.sequences import Copy, Sort
+from thinkers.training import Training
+
+
+def add_decoder() -> Config:
+    """Adds up to 3 digits by a plain transformer: what a thinker is compared with."""
+    training = Training(num_updates=3000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    return Config.fit(Decoder, Add.Config(max_digits=3), training, dim=96, num_layers=2)
+
+
+def add_looped() -> Config:
+    """Adds up to 3 digits by one layer run again and again, from 2 to 6 times in training."""
+    training = Training(
+        num_updates=3000, batch_size=128, lr=2e-3, weight_decay=0.01, random_steps=(2, 6)
+    )
+    return Config.fit(Looped, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4)
+
+
+def add_thinker() -> Config:
+    """Adds up to 3 digits in latents that think 4 times before any digit is written.
+
+    The number of steps is drawn from 2 to 6 in training, so that more can be taken afterwards.
+    """
+    training = Training(
+        num_updates=3000, batch_size=128, lr=2e-3, weight_decay=0.01, random_steps=(2, 6)
+    )
+    return Config.fit(
+        Thinker, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4
+    )
+
+
+def copy_thinker() -> Config:
+    """Writes up to 10 digits again: what passes through the latents, and nothing else."""
+    training = Training(num_updates=3000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    return Config.fit(
+        Thinker, Copy.Config(max_length=10), training, dim=64, num_layers=1, num_steps=2
+    )
+
+
+def sort_thinker() -> Config:
+    """Sorts up to 10 digits: each answer depends on all of the question."""
+    training = Training(num_updates=3000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    return Config.fit(
+        Thinker, Sort.Config(max_length=10), training, dim=64, num_layers=1, num_steps=4
+    )
+
+
+def arithmetic_looped() -> Config:
+    """Chains of up to two + - * on numbers up to 99: steps whose order must be found first."""
+    training = Training(num_updates=6000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    task = Arithmetic.Config(max_digits=2, max_operators=2)
+    return Config.fit(Looped, task, training, dim=128, num_layers=2, num_steps=4)
+
+
+def multiply_thinker() -> Config:
+    """Multiplies 2 digits by 2: sums of products, all carried in the latents."""
+    training = Training(num_updates=6000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    return Config.fit(
+        Thinker, Multiply.Config(max_digits=2), training, dim=96, num_layers=2, num_steps=6
+    )
+
+
+def factorise_thinker() -> Config:
+    """Factorises numbers up to 999: a search with no known short cut."""
+    training = Training(num_updates=6000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    return Config.fit(
+        Thinker, Factorise.Config(max_digits=3), training, dim=96, num_layers=2, num_steps=6
+    )
