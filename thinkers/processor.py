@@ -169,8 +169,11 @@ class Process(nn.Module):
 
     def project(self, x: Float[Tensor, "b m c"]) -> list[Float[Tensor, "b h m d"]]:
         """Keys and values of these vectors in every layer: k0, v0, k1, v1, .."""
-        x = self.memory_norm(x)
-        return [part for layer in self.layers for part in layer.memory_attention.keys_values(x)]
+        x, parts = self.memory_norm(x), []
+        for layer in self.layers:
+            attention: Any = layer.memory_attention
+            parts += attention.keys_values(x)
+        return parts
 
     def forward(
         self,

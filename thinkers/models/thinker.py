@@ -131,8 +131,9 @@ class Thinker(Model):
             rank=config.rank,
             self_attention=config.self_attention,
         )
-        self.read = Read(self.process, TextInput(config.vocab_size, config.max_length, dim))
-        self.output = Output(self.process, self.read.source.embedding, config.output_steps)
+        self.text = TextInput(config.vocab_size, config.max_length, dim)
+        self.read = Read(self.process, self.text)
+        self.output = Output(self.process, self.text.embedding, config.output_steps)
         self.latents = nn.Embedding(config.num_latents, dim)
         self.queries = nn.Embedding(max(config.max_length, config.section), dim)
         if config.num_knowledge:
@@ -166,7 +167,7 @@ class Thinker(Model):
         room = inputs[0].shape[2] + config.num_knowledge + steps * latent.shape[1]
         store = LatentStore(self.process, room)
         store.write_projected(inputs, "input", hidden)
-        memory, memories, latents = store.read(), [], []
+        memories, latents = [], []
         if config.num_knowledge:
             known = self.process.project(rows_of(self.knowledge)[None])
             store.write_projected([x.expand(b, -1, -1, -1) for x in known], "knowledge")
@@ -177,17 +178,18 @@ class Thinker(Model):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(s, steps)):
                 if keys is not None and self.disturb:
                     latent = self.disturb(latent, keys, s + 1, self.latents.weight)
-                latent = self.process(latent, memory)
+                latent = self.process(latent, self._memory(store, s))
                 store.write(latent)
-            memory = self._recall(store, s)
             if keep or s == steps - 1:
-                memories.append(memory)
+                memories.append(self._memory(store, s + 1))
                 latents.append(latent)
         return memories, torch.stack(latents, 1)
 
-    def _recall(self, store: LatentStore, s: int) -> Memory:
-        """M_{s+1}."""
-        again = self.config.read_steps is None or s < self.config.read_steps
+    def _memory(self, store: LatentStore, s: int) -> Memory:
+        """M_s: what step s reads, and what is read out after step s - 1."""
+        if s == 0:
+            return store.read(("input",))
+        again = self.config.read_steps is None or s - 1 < self.config.read_steps
         kinds = ("input", "knowledge", "latent") if again else ("knowledge", "latent")
         return store.read(kinds, self.config.memory_steps)
 
@@ -222,7 +224,7 @@ class Thinker(Model):
         queries = self.queries(offsets).expand(len(tokens), -1, -1)
         if self.config.output == "parallel":
             return queries
-        return queries + self.read.source(tokens, positions)
+        return queries + self.text(tokens, positions)
 
     def initial_memory(self, b: int) -> Memory:
         """The learned latents: what the first section is written from."""
@@ -249,7 +251,7 @@ class Thinker(Model):
             finished = sections * size
             ends = torch.arange(size, finished + 1, size, device=device)
             hidden = torch.arange(finished, device=device) >= ends[:, None]
-            parts = self.process.project(self.read.vectors(tokens[:, :finished]))
+            parts = self.process.project(self.text(tokens[:, :finished]))
             parts = [x[:, None].expand(-1, sections, -1, -1, -1).flatten(0, 1) for x in parts]
             rows = None if keys is None else boundary_keys(keys, sections)
             memories, latents = self.think(parts, hidden.repeat(b, 1), steps, keep, rows)
@@ -276,7 +278,7 @@ class Thinker(Model):
         device = tokens.device
         prompts = tokens[:, : int(prompt_lengths.max())]
         hidden = torch.arange(prompts.shape[1], device=device) >= prompt_lengths[:, None]
-        parts = self.process.project(self.read.vectors(prompts))
+        parts = self.process.project(self.text(prompts))
         memories, latents = self.think(parts, hidden, steps, keep, keys)
         offsets = torch.arange(room, device=device)
         places = prompt_lengths[:, None] - 1 + offsets
@@ -416,7 +418,7 @@ class Thinker(Model):
         start = lengths[:, None] - 1
         if prompted:
             hidden = torch.arange(t, device=tokens.device) >= lengths[:, None]
-            inputs = self.process.project(self.read.vectors(tokens))
+            inputs = self.process.project(self.text(tokens))
             cache.remember(self.think(inputs, hidden, num_steps)[0][-1])
         else:
             finished = t // size * size
