@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from thinkers.checks import NOT_CAUSAL, check_int, check_lengths, check_shape
+from thinkers.checks import NOT_CAUSAL, check_ids, check_int, check_lengths, check_shape
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def generate(
     b, t = tokens.shape
     out = torch.full((b, t + max_new_tokens), pad_token, dtype=torch.int64, device=tokens.device)
     out[:, :t] = tokens
-    training = model.training
+    modes = {part: part.training for part in model.modules()}
     model.eval()
     try:
         writer = (Cached if use_cache else Recomputed)(
@@ -55,12 +55,14 @@ def generate(
                     break
             writer.write(chosen)
     finally:
-        model.train(training)
+        for part, training in modes.items():
+            part.training = training
     if not return_logits:
         return out
-    zeros = torch.zeros(b, model.config.vocab_size, device=tokens.device)
-    kept += [kept[0].new_zeros(kept[0].shape) if kept else zeros] * (max_new_tokens - len(kept))
-    return out, torch.stack(kept, 1) if kept else zeros[:, None][:, :0]
+    if not kept:
+        return out, next(model.parameters()).new_zeros(b, 0, model.config.vocab_size)
+    kept += [torch.zeros_like(kept[0])] * (max_new_tokens - len(kept))
+    return out, torch.stack(kept, 1)
 
 
 class Cached:
@@ -141,8 +143,11 @@ def check_call(
             f"prompt and new tokens must be at most {limit} together (max_length), "
             f"got {longest} + {max_new_tokens}"
         )
-    source = torch.arange(t, device=tokens.device) + (t - lengths)[:, None]
-    rows = tokens.gather(1, source.clamp(max=t - 1))[:, :longest]
+    columns = torch.arange(t, device=tokens.device)
+    first = (t - lengths)[:, None]
+    tokens = tokens.where(columns >= first, 0)
+    check_ids("tokens", tokens, model.config.vocab_size)
+    rows = tokens.gather(1, (columns + first).clamp(max=t - 1))[:, :longest]
     return model.check_tokens(rows, lengths), lengths, steps
 
 
