@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from thinkers.cache import KeyValueCache
@@ -458,7 +457,6 @@ class _Write(Function):
         return order.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, order: Tensor) -> tuple[Tensor | None, ...]:
         lo, hi = ctx.span
         return order, None, None, *(g[:, :, lo:hi].clone() for g in ctx.buffers.grads())
@@ -486,8 +484,9 @@ class _Window(Function):
         return buffers.data[index].data[:, :, lo:hi]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("what was read from a store has no second derivative (create_graph)")
         (order,) = ctx.saved_tensors
         (lo, hi), (from_, to) = ctx.span, ctx.frozen
         total = ctx.buffers.grads()[ctx.index]
