@@ -3,6 +3,7 @@
 import gc
 import os
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,12 +32,21 @@ class Ranks:
         """Whether this is the one process that writes files and talks."""
         return self.rank == 0
 
-    def share(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over ranks after each backward."""
+    def share(self, module: nn.Module, all_used: bool) -> nn.Module:
+        """The module with its gradients averaged over ranks after each backward.
+
+        Args:
+            all_used: Whether every update gives every parameter a gradient; it is looked for which
+                does not otherwise.
+        """
         if self.world == 1:
             return module
-        # A thinking step that is not taken leaves its weights without a gradient.
-        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        with warnings.catch_warnings():
+            # No way to leave buffers alone that is not deprecated exists in all of torch >= 2.11.
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                module, broadcast_buffers=False, find_unused_parameters=not all_used
+            )
 
     def alone(self, module: nn.Module, when: bool) -> AbstractContextManager[Any]:
         """Keep the gradients of this micro-batch to ourselves: a later one sends the sum."""

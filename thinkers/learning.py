@@ -165,6 +165,14 @@ def faster_precision(model: Model, batch: Batch) -> str:
     return min(seconds, key=lambda precision: seconds[precision])
 
 
+def uses_all(model: Model, batch: Batch, num_steps: int | None) -> bool:
+    """Whether the loss of this batch gives every parameter a gradient."""
+    model.loss(batch.to(next(model.parameters()).device), num_steps).total.backward()
+    found = all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.zero_grad(set_to_none=True)
+    return found
+
+
 def require_finite(told: Told, learner: Learner) -> None:
     """NonFiniteError, before the optimiser, naming the update and a parameter."""
     if told.is_finite:

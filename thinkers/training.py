@@ -28,6 +28,7 @@ from thinkers.learning import (
     restore,
     shorten,
     thinking_steps,
+    uses_all,
 )
 from thinkers.models.base import Model
 from thinkers.stopping import Signals
@@ -181,7 +182,7 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks) -
     """The way of the data, top to bottom."""
     settings = config.training
     learner, precision = _prepare(config, folder, record, ranks)
-    forward = ranks.share(LossOf(learner.model))
+    forward = ranks.share(LossOf(learner.model), ranks.world == 1 or _uses_all(learner))
 
     with (
         Tracker(folder if ranks.writes else None, learner.update, settings.num_updates) as tracker,
@@ -312,6 +313,12 @@ def save(
     tracker.say(f"saved update={made.update}")
     runs.write_model(folder, learner.result)
     checkpoints.prune(folder / "checkpoints", learner.config.training.keep_last)
+
+
+def _uses_all(learner: Learner) -> bool:
+    """Whether every parameter has a gradient at the fewest steps, and so at any number."""
+    steps = learner.config.training.random_steps
+    return uses_all(learner.model, learner.task.batch(0, 1), None if steps is None else steps[0])
 
 
 def _is_cut(learner: Learner) -> bool:

@@ -1,0 +1,87 @@
+"""Several processes train what one does: the same batches, the same losses, one that writes."""
+
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = """
+import sys
+from thinkers.config import Config
+from thinkers.models import MODELS
+from thinkers.tasks import TASKS
+from thinkers.training import Training, train
+precision, accumulation, folder = sys.argv[1:]
+settings = Training(
+    num_updates=7, batch_size=12, accumulation=int(accumulation), warmup_updates=3, log_every=1,
+    checkpoint_every=3, evaluate_examples=3, device="cpu", precision=precision, lr=1e-2,
+    random_steps=None if "{model}" == "decoder" else (1, 3),
+)
+task = TASKS["add"].Config(max_digits=2, curriculum=True, window=12, threshold=0.05)
+config = Config.fit(MODELS["{model}"], task, settings, dim=8, num_layers=1, num_heads=2)
+run = train(config, folder)
+"""
+
+
+def start(*command: object, **variables: object) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env=environment | {name: str(value) for name, value in variables.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_ranks(number: int, *command: object) -> list[subprocess.Popen[str]]:
+    """What torchrun does, without the time it takes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = dict(WORLD_SIZE=number, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    return [start(*command, RANK=r, LOCAL_RANK=r, **shared) for r in range(number)]
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return output
+
+
+def losses(folder: Path) -> list[float]:
+    text = (folder / "metrics.jsonl").read_text()
+    return [x["loss"] for x in map(json.loads, text.splitlines()) if "loss" in x]
+
+
+def test_two_ranks_train_what_one_does(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("{model}", "looped"))
+    ranks = start_ranks(2, script, "float64", 3, tmp_path / "two")
+    arguments = [str(script), "float64", "1", str(tmp_path / "one")]
+    with mock.patch.object(sys, "argv", arguments):
+        runpy.run_path(str(script))
+    first, second = (finish(rank) for rank in ranks)
+    assert first.count("saved update=3") == 1 and second == ""
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-12, abs=0)
+    assert len(losses(tmp_path / "two")) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+@pytest.mark.parametrize("model", ["decoder", "looped", "thinker"])
+def test_torchrun_trains_what_one_process_does(tmp_path, precision, tolerance, model):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("{model}", model))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    output = finish(start(*launcher, script, precision, 2, tmp_path / "two"))
+    assert output.count("saved update=3") == 1, output
+    finish(start(script, precision, 1, tmp_path / "one"))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=tolerance, abs=0)
