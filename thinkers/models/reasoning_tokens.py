@@ -1,0 +1,400 @@
+"""Self-reasoning tokens: after every token some that are learned for the far future alone."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thinkers.cache import KeyValueCache
+from thinkers.checks import check_int
+from thinkers.layers import Rotary, SwiGLU, attention_flops, rotate, swiglu_width
+from thinkers.models import base
+from thinkers.models.base import Batch, Loss, Model, Thought, initialize
+from thinkers.ops import masks, stop_grad_attention
+
+FACTORS = ("near_query", "near_key", "near_value", "far_query", "far_key", "far_value")
+CHOICES = {
+    "variant": ("published", "modern"),
+    "mode": ("stop_grad", "mask"),
+    "prediction": ("ordinary", "all"),
+}
+Factor = float | tuple[float, ...]
+
+
+class ReasoningTokens(Model):
+    """x = [e_1, r_1, .., r_n, e_2, r_1, .., r_n, ..]; a decoder over x; logits from the e alone.
+
+    All elements of a time step share its position. A reasoning token is near to the queries of
+    the `window` time steps after its own: these see it, but give it no gradient (or, in mask
+    mode, do not see it), so that it is optimised by what comes later than the next tokens.
+
+    Idea: F. Bonetto 2024, https://reasoning-tokens.ghost.io/reasoning-tokens/. Published form:
+    https://github.com/lucidrains/self-reasoning-tokens-pytorch, a decoder with norms
+    sqrt(c) g x / |x|, GELUs, learned positions and an output of its own; ours is `Decoder`.
+    """
+
+    name = "reasoning_tokens"
+    test_variants = (
+        {"mode": "mask"},
+        {"prediction": "all", "window": 2, "far_key": 0.5},
+        {"variant": "published", "mode": "mask", "prediction": "all", "head_dim": 7},
+        {"variant": "published", "window": 1, "num_learned": 1},
+        {"num_steps": 0},
+    )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(base.Config):
+        """`num_steps` is the number of reasoning tokens after every token; 0 is the decoder.
+
+        The gradient that a pair of a query and a reasoning token gives to the query, the key and
+        the value is multiplied by `near_..` or `far_..`: a number for all heads, or one for each.
+        """
+
+        variant: Literal["published", "modern"] = "modern"
+        mode: Literal["stop_grad", "mask"] = "stop_grad"
+        """What happens to near pairs: seen, their gradients multiplied; or not seen at all."""
+        window: int = 4
+        """For how many time steps a reasoning token is near."""
+        prediction: Literal["ordinary", "all"] = "ordinary"
+        """Which elements the loss trains to predict the next token."""
+        num_learned: int | None = None
+        """Rows of reasoning tokens, the last of which serves beyond them; None is num_steps.
+
+        They are learned unless num_steps is 0.
+        """
+        head_dim: int | None = None
+        """Width of a head; None is dim / num_heads."""
+        hidden: int | None = None
+        """Width of the feed-forward; None is 8/3 of dim, 4 in the published variant."""
+        near_query: Factor = 1.0
+        near_key: Factor = 0.0
+        near_value: Factor = 0.0
+        far_query: Factor = 1.0
+        far_key: Factor = 1.0
+        far_value: Factor = 1.0
+
+        least_steps: ClassVar[int] = 0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_int("window", self.window, 0)
+            for name, allowed in CHOICES.items():
+                value = getattr(self, name)
+                if value not in allowed:
+                    raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+            if self.num_learned is None:
+                object.__setattr__(self, "num_learned", self.num_steps)
+            check_int("num_learned", self.num_learned, min(1, self.num_steps))
+            for name in ("hidden", "head_dim"):
+                if getattr(self, name) is not None:
+                    check_int(name, getattr(self, name), 1)
+            for name in FACTORS:
+                object.__setattr__(self, name, as_factor(name, getattr(self, name), self.num_heads))
+
+        def check_heads(self) -> None:
+            if self.head_dim is None:
+                super().check_heads()
+
+    reasoning: Tensor | None
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        published, dim = config.variant == "published", config.dim
+        self.embedding = nn.Embedding(config.vocab_size, dim)
+        rows = 0.02 * torch.randn(config.num_learned or 0, dim)
+        if config.num_steps:
+            self.reasoning = nn.Parameter(rows)
+        else:
+            self.register_buffer("reasoning", rows if len(rows) else None)
+        if published:
+            self.positions = nn.Embedding(config.max_length, dim)
+        else:
+            self.rotary = Rotary(config.head_dim or dim // config.num_heads)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = norm(config)
+        self.head = nn.Linear(dim, config.vocab_size, bias=False) if published else None
+        initialize(self, num_residuals=2 * config.num_layers)
+
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        return tuple(sorted({0, *super().step_counts}))
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "b t"],
+        num_steps: int | None = None,
+        lengths: Int[Tensor, " b"] | None = None,
+        prompt_lengths: Int[Tensor, " b"] | None = None,
+        keep_states: bool = False,
+    ) -> Thought:
+        """As in every model; the reasoning tokens' states are `extra["reasoning"]` (b, n, t, c)."""
+        steps = self.check_steps(num_steps)
+        x = self._run(self.check_tokens(tokens, lengths, prompt_lengths), steps)
+        logits = self._answer(x[:, :, 0])
+        if not keep_states:
+            return Thought(logits)
+        # A position is read from its ordinary element, which no reasoning token can change.
+        states = x[:, None, :, 0].expand(-1, max(1, steps), -1, -1)
+        return Thought(logits, states, {"reasoning": x[:, :, 1:].transpose(1, 2)})
+
+    def loss(
+        self,
+        batch: Batch | Int[Tensor, "b t"],
+        num_steps: int | None = None,
+        counts: Any = None,
+    ) -> Loss:
+        """As in every model; where all predict, a token's loss is the mean over its elements."""
+        if self.config.prediction == "ordinary":
+            return super().loss(batch, num_steps, counts)
+        batch, steps = base.as_batch(batch, self), self.check_steps(num_steps)
+        tokens = self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths)
+        logits = self.read_out(self._run(tokens, steps))
+        ordinary = base.next_token_loss(logits[:, :, 0].detach(), batch)
+        terms = {"next_token": (counts or ordinary.counts)["next_token"] * (steps + 1)}
+        wide = base.graded_targets(batch).repeat_interleave(steps + 1, 1)
+        total = base.next_token_loss(logits.flatten(1, 2), Batch(wide, wide), terms).total
+        return Loss(total, {"next_token": total.detach()}, ordinary.counts, ordinary.correct)
+
+    def _run(
+        self, tokens: Int[Tensor, "b t"], steps: int, cache: "ReasoningCache | None" = None
+    ) -> Float[Tensor, "b t n c"]:
+        """The vectors of each token and of its reasoning tokens after the last block."""
+        size, t, visible = steps + 1, tokens.shape[1], None
+        stops = self._stops(steps) if torch.is_grad_enabled() else {}
+        if cache is not None and cache.visible is not None:
+            times, visible = cache.lengths[:, None] - 1, cache.visible
+        else:
+            times = torch.arange(t, device=tokens.device)
+            if steps and self.config.mode == "mask":
+                visible = masks.table(seen(self.config, steps), t * size, device=tokens.device)[0]
+        x = self._elements(tokens, steps)
+        if self.config.variant == "published":
+            # Padded columns may lie beyond the last position.
+            rows = self.positions(times.clamp(max=self.config.max_length - 1))
+            x, table = x + rows.unsqueeze(-2), None
+        else:
+            table = self.rotary.table(times.repeat_interleave(size, -1), x.dtype)
+        x = x.flatten(1, 2)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, table, (visible, stops), cache, layer)
+        return x.unflatten(1, (t, size))
+
+    def _elements(self, tokens: Int[Tensor, "b t"], steps: int) -> Float[Tensor, "b t n c"]:
+        ordinary = self.embedding(tokens)[:, :, None]
+        if self.reasoning is None:
+            rows = ordinary.new_zeros(steps, self.config.dim)
+        else:
+            index = torch.arange(steps, device=tokens.device)
+            rows = self.reasoning[index.clamp(max=len(self.reasoning) - 1)]
+        return torch.cat([ordinary, rows.expand(*tokens.shape, -1, -1)], 2)
+
+    def _stops(self, steps: int) -> dict[str, Any]:
+        """What the gradients to queries, keys and values are multiplied by, where not by 1."""
+        config = self.config
+        if steps == 0:
+            return {}
+        places = {"far": masks.reasoning_far(steps, config.window)}
+        if config.mode == "stop_grad":
+            places["near"] = masks.reasoning_near(steps, config.window)
+        stops = {}
+        for part in ("query", "key", "value"):
+            scales = [(mask, getattr(config, f"{place}_{part}")) for place, mask in places.items()]
+            stops[f"stop_{part[0]}"] = stop_where(scales, config.num_heads)
+        return {name: stop for name, stop in stops.items() if stop is not None}
+
+    def _answer(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return F.linear(self.norm(x), weight)
+
+    def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
+        return self._answer(states)
+
+    def prefill(
+        self,
+        tokens: Int[Tensor, "b t"],
+        lengths: Int[Tensor, " b"],
+        num_steps: int,
+        prompted: bool,
+        capacity: int,
+    ) -> tuple[Float[Tensor, "b v"], "ReasoningCache"]:
+        cache = ReasoningCache(self.config, lengths, capacity, num_steps, self.embedding.weight)
+        x = self._run(tokens, num_steps, cache)
+        return self._answer(x[torch.arange(len(x)), lengths - 1, 0]), cache
+
+    def extend(self, tokens: Int[Tensor, " b"], cache: "ReasoningCache") -> Float[Tensor, "b v"]:
+        cache.grow()
+        return self._answer(self._run(tokens[:, None], cache.size - 1, cache)[:, 0, 0])
+
+    def flops(
+        self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
+    ) -> int:
+        steps = self.check_steps(num_steps)
+        elements, config = length * (steps + 1), self.config
+        inner = config.num_heads * (config.head_dim or config.dim // config.num_heads)
+        attention = attention_flops(batch_size, elements, elements, inner)
+        matrices = sum(x.numel() for x in self.blocks.parameters() if x.ndim == 2)
+        layers = config.num_layers * attention + 2 * batch_size * elements * matrices
+        predicting = elements if training and config.prediction == "all" else length
+        forward = layers + 2 * batch_size * predicting * config.dim * config.vocab_size
+        if not training:
+            return forward
+        # Where gradients are stopped, the backward pass computes the scores anew.
+        return 3 * forward + bool(self._stops(steps)) * config.num_layers * attention // 2
+
+
+class ReasoningCache(KeyValueCache):
+    """The keys and values of each token and of its reasoning tokens, in the order of reading."""
+
+    def __init__(
+        self,
+        config: ReasoningTokens.Config,
+        lengths: Int[Tensor, " b"],
+        capacity: int,
+        steps: int,
+        like: Tensor,
+    ):
+        self.size, self.seen = steps + 1, seen(config, steps)
+        head_dim = config.head_dim or config.dim // config.num_heads
+        capacity *= self.size
+        super().__init__(config.num_layers, lengths, capacity, config.num_heads, head_dim, like)
+
+    def grow(self) -> Int[Tensor, "b 1"]:
+        """Make room for one more token per row and its reasoning tokens; its position."""
+        positions = self.lengths[:, None]
+        self.lengths = self.lengths + 1
+        self.used += self.size
+        self.slots = positions * self.size + torch.arange(self.size, device=positions.device)
+        q = self.slots[:, None, :, None]
+        k = torch.arange(self.used, device=positions.device)
+        self.visible = self.seen(q, q, q, k)
+        return positions
+
+    def keep(
+        self, layer: int, k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t d"]
+    ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Bool[Tensor, "b 1 t s"] | None]:
+        """Keep whole prompts, or after `grow` the elements of one token per row; all so far."""
+        if self.visible is None:
+            return super().keep(layer, k, v)
+        kept = self.data[layer]
+        rows = torch.arange(len(self.lengths), device=self.lengths.device)[:, None]
+        kept[0, rows, :, self.slots] = k.transpose(1, 2)
+        kept[1, rows, :, self.slots] = v.transpose(1, 2)
+        return kept[0, :, :, : self.used], kept[1, :, :, : self.used], self.visible
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on the normed stream and added to it."""
+
+    def __init__(self, config: ReasoningTokens.Config):
+        super().__init__()
+        dim, self.num_heads = config.dim, config.num_heads
+        inner = self.num_heads * (config.head_dim or dim // self.num_heads)
+        self.attention_norm = norm(config)
+        self.query_key_value = nn.Linear(dim, 3 * inner, bias=False)
+        self.output = nn.Linear(inner, dim, bias=False)
+        self.feed_forward_norm = norm(config)
+        if config.variant == "published":
+            self.feed_forward: GELUs | SwiGLU = GELUs(dim, config.hidden or 4 * dim)
+        else:
+            self.feed_forward = SwiGLU(dim, config.hidden or swiglu_width(dim))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b s c"],
+        table: tuple[Tensor, Tensor] | None,
+        pairs: tuple[Tensor | None, dict[str, Any]],
+        cache: ReasoningCache | None,
+        layer: int,
+    ) -> Float[Tensor, "b s c"]:
+        projected = self.query_key_value(self.attention_norm(x))
+        q, k, v = rearrange(projected, "b s (n h d) -> n b h s d", n=3, h=self.num_heads)
+        if table is not None:
+            q, k = rotate(q, table), rotate(k, table)
+        if cache is not None:
+            k, v, _ = cache.keep(layer, k, v)
+        visible, stops = pairs
+        if stops:
+            found = stop_grad_attention(q, k, v, causal=True, mask=visible, **stops)
+        else:
+            causal = visible is None
+            found = F.scaled_dot_product_attention(q, k, v, visible, is_causal=causal)
+        x = x + self.output(rearrange(found, "b h s d -> b s (h d)"))
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class GELUs(nn.Module):
+    """gelu(x W1 + b1) W2 + b2 (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+        return self.down(F.gelu(self.up(x)))
+
+
+class UnitNorm(nn.Module):
+    """sqrt(c) g x / |x|."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+        return F.normalize(x, dim=-1) * math.sqrt(x.shape[-1]) * self.weight
+
+
+def norm(config: ReasoningTokens.Config) -> nn.Module:
+    """The norm of this variant."""
+    published = config.variant == "published"
+    return UnitNorm(config.dim) if published else nn.RMSNorm(config.dim, eps=1e-6)
+
+
+def as_factor(name: str, value: Any, num_heads: int) -> Factor:
+    """`value` as a float, or as one for each head; ValueError if it is neither."""
+    several = isinstance(value, list | tuple)
+    numbers = tuple(value) if several else (value,)
+    usable = all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
+    if not usable or (several and len(numbers) != num_heads):
+        raise ValueError(f"{name} must be a finite number, or {num_heads} of them, got {value!r}")
+    return tuple(float(x) for x in numbers) if several else float(value)
+
+
+def seen(config: ReasoningTokens.Config, steps: int) -> masks.PairMask:
+    """Who sees whom among the elements."""
+    if config.mode == "stop_grad":
+        return masks.causal
+    near = masks.reasoning_near(steps, config.window)
+    return masks.both(masks.causal, masks.invert(near))
+
+
+def stop_where(
+    scales: list[tuple[masks.PairMask, Factor]], num_heads: int
+) -> masks.PairMask | None:
+    """The function of pairs that multiplies by each scale where its mask is; None if all are 1.
+
+    Scales of 0 and 1 alone give the boolean function that is True where gradients stop.
+    """
+    places: dict[float, masks.PairMask] = {}
+    for mask, scale in scales:
+        by_head = scale if isinstance(scale, tuple) else (scale,) * num_heads
+        for value in set(by_head) - {1.0}:
+            heads = tuple(h for h, x in enumerate(by_head) if x == value)
+            place = mask if len(heads) == num_heads else masks.only_heads(mask, heads)
+            places[value] = masks.either(places[value], place) if value in places else place
+    if set(places) <= {0.0}:
+        return places.get(0.0)
+
+    def factor(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        found = torch.ones((), device=k.device)
+        for value, place in places.items():
+            found = torch.where(place(b, h, q, k), value, found)
+        return found
+
+    return factor
