@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models.base import FORMAT, Batch, Loss, Model, Thought
 from thinkers.models.decoder import Decoder
+from thinkers.models.deepsight import DeepSight
 from thinkers.models.looped import Looped
 from thinkers.models.thinker import Thinker
 from thinkers.models.unread import PREFIX as UNREAD
@@ -17,6 +18,7 @@ from thinkers.models.unread import keep_unread
 
 MODELS: dict[str, type[Model]] = {
     "decoder": Decoder,
+    "deepsight": DeepSight,
     "looped": Looped,
     "thinker": Thinker,
 }

@@ -1,0 +1,283 @@
+"""What a plan should be, how far a plan is from it, and how much of the future a plan holds."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PlanLoss(nn.Module):
+    """How far plans are from the past and the next tokens, each summed up in one vector.
+
+    With E the embeddings of a row and d the horizon, at position i:
+
+        present_i = mean(E_1 .. E_i)        future_i = sum_k w_k E_(i+k), k = 1 .. d
+        target_i = after_norm((present_i + future_i) / 2)
+        loss_i = disaffinity(encoder_norm(plan_i), target_i)
+
+    The published norms have learned gains and biases: shrinking both gains takes the loss to 0
+    with no plan at all. Ours have none. Sums are shifted adds, O(t d), with no t x t matrix.
+
+    Args:
+        config: A configuration of DeepSight; its fields say what each choice means.
+    """
+
+    logits: nn.Parameter
+    weights: Tensor
+    token_frequencies: Tensor
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.kind, self.mix, self.horizon = config.plan_loss, config.plan_mix, config.horizon
+        self.partial = config.looks_partly
+        self.reach = 1 if self.partial else self.horizon
+        self.learned = config.horizon_weights == "learned" and self.horizon > 1
+        self.rescaled = self.partial and config.horizon_weights != "decay"
+        self.encoder_norm = target_norm(config)
+        self.before_norm = target_norm(config) if config.plan_norm in ("before", "both") else None
+        self.after_norm = target_norm(config) if config.plan_norm in ("after", "both") else None
+        # In float32 whatever the dtype, as the published buffers are.
+        decay = torch.arange(1, self.horizon + 1).float() ** -1
+        if self.learned:
+            self.logits = nn.Parameter(decay.log())
+        else:
+            as_published = config.variant == "published" and not self.partial
+            rows = config.max_length - self.horizon if as_published else 0
+            weights = fixed_weights(config.horizon_weights, decay, rows)
+            self.register_buffer("weights", weights, persistent=False)
+        even = torch.full((config.vocab_size,), 1 / config.vocab_size)
+        self.register_buffer("token_frequencies", even, persistent=config.center)
+
+    def set_token_counts(self, counts: Int[Tensor, " v"]) -> None:
+        """Say how often each token occurs in training, for the mean that `center` subtracts.
+
+        Until then every token counts alike. Frequencies belong to the data and not to an update,
+        so that every micro-batch and every rank subtracts the same mean.
+        """
+        if counts.shape != self.token_frequencies.shape or (counts < 0).any() or not counts.any():
+            raise ValueError(f"counts must be one for each token, not all 0, got {counts}")
+        self.token_frequencies.copy_(counts / counts.sum())
+
+    def mean_token(self, embeddings: Float[Tensor, "v c"]) -> Float[Tensor, " c"]:
+        """The mean embedding of the tokens of training."""
+        return (self.token_frequencies[:, None] * embeddings).sum(0)
+
+    def horizon_weights(self) -> Float[Tensor, "r d"]:
+        """What each token ahead counts, for every position, or in one row for all."""
+        return self.logits.softmax(0)[None] if self.learned else self.weights
+
+    def forward(
+        self,
+        plan: Float[Tensor, "b t c"],
+        embedded: Float[Tensor, "b t c"],
+        real: Bool[Tensor, "b t"],
+    ) -> Float[Tensor, ""]:
+        """The sum over all positions whose horizon lies inside the real part of their row."""
+        n = plan.shape[1] - self.reach
+        if n < 1:
+            return plan.new_zeros(())
+        found = self.encoder_norm(plan[:, :n])
+        apart = disaffinity(self.kind, found, self.target(embedded, real))
+        return apart.where(real[:, self.reach :], 0).sum()
+
+    def target(
+        self, embedded: Float[Tensor, "b t c"], real: Bool[Tensor, "b t"]
+    ) -> Float[Tensor, "b n c"]:
+        """What the first n plans should resemble, as far as the rows are long enough."""
+        n = embedded.shape[1] - self.reach
+        x = embedded.float() if embedded.dtype.itemsize < 4 else embedded
+        x = x if self.before_norm is None else self.before_norm(x)
+        x = x.where(real[..., None], 0)
+        number = torch.arange(1, n + 1, device=x.device)
+        exist = (real.sum(1, keepdim=True) - number).clamp(1, self.horizon)
+        target = self.future(x, n, exist)
+        if self.mix != "future":
+            present = x[:, :n].cumsum(1) / number[:, None]
+            target = self.merge(present, target, number, exist)
+        return target if self.after_norm is None else self.after_norm(target)
+
+    def merge(
+        self,
+        present: Float[Tensor, "b n c"],
+        future: Float[Tensor, "b n c"],
+        number: Int[Tensor, " n"],
+        exist: Int[Tensor, "b n"],
+    ) -> Float[Tensor, "b n c"]:
+        """The past of so many tokens and the future of so many, in one."""
+        if self.mix == "equal":
+            return future * 0.5 + present * 0.5
+        past = (number.float() / (number + exist))[..., None]
+        ahead = (exist.float() / (number + exist))[..., None]
+        return future * ahead.to(future.dtype) + present * past.to(present.dtype)
+
+    def future(
+        self, x: Float[Tensor, "b t c"], n: int, exist: Int[Tensor, "b n"]
+    ) -> Float[Tensor, "b n c"]:
+        """The weighted sum of the next tokens at the first n positions, of which so many exist."""
+        weights = self.horizon_weights().to(x.dtype)
+        future = torch.zeros_like(x[:, :n])
+        for k in range(1, min(self.horizon, x.shape[1] - 1) + 1):
+            width = min(n, x.shape[1] - k)
+            future[:, :width].addcmul_(x[:, k : k + width], weights[:width, k - 1, None])
+        if not self.rescaled:
+            return future
+        share = weights[0].cumsum(0)[exist - 1]
+        return future / share.where(exist < self.horizon, 1)[..., None]
+
+
+class EmbeddingLoss(nn.Module):
+    """How far the running mean of the normed embeddings is from the plan, which stays put.
+
+    From the encoder-decoder of https://github.com/yiphei/yif-AI; it trains the embeddings.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.kind = config.embedding_loss
+        self.embedding_norm = target_norm(config)
+        self.encoder_norm = target_norm(config)
+
+    def forward(
+        self,
+        plan: Float[Tensor, "b t c"],
+        embedded: Float[Tensor, "b t c"],
+        real: Bool[Tensor, "b t"],
+    ) -> Float[Tensor, ""]:
+        """The sum over all real positions."""
+        number = torch.arange(1, embedded.shape[1] + 1, device=embedded.device)
+        mean = self.embedding_norm(embedded).cumsum(1) / number[:, None]
+        apart = disaffinity(self.kind, mean, self.encoder_norm(plan.detach()))
+        return apart.where(real, 0).sum()
+
+
+def target_norm(config: Any) -> nn.LayerNorm:
+    """Published: with learned gain and bias. Ours has neither, and no floor under small vectors:
+    the mean of many embeddings is far smaller than the usual epsilon."""
+    if config.variant == "published":
+        return nn.LayerNorm(config.dim, eps=1e-5)
+    return nn.LayerNorm(config.dim, eps=1e-12, elementwise_affine=False)
+
+
+def fixed_weights(kind: str, decay: Float[Tensor, " d"], rows: int) -> Float[Tensor, "r d"]:
+    """What each token ahead counts.
+
+    The published code sums each row of a t x t float32 matrix, and its sums differ in their last
+    bit by where in the row the weights lie; `rows` reproduces so many of them, 0 is one for all.
+    """
+    if kind == "decay":
+        return decay[None]
+    if kind != "decay_normalized":
+        return torch.full((1, len(decay)), 1 / len(decay))
+    if rows < 1:
+        return (decay / decay.sum())[None]
+    found = []
+    for first in range(0, rows, 64):
+        number = torch.arange(first, min(first + 64, rows))[:, None]
+        row = torch.zeros(len(number), rows + len(decay) - 1)
+        row.scatter_(1, number + torch.arange(len(decay)), decay.expand(len(number), -1))
+        found.append(decay / row.sum(-1, keepdim=True))
+    return torch.cat(found)
+
+
+def disaffinity(
+    kind: str, a: Float[Tensor, "b t c"], b: Float[Tensor, "b t c"]
+) -> Float[Tensor, "b t"]:
+    """How unlike two vectors are: 0 for the same, or for the same direction."""
+    if kind == "mse":
+        return (a - b).square().mean(-1)
+    cosine = F.cosine_similarity(a, b, dim=-1)
+    if kind == "cosine":
+        return (1 - cosine) / 2
+    return -((1 + cosine) / 2).clamp(min=torch.finfo(cosine.dtype).eps).log()
+
+
+def real_positions(batch: Any) -> Bool[Tensor, "b t"]:
+    """Which positions of each row of a batch are real."""
+    if batch.lengths is None:
+        return torch.ones_like(batch.tokens, dtype=torch.bool)
+    t = batch.tokens.shape[1]
+    return torch.arange(t, device=batch.tokens.device) < batch.lengths[:, None]
+
+
+@torch.no_grad()
+def foresight(model: Any, batches: Iterable[Any]) -> dict[str, float]:
+    """How much of the future the plans of a DeepSight hold, on text that it was not trained on.
+
+    A planning loss says little by itself: the mean embedding, the position and what was read so
+    far predict most of a target. So a linear predictor from these alone is fitted to the first
+    half of the batches, and measured on the second half beside the plan itself.
+
+    Returns:
+        plan: The planning loss; plan_known: that of the linear predictor, both as shares of the
+        loss of the mean target; future_known: the R^2 of the weighted sum of the next tokens'
+        embeddings, predicted by it; future_beyond: what share of its error the plan takes away;
+        gain_encoder, gain_target: mean sizes of the learned gains (1 where there are none).
+    """
+    seen = [observe(model, batch) for batch in batches]
+    if len(seen) < 2:
+        raise ValueError(f"batches must be at least 2, to fit and to measure, got {len(seen)}")
+    half = len(seen) // 2
+    fit, rest = (
+        {name: torch.cat([s[name] for s in part]).double() for name in seen[0]}
+        for part in (seen[:half], seen[half:])
+    )
+    everything = [torch.cat([x["known"], x["plan"]], -1) for x in (fit, rest)]
+    target = predict(fit["known"], fit["target"], rest["known"])
+    known = error(predict(fit["known"], fit["future"], rest["known"]), rest["future"])
+    beyond = error(predict(everything[0], fit["future"], everything[1]), rest["future"])
+    kind, mean = model.plan_loss.kind, fit["target"].mean(0, keepdim=True)
+    constant = disaffinity(kind, mean.expand_as(rest["target"]), rest["target"]).mean()
+    return {
+        "plan": float(disaffinity(kind, rest["normed"], rest["target"]).mean() / constant),
+        "plan_known": float(disaffinity(kind, target, rest["target"]).mean() / constant),
+        "future_known": float(1 - known / error(fit["future"].mean(0), rest["future"])),
+        "future_beyond": float(1 - beyond / known),
+        "gain_encoder": gain(model.plan_loss.encoder_norm),
+        "gain_target": gain(model.plan_loss.after_norm or model.plan_loss.before_norm),
+    }
+
+
+def observe(model: Any, batch: Any) -> dict[str, Float[Tensor, "n c"]]:
+    """Plans, targets, futures and what is known without planning, where a horizon is whole."""
+    loss: PlanLoss = model.plan_loss
+    t = batch.tokens.shape[1]
+    real = real_positions(batch)
+    whole, n = real[:, loss.horizon :], t - loss.horizon
+    embedded, plan, _ = model.run(batch.tokens.where(real, 0))
+    embedded = model.plan_inputs(embedded)
+    number = torch.arange(1, n + 1, device=plan.device)
+    exist = torch.full_like(number, loss.horizon).expand(len(plan), n)
+    present = embedded[:, :n].cumsum(1) / number[:, None]
+    place = torch.stack([number / t, 1 / number, torch.ones_like(number)], -1)
+    return {
+        "plan": plan[:, :n][whole],
+        "normed": loss.encoder_norm(plan[:, :n])[whole],
+        "target": loss.target(embedded, real)[:, :n][whole],
+        "future": loss.future(model.embedding(batch.tokens), n, exist)[whole],
+        "known": torch.cat([present, place.expand(len(plan), -1, -1).to(present)], -1)[whole],
+    }
+
+
+def predict(
+    x: Float[Tensor, "n c"], y: Float[Tensor, "n d"], new: Float[Tensor, "m c"]
+) -> Float[Tensor, "m d"]:
+    """The linear prediction for new x, fitted to (x, y); columns that add nothing do no harm."""
+    scale = x.square().mean(0).sqrt().clamp(min=1e-30)
+    x, new = x / scale, new / scale
+    ridge = 1e-6 * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    return new @ torch.linalg.solve(x.T @ x + ridge, x.T @ y)
+
+
+def error(found: Float[Tensor, "#n c"], wanted: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
+    """The sum of squares."""
+    return (found - wanted).square().sum()
+
+
+def gain(norm: nn.LayerNorm | None) -> float:
+    """The mean size of a norm's gain, 1 without one."""
+    if norm is None or norm.weight is None:
+        return 1.0
+    return float(norm.weight.abs().mean())
