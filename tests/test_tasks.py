@@ -1,0 +1,365 @@
+"""What all tasks promise: purity, disjoint splits, the layout of a batch, the score, curricula."""
+
+import json
+import re
+from itertools import pairwise, product
+
+import pytest
+import torch
+from number_oracles import solve
+from torch import nn
+
+from thinkers.errors import UsageError
+from thinkers.models.base import Batch
+from thinkers.tasks import TASKS, build_task, from_config
+from thinkers.tasks.vocabulary import END, PAD
+
+SMALL = {
+    "copy": dict(max_length=2),
+    "reverse": dict(max_length=2),
+    "sort": dict(max_length=2),
+    "rotate": dict(max_length=2),
+    "shift": dict(max_length=2),
+    "jump": dict(max_length=4),
+    "running_sum": dict(max_length=2),
+    "add": dict(max_digits=1),
+    "subtract": dict(max_digits=1),
+    "multiply": dict(max_digits=1),
+    "arithmetic": dict(max_digits=1, max_operators=1),
+    "factorise": dict(max_digits=2),
+}
+SPLITS = ("train", "valid", "test")
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    names = ("tokens", "targets", "prompt_lengths", "lengths", "keys")
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+
+
+def prompts(task, batch):
+    return [
+        task.decode(row[:length])
+        for row, length in zip(batch.tokens.tolist(), batch.prompt_lengths.tolist(), strict=True)
+    ]
+
+
+def different_prompts(task, update, batch_size, split="train"):
+    batch = task.batch(update, batch_size, split)
+    beyond = torch.arange(batch.tokens.shape[1]) >= batch.prompt_lengths[:, None]
+    rows = batch.tokens.masked_fill(beyond, PAD).unique(dim=0)
+    return {task.decode(row) for row in rows.tolist()}
+
+
+def canonical(name: str, prompt: str) -> str:
+    """The prompt, the same for sums and products whose operands are exchanged."""
+    if name not in ("add", "multiply"):
+        return prompt
+    return "".join(sorted(re.findall(r"\w+", prompt))) + "="
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_batches_do_not_depend_on_what_was_asked_before(name):
+    """Across the boundaries of what is made at once, forwards, backwards, and in a new process."""
+    task, updates = build_task(name, seed=7), (0, 1, 62, 63, 64, 65, 1000)
+    batches = {update: task.batch(update, 37) for update in updates}
+    task.batch(3, 5)
+    for update in reversed(updates):
+        assert equal(task.batch(update, 37), batches[update])
+        task.batch(update, 11, "test")
+        assert equal(build_task(name, seed=7).batch(update, 37), batches[update])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_row_depends_on_seed_split_update_and_row(name):
+    task = build_task(name, seed=7)
+    batch = task.batch(2, 37)
+    assert equal(task.batch(2, 61).rows(slice(37)), batch)
+    others = [
+        task.batch(3, 37),
+        task.batch(2, 37, "valid"),
+        task.batch(2, 37, "test"),
+        build_task(name, seed=8).batch(2, 37),
+        build_task(name, seed=-7).batch(2, 37),
+        batch.rows(slice(1, None)),
+    ]
+    for other in others:
+        assert not set(other.keys.tolist()) & set(batch.keys[:1].tolist())
+        assert other.tokens[:5].tolist() != batch.tokens[:5].tolist()
+    assert len(set(batch.keys.tolist())) == 37
+
+
+def test_a_batch_may_be_changed_by_its_owner():
+    task = build_task("add")
+    task.batch(0, 5).tokens.zero_()
+    assert equal(task.batch(0, 5), build_task("add").batch(0, 5))
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("blanks", [False, True])
+def test_layout_of_a_batch(name, blanks):
+    task = build_task(name, blanks=blanks)
+    for split in SPLITS:
+        batch = task.batch(4, 211, split)
+        assert batch.tokens.shape == batch.targets.shape == (211, task.max_length - 1)
+        assert {x.dtype for x in (batch.tokens, batch.targets, batch.keys)} == {torch.int64}
+        for row, targets, p, length in zip(
+            *(batch.tokens, batch.targets, batch.prompt_lengths.tolist(), batch.lengths.tolist()),
+            strict=True,
+        ):
+            assert row[p - 1] == 20 and (row[length:] == PAD).all()
+            assert not torch.isin(row[:length], torch.tensor([END, PAD])).any()
+            assert row[:length].max() < task.vocab_size
+            assert targets[p - 1 : length - 1].tolist() == row[p:length].tolist()
+            assert targets[length - 1] == END
+            assert (targets[: p - 1] == -100).all() and (targets[length:] == -100).all()
+        if blanks:
+            assert len(set(batch.prompt_lengths.tolist())) == 1 or name == "arithmetic"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_max_length_is_the_longest_prompt_and_the_longest_answer(name):
+    task = build_task(name)
+    longest_prompt = longest_answer = 0
+    for update in range(8):
+        batch = task.batch(update, 4096)
+        longest_prompt = max(longest_prompt, int(batch.prompt_lengths.max()))
+        longest_answer = max(longest_answer, int((batch.targets != -100).sum(1).max()))
+    assert longest_prompt + longest_answer == task.max_length
+
+
+@pytest.mark.parametrize("operators", ["+", "-", "*", "+-", "-*", "+*", "+-*"])
+@pytest.mark.parametrize("least, most", [(0, 1), (0, 3), (1, 2), (2, 5)])
+def test_no_chain_leaves_its_bounds(operators, least, most):
+    """Every chain is worked out; where 0 is an operand, the bounds are met."""
+    chain = build_task("arithmetic", operators=operators, max_operators=3)
+    results = []
+    for count in (1, 2, 3):
+        for signs in product(operators, repeat=count):
+            for operands in product(range(least, most + 1), repeat=count + 1):
+                pairs = zip(operands, (*signs, ""), strict=True)
+                results.append(eval("".join(f"{x}{sign}" for x, sign in pairs)))
+    low, high = chain.bounds(least, most)
+    assert low <= min(results) and max(results) <= high
+    if least == 0:
+        assert (low, high) == (min(results), max(results))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_splits_share_nothing_and_hold_everything(name):
+    """In a space so small that every example is met."""
+    found = {}
+    for split in SPLITS:
+        task = build_task(name, seed=SPLITS.index(split), **SMALL[name])
+        drawn = set().union(*(different_prompts(task, u, 4096, split) for u in range(4)))
+        found[split] = {canonical(name, prompt) for prompt in drawn}
+        assert found[split]
+    assert not found["train"] & (found["valid"] | found["test"])
+    assert not found["valid"] & found["test"]
+    assert sum(map(len, found.values())) == task.num_examples(task.config.sizes[-1])
+
+
+def test_splits_are_8_1_1_of_a_large_space():
+    task = build_task("multiply", min_digits=5, max_digits=5)
+    keys = build_task("copy").batch(0, 20_000).keys.numpy().view("uint64")
+    from thinkers.tasks.draws import Draws
+
+    counts = torch.from_numpy(task.split_of(task.draw(Draws(keys), 5))).bincount() / 20_000
+    assert counts.tolist() == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_is_held_out_once_is_held_out_of_every_training(name):
+    """From other seeds, larger sizes, an earlier stage of the curriculum, with blanks."""
+    own = SMALL[name]
+    field = "max_digits" if "max_digits" in own else "max_length"
+    task = build_task(name, **own)
+    held = different_prompts(task, 0, 2000, "valid") | different_prompts(task, 0, 2000, "test")
+    trainings = [
+        build_task(name, seed=5, **own),
+        build_task(name, **own | {field: own[field] + 1}),
+        build_task(name, curriculum=True, **own | {field: own[field] + 2}),
+        build_task(name, blanks=True, **own),
+    ]
+    trainings[2].load_state_dict({"difficulty": own[field], "accuracy": 0.0})
+    for training in trainings:
+        seen = {p.replace("_", "") for p in different_prompts(training, 0, 2000)}
+        assert len(seen) > 10 and not seen & held
+
+
+@pytest.mark.parametrize(
+    "name, own, count",
+    [
+        ("copy", dict(max_length=1, min_in_base=2, max_in_base=2), 2),
+        ("jump", dict(max_length=2), 4),
+        ("factorise", dict(max_digits=1, min_in_base=4, max_in_base=4), 2),
+        ("add", dict(max_digits=1, min_in_base=2, max_in_base=2), 3),
+        ("copy", dict(max_length=9, curriculum=True, min_in_base=2, max_in_base=2), None),
+        ("jump", dict(min_length=1, max_length=9, curriculum=True), None),
+    ],
+)
+def test_a_space_too_small_to_split_is_refused_by_its_size(name, own, count):
+    if count is None:
+        task = build_task(name, **own)
+        assert len(task.batch(0, 100)) == 100
+        return
+    with pytest.raises(UsageError, match=f"has {count} different examples .* too few"):
+        build_task(name, **own)
+
+
+class Pupil(nn.Module):
+    """Answers as plain Python does, but for what `slip` does to the text or to the tokens."""
+
+    def __init__(self, name, task, slip=None):
+        super().__init__()
+        self.name, self.task, self.slip, self.asked = name, task, slip, []
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def answer(self, tokens, prompt_lengths, max_new_tokens, num_steps=None):
+        assert not self.training and not torch.is_grad_enabled()
+        assert tokens.shape[1] == prompt_lengths.max()
+        assert tokens.shape[1] + max_new_tokens <= self.task.max_length
+        self.asked.append((len(tokens), num_steps))
+        out = torch.full((len(tokens), max_new_tokens), 7)
+        for i, (row, length) in enumerate(zip(tokens, prompt_lengths, strict=True)):
+            prompt = self.task.decode(row[-length:])
+            given = [*self.task.encode(solve(self.name, prompt)), END]
+            if self.slip:
+                self.slip(prompt, given)
+            out[i, : len(given)] = torch.tensor(given)
+        return out
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_who_answers_as_python_does_has_every_point(name, split):
+    task = build_task(name)
+    pupil = Pupil(name, task).train()
+    assert task.score(pupil, split, 613, num_steps=3) == {"exact": 1.0, "per_token": 1.0}
+    assert pupil.asked == [(500, 3), (113, 3)] and pupil.training
+    assert task.score(pupil.eval(), split, 7) == {"exact": 1.0, "per_token": 1.0}
+    assert not pupil.training and pupil.asked[-1] == (7, None)
+
+
+def test_scores_count_rows_and_tokens():
+    task = build_task("copy", min_length=3, max_length=3)
+
+    def last_digit_wrong_if_first_is_even(prompt, given):
+        if int(prompt[0]) % 2 == 0:
+            given[2] = (given[2] + 1) % 10
+
+    score = task.score(Pupil("copy", task, last_digit_wrong_if_first_is_even), "test", 900)
+    firsts = [prompt[0] for u in (0, 1) for prompt in prompts(task, task.batch(u, 500, "test"))]
+    wrong = sum(int(first) % 2 == 0 for first in firsts[:900]) / 900
+    assert score == {"exact": pytest.approx(1 - wrong), "per_token": pytest.approx(1 - wrong / 4)}
+    assert next(iter(score)) == task.headline
+
+    def never_ends(prompt, given):
+        given[-1] = 0
+
+    assert task.score(Pupil("copy", task, never_ends), "test", 10) == {
+        "exact": 0.0,
+        "per_token": 0.75,
+    }
+
+
+def test_scores_restore_the_mode_after_a_failure():
+    task = build_task("add")
+    pupil = Pupil("add", task, slip=lambda prompt, given: 1 / 0).train()
+    with pytest.raises(ZeroDivisionError):
+        task.score(pupil, "test", 3)
+    assert pupil.training
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_curriculum_grows_with_accuracy_and_resumes(name):
+    own = dict(curriculum=True, threshold=0.8, window=40)
+    task = build_task(name, seed=2, **own)
+    sizes = task.config.sizes
+    right, wrong = torch.ones(10, dtype=torch.bool), torch.arange(10) < 7
+    widths, seen = [], {}
+    for update in range(60 * len(sizes)):
+        state = json.loads(json.dumps(task.state_dict()))
+        if state["difficulty"] not in seen:
+            seen[state["difficulty"]] = state, update, task.batch(update, 53)
+            widths.append(task.batch(update, 53).tokens.shape[1])
+            for _ in range(50):
+                task.observe(wrong)
+            assert task.difficulty == state["difficulty"]
+        task.observe(right)
+    assert list(seen) == list(sizes)
+    assert all(a < b for a, b in pairwise(widths)) and widths[-1] == task.max_length - 1
+    for state, update, batch in seen.values():
+        fresh = build_task(name, seed=2, **own)
+        fresh.load_state_dict(state)
+        assert fresh.state_dict() == state and equal(fresh.batch(update, 53), batch)
+        assert equal(fresh.batch(0, 29, "test"), build_task(name, seed=2).batch(0, 29, "test"))
+        assert fresh.max_length == build_task(name).max_length
+
+
+def test_running_accuracy_looks_back_on_a_window():
+    task = build_task("add", curriculum=True, threshold=1.0, window=8)
+    task.observe(torch.tensor([True, True, False, True]))
+    assert task.accuracy == pytest.approx(0.375)
+    task.observe(torch.tensor([False, True]))
+    assert task.accuracy == pytest.approx(0.375 + (0.5 - 0.375) / 4)
+    task.observe(torch.ones(9, dtype=torch.bool))
+    assert task.state_dict() == {"difficulty": 2, "accuracy": 0.0}
+
+
+def test_without_curriculum_nothing_moves():
+    task = build_task("add")
+    before = task.state_dict()
+    task.observe(torch.ones(100_000, dtype=torch.bool))
+    assert task.state_dict() == before == {"difficulty": 3, "accuracy": 0.0}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_configuration_finds_its_task(name):
+    task = build_task(name, seed=5, **SMALL[name])
+    again = from_config(task.config, seed=5)
+    assert type(again) is TASKS[name] and equal(again.batch(1, 7), task.batch(1, 7))
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: build_task("ad"), "unknown task 'ad'; did you mean 'add'"),
+        (lambda: build_task("chess"), "unknown task 'chess'; choose from copy, reverse"),
+        (lambda: build_task("add", max_digit=3), "unknown setting 'max_digit' of add; did you"),
+        (lambda: from_config(3), "must be the Config of a task, got a int"),
+        (lambda: TASKS["add"](TASKS["copy"].Config()), "a Add.Config, got a Copy.Config"),
+        (lambda: build_task("add", max_digits=0), "max_digits must be .* in 1 .. 1000, got 0"),
+        (lambda: build_task("add", min_digits=5), "max_digits must be .* in 5 .. 1000, got 3"),
+        (lambda: build_task("add", max_digits=True), "max_digits must be an integer .*, got True"),
+        (lambda: build_task("copy", max_length=0), "max_length must be .* in 1 .. 1000, got 0"),
+        (lambda: build_task("copy", min_in_base=1), "min_in_base must be .* in 2 .. 16, got 1"),
+        (lambda: build_task("copy", max_in_base=17), "max_in_base must be .* 10 .. 16, got 17"),
+        (lambda: build_task("copy", max_out_base=9), "max_out_base must be .* 10 .. 16, got 9"),
+        (lambda: build_task("copy", threshold=0.0), "threshold must be above 0 .*, got 0.0"),
+        (lambda: build_task("copy", window=0), "window must be an integer at least 1, got 0"),
+        (lambda: build_task("jump", num_hops=0), "num_hops must be .* in 1 .. 1000, got 0"),
+        (lambda: build_task("arithmetic", operators="+/"), "operators must be .*, got '\\+/'"),
+        (lambda: build_task("arithmetic", operators=""), "operators must be some of .*, got ''"),
+        (lambda: build_task("arithmetic", max_operators=0), "max_operators must .*, got 0"),
+        (lambda: build_task("factorise", max_digits=7), "within 1048576, got 7 in base 10"),
+        (lambda: build_task("add").batch(-1, 3), "update must be .* at least 0, got -1"),
+        (lambda: build_task("add").batch(0, 0), "batch_size must be .* at least 1, got 0"),
+        (lambda: build_task("add").batch(0, 3, "tests"), "split must be one of .*, got 'tests'"),
+        (
+            lambda: build_task("add").score(nn.Identity(), "dev", 3),
+            "split must be one of .*, got 'dev'",
+        ),
+        (
+            lambda: build_task("add").score(nn.Identity(), "test", 0),
+            "num_examples must be .*, got 0",
+        ),
+        (lambda: build_task("add").load_state_dict({}), "must hold difficulty and accuracy"),
+        (
+            lambda: build_task("add").load_state_dict({"difficulty": 4, "accuracy": 0.0}),
+            "difficulty must be an integer in 1 .. 3, got 4",
+        ),
+    ],
+)
+def test_errors_name_the_value_and_the_range(call, said):
+    with pytest.raises(UsageError, match=said):
+        call()

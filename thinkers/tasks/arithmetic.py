@@ -1,0 +1,338 @@
+"""Tasks that compute with whole numbers of any size, exactly.
+
+Operands have from `min_digits` to `max_digits` digits in the input base, every number of digits
+being equally likely for each: short operands are practised as much as long ones.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from thinkers.errors import UsageError
+from thinkers.tasks import integers
+from thinkers.tasks.base import whole
+from thinkers.tasks.draws import Draws
+from thinkers.tasks.numbers import Fields, NumberTask, Questions
+from thinkers.tasks.vocabulary import MARKS, MINUS, NEGATIVE, PLUS, POWER, TIMES
+
+LONGEST = 1000
+LARGEST_FACTORISED = 1 << 20
+
+
+class OperandTask(NumberTask):
+    """Operands between operators; the answer is one number, after a sign if it is negative."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(NumberTask.Config):
+        min_digits: int = 1
+        """Digits of each operand; without leading zeros."""
+        max_digits: int = 3
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            whole("min_digits", self.min_digits, 1, LONGEST)
+            whole("max_digits", self.max_digits, self.min_digits, LONGEST)
+
+        @property
+        def sizes(self) -> range:
+            return range(self.min_digits, self.max_digits + 1)
+
+    config: Config
+    operator = PLUS
+    num_operands = 2
+
+    @abstractmethod
+    def compute(self, operands: list[np.ndarray], marks: np.ndarray, limbs: int) -> np.ndarray:
+        """The results, as `integers`, of operands that are at least 0."""
+
+    @abstractmethod
+    def bounds(self, least: int, most: int) -> tuple[int, int]:
+        """The least and the most that can come out of operands from `least` to `most`."""
+
+    def draw(self, draws: Draws, size: int) -> Questions:
+        in_base, out_base = self.draw_bases(draws)
+        operands = [self.draw_operand(draws, in_base, size) for _ in range(self.num_operands)]
+        digits = np.stack(operands, axis=1)
+        marks = np.zeros((len(draws), 0), np.int64)
+        return Questions(in_base, out_base, digits, marks, in_base > 0)
+
+    def draw_operand(
+        self, draws: Draws, base: Int64[np.ndarray, " n"], size: int
+    ) -> Int64[np.ndarray, "n w"]:
+        """Numbers of up to `size` digits, -1 beyond their digits."""
+        shortest = self.config.min_digits
+        lengths = shortest + draws.below(size - shortest + 1, 1)
+        digits = draws.below(base, size)
+        leading = 1 + draws.below(base - 1, 1)
+        places = np.arange(size)
+        digits = np.where((places == lengths - 1) & (places > 0), leading, digits)
+        digits[places >= lengths] = -1
+        return digits
+
+    def ask(self, questions: Questions) -> Fields:
+        count = questions.digits.shape[1]
+        operator = np.full((len(questions.in_base), 1), self.operator)
+        prompt = [self.padded(questions.digits[:, 0])]
+        for i in range(1, count):
+            prompt += [operator, self.padded(questions.digits[:, i])]
+        return prompt
+
+    def solve(self, questions: Questions) -> Fields:
+        size = questions.digits.shape[2]
+        low, high = self._bounds(size, self.config.max_in_base)
+        limbs = integers.num_limbs(max(-low, high))
+        base = questions.in_base
+        count = questions.digits.shape[1]
+        operands = [integers.from_digits(questions.digits[:, i], base, limbs) for i in range(count)]
+        result = self.compute(operands, questions.marks, limbs)
+        width = integers.num_digits(max(-low, high), self.config.min_out_base)
+        if low >= 0:
+            return [integers.to_digits(result, questions.out_base, width)]
+        size_of, negative = integers.magnitude(result)
+        sign = np.where(negative > 0, NEGATIVE, -1)[:, None]
+        return [sign, integers.to_digits(size_of, questions.out_base, width)]
+
+    def prompt_width(self, size: int) -> int:
+        return self.num_operands * (size + 1) - 1
+
+    def answer_width(self, size: int) -> int:
+        low, high = self._bounds(size, self.config.max_in_base)
+        base = self.config.min_out_base
+        negative = 1 + integers.num_digits(-low, base) if low < 0 else 0
+        return max(integers.num_digits(high, base), negative)
+
+    def _bounds(self, size: int, base: int) -> tuple[int, int]:
+        shortest = self.config.min_digits
+        smallest_base = self.config.min_in_base
+        least = smallest_base ** (shortest - 1) if shortest > 1 else 0
+        return self.bounds(least, base**size - 1)
+
+    def num_operand_values(self, size: int, base: int) -> int:
+        """How many operands there are of up to `size` digits."""
+        shortest = self.config.min_digits
+        return base**size - (base ** (shortest - 1) if shortest > 1 else 0)
+
+    def num_questions(self, size: int, base: int) -> int:
+        count = self.num_operand_values(size, base)
+        return count * (count + 1) // 2 if self.unordered else count**2
+
+
+class Add(OperandTask):
+    """The sum of two numbers: `12+34=46`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(OperandTask.Config):
+        pass
+
+    marks = "+="
+    unordered = True
+
+    def compute(self, operands, marks, limbs):
+        return integers.carry(operands[0] + operands[1])
+
+    def bounds(self, least, most):
+        return 2 * least, 2 * most
+
+
+class Subtract(OperandTask):
+    """The difference of two numbers, with a sign where it is negative: `12-34=-22`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(OperandTask.Config):
+        pass
+
+    marks = "-="
+    operator = MINUS
+
+    def compute(self, operands, marks, limbs):
+        return integers.carry(operands[0] - operands[1])
+
+    def bounds(self, least, most):
+        return least - most, most - least
+
+
+class Multiply(OperandTask):
+    """The product of two numbers: `12*34=408`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(OperandTask.Config):
+        max_digits: int = 2
+
+    marks = "*="
+    operator = TIMES
+    unordered = True
+
+    def compute(self, operands, marks, limbs):
+        return integers.multiply(*operands, limbs)
+
+    def bounds(self, least, most):
+        return least**2, most**2
+
+
+class Arithmetic(OperandTask):
+    """Chains of + - *, products first: `12-3*45=-123`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(OperandTask.Config):
+        max_digits: int = 2
+        min_operators: int = 1
+        """Every number of operators is equally likely, and so is every operator."""
+        max_operators: int = 2
+        operators: str = "+-*"
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            whole("min_operators", self.min_operators, 1, 100)
+            whole("max_operators", self.max_operators, self.min_operators, 100)
+            given = set(self.operators)
+            if not given or not given <= set("+-*") or len(given) < len(self.operators):
+                raise UsageError(f"operators must be some of +-*, got {self.operators!r}")
+
+    config: Config
+    marks = "+-*="
+
+    @property
+    def num_operands(self) -> int:  # type: ignore[override]
+        return self.config.max_operators + 1
+
+    def draw(self, draws: Draws, size: int) -> Questions:
+        questions = super().draw(draws, size)
+        config = self.config
+        choices = config.max_operators - config.min_operators + 1
+        beyond = np.arange(config.max_operators) >= config.min_operators + draws.below(choices, 1)
+        tokens = np.array([MARKS[mark] for mark in config.operators])
+        operators = tokens[draws.below(len(tokens), config.max_operators)]
+        questions.marks = np.where(beyond, -1, operators)
+        questions.digits[:, 1:][beyond] = -1
+        return questions
+
+    def ask(self, questions: Questions) -> Fields:
+        prompt = [self.padded(questions.digits[:, 0])]
+        for i in range(self.config.max_operators):
+            operator = questions.marks[:, i : i + 1]
+            operand = self.padded(questions.digits[:, i + 1])
+            prompt += [operator, np.where(operator < 0, -1, operand)]
+        return prompt
+
+    def compute(self, operands, marks, limbs):
+        term, *others = operands
+        negative = np.zeros(len(marks), bool)
+        total = np.zeros_like(term)
+        for operator, operand in zip(marks.T, others, strict=True):
+            product = integers.multiply(term, operand, limbs)
+            finished = (operator == PLUS) | (operator == MINUS)
+            total += np.where(finished, np.where(negative, -term, term), 0)
+            negative = np.where(finished, operator == MINUS, negative)
+            term = np.where(finished, operand, np.where(operator == TIMES, product, term))
+        return integers.carry(total + np.where(negative, -term, term))
+
+    def bounds(self, least, most):
+        count, operators = self.config.max_operators, self.config.operators
+        product = most**count if "*" in operators else most
+        low = least - max(product, count * most)
+        high = max(
+            most ** (count + 1) if "*" in operators else most,
+            (count + 1) * most if "+" in operators else most,
+        )
+        return (low if "-" in operators else 0), high
+
+    def num_questions(self, size: int, base: int) -> int:
+        count, choices = self.num_operand_values(size, base), len(self.config.operators)
+        lengths = range(self.config.min_operators, self.config.max_operators + 1)
+        return sum(choices**length * count ** (length + 1) for length in lengths)
+
+
+class Factorise(OperandTask):
+    """The primes of a number from 2 on, ascending, with powers above 1: `360=2^3*3^2*5`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(OperandTask.Config):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.max_in_base**self.max_digits > LARGEST_FACTORISED:
+                raise UsageError(
+                    f"max_digits must keep numbers within {LARGEST_FACTORISED}, "
+                    f"got {self.max_digits} in base {self.max_in_base}"
+                )
+
+    marks = "*^="
+    num_operands = 1
+
+    def __init__(self, config: Config | None = None, seed: int = 0):
+        given = self.Config() if config is None else config
+        self._tables = _factors(given.max_in_base**given.max_digits)
+        super().__init__(config, seed)
+
+    def draw(self, draws: Draws, size: int) -> Questions:
+        questions = super().draw(draws, size)
+        questions.valid = self._numbers(questions) > 1
+        return questions
+
+    def solve(self, questions: Questions) -> Fields:
+        return self._written(self._numbers(questions), questions.out_base)
+
+    def compute(self, operands, marks, limbs):
+        return operands[0]
+
+    def bounds(self, least, most):
+        return least, most
+
+    def answer_width(self, size: int) -> int:
+        low, high = self._bounds(size, self.config.max_in_base)
+        prime, power, rest = self._tables
+        numbers = np.arange(max(2, low), high + 1)
+        steps = self.config.min_out_base ** np.arange(1, LARGEST_FACTORISED.bit_length() + 1)
+        count = 1 + np.searchsorted(steps[steps <= len(prime)], np.arange(len(prime)), "right")
+        lengths = np.zeros_like(numbers)
+        while (more := numbers > 1).any():
+            powers = power[numbers]
+            written = count[prime[numbers]] + (powers > 1) * (1 + count[powers])
+            lengths += more * (written + (lengths > 0))
+            numbers = rest[numbers]
+        return int(lengths.max(initial=0))
+
+    def num_questions(self, size: int, base: int) -> int:
+        count = self.num_operand_values(size, base)
+        return max(0, count - 2 if self.config.min_digits == 1 else count)
+
+    def _numbers(self, questions: Questions) -> Int64[np.ndarray, " n"]:
+        return integers.from_digits(questions.digits[:, 0], questions.in_base, limbs=1)[0]
+
+    def _written(self, numbers: Int64[np.ndarray, " n"], base: Int64[np.ndarray, " n"]) -> Fields:
+        prime, power, rest = self._tables
+        width = integers.num_digits(len(prime), self.config.min_out_base)
+        digits = integers.num_digits(20, self.config.min_out_base)
+        parts: Fields = []
+        while (numbers > 1).any():
+            there = (numbers > 1)[:, None]
+            powers = power[numbers][:, None]
+            if parts:
+                parts.append(np.where(there, TIMES, -1))
+            parts += [
+                np.where(there, integers.to_digits(prime[numbers][None], base, width), -1),
+                np.where(there & (powers > 1), POWER, -1),
+                np.where(
+                    there & (powers > 1), integers.to_digits(power[numbers][None], base, digits), -1
+                ),
+            ]
+            numbers = rest[numbers]
+        return parts
+
+
+def _factors(bound: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each number below `bound` its least prime, how often it divides, and what is left."""
+    numbers = np.arange(bound)
+    prime = numbers.copy()
+    for divisor in range(2, int(bound**0.5) + 1):
+        if prime[divisor] == divisor:
+            multiples = prime[divisor * divisor :: divisor]
+            multiples[multiples == numbers[divisor * divisor :: divisor]] = divisor
+    power, rest = np.ones_like(numbers), numbers // np.maximum(prime, 1)
+    more = np.flatnonzero((rest % np.maximum(prime, 1) == 0) & (prime > 1))
+    while len(more):
+        power[more] += 1
+        rest[more] //= prime[more]
+        more = more[rest[more] % prime[more] == 0]
+    return prime, power, rest

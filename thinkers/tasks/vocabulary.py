@@ -1,0 +1,98 @@
+"""The tokens of all number tasks, and their text form: `12+34=`, or `10>2:12+34=` with bases.
+
+Digit d is token d. A model reads and writes the digits of a number least significant first; people
+do not, so runs of digits are turned round between text and tokens, except where they are sequences.
+"""
+
+import re
+from collections.abc import Iterable
+
+from jaxtyping import Int
+from torch import Tensor
+
+from thinkers.errors import UsageError
+
+DIGITS = "0123456789ABCDEF"
+PLUS, MINUS, TIMES, POWER, EQUALS, COMMA = range(16, 22)
+NEGATIVE, BLANK, END, PAD = range(22, 26)
+BASE = 24
+"""Base b, 2 .. 16, is token BASE + b."""
+VOCAB_SIZE = BASE + 17
+MARKS = {"+": PLUS, "-": MINUS, "*": TIMES, "^": POWER, "=": EQUALS, ",": COMMA, "_": BLANK}
+
+_TEXT = dict(enumerate(DIGITS)) | {token: mark for mark, token in MARKS.items()} | {NEGATIVE: "-"}
+_RUN = re.compile(f"[{DIGITS}_]+")
+_BASES = re.compile("([0-9]+)>([0-9]+):")
+_UPPER = str.maketrans("abcdef", "ABCDEF")
+
+
+def encode(text: str, *, marks: str, in_bases: range, out_bases: range, reverse: bool) -> list[int]:
+    """The tokens of `text`.
+
+    Args:
+        marks: What may stand there beside digits and blanks.
+        in_bases: The bases that a prompt may be written in; marked if there is a choice.
+        out_bases: The bases that an answer may be written in.
+        reverse: Whether runs of digits are numbers.
+
+    Raises:
+        UsageError: naming the character that cannot stand there, its position and what can.
+    """
+    tokens: list[int] = []
+    start, in_base, out_base = 0, max(in_bases), max(out_bases)
+    if len(in_bases) * len(out_bases) > 1 and (">" in text or "=" in text):
+        start, in_base, out_base = _read_bases(text, in_bases, out_bases)
+        tokens += [BASE + in_base, BASE + out_base]
+
+    body = text[start:].translate(_UPPER)
+    question = body.find("=") if "=" in body else 0
+    for position, mark in enumerate(body):
+        base = in_base if position < question else out_base
+        base = base if question else max(in_base, out_base)
+        if mark not in DIGITS[:base] and mark not in marks + "_":
+            allowed = " ".join(DIGITS[:base] + marks + "_")
+            raise UsageError(
+                f"character {position + start} of {text!r} must be one of {allowed}, "
+                f"got {text[position + start]!r}"
+            )
+    turned = _turn(body) if reverse else body
+    for before, mark in zip(" " + turned, turned, strict=False):
+        if mark == "-" and before not in DIGITS + "_":
+            tokens.append(NEGATIVE)
+        else:
+            tokens.append(MARKS[mark] if mark in MARKS else DIGITS.index(mark))
+    return tokens
+
+
+def decode(tokens: Iterable[int] | Int[Tensor, " t"], *, reverse: bool) -> str:
+    """The text of `tokens`, up to the end token; padding is not shown."""
+    bases, body = [], ""
+    for position, token in enumerate(int(token) for token in tokens):
+        if not 0 <= token < VOCAB_SIZE:
+            raise UsageError(f"token {position} must be in 0 .. {VOCAB_SIZE - 1}, got {token}")
+        if token == END:
+            break
+        if token > PAD:
+            bases.append(str(token - BASE))
+        elif token != PAD:
+            body += _TEXT[token]
+    head = ">".join(bases) + ":" if bases else ""
+    return head + (_turn(body) if reverse else body)
+
+
+def _turn(text: str) -> str:
+    return _RUN.sub(lambda run: run[0][::-1], text)
+
+
+def _read_bases(text: str, in_bases: range, out_bases: range) -> tuple[int, int, int]:
+    found = _BASES.match(text)
+    if found is None:
+        example = f"{in_bases[0]}>{out_bases[-1]}:"
+        raise UsageError(f"a prompt must begin with its two bases, such as {example}, got {text!r}")
+    in_base, out_base = int(found[1]), int(found[2])
+    for base, bases, what in ((in_base, in_bases, "first"), (out_base, out_bases, "second")):
+        if base not in bases:
+            raise UsageError(
+                f"the {what} base of {text!r} must be in {bases[0]} .. {bases[-1]}, got {base}"
+            )
+    return found.end(), in_base, out_base
