@@ -247,8 +247,10 @@ class TextInput(Input):
         return self.scale * (self.embedding(tokens) + self.position(positions))
 
 
-class Read(nn.Module):
+class Read:
     """Takes an input into the latent, or into a store for later steps to read.
+
+    It has no weights of its own: whoever owns `process` and `source` owns them.
 
     Args:
         process: The block that reads.
@@ -256,7 +258,6 @@ class Read(nn.Module):
     """
 
     def __init__(self, process: Process, source: Input | None = None):
-        super().__init__()
         self.process = process
         self.source = source
 
@@ -264,7 +265,7 @@ class Read(nn.Module):
         """The vectors that stand for the input."""
         return inputs[0] if self.source is None else self.source(*inputs)
 
-    def forward(self, latent: Float[Tensor, "b l c"], *inputs: Tensor) -> Float[Tensor, "b l c"]:
+    def __call__(self, latent: Float[Tensor, "b l c"], *inputs: Tensor) -> Float[Tensor, "b l c"]:
         """The latent after one step that sees this input alone."""
         parts = self.process.project(self.vectors(*inputs))
         return self.process(latent, Memory(parts[::2], parts[1::2]))
@@ -276,8 +277,10 @@ class Read(nn.Module):
         store.write(self.vectors(*inputs), kind="input", hidden=hidden)
 
 
-class Output(nn.Module):
+class Output:
     """Queries answered from memory by the same block, `steps` times over.
+
+    It has no weights of its own: whoever owns `process` and `embedding` owns them.
 
     Args:
         embedding: Gives the logits, tied.
@@ -288,12 +291,11 @@ class Output(nn.Module):
     def __init__(
         self, process: Process, embedding: nn.Embedding, steps: int = 1, causal: bool = True
     ):
-        super().__init__()
         self.process = process
         self.embedding = embedding
         self.steps, self.causal = steps, causal
 
-    def forward(
+    def __call__(
         self,
         queries: Float[Tensor, "b t c"],
         memory: Memory,
