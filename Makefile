@@ -35,6 +35,8 @@ test-gpu: setup
 
 lint: setup
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+	@$(BIN)/python tools/readme.py --check
 
 format: setup
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+	@$(BIN)/python tools/readme.py

@@ -1,7 +1,7 @@
-"""Measure the recipes over seeds, into thinkers/recipes/results.json; then write their table.
+"""Measure the recipes over seeds, into thinkers/recipes/results.json.
 
     nohup python benchmarks/recipes.py > runs/recipes.log &
-    python benchmarks/recipes.py --only-table
+    python benchmarks/recipes.py add/thinker --seeds 1
 
 It can be stopped and started again at any time: runs go on from their checkpoints, and what was
 measured with the settings of today is not measured again. One thread, so that others can work.
@@ -25,21 +25,17 @@ from thinkers import recipes
 from thinkers.checkpoints import write_file
 from thinkers.runs import read_record
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- recipes: begin -->", "<!-- recipes: end -->"
-
 
 def main() -> None:
     options = parse()
     torch.set_num_threads(1)
-    for seed in range(0 if options.only_table else options.seeds):
+    for seed in range(options.seeds):
         for name in options.recipes or recipes.RECIPES:
             entry = recipes.results().get(name, {"seeds": {}})
             if str(seed) not in entry["seeds"]:
                 record(name, seed, measure(name, seed, options))
                 print(f"{name} seed {seed}: {recipes.score(name)}", flush=True)
-    write_table()
-    print(table())
+    print("make format writes the scores into the README")
 
 
 def parse() -> argparse.Namespace:
@@ -48,7 +44,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=2000, help="held-out, for each score")
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
-    parser.add_argument("--only-table", action="store_true", help="measure nothing")
     options = parser.parse_args()
     for name in options.recipes:
         if name not in recipes.RECIPES:
@@ -95,24 +90,6 @@ def record(name: str, seed: int, found: dict[str, Any]) -> None:
     everything[name] = entry
     text = json.dumps(everything, indent=1, sort_keys=True) + "\n"
     write_file(recipes.RESULTS, text.encode())
-
-
-def table() -> str:
-    """The recipes and their scores, in Markdown."""
-    found = recipes.results()
-    lines = ["| recipe | what it does | measured |", "|---|---|---|"]
-    for name, recipe in recipes.RECIPES.items():
-        summary = (recipe.__doc__ or "").partition("\n")[0]
-        lines.append(f"| `{name}` | {summary} | {recipes.score(name, found)} |")
-    return "\n".join(lines)
-
-
-def write_table() -> None:
-    """Put the table into the README, between its marks."""
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,322 @@
+"""The command line: what it prints, what it ends with, and how it refuses."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import thinkers
+from thinkers import cli
+from thinkers.errors import DamagedError, Interrupted, LockedError, NonFiniteError, ResourceError
+
+ADD = ["train", "add/looped"]
+TINY = [
+    "--model.dim=8",
+    "--model.num_heads=2",
+    "--training.num_updates=3",
+    "--training.batch_size=5",
+    "--training.evaluate_examples=7",
+    "--training.device=cpu",
+]
+
+BAD_LINES = [
+    # commands and names
+    ([], "COMMAND"),
+    (["trian"], "expected: train"),
+    (["compare", "add"], "unknown command 'compare'"),
+    (["--verison"], "--verison"),
+    (["list", "modles"], "modles"),
+    (["list", "--al"], "--al"),
+    (["list", "--model.dim=3"], "takes no settings"),
+    (["train"], "no recipe"),
+    (["train", "add/thinkr"], "expected: add/thinker"),
+    (["train", "thinker"], "unknown recipe"),
+    ([*ADD, "sort/thinker"], "sort/thinker"),
+    ([*ADD, "--ot=x"], "unknown --ot\nexpected: --out"),
+    ([*ADD, "--dry-rum"], "--dry_rum"),
+    ([*ADD, "--out"], "--out without a value"),
+    ([*ADD, "--out", "--dry_run"], "--out without a value"),
+    ([*ADD, "-x"], "-x"),
+    ([*ADD, "--model.dim"], "--model.dim without a value"),
+    # fields that do not exist
+    ([*ADD, "--model.dmi=3"], "expected: --model.dim"),
+    ([*ADD, "--model.num-layer", "3"], "expected: --model.num_layers"),
+    ([*ADD, "--modle.dim=3"], "expected: --model.dim"),
+    ([*ADD, "--lr=3"], "expected: --training.lr"),
+    ([*ADD, "--batch-size=3"], "expected: --training.batch_size"),
+    ([*ADD, "--max_digits=3"], "expected: --task.max_digits"),
+    ([*ADD, "--training.learning_rate=3"], "--training.learning_rate"),
+    ([*ADD, "--training.lr.x=3"], "expected: --training.lr"),
+    ([*ADD, "--model.name=decoder"], "--model.name"),
+    ([*ADD, "--model.=3"], "--model."),
+    ([*ADD, "--.=3"], "--."),
+    # wrong types
+    ([*ADD, "--model.dim=abc"], "a whole number"),
+    ([*ADD, "--model.dim=2.5"], "a whole number"),
+    ([*ADD, "--model.dim=1e2"], "a whole number"),
+    ([*ADD, "--model.dim=true"], "a whole number"),
+    ([*ADD, "--model.dim="], "a whole number"),
+    ([*ADD, "--model.dim=[8]"], "a whole number"),
+    ([*ADD, "--model.dim=null"], "a whole number"),
+    ([*ADD, "--model.max_length=long"], "--model.max_length 'long'"),
+    ([*ADD, "--model.time_code=maybe"], "true or false"),
+    ([*ADD, "--model.injection=concta"], "concat"),
+    ([*ADD, "--model.backprop_steps=few"], "null"),
+    ([*ADD, "--training.lr=fast"], "a number"),
+    ([*ADD, "--training.lr=1e-"], "a number"),
+    ([*ADD, "--training.lr=true"], "a number"),
+    ([*ADD, "--training.betas=0.9"], "tuple"),
+    ([*ADD, "--training.betas=[0.9]"], "tuple"),
+    ([*ADD, "--training.betas=[0.9,0.9,0.9]"], "tuple"),
+    ([*ADD, "--training.random_steps=[1,x]"], "tuple"),
+    ([*ADD, "--training.schedule=cosin"], "cosine"),
+    ([*ADD, "--training.optimizer=sgd"], "adamw"),
+    ([*ADD, "--training.precision=fp16"], "bf16"),
+    ([*ADD, "--task.curriculum=2"], "true or false"),
+    ([*ADD, "--task.max_digits=three"], "a whole number"),
+    # values that cannot be
+    ([*ADD, "--model.dim=0"], "dim must be"),
+    ([*ADD, "--model.dim=-64"], "dim must be"),
+    ([*ADD, "--model.dim=65"], "multiple of num_heads"),
+    ([*ADD, "--model.num_heads=0"], "num_heads must be"),
+    ([*ADD, "--model.num_steps=0"], "num_steps must be"),
+    ([*ADD, "--model.num_steps=9", "--model.max_steps=8"], "max_steps must be"),
+    ([*ADD, "--model.num_prelude_layers=-1"], "num_prelude_layers must be"),
+    ([*ADD, "--model.max_length=4"], "set --model.max_length"),
+    ([*ADD, "--model.vocab_size=4"], "set --model.vocab_size"),
+    ([*ADD, "--task.max_digits=0"], "max_digits must be"),
+    ([*ADD, "--task.min_digits=5", "--task.max_digits=4"], "digits must be"),
+    ([*ADD, "--task.max_in_base=17"], "max_in_base must be"),
+    ([*ADD, "--task.min_in_base=1"], "min_in_base must be"),
+    ([*ADD, "--task.threshold=0"], "threshold must be"),
+    ([*ADD, "--training.lr=0"], "lr must be above 0"),
+    ([*ADD, "--training.lr=-1e-3"], "lr must be above 0"),
+    ([*ADD, "--training.lr=nan"], "a number"),
+    ([*ADD, "--training.lr=.nan"], "a finite number"),
+    ([*ADD, "--training.lr=.inf"], "a finite number"),
+    ([*ADD, "--training.clip=.inf"], "a finite number"),
+    ([*ADD, "--training.batch_size=0"], "batch_size must be"),
+    ([*ADD, "--training.batch_size=7", "--training.accumulation=2"], "multiple of accumulation"),
+    ([*ADD, "--training.num_updates=0"], "num_updates must be"),
+    ([*ADD, "--training.seed=-1"], "seed must be"),
+    ([*ADD, f"--training.seed={10**40}"], "seed must be"),
+    ([*ADD, "--training.betas=[0.9,1.5]"], "betas must be"),
+    ([*ADD, "--training.ema=2"], "ema must be"),
+    ([*ADD, "--training.weight_decay=-1"], "weight_decay must be"),
+    ([*ADD, "--training.max_minutes=0"], "max_minutes must be"),
+    ([*ADD, "--training.random_steps=[3,2]"], "random_steps must be"),
+    ([*ADD, "--training.random_steps=[1,99]"], "--training.random_steps"),
+    (["train", "add/decoder", "--training.random_steps=[1,2]"], "--training.random_steps"),
+    ([*ADD, "--training.device=gpu9"], "device must be"),
+    ([*ADD, "--training.init_from=nowhere"], "--training.init_from nowhere"),
+    # files
+    ([*ADD, "--config=nowhere.yaml"], "nowhere.yaml: No such file"),
+    ([*ADD, "--config=."], "directory"),
+    ([*ADD, "--config=latin.yaml"], "not UTF-8"),
+    ([*ADD, "--config=torn.yaml"], "torn.yaml"),
+    ([*ADD, "--config=list.yaml"], "list.yaml"),
+    ([*ADD, "--config=typo.yaml"], "model.dmi in typo.yaml.*\nexpected: --model.dim"),
+    ([*ADD, "--config=part.yaml"], "'optimizer' in part.yaml"),
+    ([*ADD, "--config=flat.yaml"], "the settings of model"),
+    ([*ADD, "--config=twice.yaml"], "dim twice"),
+    ([*ADD, "--config=alias.yaml"], "alias"),
+    ([*ADD, "--config=deep.yaml"], "deep.yaml"),
+    ([*ADD, "--config=type.yaml"], "a number"),
+    ([*ADD, "--config=infinite.yaml"], "number"),
+    ([*ADD, "--import_module=nowhere.py"], "nowhere.py"),
+    ([*ADD, "--import_module=broken.py"], "ZeroDivisionError"),
+    # runs
+    (["train", "--resume=nowhere"], "nowhere"),
+    (["train", "--resume=nowhere", "--model.dim=8"], "--model.dim=8 with --resume"),
+    (["train", "--resume=nowhere", "--training.num_updates=x"], "a whole number"),
+    (["train", "add/looped", "--resume=nowhere"], "--recipe with --resume"),
+    (["train", "--resume=nowhere", "--dry_run"], "--resume"),
+    (["evaluate"], "RUN"),
+    (["evaluate", "nowhere"], "nowhere"),
+    (["evaluate", "nowhere", "--num_steps=two"], "--num_steps two"),
+    (["evaluate", "nowhere", "--num_step=2"], "expected: --num_steps"),
+    (["evaluate", "nowhere", "--num_examples=0"], "--num_examples 0"),
+    (["generate", "nowhere"], "--prompt"),
+    (["generate", "nowhere", "--prompt=1+2="], "nowhere"),
+    (["generate", "nowhere", "--prompt=1+2=", "--num_steps=-1"], "--num_steps -1"),
+]
+FILES = {
+    "latin.yaml": b"model: {dim: 8} # \xe9\n",
+    "torn.yaml": b"model: {dim: [8\n",
+    "list.yaml": b"- 8\n",
+    "typo.yaml": b"model: {dmi: 8}\n",
+    "part.yaml": b"optimizer: {lr: 1}\n",
+    "flat.yaml": b"model: 8\n",
+    "twice.yaml": b"model: {dim: 8, dim: 16}\n",
+    "alias.yaml": b"model: &m {dim: 8}\ntask: *m\n",
+    "deep.yaml": b"model: " + b"[" * 5000,
+    "type.yaml": b"training: {lr: fast}\n",
+    "infinite.yaml": b"training: {lr: .inf}\n",
+    "broken.py": b"1 / 0\n",
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder, but for the files that bad lines name."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), BAD_LINES, ids=lambda x: " ".join(x)[:60] if isinstance(x, list) else ""
+)
+def test_a_bad_line_ends_with_2_in_three_lines_and_leaves_nothing(line, message, here, capsys):
+    assert cli.main(line) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert 1 <= len(err.splitlines()) <= 3, err
+    assert "Traceback" not in err
+    assert re.search(message, err), err
+    assert sorted(path.name for path in here.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize(
+    "line", [["trian"], [*ADD, "--model.dmi=3"], ["train", "multiply/thinker", "--training.lr=x"]]
+)
+def test_a_mistake_is_told_within_3_seconds_of_process_time(line, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = subprocess.run(
+        [sys.executable, "-m", "thinkers", *line],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(thinkers.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert found.returncode == 2 and len(found.stderr.splitlines()) == 3
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+
+
+def test_names_are_found_without_importing_torch(tmp_path):
+    code = "import sys, thinkers.cli; thinkers.cli.main(['trian']); print('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(thinkers.__file__).parents[1])}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert found.stdout == "False\n", found.stderr
+
+
+def test_windows_is_refused_in_one_line():
+    code = "import sys; sys.platform = 'win32'; import thinkers.cli"
+    environment = os.environ | {"PYTHONPATH": str(Path(thinkers.__file__).parents[1])}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert found.returncode == 2 and len(found.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["models", "tasks", "recipes"])
+def test_list_shows_every_name_with_what_it_is(kind, capsys):
+    assert cli.main(["list", kind]) == 0
+    out = capsys.readouterr().out
+    for name, thing in getattr(thinkers, kind.upper()).items():
+        assert f"  {name} " in out and cli.summary(thing) in out
+        assert cli.summary(thing), f"{name} has no docstring"
+
+
+def test_print_config_gives_what_config_reads(here, capsys):
+    assert cli.main([*ADD, "--model.dim=32", "--print-config"]) == 0
+    written = capsys.readouterr().out
+    assert "dim: 32" in written
+    (here / "mine.yaml").write_text(written)
+    assert cli.main([*ADD, "--config", "mine.yaml", "--print_config"]) == 0
+    assert capsys.readouterr().out == written
+
+
+def test_help_of_a_recipe_lists_its_settings(capsys):
+    assert cli.main([*ADD, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--out" in out and "--model.num_steps" in out and "--training.lr" in out
+
+
+def test_dry_run_tells_the_needs_and_writes_nothing(here, capsys):
+    assert cli.main([*ADD, *TINY, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split("  ")[0] for line in out.splitlines()] == [
+        "parameters",
+        "FLOPs per update",
+        "memory",
+        "minutes",
+    ]
+    assert sorted(path.name for path in here.iterdir()) == sorted(FILES)
+
+
+def test_train_evaluate_generate_and_extend(here, capsys):
+    assert cli.main([*ADD, *TINY, "--out=a"]) == 0
+    assert "run a" in capsys.readouterr().out.splitlines()[-1]
+    assert cli.main(["evaluate", "a", "--num_steps=1,3", "--num-examples", "11"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["steps", "1", "3"]
+    assert cli.main(["generate", "a", "--prompt", "12+34=", "--num_steps", "2"]) == 0
+    assert capsys.readouterr().out.startswith("12+34=")
+    for prompt in ("", "12+x=", "1" * 50):
+        assert cli.main(["generate", "a", f"--prompt={prompt}"]) == 2
+    assert cli.main(["generate", "a", "--prompt=1+2=", "--num_steps=99"]) == 2
+    assert cli.main([*ADD, *TINY, "--out=a"]) == 2
+    assert "--resume a" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "a", "--training.num-updates", "5"]) == 0
+    record = (here / "a" / "config.json").read_text()
+    assert '"num_updates": 5' in record and "model.dim=8" in record
+
+
+def test_a_run_goes_into_a_folder_named_by_recipe_and_seed(here):
+    assert cli.main([*ADD, *TINY, "--training.seed=3"]) == 0
+    assert (here / "runs" / "add-looped-3" / "config.json").exists()
+
+
+def test_a_file_of_the_users_adds_a_recipe(here, capsys):
+    (here / "mine.py").write_text(
+        "import thinkers\n"
+        "thinkers.RECIPES['mine/looped'] = lambda: thinkers.RECIPES['add/looped']()\n"
+    )
+    line = ["train", "mine/looped", "--import-module", "mine.py", "--dry_run", *TINY]
+    try:
+        assert cli.main(line) == 0
+    finally:
+        thinkers.RECIPES.pop("mine/looped", None)
+    assert cli.main(["train", "mine/looped"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DamagedError("a"), 4),
+        (NonFiniteError("a"), 5),
+        (ResourceError("a"), 6),
+        (MemoryError(), 6),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 6),
+        (OSError(28, "No space left on device"), 6),
+        (PermissionError(13, "Permission denied", "/x"), 2),
+        (LockedError("a"), 7),
+        (KeyboardInterrupt(), 130),
+        (Interrupted("a", 15), 143),
+        (RuntimeError("a"), 1),
+        (KeyError("a"), 1),
+    ],
+)
+def test_each_error_has_its_code_and_no_traceback(error, code, monkeypatch, capsys):
+    def fail(options, flags):
+        raise error
+
+    monkeypatch.setattr(cli, "list_names", fail)
+    assert cli.main(["list"]) == code
+    err = capsys.readouterr().err
+    assert 1 <= len(err.splitlines()) <= 3 and "Traceback" not in err
+    assert ("--debug" in err) == (code == 1)
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert cli.main([*ADD, "--model.dim=0", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""Config: what follows what, what is refused, and that it survives JSON and YAML."""
+
+import dataclasses
+import json
+
+import pytest
+
+from thinkers import RECIPES
+from thinkers.config import Config, dump, nearest, override, parse
+from thinkers.errors import UsageError
+from thinkers.models.decoder import Decoder
+from thinkers.tasks.arithmetic import Add
+from thinkers.training import Training
+
+
+@pytest.fixture(scope="module")
+def looped():
+    return RECIPES["add/looped"]()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_json_and_knows_its_name(name):
+    config = RECIPES[name]()
+    assert config.recipe == name
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_its_own_yaml(name, tmp_path):
+    config = RECIPES[name]()
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(config))
+    assert override(config, [str(file)]) == config
+
+
+def test_sizes_of_the_model_follow_the_task(looped):
+    wider = override(looped, flags=["--task.max_digits=7"])
+    assert wider.model.max_length > looped.model.max_length
+    assert wider.model.max_length == Add(wider.task).max_length
+
+
+def test_sizes_that_are_set_stay(looped):
+    set_to = override(looped, flags=["--model.max_length=97", "--model.vocab_size=53"])
+    assert (set_to.model.max_length, set_to.model.vocab_size) == (97, 53)
+
+
+def test_sizes_below_the_task_are_refused_with_the_flag_to_set(looped):
+    needed = looped.model.max_length
+    for flags in (
+        ["--model.max_length=5"],
+        [f"--model.max_length={needed}", "--task.max_digits=7"],
+    ):
+        with pytest.raises(UsageError, match=r"set --model.max_length \d+"):
+            override(looped, flags=flags)
+
+
+def test_the_largest_number_of_steps_follows_the_usual_one_unless_set(looped):
+    assert override(looped, flags=["--model.num_steps=11"]).model.max_steps == 44
+    flags = ["--model.num_steps=11", "--model.max_steps=13"]
+    assert override(looped, flags=flags).model.max_steps == 13
+
+
+def test_flags_win_over_files_and_later_files_over_earlier_ones(looped, tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("model: {dim: 32, num_layers: 3}\ntraining: {lr: 1e-2}\n")
+    second.write_text("model:\n  num_layers: 5\n")
+    config = override(looped, [str(first), str(second)], ["--model.dim=48"])
+    assert (config.model.dim, config.model.num_layers, config.training.lr) == (48, 5, 0.01)
+
+
+def test_values_have_the_types_of_their_fields(looped):
+    flags = ["--training.betas=[0.5,0.7]", "--training.random_steps=[2,3]", "--training.ema=0.9"]
+    training = override(looped, flags=flags).training
+    assert training.betas == (0.5, 0.7) and training.random_steps == (2, 3) and training.ema == 0.9
+    assert override(looped, flags=["--training.random_steps=null"]).training.random_steps is None
+
+
+def test_changes_name_what_differs(looped):
+    other = override(looped, flags=["--model.dim=48", "--training.lr=0.5"])
+    assert other.changes(looped) == {"model.dim": 48, "training.lr": 0.5}
+    assert looped.changes(looped) == {}
+
+
+def test_fit_makes_the_model_as_large_as_the_task():
+    task = Add.Config(max_digits=4)
+    config = Config.fit(Decoder, task, Training(num_updates=7), dim=20)
+    assert config.model == Decoder.Config(
+        vocab_size=Add.vocab_size, max_length=Add(task).max_length, dim=20
+    )
+
+
+def test_nested_choices_are_checked_by_name(looped):
+    with pytest.raises(UsageError, match="concat.*add.*none"):
+        override(looped, flags=["--model.injection=concta"])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "without model"),
+        ({"model": {}, "task": {}, "training": {}}, "unknown model None"),
+        ({"model": {"name": "loped"}, "task": {}, "training": {}}, "expected: looped"),
+    ],
+)
+def test_dictionaries_that_are_no_configuration_are_refused(data, message):
+    with pytest.raises(UsageError, match=message):
+        Config.from_dict(data)
+
+
+def test_fields_of_another_version_are_named(looped):
+    data = looped.to_dict()
+    data["training"]["num_update"] = 3
+    with pytest.raises(UsageError, match="training.num_update\nexpected: num_updates"):
+        Config.from_dict(data)
+
+
+def test_every_field_of_a_recipe_can_be_set(looped):
+    values = parse(looped, [], [])
+    for part in ("model", "task", "training"):
+        fields = {f.name for f in dataclasses.fields(getattr(looped, part))}
+        assert set(values[part]) == fields
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("lr", "training.lr"), ("model.dmi", "model.dim"), ("max_digit", "task.max_digits")],
+)
+def test_the_nearest_name_is_found_by_its_end_too(name, expected):
+    known = ["training.lr", "model.dim", "task.max_digits", "model.num_layers"]
+    assert nearest(name, known) == expected

@@ -1,0 +1,42 @@
+"""The README: its example runs, its commands parse, its links lead somewhere."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from thinkers import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^(thinkers .*?)(?: +#.*)?$", README, re.MULTILINE)
+
+
+def test_the_example_stands_in_the_readme_is_short_and_runs(tmp_path, monkeypatch, capsys):
+    file = ROOT / "examples" / "first.py"
+    assert file.read_text() in README
+    assert len([line for line in file.read_text().splitlines() if line]) <= 15
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(file))
+    out = capsys.readouterr().out
+    assert "16 steps:" in out and "12+34=" in out and "[2, 8, 48, 128]" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_name_flags_that_exist(command, capsys):
+    words = command.replace('"', "").split()[1:]
+    own, settings = cli.split(words)
+    options = cli.command_line()[0].parse_args(own)
+    if own[0] == "train" and options.recipe:
+        assert cli.main([*words, "--print_config"]) == 0
+
+
+def test_there_are_commands_of_every_verb():
+    assert {command.split()[1] for command in COMMANDS} == set(cli.command_line()[1])
+
+
+def test_links_lead_to_files():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -1,0 +1,134 @@
+"""The set-up: what is pinned, when .venv is made again, and what a contributor can type."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PINS = [
+    line.partition("==")
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if not line.startswith("#")
+]
+
+
+@pytest.fixture
+def setup(tmp_path, monkeypatch):
+    """tools/setup.py in a checkout of its own, where `installed` is what was done."""
+    spec = importlib.util.spec_from_file_location("setup_of_tools", ROOT / "tools" / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in module.INPUTS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    python = tmp_path / ".venv" / "bin" / "python"
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(module, "STAMP", tmp_path / ".venv" / "set-up-is-complete")
+    monkeypatch.setattr(module, "PYTHON", python)
+    module.installed = []
+
+    def run(command, **_):
+        module.installed.append([str(word) for word in command])
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.touch()
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    return module
+
+
+def test_the_first_call_installs_torch_before_the_rest_by_the_constraints(setup, capsys):
+    assert setup.main() == 0
+    venv, torch, rest = setup.installed
+    assert venv[1:3] == ["-m", "venv"]
+    assert "torch" in torch and rest[-1].endswith("[dev,report,text]")
+    assert all("--constraint" in command for command in (torch, rest))
+    assert re.match(r"set-up: \d+\.\d s \(\.venv made", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_second_call_reuses_what_is_there(setup, capsys):
+    setup.main()
+    setup.installed.clear()
+    assert setup.main() == 0
+    assert setup.installed == []
+    assert "reused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt", "tools/setup.py"])
+def test_a_change_of_what_it_depends_on_makes_it_again(setup, name):
+    setup.main()
+    setup.installed.clear()
+    file = setup.ROOT / name
+    file.write_text(file.read_text() + "\n# more\n")
+    setup.main()
+    assert len(setup.installed) == 3
+
+
+def test_another_python_or_place_makes_it_again(setup, monkeypatch, tmp_path):
+    setup.main()
+    before = setup.key()
+    monkeypatch.setattr(setup.sys, "version", "3.12.9 (somewhere)")
+    assert setup.key() != before
+
+
+def test_an_interrupted_one_is_made_again(setup):
+    setup.main()
+    setup.STAMP.unlink()
+    setup.installed.clear()
+    setup.main()
+    assert len(setup.installed) == 3
+
+
+def test_a_failure_is_told_in_three_lines_and_not_taken_for_done(setup, monkeypatch, capsys):
+    def fail(command, **_):
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(setup.subprocess, "run", fail)
+    assert setup.main() == 1
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert not setup.STAMP.exists()
+
+
+def test_an_old_python_is_refused(setup, monkeypatch, capsys):
+    monkeypatch.setattr(setup.sys, "version_info", (3, 10, 4))
+    assert setup.main() == 2
+    assert "3.11 or 3.12" in capsys.readouterr().err
+    assert setup.installed == []
+
+
+def test_torch_is_pinned_first_and_everything_once():
+    assert PINS[0] == ("torch", "==", "2.13.0")
+    names = [name.lower() for name, _, _ in PINS]
+    assert len(set(names)) == len(names)
+    assert all(version for _, _, version in PINS)
+
+
+def test_every_dependency_is_pinned_at_or_above_its_bound():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    pins = {name.lower().replace("_", "-"): version for name, _, version in PINS}
+    for requirement in wanted:
+        name, _, bound = re.match(r"([\w-]+)(\[\w+\])?>=([\d.]+)", requirement).groups()
+        pinned = pins[name.lower()]
+        assert [int(x) for x in pinned.split(".")] >= [int(x) for x in bound.split(".")], name
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "test-long", "test-gpu", "lint", "format"])
+def test_every_target_sets_up_first(target):
+    command = ["make", "-n", target, f"PYTHON={sys.executable}"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert plan.returncode == 0, plan.stderr
+    assert "tools/setup.py" in plan.stdout.splitlines()[0]
+
+
+def test_what_ci_runs_is_what_a_contributor_types():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text()
