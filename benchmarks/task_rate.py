@@ -1,0 +1,87 @@
+"""How fast tasks make batches, beside how fast a small model consumes them.
+
+Process time on one thread, the median of several alternations. The claim: a batch of 64 rows costs
+less than a twentieth of the update that learns from it. Ends with 1 if it does not hold.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+import thinkers
+
+ANY_BASE = dict(min_in_base=2, max_in_base=16, min_out_base=2, max_out_base=16)
+ROWS, UPDATES = 64, 64
+
+
+def process_ms(call: Callable[[int], object], count: int) -> float:
+    """The mean process time of call(0) .. call(count - 1), in milliseconds."""
+    start = time.process_time()
+    for update in range(count):
+        call(update)
+    return 1000 * (time.process_time() - start) / count
+
+
+def training_update(task: thinkers.Task) -> Callable[[int], None]:
+    """One update of a small decoder on batches that are already made."""
+    torch.manual_seed(0)
+    model = thinkers.build_model(
+        "decoder",
+        vocab_size=task.vocab_size,
+        max_length=task.max_length,
+        dim=64,
+        num_layers=2,
+        num_heads=4,
+        num_steps=1,
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    batches = [task.batch(update, ROWS) for update in range(4)]
+
+    def update_once(update: int) -> None:
+        optimizer.zero_grad()
+        model.loss(batches[update % len(batches)]).total.backward()
+        optimizer.step()
+
+    return update_once
+
+
+def measure(name: str, own: dict[str, int], rounds: int) -> tuple[float, float]:
+    """Milliseconds to make a batch, and to learn from it."""
+    made, learned = [], []
+    update_once = training_update(thinkers.build_task(name, **own))
+    process_ms(update_once, 3)
+    for i in range(rounds):
+        task = thinkers.build_task(name, seed=i, **own)
+        made.append(process_ms(lambda update, task=task: task.batch(update, ROWS), UPDATES))
+        learned.append(process_ms(update_once, 8))
+    return statistics.median(made), statistics.median(learned)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    cases: list[tuple[str, dict[str, int]]] = [(name, {}) for name in thinkers.TASKS]
+    cases += [(name, ANY_BASE) for name in ("sort", "add", "arithmetic", "factorise")]
+    cases += [("multiply", dict(min_digits=40, max_digits=40)), ("add", dict(max_digits=100))]
+    print("task         settings                 width   make ms  learn ms   ratio")
+    ratios = []
+    for name, own in cases:
+        made, learned = measure(name, own, rounds)
+        ratios.append(learned / made)
+        what = "any base" if own is ANY_BASE else ", ".join(f"{k}={v}" for k, v in own.items())
+        width = thinkers.build_task(name, **own).max_length - 1
+        print(
+            f"{name:12} {what:24} {width:5} {made:9.3f} {learned:9.2f} {learned / made:7.0f}",
+            flush=True,
+        )
+    print(f"least ratio {min(ratios):.0f}, claimed 20")
+    return int(min(ratios) < 20)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
