@@ -332,6 +332,7 @@ def as_batch(batch: Any, model: Model) -> Batch:
     if isinstance(batch, Tensor):
         if not model.causal:
             raise ValueError(NOT_CAUSAL.format(what="a loss of bare tokens"))
+        check_shape("tokens", batch)
         targets = torch.full_like(batch, IGNORED)
         targets[:, :-1] = batch[:, 1:]
         return Batch(batch, targets)
@@ -339,13 +340,15 @@ def as_batch(batch: Any, model: Model) -> Batch:
         raise TypeError(f"batch must be a Batch or an int64 tensor, got {describe(batch)}")
     if not isinstance(batch.targets, Tensor) or batch.targets.dtype != torch.int64:
         raise TypeError(f"targets must be an int64 tensor, got {describe(batch.targets)}")
-    if batch.targets.shape[:2] != batch.tokens.shape[:2]:
+    shape = check_shape("tokens", batch.tokens)
+    if batch.targets.shape != shape:
         raise ValueError(
-            f"targets must have the shape of tokens {list(batch.tokens.shape)}, "
-            f"got {list(batch.targets.shape)}"
+            f"targets must have the shape of tokens {list(shape)}, got {list(batch.targets.shape)}"
         )
-    wanted = batch.targets.where(batch.targets != IGNORED, 0)
-    check_ids("targets", wanted, model.config.vocab_size)
+    if batch.lengths is not None:
+        check_lengths("lengths", batch.lengths, *shape)
+    wanted = graded_targets(batch)
+    check_ids("targets", wanted.where(wanted != IGNORED, 0), model.config.vocab_size)
     return batch
 
 
