@@ -40,6 +40,9 @@ class Learner:
     flops: int = 0
     best: float | None = None
 
+    def __post_init__(self) -> None:
+        self.parameters = list(self.model.parameters())
+
     @property
     def result(self) -> Model:
         """The model to be used: the average, if there is one."""
@@ -97,7 +100,7 @@ def gradients(
     flags[ranks.rank :: ranks.world] = torch.cat(correct).float()
     votes = torch.tensor([float(wish) for wish in wishes], device=ranks.device)
     said = ranks.sum(torch.cat([sums, votes, flags]))  # type: ignore[list-item]
-    norm = get_total_norm(p.grad for p in learner.model.parameters() if p.grad is not None)
+    norm = get_total_norm([p.grad for p in learner.parameters if p.grad is not None])
     total, *values = torch.cat([said, norm[None]]).tolist()
     num_parts = len(loss.parts)
     is_cut, *came = values[num_parts : num_parts + len(wishes)]
@@ -188,9 +191,9 @@ def require_finite(told: Told, learner: Learner) -> None:
     )
 
 
-def shorten(model: nn.Module, factor: float) -> None:
+def shorten(learner: Learner, factor: float) -> None:
     """Multiply the gradient."""
-    torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], factor)
+    torch._foreach_mul_([p.grad for p in learner.parameters if p.grad is not None], factor)
 
 
 def move_average(learner: Learner, decay: float | None) -> None:
@@ -198,9 +201,9 @@ def move_average(learner: Learner, decay: float | None) -> None:
     if learner.average is None or decay is None:
         return
     decay = min(decay, learner.update / (9 + learner.update))
-    old, new = (list(x.parameters()) for x in (learner.average, learner.model))
     with torch.no_grad():
-        get_ema_multi_avg_fn(decay)(old, new, None)
+        old = list(learner.average.parameters())
+        get_ema_multi_avg_fn(decay)(old, learner.parameters, None)
 
 
 def capture(learner: Learner) -> Checkpoint:

@@ -207,7 +207,7 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks) -
                 tracker.log(done, loss=told.loss, accuracy=accuracy, **told.parts, **facts)
             require_finite(told, learner)
             if told.norm > settings.clip:
-                shorten(learner.model, settings.clip / told.norm)
+                shorten(learner, settings.clip / told.norm)
             optimizers.step(learner.optimizers, lr)
             move_average(learner, settings.ema)
             learner.task.observe(told.correct)

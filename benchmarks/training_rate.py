@@ -1,0 +1,122 @@
+"""Does train() cost more than the plain loop that one would write by hand?
+
+python benchmarks/training_rate.py [--updates 150] [--repeats 7]
+
+Both train add/decoder in this process on one thread, in turn: the same layers, optimiser, batches
+and log lines. The plain loop calls the layers themselves. Time is `time.process_time` between the
+batch after the warm-up and the last batch, so neither start nor final save count.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch.nn import functional as F
+
+from thinkers import RECIPES, models, optimizers, tasks
+from thinkers.config import Config
+from thinkers.training import train
+
+WARM_UP = 20
+
+
+def plain(config: Config, folder: Path) -> None:
+    """Next-token training of a decoder, as one writes it for one experiment."""
+    settings = config.training
+    task = tasks.from_config(config.task, settings.seed)
+    torch.manual_seed(settings.seed)
+    model = models.from_config(config.model)
+    tables = {model.embedding.weight}
+    decayed = [p for p in model.parameters() if p.ndim >= 2 and p not in tables]
+    rest = [p for p in model.parameters() if p.ndim < 2 or p in tables]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas, fused=True)
+    folder.mkdir()
+    with (folder / "metrics.jsonl").open("w") as log:
+        for update in range(settings.num_updates):
+            lr = optimizers.learning_rate(update, settings)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batch = task.batch(update, settings.batch_size)
+            x = model.embedding(batch.tokens)
+            table = model.rotary.table(torch.arange(x.shape[1]), x.dtype)
+            for block in model.blocks:
+                x = block(x, table)
+            logits = F.linear(model.norm(x), model.embedding.weight)
+            loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if (update + 1) % settings.log_every == 0:
+                graded = batch.targets != -100
+                right = ((logits.argmax(-1) == batch.targets) | ~graded).all(1).float().mean()
+                line = {"update": update + 1, "loss": loss.item(), "accuracy": right.item()}
+                log.write(json.dumps(line | {"lr": lr, "norm": norm.item()}) + "\n")
+
+
+def seconds(body, config: Config, folder: Path) -> float:
+    """Process time from the first batch after the warm-up to the last one."""
+    times: list[float] = []
+    task = type(tasks.from_config(config.task))
+    batch = task.batch
+
+    def timed(self, update, *args):
+        times.append(time.process_time())
+        return batch(self, update, *args)
+
+    with mock.patch.object(task, "batch", timed):
+        body(config, folder)
+    return times[config.training.num_updates - 1] - times[WARM_UP]
+
+
+def losses(folder: Path) -> list[float]:
+    text = (folder / "metrics.jsonl").read_text()
+    return [x["loss"] for x in map(json.loads, text.splitlines()) if "loss" in x]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--updates", type=int, default=150)
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = RECIPES["add/decoder"]()
+    settings = dataclasses.replace(
+        recipe.training,
+        num_updates=arguments.updates,
+        checkpoint_every=10**9,
+        evaluate_every=None,
+        evaluate_examples=10,
+        device="cpu",
+    )
+    config = dataclasses.replace(recipe, training=settings)
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory() as root:
+        for repeat in range(arguments.repeats + 1):
+            a, b = Path(root) / f"ours-{repeat}", Path(root) / f"plain-{repeat}"
+            times = seconds(train, config, a), seconds(plain, config, b)
+            for x, y in zip(losses(a), losses(b), strict=True):
+                assert abs(x - y) <= 1e-4 * abs(y), "the two loops must train the same"
+            if repeat:
+                ours.append(times[0])
+                theirs.append(times[1])
+    updates = arguments.updates - 1 - WARM_UP
+    mine, plain_one = statistics.median(ours) / updates, statistics.median(theirs) / updates
+    ratio = statistics.median(y / x for x, y in zip(ours, theirs, strict=True))
+    print(f"train() {1e3 * mine:.2f} ms, plain loop {1e3 * plain_one:.2f} ms of process time")
+    print(f"rate of train() / rate of the plain loop: {ratio:.3f} (wanted: at least 0.95)")
+    raise SystemExit(ratio < 0.95)
+
+
+if __name__ == "__main__":
+    main()

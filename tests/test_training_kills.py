@@ -1,0 +1,20 @@
+"""SIGKILL at any moment loses nothing that was saved."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_runs_end_like_one_that_nobody_disturbed(kills):
+    script = ROOT / "benchmarks" / "kill_resume.py"
+    command = [sys.executable, str(script), f"--kills={kills}", "--updates=60"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert f"{kills} kills" in found.stdout and "nothing was lost" in found.stdout
