@@ -2,3 +2,4 @@
 
 from thinkers.ops import dense as dense
 from thinkers.ops import masks as masks
+from thinkers.ops.stop_grad import stop_grad_attention as stop_grad_attention

@@ -7,6 +7,7 @@ one function serves to stop gradients, to draw a picture and to build a table.
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +15,18 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 PairMask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Banded:
+    """A mask that knows outside which keys it is False, so that nobody need look there."""
+
+    mask: PairMask
+    span: Callable[[int, int], tuple[int, int]]
+    """From the first query and the end of the queries to the first key and the end of the keys."""
+
+    def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return self.mask(b, h, q, k)
 
 
 def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -32,10 +45,11 @@ def reasoning_near(num_reasoning: int, window: int) -> PairMask:
     size = num_reasoning + 1
 
     def near(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        age = q // size - k // size
-        return (k % size != 0) & (age > 0) & (age <= window)
+        # Comparing elements, not time steps, keeps the divisions to one row and one column.
+        newest, oldest = q // size * size, (q // size - window) * size
+        return (k % size != 0) & (k < newest) & (k >= oldest)
 
-    return near
+    return Banded(near, lambda first, end: ((first // size - window) * size, end))
 
 
 def reasoning_far(num_reasoning: int, window: int) -> PairMask:
@@ -45,9 +59,9 @@ def reasoning_far(num_reasoning: int, window: int) -> PairMask:
     size = num_reasoning + 1
 
     def far(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k % size != 0) & (q // size - k // size > window)
+        return (k % size != 0) & (k < (q // size - window) * size)
 
-    return far
+    return Banded(far, lambda first, end: (0, ((end - 1) // size - window) * size))
 
 
 def thought_trains(num_thoughts: int) -> PairMask:
@@ -70,9 +84,9 @@ def sections(size: int) -> PairMask:
     _at_least("size", size, 1)
 
     def same(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k // size == q // size) & (k <= q)
+        return (k >= q // size * size) & (k <= q)
 
-    return same
+    return Banded(same, lambda first, end: (first // size * size, end))
 
 
 def finished_sections(size: int) -> PairMask:
@@ -80,9 +94,9 @@ def finished_sections(size: int) -> PairMask:
     _at_least("size", size, 1)
 
     def before(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return k // size < q // size
+        return k < q // size * size
 
-    return before
+    return Banded(before, lambda first, end: (0, (end - 1) // size * size))
 
 
 def only_heads(mask: PairMask, heads: tuple[int, ...]) -> PairMask:

@@ -1,0 +1,409 @@
+"""Stop-gradient attention against its dense definition: values, gradients, shapes, precision."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from thinkers.ops import blocks, dense, masks, stop_grad_attention
+
+GOLDEN = Path(__file__).parent / "test_ops_golden"
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def leaves(b, h, g, t, s, d, dtype=torch.float64):
+    shapes = [(b, h, t, d), (b, g, s, d), (b, g, s, d)]
+    return [random(*x, seed=i, dtype=dtype).requires_grad_() for i, x in enumerate(shapes)]
+
+
+def results(attend, tensors, **settings):
+    out = attend(*tensors, **settings)
+    weight = random(*out.shape, seed=9, dtype=out.dtype)
+    grads = torch.autograd.grad(out, tensors, weight)
+    return [x.detach() for x in (out, *grads)]
+
+
+def assert_agree(ours, oracle, tolerance=1e-10):
+    for name, x, y in zip(("out", "dq", "dk", "dv"), ours, oracle, strict=True):
+        error = float((x - y).abs().max()) if x.numel() else 0.0
+        largest = float(y.abs().max()) if y.numel() else 0.0
+        assert error <= tolerance * max(largest, 1e-6), f"{name} is off by {error}"
+
+
+def by_head(b, h, q, k):
+    return (q - 2 * k + 3 * h + 5 * b) % 4 == 1
+
+
+def by_distance(b, h, q, k):
+    return (0.3 * (q - k) - 0.7 * h + 0.1 * b).double()
+
+
+STOPS = {
+    "none": (None, None, None),
+    "all": (True, True, True),
+    "constants": (0.5, -2.0, False),
+    "rule": (None, masks.reasoning_near(1, 3), masks.reasoning_near(1, 3)),
+    "functions": (by_head, by_distance, masks.invert(by_head)),
+    "mixed": (masks.causal, by_head, True),
+    "far": (masks.reasoning_far(2, 2), masks.sections(5), masks.finished_sections(7)),
+    "tensors": "tensors",
+    "floats": "floats",
+    "own": "own",
+    "query": "query",
+    "crossed": "crossed",
+}
+
+
+def stops_of(kind, b, h, t, s):
+    pairs = [random(b, h, t, s, seed=i) for i in (3, 4, 5)]
+    pair = pairs[0]
+    query = pair[:1, :1, :, :1].sign()
+    known = {
+        "tensors": (pair[:1] > 0, pairs[1][:, :1] > 0.3, pairs[2][0, 0] > 0),
+        "floats": (pair, pairs[1], pairs[2][:, :1]),
+        "own": (pair[:, :, :, :1] > 0, pairs[1][:, :1, :1], pairs[2][:, :1, :1] > 0),
+        "query": (query, query, query),
+        "crossed": (pairs[0][:, :1, :1], pairs[1][:, :, :, :1] > 0, pairs[2][:1, :1, :, :1]),
+    }
+    stops = known.get(kind) if isinstance(STOPS[kind], str) else STOPS[kind]
+    return dict(zip(("stop_q", "stop_k", "stop_v"), stops, strict=True))
+
+
+def mask_of(kind, b, h, t, s):
+    score = random(b, h, t, s, seed=6)
+    return {
+        "none": None,
+        "bool": score[:, :1] > -0.5,
+        "float": score[0].masked_fill(score[0] > 1, -torch.inf),
+        "padding": score[:, :1, :1] > -1,
+        "nothing": score[0, 0] > 99,
+    }[kind]
+
+
+SHAPES = [(2, 6, 3, 37, 37, 5), (1, 4, 4, 19, 41, 3), (3, 4, 1, 41, 19, 2), (2, 2, 2, 1, 23, 7)]
+
+
+@pytest.fixture
+def small_panels(monkeypatch):
+    monkeypatch.setattr(blocks, "PANEL", 16)
+    monkeypatch.setattr(blocks, "CACHE", 700)
+
+
+@pytest.mark.usefixtures("small_panels")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("stops", STOPS)
+@pytest.mark.parametrize("mask", ["none", "bool", "float", "padding", "nothing"])
+def test_agrees_with_dense_in_value_and_gradient(shape, stops, mask):
+    b, h, g, t, s, d = shape
+    tensors = leaves(*shape)
+    for causal in (True, False):
+        call = {"causal": causal, "mask": mask_of(mask, b, h, t, s), "scale": 0.6}
+        call |= stops_of(stops, b, h, t, s)
+        oracle = results(dense.stop_grad_attention, tensors, **call)
+        for backend in ("auto", "block"):
+            assert_agree(results(stop_grad_attention, tensors, **call, backend=backend), oracle)
+
+
+@pytest.mark.usefixtures("small_panels")
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("mask", ["none", "bool", "float", "padding", "nothing"])
+def test_the_panels_find_output_and_log_sum_exp_alone(causal, mask):
+    for b, h, g, t, s, d in SHAPES:
+        q, k, v = (x.detach() for x in leaves(b, h, g, t, s, d))
+        shown = mask_of(mask, b, h, t, s)
+        problem = blocks.Problem(b, h, g, t, s, causal, shown, 0.6, q.device)
+        out, lse = blocks.forward(q, k, v, problem)
+        oracle = dense.stop_grad_attention(q, k, v, causal=causal, mask=shown, scale=0.6)
+        torch.testing.assert_close(out, oracle, rtol=1e-11, atol=1e-13)
+        assert torch.equal(lse == -torch.inf, (oracle == 0).all(-1))
+
+
+sizes = st.tuples(
+    st.integers(1, 3),
+    st.sampled_from([(1, 1), (2, 1), (3, 3), (4, 2)]),
+    st.integers(1, 40),
+    st.integers(0, 40),
+    st.integers(1, 9),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    sizes=sizes,
+    causal=st.booleans(),
+    mask=st.sampled_from(["none", "bool", "float", "padding", "nothing"]),
+    stops=st.sampled_from(sorted(STOPS)),
+    layout=st.sampled_from(["plain", "transposed", "sliced", "expanded"]),
+    backend=st.sampled_from(["auto", "block"]),
+)
+def test_any_shape_and_layout_agrees_with_dense(sizes, causal, mask, stops, layout, backend):
+    b, (h, g), t, s, d = sizes
+    tensors = [laid_out(x.detach(), layout).requires_grad_() for x in leaves(b, h, g, t, s, d)]
+    call = {"causal": causal, "mask": mask_of(mask, b, h, t, s)} | stops_of(stops, b, h, t, s)
+    oracle = results(dense.stop_grad_attention, tensors, **call)
+    assert_agree(results(stop_grad_attention, tensors, **call, backend=backend), oracle)
+
+
+def laid_out(x, layout):
+    if layout == "transposed":
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    if layout == "sliced":
+        return x.repeat_interleave(2, dim=-1)[..., ::2]
+    return x[:1].expand(x.shape) if layout == "expanded" else x
+
+
+@pytest.mark.parametrize("kind", ["bool_causal", "float", "v_only"])
+@pytest.mark.parametrize("backend", ["auto", "block"])
+def test_golden_files(kind, backend):
+    with safe_open(GOLDEN / f"stop_grad_attention_{kind}.safetensors", "pt") as file:
+        x = {name: file.get_tensor(name) for name in file.keys()}
+        causal = json.loads(file.metadata()["causal"])
+    q, k, v = (x[f"in.{name}"].requires_grad_() for name in "qkv")
+    stops = {f"stop_{name}": x.get(f"in.{name}_stop_grad") for name in "qkv"}
+    out = stop_grad_attention(q, k, v, causal=causal, backend=backend, **stops)
+    grads = torch.autograd.grad(out, (q, k, v), x["in.grad_out"])
+    golden = [x["out.out"], *(x[f"grad.{name}"] for name in "qkv")]
+    assert_agree([out.detach(), *grads], golden, 1e-9)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "block"])
+@pytest.mark.parametrize(("t", "s"), [(5, 5), (3, 7), (7, 3)])
+def test_gradcheck(backend, t, s):
+    mask = random(1, 2, t, s, seed=6)
+    assert torch.autograd.gradcheck(
+        lambda *x: stop_grad_attention(*x, causal=True, mask=mask, backend=backend),
+        leaves(2, 2, 1, t, s, 3),
+        atol=1e-7,
+        rtol=1e-5,
+        nondet_tol=0.0,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("stops", ["none", "own", "rule", "tensors", "floats"])
+def test_low_precision_errs_at_most_twice_as_much_as_plain_torch(dtype, stops):
+    shape = (2, 4, 2, 67, 67, 16)
+    tensors = leaves(*shape, dtype=dtype)
+    wide = [x.detach().double().requires_grad_() for x in tensors]
+    call = {"causal": True} | stops_of(stops, 2, 4, 67, 67)
+    weight = random(2, 4, 67, 16, seed=9, dtype=dtype)
+
+    def run(attend, xs):
+        out = attend(*xs, **call)
+        return [out, *torch.autograd.grad(out, xs, weight.to(out.dtype))]
+
+    exact = run(dense.stop_grad_attention, wide)
+    for backend in ("auto", "block"):
+        ours = run(partial(stop_grad_attention, backend=backend), tensors)
+        plain = run(dense.stop_grad_attention, tensors)
+        for x, y, z in zip(ours, plain, exact, strict=True):
+            assert x.dtype == dtype
+            assert (x - z).abs().max() <= 2 * (y - z).abs().max() + 1e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_errs_at_most_twice_as_much_as_fused_attention(dtype):
+    tensors = leaves(1, 3, 3, 131, 131, 32, dtype=dtype)
+    wide = [x.detach().double().requires_grad_() for x in tensors]
+    exact = results(dense.stop_grad_attention, wide, causal=True)
+    fused = results(functional.scaled_dot_product_attention, tensors, is_causal=True)
+    ours = results(stop_grad_attention, tensors, causal=True, backend="block")
+    for x, y, z in zip(ours, fused, exact, strict=True):
+        assert (x - z).abs().max() <= 2 * (y - z).abs().max()
+
+
+def test_a_head_may_be_stopped_alone():
+    tensors = leaves(1, 2, 2, 11, 11, 3)
+    near = masks.only_heads(masks.reasoning_near(1, 2), (1,))
+    free = results(stop_grad_attention, tensors, causal=True)
+    held = results(stop_grad_attention, tensors, causal=True, stop_k=near, stop_v=near)
+    assert torch.equal(free[0], held[0])
+    for x, y in zip(free[2:], held[2:], strict=True):
+        torch.testing.assert_close(x[:, 0], y[:, 0], rtol=1e-12, atol=1e-12)
+        assert (x[:, 1] - y[:, 1]).abs().max() > 1e-3
+
+
+def test_fully_stopped_gradients_are_exactly_zero():
+    tensors = leaves(2, 4, 2, 150, 150, 3)
+    everywhere = torch.ones(150, 150, dtype=torch.bool)
+    for stop in (True, everywhere, lambda b, h, q, k: (q == q) & (k == k)):
+        _, *grads = results(
+            stop_grad_attention, tensors, causal=True, stop_q=stop, stop_k=stop, stop_v=stop
+        )
+        assert not any(x.any() for x in grads)
+
+
+@pytest.mark.parametrize("backend", ["auto", "block"])
+def test_later_tokens_change_nothing_bit_for_bit(backend):
+    q, k, v = (x.detach().float() for x in leaves(2, 3, 3, 150, 150, 8))
+    near = masks.reasoning_near(1, 9)
+    out = stop_grad_attention(q, k, v, causal=True, stop_k=near, backend=backend)
+    for x in (q, k, v):
+        x[:, :, 101:] = 7.0
+    changed = stop_grad_attention(q, k, v, causal=True, stop_k=near, backend=backend)
+    assert torch.equal(out[:, :, :101], changed[:, :, :101])
+    assert not torch.equal(out, changed)
+
+
+def test_second_backward_repeats_and_second_derivative_is_refused():
+    tensors = leaves(1, 2, 2, 13, 13, 3)
+    out = stop_grad_attention(*tensors, causal=True, stop_v=masks.reasoning_near(1, 2))
+    first = torch.autograd.grad(out.sum(), tensors, retain_graph=True)
+    again = torch.autograd.grad(out.sum(), tensors, create_graph=True)
+    assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+    with pytest.raises(RuntimeError, match="stop_grad_attention has no second derivative"):
+        torch.autograd.grad(sum(x.square().sum() for x in again), tensors)
+
+
+def test_only_wanted_gradients_come_back():
+    q, k, v = leaves(1, 2, 2, 13, 13, 3)
+    near = masks.reasoning_near(1, 2)
+    whole = results(stop_grad_attention, [q, k, v], causal=True, stop_v=near)
+    out = stop_grad_attention(q.detach(), k.detach(), v, causal=True, stop_v=near)
+    (dv,) = torch.autograd.grad(out, v, random(*out.shape, seed=9))
+    torch.testing.assert_close(dv, whole[3], rtol=1e-12, atol=1e-12)
+    detached = stop_grad_attention(q.detach(), k.detach(), v.detach())
+    assert not detached.requires_grad
+
+
+def test_a_mask_changed_before_the_backward_is_noticed():
+    tensors = leaves(1, 2, 2, 13, 13, 3)
+    stop = torch.zeros(13, 13, dtype=torch.bool)
+    out = stop_grad_attention(*tensors, stop_k=stop)
+    stop[0, 0] = True
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_inputs_stay_as_they_were_and_no_buffer_is_read_before_it_is_written():
+    tensors = leaves(2, 4, 2, 150, 150, 3)
+    before = [x.detach().clone() for x in tensors]
+    call = {"causal": True, "stop_q": by_head, "stop_v": masks.reasoning_near(1, 40)}
+    plain = results(stop_grad_attention, tensors, **call)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        poisoned = results(stop_grad_attention, tensors, **call)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(x, y) for x, y in zip(plain, poisoned, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(before, tensors, strict=True))
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation returned."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(x, torch.Tensor):
+                self.numel = max(self.numel, x.numel())
+        return result
+
+
+def test_nothing_of_all_pairs_is_ever_made():
+    tensors = leaves(1, 2, 2, 1100, 1100, 4, dtype=torch.float32)
+    near = masks.reasoning_near(1, 50)
+    with Largest() as largest:
+        out = stop_grad_attention(*tensors, causal=True, stop_k=near, stop_v=by_head)
+        torch.autograd.grad(out.sum(), tensors)
+    assert largest.numel <= 2 * 128 * 1100 < 1100 * 1100
+
+
+def test_a_function_gets_index_tensors_that_broadcast():
+    seen = []
+
+    def watch(b, h, q, k):
+        seen.append((b, h, q, k))
+        return (q + k + b + h) % 2 == 0
+
+    tensors = leaves(3, 4, 2, 150, 170, 2)
+    results(stop_grad_attention, tensors, stop_q=watch)
+    assert all(x.dtype == torch.int64 and x.ndim == 4 for index in seen for x in index)
+    rows, columns = set(), set()
+    for b, h, q, k in seen[1:]:
+        assert b.shape == (3, 1, 1, 1) and h.shape == (1, 4, 1, 1)
+        assert q.shape == (1, 1, q.numel(), 1) and k.shape == (1, 1, 1, k.numel())
+        rows |= set(q.flatten().tolist())
+        columns |= set(k.flatten().tolist())
+    assert rows == set(range(150)) and columns == set(range(170))
+
+
+def test_autocast_takes_part_as_in_plain_attention():
+    tensors = leaves(1, 2, 2, 37, 37, 8, dtype=torch.float32)
+    near = masks.reasoning_near(1, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = stop_grad_attention(*tensors, causal=True, stop_v=near)
+        plain = functional.scaled_dot_product_attention(*tensors, is_causal=True)
+    assert out.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(out, plain, rtol=1e-2, atol=1e-2)
+    assert torch.autograd.grad(out.sum(), tensors)[0].dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the compiler's own look
+def test_compiled_callers_get_equal_results_or_a_reason():
+    tensors = leaves(1, 2, 2, 13, 13, 3)
+    near = masks.reasoning_near(1, 2)
+
+    def model(q, k, v):
+        return stop_grad_attention(q * 2, k, v, causal=True, stop_k=near, stop_v=near) + 1
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    assert_agree(results(compiled, tensors), results(model, tensors), 1e-12)
+    whole = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with pytest.raises(Exception, match="chooses panels and evaluates mask functions in Python"):
+        whole(*tensors)
+    torch._dynamo.reset()
+
+
+Q, K = (2, 4, 5, 3), (2, 2, 7, 3)
+BAD = [
+    ({"q": [1.0]}, "q must be a tensor (b h t d), got list"),
+    ({"q": torch.ones(4, 5, 3)}, "q must have the 4 axes (b h t d), got shape (4, 5, 3)"),
+    ({"q": torch.ones(Q, dtype=torch.int64)}, "q must be float64, float32, bfloat16 or float16"),
+    ({"k": torch.ones(K).double()}, "k must have q's dtype float32, got float64"),
+    ({"k": torch.ones(K, device="meta")}, "k must be on q's device cpu, got meta"),
+    ({"k": torch.ones(3, 2, 7, 3)}, "k must have b = 2 in (b g s d), got shape (3, 2, 7, 3)"),
+    ({"k": torch.ones(2, 2, 7, 5)}, "k must have d = 3 in (b g s d), got shape (2, 2, 7, 5)"),
+    ({"k": torch.ones(2, 3, 7, 3)}, "k must have a number of heads that divides q's 4, got 3"),
+    ({"v": torch.ones(2, 2, 6, 3)}, "v must have s = 7 in (b g s d), got shape (2, 2, 6, 3)"),
+    ({"v": torch.ones(2, 4, 7, 3)}, "v must have g = 2 in (b g s d), got shape (2, 4, 7, 3)"),
+    ({"causal": 1}, "causal must be True or False, got 1"),
+    ({"scale": "1"}, "scale must be None or a number, got '1'"),
+    ({"scale": float("nan")}, "scale must be finite, got nan"),
+    ({"mask": torch.ones(6, 7).bool()}, "mask must broadcast to (b, h, t, s) = (2, 4, 5, 7)"),
+    ({"mask": torch.ones(5, 7).long()}, "mask must be bool or floating, got int64"),
+    ({"mask": torch.ones(5, 7, device="meta")}, "mask must be on q's device cpu, got meta"),
+    ({"mask": torch.ones(5, 7, requires_grad=True)}, "mask must not require a gradient"),
+    ({"stop_q": torch.ones(2, 1, 1, 5, 7)}, "stop_q must broadcast to (b, h, t, s)"),
+    ({"stop_k": torch.ones(5, 7).int()}, "stop_k must be bool or floating, got int32"),
+    ({"stop_v": torch.ones(5, 7, requires_grad=True)}, "stop_v must not require a gradient"),
+    ({"stop_k": 1}, "stop_k must be None, a bool, a float, a tensor of either or a function"),
+    ({"stop_k": "near"}, "stop_k must be None, a bool, a float, a tensor of either or a function"),
+    ({"stop_v": lambda b, h, q, k: True}, "the result of stop_v must be a tensor, got bool"),
+    ({"stop_v": lambda b, h, q, k: q + k}, "the result of stop_v must be bool or floating"),
+    ({"backend": "flash"}, "backend must be one of auto, dense, sdpa, block, triton, got 'flash'"),
+    ({"backend": "sdpa", "stop_k": masks.causal}, "backend must not be 'sdpa' where gradient"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[x[1][:48] for x in BAD])
+def test_bad_calls_name_the_argument_the_rule_and_the_value(change, message):
+    call = {"q": torch.ones(Q), "k": torch.ones(K), "v": torch.ones(K)} | change
+    q, k, v = (call.pop(name) for name in "qkv")
+    with pytest.raises(ValueError) as caught:
+        stop_grad_attention(q, k, v, **call)
+    assert message in str(caught.value)
