@@ -1,7 +1,6 @@
 """Leaves that models are made of: projections, feed-forwards, positions. Norms are torch's own."""
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,18 +25,18 @@ class Heads(nn.Module):
 
     def queries(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t d"]:
         """What each position asks."""
-        return rearrange(self.query(x), "b t (h d) -> b h t d", d=self.head_dim)
+        return self.query(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def keys_values(
         self, x: Float[Tensor, "b s c"]
     ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b g s d"]]:
         """What each position is found by, and what it holds."""
-        k, v = rearrange(self.key_value(x), "b s (n g d) -> n b g s d", n=2, d=self.head_dim)
+        k, v = self.key_value(x).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         return k, v
 
     def merge(self, x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b t c"]:
         """What the heads found, back in the residual stream."""
-        return self.output(rearrange(x, "b h t d -> b t (h d)"))
+        return self.output(x.transpose(1, 2).flatten(2))
 
     def flops(self, queries: int, keys: int) -> int:
         """Of projecting so many queries, and so many keys with their values."""
@@ -85,7 +84,7 @@ class Rotary(nn.Module):
         super().__init__()
         if head_dim % 2:
             raise ValueError(f"dim / num_heads must be even for rotary positions, got {head_dim}")
-        frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2).float() / head_dim)
+        frequencies = 1.0 / 10000.0 ** (torch.arange(0, head_dim, 2).float() / head_dim)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def table(

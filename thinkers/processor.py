@@ -17,7 +17,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from thinkers.cache import KeyValueCache
-from thinkers.layers import Rotary, SwiGLU, attention_flops, rotate
+from thinkers.layers import Rotary, SwiGLU, attention_flops, rotate, sinusoidal
 
 SelfAttention = Literal["plain", "feed_forward", "none"]
 
@@ -245,6 +245,24 @@ class TextInput(Input):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         return self.scale * (self.embedding(tokens) + self.position(positions))
+
+
+class FixedTextInput(TextInput):
+    """Tokens with stored positions: sqrt(c) * embedding + table, as the published model has them."""
+
+    table: Tensor
+
+    def __init__(self, vocab_size: int, max_length: int, dim: int):
+        super().__init__(vocab_size, max_length, dim)
+        del self.position
+        self.register_buffer("table", sinusoidal(torch.arange(max_length), dim, torch.float32))
+
+    def forward(  # type: ignore[override]
+        self, tokens: Int[Tensor, "b m"], positions: Int[Tensor, "*b m"] | None = None
+    ) -> Float[Tensor, "b m c"]:
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.scale * self.embedding(tokens) + self.table[positions]
 
 
 class Read:

@@ -27,6 +27,8 @@ def generate(
     return_logits: bool,
 ) -> Any:
     """See `Model.generate`."""
+    if not model.causal:
+        raise ValueError(NOT_CAUSAL.format(what="generate"))
     rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
     check_sampling(temperature, top_k, top_p)
     b, t = tokens.shape
@@ -128,8 +130,6 @@ def check_call(
     model: Any, tokens: Tensor, max_new_tokens: int, num_steps: Any, prompt_lengths: Any
 ) -> tuple[Int[Tensor, "b t"], Int[Tensor, " b"], int]:
     """The prompts moved to the left edge, their lengths, and the number of steps."""
-    if not model.causal:
-        raise ValueError(NOT_CAUSAL.format(what="generate"))
     check_int("max_new_tokens", max_new_tokens, 0)
     steps = model.check_steps(num_steps)
     b, t = check_shape("tokens", tokens)

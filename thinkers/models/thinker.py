@@ -17,6 +17,7 @@ from thinkers.models.base import IGNORED, Batch, Loss, Model, Thought, as_batch,
 from thinkers.models.generation import check_call
 from thinkers.processor import (
     Disturb,
+    FixedTextInput,
     LatentStore,
     Memory,
     Output,
@@ -55,6 +56,10 @@ class Thinker(Model):
     class Config(base.Config):
         """`num_layers` is the depth of the block."""
 
+        variant: Literal["modern", "published"] = "modern"
+        """published: no norm on memory, stored input positions, and output queries that all read
+        each other: they answer together, so that nothing can be generated token by token."""
+
         num_latents: int = 8
         section: int = 16
         """Tokens between two boundaries at which the latents think."""
@@ -75,6 +80,12 @@ class Thinker(Model):
         """Rank of the attention projections; None is full."""
         hidden: int | None = None
         """Width of the feed-forwards; None is 8/3 of dim."""
+        max_latents: int | None = None
+        """Rows of the table of learned latents; None is num_latents."""
+        max_inputs: int | None = None
+        """Rows of the table of input positions; None is max_length."""
+        max_outputs: int | None = None
+        """Rows of the table of output queries; None is max_length, or section if that is more."""
         step_loss: Literal["last", "every"] = "last"
         """Whether the answer after every step is graded, or the last alone."""
         step_weights: tuple[float, ...] = ()
@@ -108,6 +119,14 @@ class Thinker(Model):
                     raise ValueError(f"{name} must be in 0 .. 1, got {getattr(self, name)}")
             if not 0 <= self.noise < float("inf"):
                 raise ValueError(f"noise must be at least 0 and finite, got {self.noise}")
+            for name, least in (("max_latents", self.num_latents), ("max_inputs", 1)):
+                if getattr(self, name) is not None:
+                    check_int(name, getattr(self, name), least)
+            if self.max_outputs is not None:
+                check_int("max_outputs", self.max_outputs, 1)
+            check_choice("variant", self.variant, ("modern", "published"))
+            if self.variant == "published" and self.output != "parallel":
+                raise ValueError(f"output must be parallel where published, got {self.output!r}")
             check_choice("output", self.output, ("autoregressive", "parallel"))
             check_choice("step_loss", self.step_loss, ("last", "every"))
             check_choice("self_attention", self.self_attention, ("plain", "feed_forward", "none"))
@@ -130,12 +149,18 @@ class Thinker(Model):
             config.num_layers,
             rank=config.rank,
             self_attention=config.self_attention,
+            normed=config.variant == "modern",
         )
-        self.text = TextInput(config.vocab_size, config.max_length, dim)
+        self.causal = config.variant == "modern"
+        kind = TextInput if self.causal else FixedTextInput
+        self.text = kind(config.vocab_size, config.max_inputs or config.max_length, dim)
         self.read = Read(self.process, self.text)
-        self.output = Output(self.process, self.text.embedding, config.output_steps)
-        self.latents = nn.Embedding(config.num_latents, dim)
-        self.queries = nn.Embedding(max(config.max_length, config.section), dim)
+        self.output = Output(
+            self.process, self.text.embedding, config.output_steps, causal=self.causal
+        )
+        self.latents = nn.Embedding(config.max_latents or config.num_latents, dim)
+        longest = max(config.max_length, config.section)
+        self.queries = nn.Embedding(config.max_outputs or longest, dim)
         if config.num_knowledge:
             self.knowledge = nn.Embedding(config.num_knowledge, dim)
         if config.num_probes:
@@ -154,6 +179,7 @@ class Thinker(Model):
         steps: int,
         keep: bool = False,
         keys: Int[Tensor, " b"] | None = None,
+        knowledge: Int[Tensor, "b n"] | None = None,
     ) -> tuple[list[Memory], Float[Tensor, "b k l c"]]:
         """The memory after the last step, or after each, with the latents.
 
@@ -161,6 +187,7 @@ class Thinker(Model):
             inputs: The projected input, as `Process.project` gives it.
             hidden: True where an input is padding.
             keys: Disturb the latents, each row by its key; None leaves them alone.
+            knowledge: Which knowledge slots each row can read; None is all.
         """
         config, b = self.config, inputs[0].shape[0]
         latent = self._first_latents(b, keys)
@@ -169,7 +196,9 @@ class Thinker(Model):
         store.write_projected(inputs, "input", hidden)
         memories, latents = [], []
         if config.num_knowledge:
-            known = self.process.project(rows_of(self.knowledge)[None])
+            slots = torch.arange(config.num_knowledge, device=latent.device)[None]
+            slots = slots if knowledge is None else knowledge
+            known = self.process.project(self.knowledge(slots))
             store.write_projected([x.expand(b, -1, -1, -1) for x in known], "knowledge")
         for s in range(steps):
             if self._stops(s, steps):
@@ -177,7 +206,7 @@ class Thinker(Model):
                 store.stop_gradient()
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(s, steps)):
                 if keys is not None and self.disturb:
-                    latent = self.disturb(latent, keys, s + 1, self.latents.weight)
+                    latent = self.disturb(latent, keys, s + 1, self._learned_latents())
                 latent = self.process(latent, self._memory(store, s))
                 store.write(latent)
             if keep or s == steps - 1:
@@ -193,8 +222,14 @@ class Thinker(Model):
         kinds = ("input", "knowledge", "latent") if again else ("knowledge", "latent")
         return store.read(kinds, self.config.memory_steps)
 
+    def _learned_latents(self) -> Float[Tensor, "l c"]:
+        # by a look-up: a bare parameter would claim a gradient even under no_grad
+        return self.latents(
+            torch.arange(self.config.num_latents, device=self.latents.weight.device)
+        )
+
     def _first_latents(self, b: int, keys: Int[Tensor, " b"] | None) -> Float[Tensor, "b l c"]:
-        learned, config = rows_of(self.latents), self.config
+        learned, config = self._learned_latents(), self.config
         latent = learned.expand(b, -1, -1)
         if keys is not None and config.random_latents:
             latent = like_learned(learned, keys, -1, config.num_latents)
@@ -228,7 +263,9 @@ class Thinker(Model):
 
     def initial_memory(self, b: int) -> Memory:
         """The learned latents: what the first section is written from."""
-        parts = [x.expand(b, -1, -1, -1) for x in self.process.project(rows_of(self.latents)[None])]
+        parts = [
+            x.expand(b, -1, -1, -1) for x in self.process.project(self._learned_latents()[None])
+        ]
         return Memory(parts[::2], parts[1::2])
 
     def _sectioned(
@@ -549,11 +586,6 @@ def answer_room(targets: Int[Tensor, "b t"], prompt_lengths: Int[Tensor, " b"]) 
     if (graded & (offsets < 0)).any():
         return 0
     return max(1, int((offsets + 1).where(graded, 0).max()))
-
-
-def rows_of(embedding: nn.Embedding) -> Float[Tensor, "m c"]:
-    """All its vectors, by a look-up: a bare parameter would claim a gradient even under no_grad."""
-    return embedding(torch.arange(embedding.num_embeddings, device=embedding.weight.device))
 
 
 def boundary_keys(keys: Int[Tensor, " b"], sections: int) -> Int[Tensor, " r"]:

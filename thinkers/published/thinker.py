@@ -1,0 +1,162 @@
+"""Thinker's toy model: github.com/domguia/thinker (no licence is stated there)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from thinkers.errors import DataError
+from thinkers.models.thinker import Thinker
+from thinkers.processor import Output
+from thinkers.published.common import Get, dtype_of, keep_all_unread, pick
+
+UNREAD = "embd_in_pos.weight"
+SEVERAL = "attn_compute.layers."
+
+
+def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Thinker:
+    """The published toy model; its learned input positions are kept, as its forward ignores them."""
+    for name in ("embd_latent.weight", "embd_out_pos.weight", "pos_encoder.pe"):
+        if name not in weights:
+            raise DataError(f"weights must have {name}, got {sorted(weights)}")
+    if pick(settings, "skip_self_attn", default=False):
+        kind = "none"
+    else:
+        kind = "feed_forward" if pick(settings, "ff_in_self_attn", default=False) else "plain"
+    steps = pick(settings, "n_step")
+    config = Thinker.Config(
+        variant="published",
+        output="parallel",
+        vocab_size=pick(settings, "vocab_size"),
+        dim=pick(settings, "d_model"),
+        num_layers=pick(settings, "nlayers"),
+        num_heads=pick(settings, "nhead"),
+        num_steps=steps,
+        max_length=pick(settings, "max_input_len"),
+        num_latents=pick(settings, "n_latent"),
+        read_steps=pick(settings, "read_step"),
+        memory_steps=pick(settings, "n_memory"),
+        num_knowledge=pick(settings, "static_mem_len", default=0),
+        output_steps=pick(settings, "output_step", default=1),
+        num_probes=pick(settings, "n_probe", default=0),
+        self_attention=kind,
+        rank=pick(settings, "rank", default=None),
+        hidden=pick(settings, "d_hid"),
+        max_latents=len(weights["embd_latent.weight"]),
+        max_inputs=weights["pos_encoder.pe"].shape[1],
+        max_outputs=len(weights["embd_out_pos.weight"]),
+    )
+    model = Thinker(config).to(dtype_of(weights))
+    ours = parameters(model)
+    rest = {name: x for name, x in weights.items() if name not in ours}
+    for name in sorted(ours.keys() | weights.keys() - {UNREAD, "emb_static_mem.weight"}):
+        if name not in ours or name not in weights:
+            raise DataError(f"weights must have {sorted(ours)}; {name} is missing or unknown")
+        place = ours[name](lambda parameter: parameter.data)
+        if place.shape != weights[name].shape:
+            raise DataError(
+                f"{name} must have shape {list(place.shape)}, got {list(weights[name].shape)}"
+            )
+        place.copy_(weights[name])
+    keep_all_unread(model, rest)
+    return model
+
+
+def outputs(
+    model: Thinker, inputs: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """States, logits and probes of the last kept steps, and the loss of the targets if given."""
+    steps = pick(settings, "n_step", default=model.config.num_steps)
+    keep = pick(settings, "n_keep_output", default=1)
+    targets = inputs.get("targets")
+    number = pick(settings, "n_target", default=None if targets is None else targets.shape[1])
+    projected = model.process.project(model.text(inputs["tokens"]))
+    known = inputs.get("knowledge")
+    memories, _ = model.think(projected, None, steps, keep=True, knowledge=known)
+    output = Output(model.process, model.text.embedding, model.config.output_steps, causal=False)
+    places = torch.arange(number, device=inputs["tokens"].device)
+    asked = model.queries(places).expand(len(inputs["tokens"]), -1, -1)
+    states = torch.stack([output(asked, memory) for memory in memories[-keep:]], 1)
+    found = {"outputs": states, "logits": output.logits(states)}
+    if model.config.num_probes:
+        found["probes"] = model.probe(states)
+    if targets is not None:
+        logits = found["logits"]
+        graded = targets[:, None].expand(-1, logits.shape[1], -1)
+        loss = F.cross_entropy(logits.flatten(0, 2), graded.flatten())
+        if "probes" in found:
+            loss = loss + found["probes"].square().mean()
+        found["loss"] = loss
+    return found
+
+
+def parameters(model: Any) -> dict[str, Callable[[Get], Tensor]]:
+    """How each published weight, or its gradient, is found in ours."""
+    found: dict[str, Callable[[Get], Tensor]] = {
+        "embd_vocab.weight": whole(model.text.embedding.weight),
+        "embd_latent.weight": whole(model.latents.weight),
+        "embd_out_pos.weight": whole(model.queries.weight),
+        "pos_encoder.pe": lambda get: get(model.text.table)[None],
+    }
+    if model.config.num_knowledge:
+        found["emb_static_mem.weight"] = whole(model.knowledge.weight)
+    if model.config.num_probes:
+        found |= {
+            "probe_proj.weight": whole(model.probe.linear.weight),
+            "probe_proj.bias": whole(model.probe.linear.bias),
+        }
+    several = model.config.num_layers > 1
+    if several:
+        found["attn_compute.norm.weight"] = whole(model.process.norm.weight)
+    for i, layer in enumerate(model.process.layers):
+        home = f"{SEVERAL}{i}." if several else "attn_compute."
+        found |= {home + name: value for name, value in layer_parameters(layer).items()}
+    return found
+
+
+def layer_parameters(layer: Any) -> dict[str, Callable[[Get], Tensor]]:
+    """The weights of one layer of the block."""
+    found = {
+        "norm2.weight": whole(layer.memory_norm.weight),
+        "norm3.weight": whole(layer.feed_forward_norm.weight),
+        **attention_parameters("mha", layer.memory_attention),
+        **feed_forward_parameters("ff", layer.feed_forward),
+    }
+    if layer.kind != "none":
+        found["norm1.weight"] = whole(layer.self_norm.weight)
+        found |= attention_parameters("sa", layer.self_attention)
+    if layer.kind == "feed_forward":
+        found["norm4.weight"] = whole(layer.self_feed_forward_norm.weight)
+        found |= feed_forward_parameters("ff_sa", layer.self_feed_forward)
+    return found
+
+
+def attention_parameters(name: str, attention: Any) -> dict[str, Callable[[Get], Tensor]]:
+    """Queries, keys, values and outputs; where the rank is low, two matrices each."""
+    found = {}
+    for letter, part in zip(
+        "qkvo", (attention.query, attention.key, attention.value, attention.output), strict=True
+    ):
+        if attention.rank is None:
+            found[f"{name}_{letter}_proj.fn.weight"] = whole(part.weight)
+        else:
+            for i in (0, 1):
+                found[f"{name}_{letter}_proj.fn.{i}.weight"] = whole(part[i].weight)
+    return found
+
+
+def feed_forward_parameters(name: str, forward: Any) -> dict[str, Callable[[Get], Tensor]]:
+    """Gate, up and down; ours holds the first two as one matrix."""
+    both, width = forward.gate_up.weight, forward.down.in_features
+    return {
+        f"{name}.w1.weight": lambda get: get(both)[:width],
+        f"{name}.w2.weight": lambda get: get(both)[width:],
+        f"{name}.w3.weight": whole(forward.down.weight),
+    }
+
+
+def whole(parameter: Tensor) -> Callable[[Get], Tensor]:
+    """All of it."""
+    return lambda get: get(parameter)
