@@ -248,7 +248,7 @@ class TextInput(Input):
 
 
 class FixedTextInput(TextInput):
-    """Tokens with stored positions: sqrt(c) * embedding + table, as the published model has them."""
+    """Tokens with stored positions, as the published model has: sqrt(c) * embedding + table."""
 
     table: Tensor
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from thinkers.errors import DataError
 from thinkers.models.thinker import Thinker
-from thinkers.processor import Output
+from thinkers.processor import Output, SelfAttention
 from thinkers.published.common import Get, dtype_of, keep_all_unread, pick
 
 UNREAD = "embd_in_pos.weight"
@@ -17,14 +17,13 @@ SEVERAL = "attn_compute.layers."
 
 
 def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Thinker:
-    """The published toy model; its learned input positions are kept, as its forward ignores them."""
+    """The published toy model; its learned input positions, which it never reads, are kept."""
     for name in ("embd_latent.weight", "embd_out_pos.weight", "pos_encoder.pe"):
         if name not in weights:
             raise DataError(f"weights must have {name}, got {sorted(weights)}")
-    if pick(settings, "skip_self_attn", default=False):
+    kind: SelfAttention = "feed_forward" if pick(settings, "ff_in_self_attn") else "plain"
+    if pick(settings, "skip_self_attn"):
         kind = "none"
-    else:
-        kind = "feed_forward" if pick(settings, "ff_in_self_attn", default=False) else "plain"
     steps = pick(settings, "n_step")
     config = Thinker.Config(
         variant="published",
