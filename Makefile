@@ -5,6 +5,8 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if \
 BIN := .venv/bin
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
+LINT := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && \
+	$(BIN)/python tools/readme.py --check
 
 # Runs $(1), prints how long it took, and ends as $(1) ended.
 timed = start=$$(date +%s); $(1); status=$$?; \
@@ -24,8 +26,8 @@ setup:
 demo: setup
 	@$(BIN)/python examples/demo.py --out runs/demo
 
-test: lint
-	@$(call timed,$(PYTEST) -n 2 --durations 10)
+test: setup
+	@$(call timed,$(LINT) && $(PYTEST) -n 2 --durations 10)
 
 test-long: setup
 	@$(call timed,$(PYTEST) -n 2 -m slow --durations 10)
@@ -34,8 +36,7 @@ test-gpu: setup
 	@$(call timed,$(PYTEST) -m gpu --durations 10)
 
 lint: setup
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
-	@$(BIN)/python tools/readme.py --check
+	@$(LINT)
 
 format: setup
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import thinkers
 from thinkers import reports, runs, tasks
+from thinkers.cli import guarded
 from thinkers.reports import Section
 from thinkers.tasks.base import left_padded_prompts
 
 STEPS = (1, 2, 4, 8, 16)
 
 
-def main() -> None:
+def main() -> int:
     options = parse()
     start = time.monotonic()
     move_aside(options.out)
@@ -48,6 +49,7 @@ def main() -> None:
     )
     print(f"work: {60 * minutes:.0f} s")
     print(f"accuracy {scores[usual]:.3f} at {usual} steps, report {report}")
+    return 0
 
 
 def parse() -> argparse.Namespace:
@@ -122,4 +124,4 @@ def settings_section(run: thinkers.Run, config: thinkers.Config, minutes: float)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

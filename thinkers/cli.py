@@ -2,9 +2,10 @@
 
 import argparse
 import errno
+import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -112,15 +113,20 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; what the process should end with."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    return guarded(lambda: run(words), debug="--debug" in words)
+
+
+def guarded(work: Callable[[], int], debug: bool = False) -> int:
+    """What `work` returns, or the exit code of its error, told in three lines."""
     try:
-        return run(argv)
+        return work()
     except BrokenPipeError:
         sys.stdout = None  # type: ignore  # whoever read the output has left
         return 0
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code(error)
-        if "--debug" in argv:
+        if debug:
             traceback.print_exc()
         else:
             print("\n".join(explain(error, code)), file=sys.stderr)
@@ -300,6 +306,8 @@ def resume(options: argparse.Namespace, settings: list[str]) -> int:
 
 
 def print_run(run: Any) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
     scores = ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items())
     print(f"{scores} on held-out examples, run {run.folder}")
 
@@ -314,7 +322,7 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
     print("steps  " + "  ".join(f"{name:>9}" for name in metrics))
     for row in rows:
         values = "  ".join(f"{row[name]:>9.4f}" for name in metrics)
-        print(f"{row['num_steps'] or 1:>5}  {values}")
+        print(f"{row['num_steps']:>5}  {values}")
     return 0
 
 
