@@ -123,7 +123,7 @@ class Thinker(Model):
                 if getattr(self, name) is not None:
                     check_int(name, getattr(self, name), least)
             if self.max_outputs is not None:
-                check_int("max_outputs", self.max_outputs, 1)
+                check_int("max_outputs", self.max_outputs, self.section)
             check_choice("variant", self.variant, ("modern", "published"))
             if self.variant == "published" and self.output != "parallel":
                 raise ValueError(f"output must be parallel where published, got {self.output!r}")
@@ -282,13 +282,15 @@ class Thinker(Model):
         if size > 1:
             first = tokens[:, : size - 1]
             places = torch.arange(first.shape[1], device=device)
-            state = self.output(self._ask(places + 1, first, places), self.initial_memory(b))
+            seen = places.clamp(max=self.config.max_length - 1)
+            state = self.output(self._ask(places + 1, first, seen), self.initial_memory(b))
             states.append(state[:, None].expand(-1, steps if keep else 1, -1, -1))
         if sections := t // size:
             finished = sections * size
             ends = torch.arange(size, finished + 1, size, device=device)
             hidden = torch.arange(finished, device=device) >= ends[:, None]
-            parts = self.process.project(self.text(tokens[:, :finished]))
+            seen = torch.arange(finished, device=device).clamp(max=self.config.max_length - 1)
+            parts = self.process.project(self.text(tokens[:, :finished], seen))
             parts = [x[:, None].expand(-1, sections, -1, -1, -1).flatten(0, 1) for x in parts]
             rows = None if keys is None else boundary_keys(keys, sections)
             memories, latents = self.think(parts, hidden.repeat(b, 1), steps, keep, rows)
@@ -312,6 +314,8 @@ class Thinker(Model):
         keys: Int[Tensor, " b"] | None = None,
     ) -> tuple[Float[Tensor, "b k o c"], Int[Tensor, "b o"], Float[Tensor, "b k l c"]]:
         """States of `room` positions from the prompt's last on, those positions, the latents."""
+        if room > (most := self.queries.num_embeddings):
+            raise ValueError(f"an answer must have at most {most} tokens (max_outputs), got {room}")
         device = tokens.device
         prompts = tokens[:, : int(prompt_lengths.max())]
         hidden = torch.arange(prompts.shape[1], device=device) >= prompt_lengths[:, None]

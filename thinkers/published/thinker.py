@@ -43,6 +43,7 @@ def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Thinker:
         self_attention=kind,
         rank=pick(settings, "rank", default=None),
         hidden=pick(settings, "d_hid"),
+        section=min(16, len(weights["embd_out_pos.weight"])),
         max_latents=len(weights["embd_latent.weight"]),
         max_inputs=weights["pos_encoder.pe"].shape[1],
         max_outputs=len(weights["embd_out_pos.weight"]),
