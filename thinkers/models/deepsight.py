@@ -192,6 +192,8 @@ class DeepSight(Model):
         table: Table = None
         cross_table: Table = None
         if config.has_positions:
+            # Padded columns may lie beyond the last position.
+            positions = positions.clamp(max=config.max_length - 1)
             x = x + self.positions(positions)
         else:
             table = self.rotary.table(positions, x.dtype)
