@@ -46,7 +46,7 @@ def check_model(model: Model) -> None:
         raise ValueError(f"weights must be float32 or float64, got {weight.dtype}")
     for name, check in PROPERTIES.items():
         with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
-            torch.manual_seed(0)
+            torch.manual_seed(20011)
             try:
                 check(copy.deepcopy(model).eval())
             except AssertionError as error:

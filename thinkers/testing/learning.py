@@ -114,6 +114,8 @@ def repeatability(model: Model) -> None:
 def saving(model: Model) -> None:
     """What is saved and loaded again is the same, bit for bit."""
     rows = Rows.draw(model)
+    for parameter in model.parameters():
+        parameter.data += 0.01
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
         files = sorted(path.name for path in Path(folder).iterdir())

@@ -81,13 +81,14 @@ def modes(model: Model) -> None:
     """Generation runs in evaluation mode, and leaves every part in the mode it was in."""
     if not model.causal:
         return
-    prompt, runs = draw(model, (2, min(7, model.config.max_length - 3))), []
+    new = min(3, model.config.max_length - 1)
+    prompt, runs = draw(model, (2, min(7, model.config.max_length - new))), []
     for training in (False, True):
         model.train(training)
         for part in list(model.children())[:1]:
             part.train(not training)
         before = [part.training for part in model.modules()]
-        runs.append(model.generate(prompt, 3, return_logits=True)[1])
+        runs.append(model.generate(prompt, new, return_logits=True)[1])
         after = [part.training for part in model.modules()]
         assert before == after, f"generate changes the mode, from training={training}"
     assert torch.equal(*runs), "generate answers otherwise in training mode"

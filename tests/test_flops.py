@@ -1,0 +1,104 @@
+"""`model.flops` against PyTorch's own count of the matrix products that run."""
+
+import sys
+
+import pytest
+import torch
+from model_cases import CASES, NAMES, lesson, tiny
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def visible_thoughts(q, base_k, base_v, chain_k, chain_v, *, causal=True, **_):
+    """The products of `thought_attention` over what is visible, causality not halved."""
+    groups = q.shape[1] // base_k.shape[1]
+    base_k, base_v, chain_k, chain_v = (
+        x.repeat_interleave(groups, 1) for x in (base_k, base_v, chain_k, chain_v)
+    )
+    if not causal:
+        base_k, base_v = (
+            torch.cat([x, y.flatten(2, 3)], 2) for x, y in ((base_k, chain_k), (base_v, chain_v))
+        )
+        return (q @ base_k.mT).softmax(-1) @ base_v
+    own = (chain_k @ q[..., None])[..., 0]
+    p = torch.cat([q @ base_k.mT, own], -1).softmax(-1)
+    p, own = p.split([base_k.shape[2], own.shape[-1]], -1)
+    return p @ base_v + (own[..., None, :] @ chain_v)[..., 0, :]
+
+
+class Recomputing(torch.autograd.Function):
+    """The products of `stop_grad_attention`: its backward pass computes the scores anew."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        ctx.save_for_backward(q, k, v)
+        return (q @ k.mT).softmax(-1) @ v
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v = ctx.saved_tensors
+        p = (q @ k.mT).softmax(-1)
+        scores = p * (grad @ v.mT)
+        return scores @ k, scores.mT @ q, p.mT @ grad
+
+
+def stopped(q, k, v, **_):
+    return Recomputing.apply(q, k, v)
+
+
+@pytest.fixture
+def countable(monkeypatch):
+    """Put operations in place whose products the counter sees, in every module that uses them."""
+    doubles = {"thought_attention": visible_thoughts, "stop_grad_attention": stopped}
+    for name, module in list(sys.modules.items()):
+        if name.startswith("thinkers.") and not name.startswith("thinkers.ops."):
+            for operation, double in doubles.items():
+                if hasattr(module, operation):
+                    monkeypatch.setattr(module, operation, double)
+
+
+@pytest.mark.parametrize("name, own", CASES)
+def test_flops_are_those_that_run(name, own, countable):
+    check_flops(tiny(name, {"max_steps": 3, "vocab_size": 37, **own}), 3, 23)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flops_are_those_that_run_at_every_depth(name, countable):
+    check_flops(tiny(name, num_layers=1, max_steps=8), 2, 48)
+
+
+def check_flops(model, b, length):
+    batch = lesson(model, b, length)
+    for steps in model.step_counts:
+        with sdpa_kernel(SDPBackend.MATH):
+            with torch.no_grad(), FlopCounterMode(display=False) as inference:
+                model(batch.tokens, steps)
+            with FlopCounterMode(display=False) as training:
+                model.train().loss(batch, steps).total.backward()
+        found = model.flops(b, length, steps)
+        assert found == pytest.approx(inference.get_total_flops(), rel=0.02), f"{steps} steps"
+        found = model.flops(b, length, steps, training=True)
+        assert found == pytest.approx(training.get_total_flops(), rel=0.02), f"{steps} steps"
+
+
+@pytest.mark.parametrize("name, own", CASES)
+def test_flops_are_integers_that_grow_with_all_there_is(name, own):
+    model = tiny(name, own)
+    usual = model.flops(2, 19)
+    assert type(usual) is int and type(model.flops(2, 19, training=True)) is int
+    assert model.flops(4, 19) == pytest.approx(2 * usual, rel=0.05)
+    assert model.flops(2, 38) > usual
+    assert model.flops(2, 19, training=True) > 2 * usual
+    costs = [model.flops(2, 19, steps) for steps in model.step_counts]
+    assert costs == sorted(set(costs))
+
+
+def test_flops_of_a_decoder_by_hand():
+    model = tiny("decoder", num_layers=3, hidden=40, num_kv_heads=2)
+    b, t, c = 5, 7, 32
+    projections = 2 * b * t * c * (c + c + 2 * 16)
+    attention = 2 * (2 * b * t * t * c)
+    feed_forward = 3 * 2 * b * t * c * 40
+    wanted = 3 * (projections + attention + feed_forward) + 2 * b * t * c * 13
+    assert model.flops(b, t) == wanted
+    assert model.flops(b, t, training=True) == 3 * wanted

@@ -1,0 +1,349 @@
+"""check_model finds what is wrong: each defect planted here breaks the property that names it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from model_cases import SIZE, tiny
+from torch import nn
+from torch.nn import functional as F
+
+from thinkers import testing
+from thinkers.cache import KeyValueCache
+from thinkers.checks import check_int
+from thinkers.models.base import Loss, Thought
+from thinkers.models.decoder import Decoder
+from thinkers.models.looped import Looped
+from thinkers.testing import PROPERTIES, check_model
+
+DEFECTS = {}
+
+
+def breaks(*properties):
+    """Register a class whose defect is found as one of these properties."""
+
+    def register(defect):
+        DEFECTS[defect.__name__] = defect, properties
+        return defect
+
+    return register
+
+
+@breaks("causality")
+class SeesOneTokenAhead(Decoder):
+    def _run(self, tokens, cache=None):
+        return super()._run(tokens, cache) + 1e-6 * self.embedding(tokens.roll(-1, 1))
+
+
+@breaks("causality")
+class SeesTheMeanOfTheRow(Looped):
+    def _think(self, s, e, *rest):
+        return super()._think(s + e.mean(1, keepdim=True), e, *rest)
+
+
+@breaks("causality")
+class SeesTheAnswerFromThePrompt(Decoder):
+    def forward(self, tokens, num_steps=None, lengths=None, prompt_lengths=None, keep_states=False):
+        thought = super().forward(tokens, num_steps, lengths, prompt_lengths, keep_states)
+        if prompt_lengths is None:
+            return thought
+        last = F.one_hot(tokens[:, -1], 13)[:, None] * 1e-6
+        return Thought(thought.logits + last, thought.states)
+
+
+@breaks("answers")
+class IgnoresSteps(Looped):
+    def _run(self, tokens, steps, *rest, **settings):
+        return super()._run(tokens, 1, *rest, **settings)
+
+
+@breaks("answers")
+class ChangesItsInput(Decoder):
+    def check_tokens(self, tokens, *rest):
+        return super().check_tokens(tokens, *rest).fill_(1)
+
+
+@breaks("answers")
+class AnswersInLowPrecision(Decoder):
+    def _answer(self, x):
+        return super()._answer(x).bfloat16()
+
+
+@breaks("states")
+class ReadsOutWithoutTheNorm(Decoder):
+    def read_out(self, states):
+        return F.linear(states, self.embedding.weight)
+
+
+@breaks("states")
+class KeepsStatesBeforeTheCoda(Looped):
+    def forward(self, tokens, num_steps=None, lengths=None, prompt_lengths=None, keep_states=False):
+        thought = super().forward(tokens, num_steps, lengths, prompt_lengths, keep_states)
+        return Thought(thought.logits, thought.states.flip(1) if keep_states else None)
+
+
+class Moved(KeyValueCache):
+    def grow(self):
+        return super().grow() + 1
+
+
+@breaks("caching", "generation")
+class CountsPositionsFromOne(Decoder):
+    def prefill(self, *rest):
+        logits, cache = super().prefill(*rest)
+        cache.__class__ = Moved
+        return logits, cache
+
+
+class Unselected(KeyValueCache):
+    def select(self, rows):
+        self.data, self.lengths = self.data[:, :, : len(rows)], self.lengths[rows]
+
+
+@breaks("caching", "generation")
+class SelectsOtherRows(Decoder):
+    def prefill(self, *rest):
+        logits, cache = super().prefill(*rest)
+        cache.__class__ = Unselected
+        return logits, cache
+
+
+class Unmasked(KeyValueCache):
+    def grow(self):
+        positions = super().grow()
+        self.visible = torch.ones_like(self.visible)
+        return positions
+
+
+@breaks("caching", "generation", "independence")
+class ReadsSlotsNeverWritten(Decoder):
+    def prefill(self, *rest):
+        logits, cache = super().prefill(*rest)
+        cache.__class__ = Unmasked
+        return logits, cache
+
+
+@breaks("caching", "generation", "independence")
+class ReadsTheLastColumn(Decoder):
+    def prefill(self, tokens, lengths, *rest):
+        _, cache = super().prefill(tokens, lengths, *rest)
+        return self._answer(self._run(tokens)[:, -1]), cache
+
+
+@breaks("caching", "generation")
+class KeepsOneStepForAll(Looped):
+    def extend(self, tokens, cache):
+        cache.grow()
+        x = self._run(tokens[:, None], 1, cache=cache)
+        return self._answer(x[:, -1, 0])
+
+
+@breaks("independence", "caching", "causality")
+class NormsOverTheBatch(Decoder):
+    def _answer(self, x):
+        return super()._answer(x - 1e-3 * x.mean(0, keepdim=True))
+
+
+@breaks("independence")
+class ReadsPadding(Decoder):
+    causal = False
+
+    def check_tokens(self, tokens, *rest):
+        super().check_tokens(tokens, *rest)
+        return tokens % self.config.vocab_size
+
+    def _run(self, tokens, cache=None):
+        return super()._run(tokens, cache) + self.embedding(tokens).mean(1, keepdim=True)
+
+
+@breaks("generation", "independence")
+class GeneratesFromPadding(Decoder):
+    def generate(self, tokens, max_new_tokens, num_steps=None, prompt_lengths=None, **settings):
+        if prompt_lengths is None:
+            return super().generate(tokens, max_new_tokens, num_steps, **settings)
+        shown = tokens % self.config.vocab_size
+        out = super().generate(shown, max_new_tokens, num_steps, **settings)
+        if not isinstance(out, tuple):
+            return torch.cat([tokens, out[:, tokens.shape[1] :]], 1)
+        return torch.cat([tokens, out[0][:, tokens.shape[1] :]], 1), out[1]
+
+
+@breaks("generation")
+class StopsTooEarly(Decoder):
+    def generate(self, tokens, max_new_tokens, *rest, stop_token=None, pad_token=0, **settings):
+        out = super().generate(tokens, max_new_tokens, *rest, **settings)
+        if stop_token is not None:
+            new = out[:, tokens.shape[1] :]
+            new[(new == stop_token).cumsum(1) > 0] = pad_token
+        return out
+
+
+@breaks("modes")
+class StaysInEvaluationMode(Decoder):
+    def generate(self, *rest, **settings):
+        out = super().generate(*rest, **settings)
+        self.eval()
+        return out
+
+
+@breaks("modes")
+class GeneratesInTrainingMode(Decoder):
+    def eval(self):
+        return self
+
+    def _answer(self, x):
+        return super()._answer(x + 0.1 * self.training)
+
+
+@breaks("scores")
+class ScoresTheTokenItself(Decoder):
+    def score(self, tokens, lengths=None, num_steps=None):
+        return super().score(tokens.roll(1, 1), lengths, num_steps)
+
+
+@breaks("scores")
+class ScoresPadding(Decoder):
+    def score(self, tokens, lengths=None, num_steps=None):
+        return super().score(tokens % self.config.vocab_size, None, num_steps)
+
+
+@breaks("answering")
+class AnswersItsPrompt(Decoder):
+    def answer(self, tokens, prompt_lengths, max_new_tokens, num_steps=None):
+        return tokens[:, -max_new_tokens:]
+
+
+@breaks("losses")
+class DividesByItsOwnCount(Decoder):
+    def loss(self, batch, num_steps=None, counts=None):
+        return super().loss(batch, num_steps)
+
+
+@breaks("losses")
+class CountsTokensNotGraded(Decoder):
+    def counts(self, batch):
+        return {"next_token": getattr(batch, "tokens", batch).numel()}
+
+
+@breaks("grading")
+class GradesTheLastTokenAlone(Decoder):
+    def loss(self, batch, num_steps=None, counts=None):
+        loss = super().loss(batch, num_steps, counts)
+        return Loss(loss.total, loss.parts, loss.counts, torch.ones_like(loss.correct))
+
+
+@breaks("gradients")
+class HasAnUnusedParameter(Decoder):
+    def __init__(self, config):
+        super().__init__(config)
+        self.unused = nn.Parameter(torch.ones(3))
+
+
+@breaks("gradients")
+class StopsAGradient(Looped):
+    def _think(self, s, e, *rest):
+        return super()._think(s.detach(), e.detach(), *rest)
+
+
+@breaks("repeatability")
+class DrawsFromTheClock(Decoder):
+    def __init__(self, config):
+        super().__init__(config)
+        generator = torch.Generator()
+        generator.seed()
+        self.norm.weight.data += torch.rand(config.dim, generator=generator)
+
+
+@breaks("saving")
+class ForgetsABuffer(Decoder):
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("shift", torch.rand(config.dim), persistent=False)
+
+    def _answer(self, x):
+        return super()._answer(x + self.shift)
+
+
+@breaks("saving")
+class SavesMore(Decoder):
+    def save(self, folder):
+        super().save(folder)
+        super().save(Path(folder) / "backup")
+
+
+@breaks("refusals")
+class LooksIdsUpUnchecked(Decoder):
+    def check_tokens(self, tokens, lengths=None, prompt_lengths=None):
+        return tokens
+
+
+@breaks("refusals")
+class TakesTrueForOne(Looped):
+    def check_steps(self, num_steps):
+        return super().check_steps(None if num_steps is None else int(num_steps))
+
+
+@breaks("refusals")
+class ChecksAfterItRan(Decoder):
+    def check_tokens(self, tokens, *rest):
+        self.embedding(tokens if torch.is_tensor(tokens) else torch.tensor(tokens))
+        return super().check_tokens(tokens, *rest)
+
+
+@breaks("refusals")
+class NamesNoValue(Decoder):
+    def check_steps(self, num_steps):
+        try:
+            return super().check_steps(num_steps)
+        except ValueError:
+            raise ValueError("num_steps is wrong") from None
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_planted_defect_is_found_and_named(name, monkeypatch):
+    defect, properties = DEFECTS[name]
+    torch.manual_seed(0)
+    model = defect(defect.Config(**SIZE)).double()
+    for broken in properties:
+        monkeypatch.setattr(testing, "PROPERTIES", {broken: PROPERTIES[broken]})
+        with pytest.raises(AssertionError, match=f"{model.name} lacks '{broken}': "):
+            check_model(model)
+
+
+def test_every_property_has_a_defect_that_breaks_it():
+    assert set(PROPERTIES) == {p for _, properties in DEFECTS.values() for p in properties}
+
+
+class Mine(Looped):
+    """A model of somebody else's: in no registry, with a rule of its own for its steps."""
+
+    name = "mine"
+
+    @property
+    def step_counts(self):
+        return (1, 3)
+
+    def check_steps(self, num_steps):
+        return check_int("num_steps", 3 if num_steps is None else num_steps, 1, 4, "mine")
+
+
+def test_anybody_may_check_a_model_and_it_is_left_as_it_was():
+    model = Mine(Mine.Config(**{**SIZE, "num_layers": 1})).train()
+    model.norm.eval()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    state = torch.get_rng_state()
+    check_model(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training and not model.norm.training
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("max_length", [2, 5, 16])
+def test_a_model_of_short_rows_is_checked_with_short_rows(max_length):
+    check_model(tiny("decoder", max_length=max_length, num_layers=1))
+
+
+def test_other_weights_than_float32_and_float64_are_refused():
+    with pytest.raises(ValueError, match="float32 or float64, got torch.bfloat16"):
+        check_model(tiny("decoder").bfloat16())
