@@ -314,7 +314,8 @@ class Thinker(Model):
         keys: Int[Tensor, " b"] | None = None,
     ) -> tuple[Float[Tensor, "b k o c"], Int[Tensor, "b o"], Float[Tensor, "b k l c"]]:
         """States of `room` positions from the prompt's last on, those positions, the latents."""
-        if room > (most := self.queries.num_embeddings):
+        most = self.queries.num_embeddings
+        if self.config.max_outputs is not None and room > most:
             raise ValueError(f"an answer must have at most {most} tokens (max_outputs), got {room}")
         device = tokens.device
         prompts = tokens[:, : int(prompt_lengths.max())]
@@ -324,7 +325,8 @@ class Thinker(Model):
         offsets = torch.arange(room, device=device)
         places = prompt_lengths[:, None] - 1 + offsets
         carried = tokens.gather(1, places.clamp(max=tokens.shape[1] - 1))
-        asked = self._ask(offsets, carried, places.clamp(max=self.config.max_length - 1))
+        seen = places.clamp(max=self.config.max_length - 1)
+        asked = self._ask(offsets.clamp(max=most - 1), carried, seen)
         states = torch.stack([self.output(asked, m) for m in memories], 1)
         return states, places, latents
 
