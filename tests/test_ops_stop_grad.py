@@ -363,6 +363,7 @@ def test_compiled_callers_get_equal_results_or_a_reason():
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager")
     assert_agree(results(compiled, tensors), results(model, tensors), 1e-12)
+    torch._dynamo.reset()
     whole = torch.compile(model, backend="aot_eager", fullgraph=True)
     with pytest.raises(Exception, match="chooses panels and evaluates mask functions in Python"):
         whole(*tensors)

@@ -17,8 +17,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output (b, h, t, d) and log-sum-exp (b, h, t) in float32 or float64.
 
-    A row that sees nothing is zero. Its log-sum-exp is -inf, or 0 where one part and a bias hide
-    everything: both make every probability of a hidden pair zero in the backward pass.
+    A row that sees nothing is zero, and its log-sum-exp -inf.
     """
     b, h, t, d = q.shape
     s = k.shape[2]
@@ -31,13 +30,12 @@ def forward(
         return torch.zeros_like(q), q.new_full((b, h, t), -torch.inf, dtype=lse_dtype)
     q, k, v = unit(q), unit(k), unit(v)
     done: tuple[Tensor, Tensor] | None = None
-    parts = _parts(causal, t, s)
-    for start, end, triangle in parts:
+    for start, end, triangle in _parts(causal, t, s):
         cut = _columns(bias, start, end)
         out, lse = _forward(
             q, k[:, :, start:end], v[:, :, start:end], 0.0, triangle, attn_mask=cut, scale=scale
         )
-        if cut is not None and len(parts) > 1:
+        if cut is not None:
             lse = lse.masked_fill(~_sees(cut, triangle, t), -torch.inf)
         done = (out, lse) if done is None else merge(*done, out, lse)
     assert done is not None

@@ -6,7 +6,7 @@ The factors touch the backward pass alone. Those that depend only on the row of 
 belong to (Gq on the query, Gk and Gv on the key) leave the sums and scale the finished gradient.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from thinkers.ops import blocks, dense, flash
 from thinkers.ops.autograd import eager, lowered, no_autocast, one_derivative
 from thinkers.ops.checks import Pairs, check_backend, check_stop_grad
+from thinkers.ops.triton_ready import lacks as triton_lacks
 
 BACKENDS = ("auto", "dense", "sdpa", "block", "triton")
 NAMES = ("stop_q", "stop_k", "stop_v")
@@ -73,8 +74,8 @@ def stop_grad_attention(
     if way.name == "dense":
         return dense.stop_grad_attention(q, k, v, causal=causal, mask=mask, **stops, scale=scale)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    call = _Call(way.name, causal, scale, (mask, stop_q, stop_k, stop_v))
-    return _run(q, k, v, call)
+    call = Call("stop_grad_attention", way.name, causal, scale, (mask, stop_q, stop_k, stop_v))
+    return run(q, k, v, call)
 
 
 def choose(
@@ -104,7 +105,7 @@ def choose(
             f"{_tell(axes)}: the factors scale the finished gradients of the fused kernel",
         )
     if backend == "triton" or (backend == "auto" and q.device.type == "cuda"):
-        lack = _triton_lacks(q, mask, stops)
+        lack = triton_lacks(q)
         if lack is None:
             return Way("triton", f"the tensors are on {q.device}; {_tell(axes)}")
         if backend == "triton":
@@ -114,7 +115,10 @@ def choose(
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
+    """What a backward pass has to know of its forward pass, besides tensors."""
+
+    name: str
     way: str
     causal: bool
     scale: float
@@ -126,7 +130,8 @@ class _Call:
         return blocks.Problem(b, h, g, t, s, self.causal, mask, self.scale, q.device)
 
 
-def _run(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
+def run(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+    """Attention as `call` says, with its gradient."""
     if call.way == "triton":
         from thinkers.ops import stop_grad_triton
 
@@ -136,15 +141,9 @@ def _run(q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
 
 class _StopGrad(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call) -> Tensor:
-        mask = call.pairs[0]
-        assert mask is None or isinstance(mask, Tensor)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         with no_autocast(q):
-            if q.device.type == "cpu":
-                bias = flash.bias_of(mask, q.dtype)
-                out, lse = flash.forward(q, k, v, call.causal, bias, call.scale)
-            else:
-                out, lse = blocks.forward(q, k, v, call.problem(q, k, mask))
+            out, lse = attend(q, k, v, call)
         # Masks are saved as tensors so that changing one in place before the backward is noticed.
         ctx.kept = [isinstance(x, Tensor) for x in call.pairs]
         ctx.save_for_backward(q, k, v, out, lse, *(x for x in call.pairs if isinstance(x, Tensor)))
@@ -155,24 +154,51 @@ class _StopGrad(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *tensors = ctx.saved_tensors
         call, left = ctx.call, iter(tensors)
-        mask, *stops = (
-            next(left) if kept else pairs for kept, pairs in zip(ctx.kept, call.pairs, strict=True)
-        )
-        needs = ctx.needs_input_grad[:3]
-        found: tuple[Tensor | None, ...]
+        pairs = [next(left) if kept else x for kept, x in zip(ctx.kept, call.pairs, strict=True)]
+        call = replace(call, pairs=tuple(pairs))
         with torch.no_grad(), no_autocast(q):
-            if k.shape[2] == 0:
-                found = tuple(torch.zeros_like(x) for x in (q, k, v))
-            elif call.way == "sdpa":
-                found = _scaled(grads[0], q, k, v, out, lse, call, mask, stops)
-            else:
-                problem = call.problem(q, k, mask)
-                found = blocks.backward(grads[0], q, k, v, out, lse, problem, tuple(stops), needs)
+            found = share(grads[0], q, k, v, out, lse, call, ctx.needs_input_grad[:3])
         if k.shape[2] == 1:
             # One key has probability 1 whatever q and k are; rounding must not say otherwise.
-            found = (torch.zeros_like(q), torch.zeros_like(k), found[2])
-        found = tuple(x if need else None for x, need in zip(found, needs, strict=True))
-        return (*one_derivative("stop_grad_attention", found, (grads[0], q, k, v)), None)
+            zeros = (None if x is None else torch.zeros_like(x) for x in found[:2])
+            found = (*zeros, found[2])
+        return (*one_derivative(call.name, found, (grads[0], q, k, v)), None)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp, by the kernels that the device has."""
+    mask = call.pairs[0]
+    assert mask is None or isinstance(mask, Tensor)
+    if q.device.type == "cpu":
+        bias = flash.bias_of(mask, q.dtype)
+        return flash.forward(q, k, v, call.causal, bias, call.scale)
+    return blocks.forward(q, k, v, call.problem(q, k, mask))
+
+
+def share(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    call: Call,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of q, k and v that are needed, for these keys out of all behind `out` and `lse`."""
+    mask, *stops = call.pairs
+    assert mask is None or isinstance(mask, Tensor)
+    found: tuple[Tensor | None, ...]
+    if k.shape[2] == 0:
+        found = tuple(torch.zeros_like(x) for x in (q, k, v))
+    elif call.way == "sdpa":
+        found = _scaled(grad, q, k, v, out, lse, call, mask, stops)
+    else:
+        problem = call.problem(q, k, mask)
+        stopped = (stops[0], stops[1], stops[2])
+        wanted = (needs[0], needs[1], needs[2])
+        found = blocks.backward(grad, q, k, v, out, lse, problem, stopped, wanted)
+    return tuple(x if need else None for x, need in zip(found, needs, strict=False))
 
 
 def _scaled(
@@ -182,7 +208,7 @@ def _scaled(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    call: _Call,
+    call: Call,
     mask: Tensor | None,
     stops: list[Pairs],
 ) -> tuple[Tensor, ...]:
@@ -238,10 +264,3 @@ def _tell(axes: dict[str, str]) -> str:
     if not kinds:
         return "no factor differs by query or key"
     return ", ".join(f"{name} by {axis}" for name, axis in kinds.items())
-
-
-def _triton_lacks(q: Tensor, mask: Tensor | None, stops: dict[str, Pairs]) -> str | None:
-    """Why the Triton kernels cannot take this call, or None."""
-    from thinkers.ops import triton_ready
-
-    return triton_ready.lacks(q)
