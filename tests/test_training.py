@@ -26,6 +26,7 @@ from thinkers.errors import (
 )
 from thinkers.learning import draw, thinking_steps
 from thinkers.models import MODELS
+from thinkers.stopping import Signals
 from thinkers.tasks import TASKS
 from thinkers.training import Training, train
 
@@ -369,6 +370,9 @@ def test_weights_to_start_from(tmp_path):
     given = train(make(settings=dict(seed=5)), tmp_path / "given")
     again = make(settings=dict(init_from=str(given.folder / "model"), num_updates=1, lr=1e-12))
     run = train(again, tmp_path / "a")
+    shutil.move(given.folder, tmp_path / "gone")
+    train(resume=run.folder)
+    shutil.move(tmp_path / "gone", given.folder)
     for name, x in weights(given).items():
         torch.testing.assert_close(run.model.state_dict()[name], x, rtol=0, atol=1e-9)
     wrong = make(settings=dict(init_from=str(given.folder / "model")), dim=16)
@@ -395,6 +399,26 @@ def test_the_best_is_kept_with_the_last(tmp_path, monkeypatch):
     saved = [x.name for x in checkpoints.saved(run.folder / "checkpoints")]
     assert saved == ["00000004", "00000011"]
     assert [x["valid"]["exact"] for x in lines(run.folder, "valid")] == [0.1, 0.9, 0.2, 0.3, 0.4]
+
+
+def test_a_score_that_is_no_number_is_logged_and_never_the_best(tmp_path, monkeypatch):
+    scores = iter([math.nan, 0.5, math.nan, 0.1])
+    monkeypatch.setattr(TASKS["copy"], "score", lambda *args: {"exact": next(scores)})
+    settings = dict(evaluate_every=2, keep_last=1, num_updates=6)
+    run = train(make(settings=settings), tmp_path / "a")
+    saved = [x.name for x in checkpoints.saved(run.folder / "checkpoints")]
+    assert saved == ["00000004", "00000006"]
+    assert [x["valid"]["exact"] for x in lines(run.folder, "valid")] == ["nan", 0.5, "nan"]
+    assert not run.model.training and all(p.requires_grad for p in run.model.parameters())
+
+
+def test_work_is_not_begun_after_a_signal():
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.unless_stopped(lambda: 5) is None
+        assert signals.unless_stopped(lambda: 5, allowed=False) == 5
+        assert signals.came() == [False, True]
+    assert Signals.first_of([0, 2.0]) == signal.SIGTERM and Signals.first_of([0, 0]) == 0
 
 
 def settings_of(**own) -> Training:

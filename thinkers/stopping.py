@@ -1,10 +1,11 @@
 """SIGINT and SIGTERM, turned into a flag that the training loop reads after each update."""
 
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
+from typing import TypeVar
 
+T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -47,17 +48,20 @@ class Signals:
             (int(number) for number, votes in zip(SIGNALS, came, strict=True) if votes > 0), 0
         )
 
-    @contextmanager
-    def leaving_at_once(self, allowed: bool = True) -> Iterator[None]:
-        """End this block as soon as a signal comes; for work that can be done again."""
+    def unless_stopped(self, work: Callable[[], T], allowed: bool = True) -> T | None:
+        """What `work` returns, or None as soon as a signal comes; for work that can be done again.
+
+        Args:
+            allowed: If not, the work is finished whatever comes.
+        """
         try:
-            self._breakable = allowed
-            if not (allowed and self.number):
-                yield
+            try:
+                self._breakable = allowed
+                return None if allowed and self.number else work()
+            finally:
+                self._breakable = False
         except Stopped:
-            pass
-        finally:
-            self._breakable = False
+            return None
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.number = number

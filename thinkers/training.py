@@ -215,11 +215,11 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks) -
 
             score = None
             if settings.evaluate_every and done % settings.evaluate_every == 0:
-                with signals.leaving_at_once(ranks.world == 1):
-                    scores = score_of(learner, "valid")
-                    score = scores[learner.task.headline]
+                alone = ranks.world == 1
+                if scores := signals.unless_stopped(lambda: score_of(learner, "valid"), alone):
                     tracker.log(done, valid=scores)
-            is_best = score is not None and (learner.best is None or score > learner.best)
+                    score = scores[learner.task.headline]
+            is_best = score is not None and _is_better(score, learner.best)
             learner.best = score if is_best else learner.best
             signal = told.signal or (signals.number if ranks.world == 1 else 0)
             stop = told.is_cut or signal != 0 or done == settings.num_updates
@@ -228,12 +228,11 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks) -
             if signal:
                 raise Interrupted(_farewell(done, folder), signal)
 
-        with signals.leaving_at_once():
-            scores = score_of(learner, "test")
-        if signals.number:
+        scores = signals.unless_stopped(lambda: score_of(learner, "test"))
+        if scores is None:
             raise Interrupted(_farewell(learner.update, folder), signals.number)
         tracker.log(learner.update, test=scores)
-    return Run(learner.result, scores, folder)
+    return Run(learner.result.eval(), scores, folder)
 
 
 def _prepare(
@@ -245,10 +244,11 @@ def _prepare(
     if settings.batch_size % parts:
         rule = f"a multiple of ranks x accumulation, {parts}"
         raise UsageError(f"batch_size must be {rule}, got {settings.batch_size}")
+    update = ranks.first(_newest(folder, record["run"]) if ranks.writes else 0)
     task = tasks.from_config(config.task, settings.seed)
     torch.manual_seed(settings.seed)
     model = models.from_config(config.model).to(ranks.device)
-    if settings.init_from is not None:
+    if settings.init_from is not None and not update:
         start_from(model, settings.init_from)
     precision = record.get("precision", settings.precision)
     if precision == "auto":
@@ -256,22 +256,24 @@ def _prepare(
         precision = PRECISIONS[ranks.first(PRECISIONS.index(faster_precision(model, batch)))]
     if precision == "float64":
         model.double()
-    average = copy.deepcopy(model).requires_grad_(False) if settings.ema is not None else None
+    average = copy.deepcopy(model) if settings.ema is not None else None
     learner = Learner(config, model, average, optimizers.build(model, settings), task)
 
     here = {"precision": precision, "device": str(ranks.device), "ranks": ranks.world}
     here |= runs.surroundings()
-    update = 0
     if ranks.writes:
-        newest = checkpoints.newest(folder / "checkpoints", record["run"])
-        update = 0 if newest is None else int(newest.name)
         for change in runs.changes(record, here) if "precision" in record else ():
             print(f"{change}: the last bits may differ", flush=True)
         runs.write_record(folder, record | here | {"config": config.to_dict()})
-    update = ranks.first(update)
     if update:
         restore(learner, checkpoints.read(folder / "checkpoints" / f"{update:08d}", record["run"]))
     return learner, precision
+
+
+def _newest(folder: Path, run_id: str) -> int:
+    """The update of the newest whole checkpoint; 0 if nothing was saved."""
+    path = checkpoints.newest(folder / "checkpoints", run_id)
+    return 0 if path is None else int(path.name)
 
 
 def start_from(model: Model, folder: str) -> None:
@@ -326,6 +328,10 @@ def _is_cut(learner: Learner) -> bool:
     settings = learner.config.training
     minutes, flops = settings.max_minutes or math.inf, settings.max_flops or math.inf
     return learner.minutes >= minutes or learner.flops >= flops
+
+
+def _is_better(score: float, best: float | None) -> bool:
+    return math.isfinite(score) and (best is None or score > best)
 
 
 def _farewell(update: int, folder: Path) -> str:
