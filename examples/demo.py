@@ -101,8 +101,8 @@ def examples_section(run: thinkers.Run, config: thinkers.Config, steps: list[int
     ]
     return Section(
         heading="What it answers",
-        text="Eight held-out sums, and the answer after each number of steps.",
-        columns=("sum", *(f"{n} step{'s' if n > 1 else ''}" for n in steps)),
+        text="Eight held-out sums, and the answer after each number of thinking steps.",
+        columns=("sum", *(str(n) for n in steps)),
         rows=list(zip(questions, *columns, strict=True)),
     )
 
@@ -115,10 +115,10 @@ def settings_section(run: thinkers.Run, config: thinkers.Config, minutes: float)
         ("recipe", config.recipe),
         ("model", model),
         ("updates", f"{config.training.num_updates:,} of {config.training.batch_size} sums"),
-        ("time", f"{minutes:.1f} minutes on {record['device']}, {record['threads']} threads"),
+        ("time", f"{minutes:.1f} minutes on {record['device']}, threads: {record['threads']}"),
         ("seed", config.training.seed),
         ("torch", record["versions"]["torch"]),
-        ("again", f"thinkers train {config.recipe} --out {run.folder}"),
+        ("record", "config.json and metrics.jsonl, beside this page"),
     ]
     return Section(heading="How it was made", rows=rows)
 

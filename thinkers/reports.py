@@ -53,11 +53,11 @@ def accuracy_figure(
     colours = [MARK if n == trained_at or trained_at is None else PALE for n in steps]
     bars = axes.bar(range(len(steps)), values, color=colours, width=0.7)
     axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=3, color=ink)
-    names = [f"{n}\n(as trained)" if n == trained_at else str(n) for n in steps]
-    axes.set_xticks(range(len(steps)), names)
+    axes.set_xticks(range(len(steps)), [str(n) for n in steps])
     axes.set_ylim(0, 1.1)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axes.set_xlabel("thinking steps", color=ink)
+    told = "" if trained_at is None else f" (as trained: {trained_at})"
+    axes.set_xlabel(f"thinking steps{told}", color=ink)
     axes.set_ylabel("exact answers", color=ink)
     axes.tick_params(colors=ink)
     for side, spine in axes.spines.items():

@@ -11,14 +11,14 @@ from thinkers.training import Training
 
 def add_decoder() -> Config:
     """Adds up to 3 digits by a plain transformer: what a thinker is compared with."""
-    training = Training(num_updates=3000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    training = Training(num_updates=2000, batch_size=128, lr=2e-3, weight_decay=0.01)
     return Config.fit(Decoder, Add.Config(max_digits=3), training, dim=96, num_layers=2)
 
 
 def add_looped() -> Config:
     """Adds up to 3 digits by one layer run again and again, from 2 to 6 times in training."""
     training = Training(
-        num_updates=3000, batch_size=128, lr=2e-3, weight_decay=0.01, random_steps=(2, 6)
+        num_updates=2000, batch_size=128, lr=2e-3, weight_decay=0.01, random_steps=(2, 6)
     )
     return Config.fit(Looped, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4)
 
@@ -29,7 +29,7 @@ def add_thinker() -> Config:
     The number of steps is drawn from 2 to 6 in training, so that more can be taken afterwards.
     """
     training = Training(
-        num_updates=3000, batch_size=128, lr=2e-3, weight_decay=0.01, random_steps=(2, 6)
+        num_updates=2000, batch_size=128, lr=2e-3, weight_decay=0.01, random_steps=(2, 6)
     )
     return Config.fit(
         Thinker, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4
