@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,15 +15,16 @@ from thinkers.checks import check_int
 from thinkers.layers import Rotary, SwiGLU, attention_flops, rotate, swiglu_width
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought, initialize
+from thinkers.models.pairs import Factor, Stops, as_factor, asked, seen, stopped
 from thinkers.ops import masks, stop_grad_attention
 
+HIDDEN = 2**62
 FACTORS = ("near_query", "near_key", "near_value", "far_query", "far_key", "far_value")
 CHOICES = {
     "variant": ("published", "modern"),
     "mode": ("stop_grad", "mask"),
     "prediction": ("ordinary", "all"),
 }
-Factor = float | tuple[float, ...]
 
 
 class ReasoningTokens(Model):
@@ -134,7 +135,8 @@ class ReasoningTokens(Model):
     ) -> Thought:
         """As in every model; the reasoning tokens' states are `extra["reasoning"]` (b, n, t, c)."""
         steps = self.check_steps(num_steps)
-        x = self._run(self.check_tokens(tokens, lengths, prompt_lengths), steps)
+        tokens = self.check_tokens(tokens, lengths, prompt_lengths)
+        x = self._run(tokens, steps, whole=keep_states)
         logits = self._answer(x[:, :, 0])
         if not keep_states:
             return Thought(logits)
@@ -153,7 +155,7 @@ class ReasoningTokens(Model):
             return super().loss(batch, num_steps, counts)
         batch, steps = base.as_batch(batch, self), self.check_steps(num_steps)
         tokens = self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths)
-        logits = self.read_out(self._run(tokens, steps))
+        logits = self.read_out(self._run(tokens, steps, whole=True))
         ordinary = base.next_token_loss(logits[:, :, 0].detach(), batch)
         terms = {"next_token": (counts or ordinary.counts)["next_token"] * (steps + 1)}
         wide = base.graded_targets(batch).repeat_interleave(steps + 1, 1)
@@ -161,28 +163,38 @@ class ReasoningTokens(Model):
         return Loss(total, {"next_token": total.detach()}, ordinary.counts, ordinary.correct)
 
     def _run(
-        self, tokens: Int[Tensor, "b t"], steps: int, cache: "ReasoningCache | None" = None
+        self,
+        tokens: Int[Tensor, "b t"],
+        steps: int,
+        cache: "ReasoningCache | None" = None,
+        whole: bool = False,
     ) -> Float[Tensor, "b t n c"]:
-        """The vectors of each token and of its reasoning tokens after the last block."""
-        size, t, visible = steps + 1, tokens.shape[1], None
-        stops = self._stops(steps) if torch.is_grad_enabled() else {}
+        """The vectors of the ordinary elements after the last block; if `whole`, of all.
+
+        Otherwise the last block serves reasoning tokens no further than as keys and values.
+        """
+        size, t, config = steps + 1, tokens.shape[1], self.config
+        x = self._elements(tokens, steps)
         if cache is not None and cache.visible is not None:
             times, visible = cache.lengths[:, None] - 1, cache.visible
         else:
-            times = torch.arange(t, device=tokens.device)
-            if steps and self.config.mode == "mask":
-                visible = masks.table(seen(self.config, steps), t * size, device=tokens.device)[0]
-        x = self._elements(tokens, steps)
-        if self.config.variant == "published":
+            times, visible = torch.arange(t, device=x.device), None
+            if steps and config.mode == "mask":
+                visible = masks.table(seen(config, steps), t * size, device=x.device)[0]
+        stops = stopped(config, steps) if cache is None and torch.is_grad_enabled() else {}
+        if config.variant == "published":
             # Padded columns may lie beyond the last position.
-            rows = self.positions(times.clamp(max=self.config.max_length - 1))
+            rows = self.positions(times.clamp(max=config.max_length - 1))
             x, table = x + rows.unsqueeze(-2), None
         else:
             table = self.rotary.table(times.repeat_interleave(size, -1), x.dtype)
-        x = x.flatten(1, 2)
+        x, stride = x.flatten(1, 2), 1
         for layer, block in enumerate(self.blocks):
-            x = block(x, table, (visible, stops), cache, layer)
-        return x.unflatten(1, (t, size))
+            if steps and not whole and layer == config.num_layers - 1:
+                visible, stops = asked(size, t, visible, stops, x.device)
+                stride = size
+            x = block(x, table, visible, stops, stride, cache, layer)
+        return x.unflatten(1, (t, size // stride))
 
     def _elements(self, tokens: Int[Tensor, "b t"], steps: int) -> Float[Tensor, "b t n c"]:
         ordinary = self.embedding(tokens)[:, :, None]
@@ -192,20 +204,6 @@ class ReasoningTokens(Model):
             index = torch.arange(steps, device=tokens.device)
             rows = self.reasoning[index.clamp(max=len(self.reasoning) - 1)]
         return torch.cat([ordinary, rows.expand(*tokens.shape, -1, -1)], 2)
-
-    def _stops(self, steps: int) -> dict[str, Any]:
-        """What the gradients to queries, keys and values are multiplied by, where not by 1."""
-        config = self.config
-        if steps == 0:
-            return {}
-        places = {"far": masks.reasoning_far(steps, config.window)}
-        if config.mode == "stop_grad":
-            places["near"] = masks.reasoning_near(steps, config.window)
-        stops = {}
-        for part in ("query", "key", "value"):
-            scales = [(mask, getattr(config, f"{place}_{part}")) for place, mask in places.items()]
-            stops[f"stop_{part[0]}"] = stop_where(scales, config.num_heads)
-        return {name: stop for name, stop in stops.items() if stop is not None}
 
     def _answer(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
         weight = self.embedding.weight if self.head is None else self.head.weight
@@ -233,22 +231,27 @@ class ReasoningTokens(Model):
     def flops(
         self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
     ) -> int:
-        steps = self.check_steps(num_steps)
-        elements, config = length * (steps + 1), self.config
-        inner = config.num_heads * (config.head_dim or config.dim // config.num_heads)
-        attention = attention_flops(batch_size, elements, elements, inner)
-        matrices = sum(x.numel() for x in self.blocks.parameters() if x.ndim == 2)
-        layers = config.num_layers * attention + 2 * batch_size * elements * matrices
-        predicting = elements if training and config.prediction == "all" else length
-        forward = layers + 2 * batch_size * predicting * config.dim * config.vocab_size
-        if not training:
-            return forward
+        steps, config = self.check_steps(num_steps), self.config
+        whole, size = training and config.prediction == "all", length * (steps + 1)
+        asking = [size] * (config.num_layers - 1) + [size if whole else length]
+        blocks: Any = self.blocks
+        forward = sum(
+            block.flops(batch_size, n, size) for block, n in zip(blocks, asking, strict=True)
+        )
+        forward += 2 * batch_size * asking[-1] * config.dim * config.vocab_size
+        if not training or not stopped(config, steps):
+            return 3 * forward if training else forward
         # Where gradients are stopped, the backward pass computes the scores anew.
-        return 3 * forward + bool(self._stops(steps)) * config.num_layers * attention // 2
+        inner = blocks[0].output.in_features
+        return 3 * forward + attention_flops(batch_size, sum(asking), size, inner) // 2
 
 
 class ReasoningCache(KeyValueCache):
-    """The keys and values of each token and of its reasoning tokens, in the order of reading."""
+    """The keys and values of each token and of its reasoning tokens.
+
+    New ones go behind the longest row of the prompt in all rows; which element of its row a slot
+    holds stands in `elements`, and in the gap a number that no query reaches.
+    """
 
     def __init__(
         self,
@@ -259,6 +262,8 @@ class ReasoningCache(KeyValueCache):
         like: Tensor,
     ):
         self.size, self.seen = steps + 1, seen(config, steps)
+        slots = torch.arange(capacity * self.size, device=like.device)
+        self.elements = slots.where(slots < lengths[:, None] * self.size, HIDDEN)
         head_dim = config.head_dim or config.dim // config.num_heads
         capacity *= self.size
         super().__init__(config.num_layers, lengths, capacity, config.num_heads, head_dim, like)
@@ -267,24 +272,29 @@ class ReasoningCache(KeyValueCache):
         """Make room for one more token per row and its reasoning tokens; its position."""
         positions = self.lengths[:, None]
         self.lengths = self.lengths + 1
+        self.new = slice(self.used, self.used + self.size)
         self.used += self.size
-        self.slots = positions * self.size + torch.arange(self.size, device=positions.device)
-        q = self.slots[:, None, :, None]
-        k = torch.arange(self.used, device=positions.device)
-        self.visible = self.seen(q, q, q, k)
+        within = torch.arange(self.size, device=positions.device)
+        self.elements[:, self.new] = positions * self.size + within
+        q, k = self.elements[:, None, self.new, None], self.elements[:, None, None, : self.used]
+        # As a number to add, which attention otherwise makes of it in every layer anew.
+        hidden = torch.full_like(self.data[0, 0, :, :1, : self.size, :1], -torch.inf)
+        self.visible = hidden.masked_fill(self.seen(q, q, q, k), 0.0)
         return positions
 
     def keep(
         self, layer: int, k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t d"]
-    ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Bool[Tensor, "b 1 t s"] | None]:
+    ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Tensor | None]:
         """Keep whole prompts, or after `grow` the elements of one token per row; all so far."""
         if self.visible is None:
             return super().keep(layer, k, v)
-        kept = self.data[layer]
-        rows = torch.arange(len(self.lengths), device=self.lengths.device)[:, None]
-        kept[0, rows, :, self.slots] = k.transpose(1, 2)
-        kept[1, rows, :, self.slots] = v.transpose(1, 2)
-        return kept[0, :, :, : self.used], kept[1, :, :, : self.used], self.visible
+        kept = self.data[layer, ..., : self.used, :]
+        kept[0, :, :, self.new], kept[1, :, :, self.new] = k, v
+        return kept[0], kept[1], self.visible
+
+    def select(self, rows: Int[Tensor, " b"]) -> None:
+        super().select(rows)
+        self.elements = self.elements[rows]
 
 
 class Block(nn.Module):
@@ -295,7 +305,8 @@ class Block(nn.Module):
         dim, self.num_heads = config.dim, config.num_heads
         inner = self.num_heads * (config.head_dim or dim // self.num_heads)
         self.attention_norm = norm(config)
-        self.query_key_value = nn.Linear(dim, 3 * inner, bias=False)
+        self.query = nn.Linear(dim, inner, bias=False)
+        self.key_value = nn.Linear(dim, 2 * inner, bias=False)
         self.output = nn.Linear(inner, dim, bias=False)
         self.feed_forward_norm = norm(config)
         if config.variant == "published":
@@ -307,24 +318,36 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b s c"],
         table: tuple[Tensor, Tensor] | None,
-        pairs: tuple[Tensor | None, dict[str, Any]],
+        visible: Tensor | None,
+        stops: Stops,
+        stride: int,
         cache: ReasoningCache | None,
         layer: int,
-    ) -> Float[Tensor, "b s c"]:
-        projected = self.query_key_value(self.attention_norm(x))
-        q, k, v = rearrange(projected, "b s (n h d) -> n b h s d", n=3, h=self.num_heads)
+    ) -> Float[Tensor, "b t c"]:
+        """The vectors of every `stride`-th element, which reads those that it sees."""
+        normed, x = self.attention_norm(x), x[:, ::stride]
+        q = rearrange(self.query(normed[:, ::stride]), "b t (h d) -> b h t d", h=self.num_heads)
+        k, v = rearrange(self.key_value(normed), "b s (n h d) -> n b h s d", n=2, h=self.num_heads)
         if table is not None:
-            q, k = rotate(q, table), rotate(k, table)
+            cos, sin = table
+            q = rotate(q, (cos[..., ::stride, :], sin[..., ::stride, :]))
+            k = rotate(k, table)
         if cache is not None:
             k, v, _ = cache.keep(layer, k, v)
-        visible, stops = pairs
+        causal = visible is None
         if stops:
-            found = stop_grad_attention(q, k, v, causal=True, mask=visible, **stops)
+            found = stop_grad_attention(q, k, v, causal=causal, mask=visible, **stops)
         else:
-            causal = visible is None
             found = F.scaled_dot_product_attention(q, k, v, visible, is_causal=causal)
-        x = x + self.output(rearrange(found, "b h s d -> b s (h d)"))
+        x = x + self.output(rearrange(found, "b h t d -> b t (h d)"))
         return x + self.feed_forward(self.feed_forward_norm(x))
+
+    def flops(self, batch: int, queries: int, keys: int) -> int:
+        """Of one pass in which so many elements read so many."""
+        matrices = sum(x.numel() for x in self.parameters() if x.ndim == 2)
+        kept = self.key_value.weight.numel()
+        projected = 2 * batch * (queries * (matrices - kept) + keys * kept)
+        return projected + attention_flops(batch, queries, keys, self.output.in_features)
 
 
 class GELUs(nn.Module):
@@ -354,47 +377,3 @@ def norm(config: ReasoningTokens.Config) -> nn.Module:
     """The norm of this variant."""
     published = config.variant == "published"
     return UnitNorm(config.dim) if published else nn.RMSNorm(config.dim, eps=1e-6)
-
-
-def as_factor(name: str, value: Any, num_heads: int) -> Factor:
-    """`value` as a float, or as one for each head; ValueError if it is neither."""
-    several = isinstance(value, list | tuple)
-    numbers = tuple(value) if several else (value,)
-    usable = all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
-    if not usable or (several and len(numbers) != num_heads):
-        raise ValueError(f"{name} must be a finite number, or {num_heads} of them, got {value!r}")
-    return tuple(float(x) for x in numbers) if several else float(value)
-
-
-def seen(config: ReasoningTokens.Config, steps: int) -> masks.PairMask:
-    """Who sees whom among the elements."""
-    if config.mode == "stop_grad":
-        return masks.causal
-    near = masks.reasoning_near(steps, config.window)
-    return masks.both(masks.causal, masks.invert(near))
-
-
-def stop_where(
-    scales: list[tuple[masks.PairMask, Factor]], num_heads: int
-) -> masks.PairMask | None:
-    """The function of pairs that multiplies by each scale where its mask is; None if all are 1.
-
-    Scales of 0 and 1 alone give the boolean function that is True where gradients stop.
-    """
-    places: dict[float, masks.PairMask] = {}
-    for mask, scale in scales:
-        by_head = scale if isinstance(scale, tuple) else (scale,) * num_heads
-        for value in set(by_head) - {1.0}:
-            heads = tuple(h for h, x in enumerate(by_head) if x == value)
-            place = mask if len(heads) == num_heads else masks.only_heads(mask, heads)
-            places[value] = masks.either(places[value], place) if value in places else place
-    if set(places) <= {0.0}:
-        return places.get(0.0)
-
-    def factor(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        found = torch.ones((), device=k.device)
-        for value, place in places.items():
-            found = torch.where(place(b, h, q, k), value, found)
-        return found
-
-    return factor

@@ -61,7 +61,7 @@ def parameters(model: ReasoningTokens) -> dict[str, Callable[[Get], Tensor]]:
 
 def layout(model: Any) -> Layout:
     """Our parameters by published name."""
-    found = {
+    found: dict[str, tuple[Tensor, ...]] = {
         "token_emb.weight": (model.embedding.weight,),
         "pos_emb.weight": (model.positions.weight,),
         "reason_tokens": (model.reasoning,),
@@ -72,7 +72,7 @@ def layout(model: Any) -> Layout:
         forward = block.feed_forward
         found |= {
             f"layers.{i}.0.to_qkv.0.g": (block.attention_norm.weight,),
-            f"layers.{i}.0.to_qkv.1.weight": (block.query_key_value.weight,),
+            f"layers.{i}.0.to_qkv.1.weight": (block.query.weight, block.key_value.weight),
             f"layers.{i}.0.to_out.1.weight": (block.output.weight,),
             f"layers.{i}.1.0.g": (block.feed_forward_norm.weight,),
             f"layers.{i}.1.1.ff.0.0.weight": (forward.up.weight,),
