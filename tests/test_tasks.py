@@ -302,8 +302,17 @@ def test_running_accuracy_looks_back_on_a_window():
     assert task.accuracy == pytest.approx(0.375)
     task.observe(torch.tensor([False, True]))
     assert task.accuracy == pytest.approx(0.375 + (0.5 - 0.375) / 4)
+    task.observe(torch.arange(18) < 9)
+    assert task.accuracy == 0.5
     task.observe(torch.ones(9, dtype=torch.bool))
     assert task.state_dict() == {"difficulty": 2, "accuracy": 0.0}
+
+
+@pytest.mark.parametrize("name, width", [("add", 8), ("rotate", 13), ("factorise", 4)])
+def test_blanks_hold_the_places_of_the_largest_size(name, width):
+    task = build_task(name, curriculum=True, blanks=True)
+    assert task.difficulty == 1 and set(task.batch(0, 99).prompt_lengths.tolist()) == {width}
+    assert set(task.batch(0, 99, "test").prompt_lengths.tolist()) == {width}
 
 
 def test_without_curriculum_nothing_moves():

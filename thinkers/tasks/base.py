@@ -55,7 +55,11 @@ class Task(ABC):
 
     @abstractmethod
     def score(
-        self, model: nn.Module, split: str, num_examples: int, num_steps: int | None = None
+        self,
+        model: nn.Module,
+        split: str = "test",
+        num_examples: int = 2000,
+        num_steps: int | None = None,
     ) -> dict[str, float]:
         """How well `model` does on examples of `split`, the headline first."""
 
