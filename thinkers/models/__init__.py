@@ -12,6 +12,7 @@ from thinkers.models.base import FORMAT, Batch, Loss, Model, Thought
 from thinkers.models.decoder import Decoder
 from thinkers.models.deepsight import DeepSight
 from thinkers.models.looped import Looped
+from thinkers.models.reasoning_tokens import ReasoningTokens
 from thinkers.models.thinker import Thinker
 from thinkers.models.unread import PREFIX as UNREAD
 from thinkers.models.unread import keep_unread
@@ -20,6 +21,7 @@ MODELS: dict[str, type[Model]] = {
     "decoder": Decoder,
     "deepsight": DeepSight,
     "looped": Looped,
+    "reasoning_tokens": ReasoningTokens,
     "thinker": Thinker,
 }
 
