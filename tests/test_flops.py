@@ -26,6 +26,21 @@ def visible_thoughts(q, base_k, base_v, chain_k, chain_v, *, causal=True, **_):
     return p @ base_v + (own[..., None, :] @ chain_v)[..., 0, :]
 
 
+class VisibleChain:
+    """The products of a `Chain`."""
+
+    def __init__(self, max_thoughts):
+        self.thoughts = []
+
+    def append(self, k, v):
+        self.thoughts.append((k, v))
+
+    def attend(self, q, base_k, base_v, **_):
+        chain = [torch.stack(x, 3) for x in zip(*self.thoughts, strict=True)]
+        chain = chain or [x[:, :, :, None][:, :, :, :0] for x in (base_k, base_v)]
+        return visible_thoughts(q, base_k, base_v, *chain)
+
+
 class Recomputing(torch.autograd.Function):
     """The products of `stop_grad_attention`: its backward pass computes the scores anew."""
 
@@ -49,7 +64,11 @@ def stopped(q, k, v, **_):
 @pytest.fixture
 def countable(monkeypatch):
     """Put operations in place whose products the counter sees, in every module that uses them."""
-    doubles = {"thought_attention": visible_thoughts, "stop_grad_attention": stopped}
+    doubles = {
+        "thought_attention": visible_thoughts,
+        "Chain": VisibleChain,
+        "stop_grad_attention": stopped,
+    }
     for name, module in list(sys.modules.items()):
         if name.startswith("thinkers.") and not name.startswith("thinkers.ops."):
             for operation, double in doubles.items():

@@ -14,6 +14,7 @@ from thinkers.models.deepsight import DeepSight
 from thinkers.models.looped import Looped
 from thinkers.models.reasoning_tokens import ReasoningTokens
 from thinkers.models.thinker import Thinker
+from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.models.unread import PREFIX as UNREAD
 from thinkers.models.unread import keep_unread
 
@@ -23,6 +24,7 @@ MODELS: dict[str, type[Model]] = {
     "looped": Looped,
     "reasoning_tokens": ReasoningTokens,
     "thinker": Thinker,
+    "thoughtsformer": ThoughtsFormer,
 }
 
 

@@ -1,0 +1,377 @@
+"""ThoughtsFormer: every position grows a train of thought and answers from its last thought."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thinkers.checks import check_int
+from thinkers.layers import (
+    Heads,
+    Rotary,
+    SwiGLU,
+    attention_flops,
+    rotate,
+    sinusoidal,
+    swiglu_width,
+)
+from thinkers.models import base
+from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, initialize, next_token_loss
+from thinkers.models.trains import Trains, Written
+from thinkers.processor import uniform
+
+Table = tuple[Tensor, Tensor] | None
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class ThoughtsFormer(Model):
+    """t_i0 = token_i at position i; t_i,s+1 = f(t_is + code_s); logits_i = head(t_iN).
+
+    f is a block of layers, the same at every step. The element that position i reads attends to
+    the base elements (step 0) of all positions j <= i and to the thoughts of i itself. No base
+    element sees a thought, so its keys and values are computed once; a step costs one new element
+    per position. Non-causal, every element sees every element that exists at its step.
+
+    Design: E. Bicker, https://github.com/EmmettBicker/ThoughtsFormer.
+    """
+
+    name = "thoughtsformer"
+    test_variants = (
+        {"variant": "published", "num_layers": 1},
+        {"variant": "published", "hidden": 48},
+        {"causal": False, "num_layers": 1},
+        {"causal": False},
+        {"thoughts": "words"},
+    )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(base.Config):
+        """`num_layers` is the depth of the block; 1 in the published model."""
+
+        variant: Literal["published", "modern"] = "modern"
+        """published: norms behind each part (post-norm), ReLU, biases, learned positions, a head
+        of its own. modern: root-mean-square norms before each part and behind a step, SwiGLU, no
+        biases, rotary positions, the head tied to the embedding."""
+        causal: bool = True
+        """False: no mask at all, for classification and for questions about a whole text."""
+        thoughts: Literal["latent", "words"] = "latent"
+        """words: a thought is read out and the embedding of its likeliest word is thought on (in
+        training drawn by the straight-through Gumbel-softmax), so that thoughts can be read."""
+        word_temperature: float = 1.0
+        """Of the softmax through which gradients reach the choice of a word."""
+        hidden: int | None = None
+        """Width of the feed-forward; None is dim if published, else 8/3 of dim."""
+        dropout: float = 0.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for name, first, second in (
+                ("variant", "published", "modern"),
+                ("thoughts", "latent", "words"),
+                ("causal", True, False),
+            ):
+                if getattr(self, name) not in (first, second):
+                    value = getattr(self, name)
+                    raise ValueError(f"{name} must be {first} or {second}, got {value!r}")
+            if not 0 < self.word_temperature < float("inf"):
+                raise ValueError(
+                    f"word_temperature must be above 0 and finite, got {self.word_temperature}"
+                )
+            if self.hidden is not None:
+                check_int("hidden", self.hidden, 1)
+            if not 0 <= self.dropout < 1:
+                raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.causal, self.dropout = config.causal, config.dropout
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.codes = nn.Embedding(config.num_steps, config.dim)
+        if config.variant == "published":
+            self.positions = nn.Embedding(config.max_length, config.dim)
+            self.head = nn.Linear(config.dim, config.vocab_size)
+        else:
+            self.rotary = Rotary(config.dim // config.num_heads)
+            self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        block = PublishedBlock if config.variant == "published" else Block
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.num_layers))
+        self._initialize()
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        initialize(self, num_residuals=2 * self.config.num_layers)
+        steps = torch.arange(self.config.num_steps)
+        self.codes.weight.copy_(sinusoidal(steps, self.config.dim, self.codes.weight.dtype))
+        if self.config.variant == "published":  # as large as the codes that are added to them
+            nn.init.normal_(self.embedding.weight)
+            nn.init.normal_(self.positions.weight)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "b t"],
+        num_steps: int | None = None,
+        lengths: Int[Tensor, " b"] | None = None,
+        prompt_lengths: Int[Tensor, " b"] | None = None,
+        keep_states: bool = False,
+    ) -> Thought:
+        steps = self.check_steps(num_steps)
+        tokens = self.check_tokens(tokens, lengths, prompt_lengths)
+        states = self.run(tokens, steps, padding(tokens, lengths), keep_states=keep_states)
+        return Thought(self._answer(states[:, -1]), states if keep_states else None)
+
+    def loss(
+        self,
+        batch: Batch | Int[Tensor, "b t"],
+        num_steps: int | None = None,
+        counts: Mapping[str, int] | None = None,
+    ) -> Loss:
+        batch = as_batch(batch, self)
+        steps = self.check_steps(num_steps)
+        tokens = self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths)
+        keys = batch.keys if self.training else None
+        states = self.run(tokens, steps, padding(tokens, batch.lengths), keys)
+        return next_token_loss(self._answer(states[:, -1]), batch, counts)
+
+    def run(
+        self,
+        tokens: Int[Tensor, "b t"],
+        steps: int,
+        hidden: Bool[Tensor, "b t"] | None = None,
+        keys: Int[Tensor, " b"] | None = None,
+        keep_states: bool = False,
+    ) -> Float[Tensor, "b k t c"]:
+        """The state after the last step, or after each.
+
+        Args:
+            hidden: True where a token is padding, anywhere in a row.
+            keys: From which the words of a row's thoughts are drawn; None takes the likeliest.
+        """
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        thought = self._place(self.embedding(tokens), positions)
+        table = self._table(positions, thought.dtype)
+        rereads = not self.causal and len(self.blocks) > 1
+        trains = Trains(len(self.blocks), steps, self.causal, hidden)
+        states: list[Tensor] = []
+        elements: list[Tensor] = []
+        for step in range(steps):
+            if rereads:
+                elements.append(self._coded(thought, step))
+                state = self._reread(elements, positions, hidden)
+            else:
+                state = self._step(self._coded(thought, step), partial(trains.attend, step), table)
+            if keep_states or step == steps - 1:
+                states.append(state)
+            if step < steps - 1:
+                thought = self._think_on(state, positions, step, keys)
+        return torch.stack(states, 1)
+
+    def _place(
+        self, x: Float[Tensor, "b t c"], positions: Int[Tensor, "*b t"]
+    ) -> Float[Tensor, "b t c"]:
+        """The elements that words are at these positions."""
+        if self.config.variant == "published":
+            # Padded columns may lie beyond the last position.
+            x = x + self.positions(positions.clamp(max=self.config.max_length - 1))
+        else:
+            x = F.rms_norm(x, (self.config.dim,), eps=1e-6)
+        return drop(x, self)
+
+    def _table(self, positions: Int[Tensor, "*b t"], dtype: torch.dtype) -> Table:
+        if self.config.variant == "published":
+            return None
+        return self.rotary.table(positions, dtype)
+
+    def _coded(self, thought: Float[Tensor, "b t c"], step: int) -> Float[Tensor, "b t c"]:
+        """What is read at this step: the thought, told its place in the train."""
+        if step < self.config.num_steps:
+            return thought + self.codes.weight[step]
+        number = torch.tensor([step], device=thought.device)
+        return thought + sinusoidal(number, self.config.dim, thought.dtype)
+
+    def _step(
+        self, x: Float[Tensor, "b t c"], attend: Callable[..., Tensor], table: Table
+    ) -> Float[Tensor, "b t c"]:
+        for layer, block in enumerate(self.blocks):
+            x = block(x, partial(attend, layer), table)
+        return x if self.config.variant == "published" else self.norm(x)
+
+    def _reread(
+        self,
+        elements: list[Tensor],
+        positions: Int[Tensor, " t"],
+        hidden: Bool[Tensor, "b t"] | None,
+    ) -> Float[Tensor, "b t c"]:
+        """The next thoughts, all elements so far read anew: in deeper layers they see thoughts."""
+        number, t = len(elements), len(positions)
+        table = self._table(positions.repeat(number), elements[0].dtype)
+        hidden = None if hidden is None else hidden.repeat(1, number)
+        everything = Trains(len(self.blocks), 1, False, hidden)
+        x = torch.cat(elements, 1)
+        return self._step(x, partial(everything.attend, 0), table)[:, -t:]
+
+    def _think_on(
+        self,
+        state: Float[Tensor, "b t c"],
+        positions: Int[Tensor, "*b t"],
+        step: int,
+        keys: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b t c"]:
+        """The thought itself, or as a word: drawn with a row's key, without one the likeliest.
+
+        The gradient of a word is that of a softmax (Jang et al. 2016,
+        https://arxiv.org/abs/1611.01144).
+        """
+        if self.config.thoughts == "latent":
+            return state
+        scores = self._answer(state)
+        if keys is not None:
+            drawn = uniform(keys, step, tuple(scores.shape[1:]), torch.float64)
+            tiny = torch.finfo(torch.float64).tiny
+            scores = scores - (-drawn.clamp(min=tiny).log()).log().to(scores.dtype)
+        words = self.embedding(scores.argmax(-1))
+        if torch.is_grad_enabled():
+            soft = (scores / self.config.word_temperature).softmax(
+                -1
+            ) @ self.embedding.weight.detach()
+            words = words + (soft - soft.detach())
+        return self._place(words, positions)
+
+    def _answer(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
+        if self.config.variant == "published":
+            return self.head(x)
+        return F.linear(x, self.embedding.weight)
+
+    def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
+        return self._answer(states)
+
+    def prefill(
+        self,
+        tokens: Int[Tensor, "b t"],
+        lengths: Int[Tensor, " b"],
+        num_steps: int,
+        prompted: bool,
+        capacity: int,
+    ) -> tuple[Float[Tensor, "b v"], Written]:
+        cache = Written(self.config, num_steps, lengths, capacity, self.embedding.weight)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        states = self._begin(tokens, positions, cache.read)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return self._finish(states[rows, lengths - 1][:, None], cache), cache
+
+    def extend(self, tokens: Int[Tensor, " b"], cache: Written) -> Float[Tensor, "b v"]:
+        state = self._begin(tokens[:, None], cache.grow(), partial(cache.attend, 0))
+        return self._finish(state, cache)
+
+    def _begin(
+        self,
+        tokens: Int[Tensor, "b t"],
+        positions: Int[Tensor, "*b t"],
+        attend: Callable[..., Tensor],
+    ) -> Float[Tensor, "b t c"]:
+        """The states after the first step."""
+        x = self._place(self.embedding(tokens), positions)
+        return self._step(self._coded(x, 0), attend, self._table(positions, x.dtype))
+
+    def _finish(self, state: Float[Tensor, "b 1 c"], cache: Written) -> Float[Tensor, "b v"]:
+        """What each row answers once its last position has thought to the end."""
+        positions = cache.lengths[:, None] - 1
+        table = self._table(positions, state.dtype)
+        for step in range(1, cache.num_steps):
+            x = self._coded(self._think_on(state, positions, step - 1), step)
+            state = self._step(x, partial(cache.attend, step), table)
+        return self._answer(state[:, 0])
+
+    def flops(
+        self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
+    ) -> int:
+        steps, config = self.check_steps(num_steps), self.config
+        block: Any = self.blocks[0]
+        head = 2 * batch_size * length * config.dim * config.vocab_size
+        forward = head
+        for step in range(steps):
+            all_elements = length * (step + 1)
+            keys = length + step if self.causal else all_elements
+            rereads = not self.causal and config.num_layers > 1
+            elements = all_elements if rereads else length
+            forward += config.num_layers * block_flops(block, batch_size, elements, keys)
+        words = (steps - 1) * head if config.thoughts == "words" else 0
+        # the softmax of a word meets the embeddings, which get no gradient from it
+        return 3 * (forward + words) + 2 * words if training else forward + words
+
+
+def padding(
+    tokens: Int[Tensor, "b t"], lengths: Int[Tensor, " b"] | None
+) -> Bool[Tensor, "b t"] | None:
+    """True where a row has ended."""
+    if lengths is None:
+        return None
+    return torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
+
+
+def drop(x: Float[Tensor, "*b c"], part: Any) -> Float[Tensor, "*b c"]:
+    """`x` with the dropout of this part of the model."""
+    return F.dropout(x, part.dropout) if part.training and part.dropout else x
+
+
+class Block(nn.Module):
+    """x <- x + Attention(norm(x)); x <- x + SwiGLU(norm(x))."""
+
+    def __init__(self, config: ThoughtsFormer.Config):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.heads = Heads(config.dim, config.num_heads)
+        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.feed_forward = SwiGLU(config.dim, config.hidden or swiglu_width(config.dim))
+        self.dropout = config.dropout
+
+    def forward(self, x: Float[Tensor, "b t c"], attend: Attend, table: Any) -> Tensor:
+        normed = self.attention_norm(x)
+        q = rotate(self.heads.queries(normed), table)
+        k, v = self.heads.keys_values(normed)
+        x = x + drop(self.heads.merge(attend(q, rotate(k, table), v)), self)
+        return x + drop(self.feed_forward(self.feed_forward_norm(x)), self)
+
+
+class PublishedBlock(nn.Module):
+    """x <- norm(x + Attention(x)); x <- norm(x + W2 relu(W1 x)), as torch's encoder layer."""
+
+    def __init__(self, config: ThoughtsFormer.Config):
+        super().__init__()
+        self.heads = Heads(config.dim, config.num_heads, bias=True)
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.feed_forward = FeedForward(config.dim, config.hidden or config.dim, config.dropout)
+        self.feed_forward_norm = nn.LayerNorm(config.dim)
+        self.dropout = config.dropout
+
+    def forward(self, x: Float[Tensor, "b t c"], attend: Attend, table: Any) -> Tensor:
+        found = attend(self.heads.queries(x), *self.heads.keys_values(x))
+        x = self.attention_norm(x + drop(self.heads.merge(found), self))
+        return self.feed_forward_norm(x + drop(self.feed_forward(x), self))
+
+
+def block_flops(block: Any, batch: int, elements: int, keys: int) -> int:
+    """Of one pass over so many elements, each of which reads so many keys."""
+    rows, dim = batch * elements, block.heads.query.in_features
+    attention = attention_flops(batch, elements, keys, dim)
+    return block.heads.flops(rows, rows) + attention + block.feed_forward.flops(rows)
+
+
+class FeedForward(nn.Module):
+    """W2 relu(W1 x), with biases."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float):
+        super().__init__()
+        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.dropout = dropout
+
+    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        return self.down(drop(self.up(x).relu(), self))
+
+    def flops(self, rows: int) -> int:
+        """Of so many vectors."""
+        return 4 * rows * self.up.in_features * self.up.out_features
