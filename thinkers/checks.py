@@ -12,7 +12,7 @@ NOT_CAUSAL = "{what} needs a causal model, and this configuration reads the futu
 def check_int(name: str, value: Any, low: int, high: int | None = None, limit: str = "") -> int:
     """`value` as an int within low .. high; ValueError names the value and the range."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
             raise TypeError
         number = operator.index(value)
     except TypeError:

@@ -60,6 +60,8 @@ def load_model(folder: str | Path) -> Model:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         version = found.get("format") if isinstance(found, dict) else None
         raise DamagedError(f"{path} has format {version!r}, and this version reads {FORMAT}")
+    if "model" not in found or not isinstance(found.get("config"), dict):
+        raise DamagedError(f"{path / 'config.json'} must hold model and config, got {list(found)}")
     model = build_model(found["model"], **found["config"])
     try:
         weights = load_file(path / "model.safetensors")
