@@ -1,0 +1,385 @@
+"""Every model of MODELS has every property of `check_model`; and what models share."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from model_cases import CASES, NAMES, SIZE, ids, lesson, tiny
+
+import thinkers
+from thinkers.errors import DamagedError, DataError, UsageError
+from thinkers.models import MODELS, Batch, Model, from_config, load_model
+from thinkers.models.base import IGNORED, initialize
+from thinkers.testing import check_model
+
+COMMON = ("vocab_size", "dim", "num_layers", "num_heads", "num_steps", "max_length")
+
+
+@pytest.mark.parametrize("name, own", CASES)
+def test_every_model_has_every_property_in_float64(name, own):
+    check_model(tiny(name, {**({"max_steps": 3} if own else {}), **own}).double())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_has_every_property_in_float32(name):
+    check_model(tiny(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, own", CASES)
+def test_every_variant_has_every_property_in_float32_at_every_depth(name, own):
+    check_model(tiny(name, {"num_steps": 3, "max_steps": 12, **own}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_takes_the_six_common_settings_and_has_defaults_for_its_own(name):
+    model = thinkers.build_model(name, **{k: SIZE[k] for k in COMMON})
+    assert type(model) is MODELS[name] and model.name == name
+    assert type(model.config) is MODELS[name].Config
+    assert {k: getattr(model.config, k) for k in COMMON} == {k: SIZE[k] for k in COMMON}
+    assert model.config.max_steps == max(4, 4 * SIZE["num_steps"])
+    assert thinkers.build_model(name, vocab_size=7).config.max_length == 256
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model.config.dim = 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_step_counts_are_those_that_the_model_takes(name):
+    model = tiny(name)
+    counts = model.step_counts
+    assert counts == tuple(sorted(set(counts))) and counts[-1] <= model.config.max_steps
+    assert [model.check_steps(steps) for steps in counts] == list(counts)
+    assert model.check_steps(None) in counts
+    wanted = {"decoder": (1,), "deepsight": (1,), "reasoning_tokens": (0, 1, 2, 4)}
+    assert counts == wanted.get(name, (1, 2, 4))
+
+
+@pytest.mark.parametrize("name, own", CASES)
+def test_rows_may_be_wider_than_max_length_where_they_are_padding(name, own):
+    model = tiny(name, own, max_length=19).double()
+    tokens, lengths = ids(2, 19), torch.tensor([19, 6])
+    wide = torch.cat([tokens, torch.full((2, 12), -1)], 1)
+    wanted = model(tokens, lengths=lengths).logits
+    found = model(wide, lengths=lengths).logits
+    for row, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(found[row, :length], wanted[row, :length])
+
+
+@pytest.mark.parametrize("name, own", CASES)
+def test_shares_of_a_disturbed_batch_add_up_in_training_too(name, own):
+    model = tiny(name, own).double().train()
+    tokens, targets, keys = ids(5, 19), ids(5, 19, seed=1), torch.arange(5) * 10**9 + 7
+    batch = Batch(tokens, targets, torch.tensor([3, 19, 1, 7, 16]), keys=keys)
+    counts = model.counts(batch)
+    whole = model.loss(batch)
+    shares = [model.loss(batch.rows(cut), None, counts) for cut in (slice(2), slice(2, 5))]
+    total = sum(share.total for share in shares)
+    torch.testing.assert_close(total, whole.total, rtol=1e-12, atol=0)
+    again = model.loss(batch)
+    assert torch.equal(again.total, whole.total), "a row's disturbance is not a function of keys"
+
+
+def test_a_model_is_built_by_name_or_from_its_config():
+    torch.manual_seed(3)
+    model = thinkers.build_model("looped", vocab_size=11, dim=24, num_steps=3, injection="add")
+    torch.manual_seed(3)
+    again = from_config(model.config)
+    assert type(again) is type(model) and again.config == model.config
+    for (name, x), (other, y) in zip(
+        model.state_dict().items(), again.state_dict().items(), strict=True
+    ):
+        assert name == other and torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "name, settings, words",
+    [
+        ("decodr", {}, ("decodr", "decoder")),
+        ("decoder", {"width": 3}, ("width", "dim", "decoder")),
+        ("decoder", {"dim": 30}, ("dim", "num_heads", "30", "4")),
+        ("decoder", {"dim": 0}, ("dim", "at least 1", "0")),
+        ("decoder", {"dim": 12}, ("rotary", "3")),
+        ("decoder", {"num_heads": True}, ("num_heads", "True")),
+        ("decoder", {"num_layers": 1.0}, ("num_layers", "1.0")),
+        ("decoder", {"num_kv_heads": 3}, ("num_kv_heads", "4", "3")),
+        ("decoder", {"num_kv_heads": 8}, ("num_kv_heads", "1 .. 4", "8")),
+        ("decoder", {"dropout": 1.0}, ("dropout", "1.0")),
+        ("decoder", {"hidden": 0}, ("hidden", "0")),
+        ("decoder", {"max_length": -1}, ("max_length", "-1")),
+        ("looped", {"num_steps": 0}, ("num_steps", "at least 1", "0")),
+        ("looped", {"max_steps": 2}, ("max_steps", "at least 4", "2")),
+        ("looped", {"injection": "cat"}, ("injection", "concat", "'cat'")),
+        ("looped", {"backprop_steps": 0}, ("backprop_steps", "0")),
+        ("looped", {"num_coda_layers": -1}, ("num_coda_layers", "-1")),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(name, settings, words):
+    with pytest.raises(ValueError) as error:
+        thinkers.build_model(name, **{"vocab_size": 7, **settings})
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_an_unknown_model_or_setting_is_a_usage_error():
+    with pytest.raises(UsageError):
+        thinkers.build_model("transformer", vocab_size=7)
+    with pytest.raises(UsageError):
+        thinkers.build_model("decoder", vocab_size=7, vocabulary=7)
+    with pytest.raises(UsageError, match="int is the Config of no model"):
+        from_config(3)
+
+
+def test_a_saved_model_is_two_files_that_say_what_it_is(tmp_path):
+    model = tiny("looped").double()
+    model.save(tmp_path / "a" / "b")
+    found = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
+    assert found["format"] == 1 and found["model"] == "looped"
+    assert found["config"] == dataclasses.asdict(model.config)
+    again = load_model(tmp_path / "a" / "b")
+    assert next(again.parameters()).dtype == torch.float64
+    assert torch.equal(again.eval()(ids(2, 5)).logits, model(ids(2, 5)).logits)
+    assert torch.equal(again.rotary.frequencies, model.rotary.frequencies)
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def drop_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def cut_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def other_weights(folder):
+    tiny("decoder", hidden=24).save(folder / "other")
+    (folder / "other" / "model.safetensors").replace(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damage, kind, words",
+    [
+        (lambda folder: (folder / "config.json").unlink(), DataError, "config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), DamagedError, "not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), DamagedError, "format None"),
+        (lambda folder: change_config(folder, format=2), DamagedError, "format 2"),
+        (lambda folder: change_config(folder, config=3), DamagedError, "model and config"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"format": 1}'),
+            DamagedError,
+            r"model and config, got \['format'\]",
+        ),
+        (lambda folder: change_config(folder, model="mine"), UsageError, "'mine'"),
+        (lambda folder: change_config(folder, config={"width": 3}), UsageError, "'width'"),
+        (drop_weights, DataError, "model.safetensors"),
+        (cut_weights, DamagedError, "model.safetensors"),
+        (other_weights, DamagedError, "feed_forward.*must have shape.*24"),
+    ],
+)
+def test_a_model_folder_that_cannot_be_loaded_says_why(tmp_path, damage, kind, words):
+    tiny("decoder").save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(kind, match=words):
+        load_model(tmp_path)
+
+
+def test_rows_of_a_batch_are_rows_of_all_that_it_holds():
+    whole = Batch(ids(5, 3), ids(5, 3, seed=1), ids(5), None, ids(5, seed=2))
+    part = whole.rows(slice(1, None, 2)).to("cpu")
+    assert len(whole) == 5 and len(part) == 2 and part.lengths is None
+    for field in ("tokens", "targets", "prompt_lengths", "keys"):
+        assert torch.equal(getattr(part, field), getattr(whole, field)[[1, 3]])
+    assert torch.equal(whole.rows(torch.tensor([4, 0])).tokens, whole.tokens[[4, 0]])
+
+
+@pytest.mark.parametrize("name", ["decoder", "looped"])
+def test_the_loss_is_the_mean_surprise_of_the_graded_tokens(name):
+    model = tiny(name).double()
+    tokens, targets = ids(3, 7), ids(3, 7, seed=1)
+    targets[0, 2:] = targets[2, 0] = IGNORED
+    lengths = torch.tensor([7, 4, 6])
+    logits = model(tokens, lengths=lengths).logits.detach()
+    surprise = [
+        -float(logits[b, i].log_softmax(0)[targets[b, i]])
+        for b in range(3)
+        for i in range(int(lengths[b]))
+        if targets[b, i] != IGNORED
+    ]
+    loss = model.loss(Batch(tokens, targets, lengths=lengths))
+    assert loss.counts == {"next_token": len(surprise)} == {"next_token": 2 + 4 + 5}
+    assert float(loss.total.detach()) == pytest.approx(math.fsum(surprise) / 11, rel=1e-12)
+    assert torch.equal(loss.parts["next_token"], loss.total.detach())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bare_tensor_is_to_be_continued(name):
+    model, tokens = tiny(name), ids(3, 7)
+    targets = torch.cat([tokens[:, 1:], torch.full((3, 1), IGNORED)], 1)
+    found, wanted = model.loss(tokens), model.loss(Batch(tokens, targets))
+    assert torch.equal(found.total, wanted.total) and found.counts == wanted.counts
+    assert found.counts["next_token"] == 18
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_without_graded_tokens_costs_nothing(name):
+    model, tokens = tiny(name), ids(2, 5)
+    loss = model.loss(Batch(tokens, torch.full((2, 5), IGNORED), torch.tensor([2, 5])))
+    assert loss.counts["next_token"] == 0 and float(loss.parts["next_token"]) == 0
+    assert loss.total.isfinite() and loss.correct.all()
+    loss.total.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_token_is_enough(name):
+    model = tiny(name)
+    assert model(ids(1, 1)).logits.shape == (1, 1, 13)
+    assert model.score(ids(1, 1)).shape == (1, 0)
+    assert model.loss(Batch(ids(1, 1), ids(1, 1, seed=1))).total.isfinite()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_runs_in_bfloat16(name):
+    model = tiny(name).bfloat16()
+    logits = model(ids(2, 19)).logits
+    assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
+    loss = model.loss(lesson(model, 2, 19))
+    loss.total.backward()
+    assert loss.total.isfinite()
+    assert model.generate(ids(2, 5), 3).shape == (2, 8)
+
+
+def attention(block, x):
+    """Causal attention by loops over heads and positions: what a block of ours adds to x."""
+    heads, t, dim = block.heads, x.shape[0], x.shape[1]
+    size = heads.head_dim
+    normed = block.attention_norm.weight * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    q = (normed @ heads.query.weight.T).view(t, -1, size)
+    k, v = (normed @ heads.key_value.weight.T).view(t, 2, -1, size).unbind(1)
+    frequencies = 10000.0 ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
+    angles = torch.arange(t)[:, None] * frequencies.double()
+    turns = torch.polar(torch.ones_like(angles), angles)[:, None]
+
+    def turned(x):
+        z = torch.complex(x[..., : size // 2], x[..., size // 2 :]) * turns
+        return torch.cat([z.real, z.imag], -1)
+
+    q, k = turned(q), turned(k)
+    out = torch.zeros_like(q)
+    for h in range(q.shape[1]):
+        g = h * k.shape[1] // q.shape[1]
+        for i in range(t):
+            p = (k[: i + 1, g] @ q[i, h] / size**0.5).softmax(0)
+            out[i, h] = p @ v[: i + 1, g]
+    return out.reshape(t, dim) @ heads.output.weight.T
+
+
+def by_hand(block, x):
+    """One pass of a block of `decoder` or `looped` over a row, from its equations."""
+    x = x + attention(block, x)
+    norm = block.feed_forward_norm.weight
+    normed = norm * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    gate, up = (normed @ block.feed_forward.gate_up.weight.T).chunk(2, -1)
+    return x + (gate / (1 + (-gate).exp()) * up) @ block.feed_forward.down.weight.T
+
+
+def normed(norm, x):
+    return norm.weight * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def vary(model: Model) -> Model:
+    """Gains that are not one, so that a norm left out or misplaced is seen."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.data += noise
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [None, 2, 1])
+def test_decoder_is_its_equations(groups):
+    model, tokens = vary(tiny("decoder", num_kv_heads=groups).double()), ids(7)
+    x = model.embedding.weight[tokens]
+    for block in model.blocks:
+        x = by_hand(block, x)
+    wanted = normed(model.norm, x) @ model.embedding.weight.T
+    torch.testing.assert_close(model(tokens[None]).logits[0], wanted, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("own", [{}, *MODELS["looped"].test_variants])
+def test_looped_is_its_equations(own):
+    model, tokens, steps = vary(tiny("looped", own).double()), ids(7), 3
+    e = model.embedding.weight[tokens]
+    for block in model.prelude:
+        e = by_hand(block, e)
+    s = e
+    for step in range(steps):
+        if model.config.injection == "concat":
+            s = torch.cat([s, e], -1) @ model.inject.weight.T
+        elif model.config.injection == "add":
+            s = s + e
+        if model.config.time_code:
+            half = 16
+            turns = [step * 10000.0 ** (-i / half) for i in range(half)]
+            code = [math.sin(a) for a in turns] + [math.cos(a) for a in turns]
+            s = s + torch.tensor(code, dtype=torch.float64)
+        for block in model.core:
+            s = by_hand(block, s)
+        s = normed(model.core_norm, s)
+    for block in model.coda:
+        s = by_hand(block, s)
+    wanted = normed(model.norm, s) @ model.embedding.weight.T
+    torch.testing.assert_close(model(tokens[None], steps).logits[0], wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_looped_differentiates_its_last_steps_alone(monkeypatch):
+    limited, tokens = tiny("looped", backprop_steps=2).double(), ids(2, 7)
+    whole = tiny("looped").double()
+    think = whole._think
+    monkeypatch.setattr(
+        whole, "_think", lambda s, e, step, *_: think(s.detach() if step == 2 else s, e, step, *_)
+    )
+    found, wanted = (
+        torch.autograd.grad(model.loss(tokens, 4).total, list(model.parameters()))
+        for model in (limited, whole)
+    )
+    for x, y in zip(found, wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
+    monkeypatch.setattr(whole, "_think", think)
+    other = torch.autograd.grad(whole.loss(tokens, 4).total, whole.inject.weight)[0]
+    assert not torch.allclose(other, whole.inject.weight.new_tensor(0)) and not torch.allclose(
+        other, dict(zip(dict(limited.named_parameters()), found, strict=True))["inject.weight"]
+    )
+
+
+def test_dropout_disturbs_training_alone():
+    model, tokens = tiny("decoder", dropout=0.5), ids(2, 7)
+    assert torch.equal(model(tokens).logits, model(tokens).logits)
+    assert torch.equal(model(tokens).logits, tiny("decoder")(tokens).logits)
+    model.train()
+    assert not torch.equal(model(tokens).logits, model(tokens).logits)
+
+
+def test_weights_start_at_the_size_that_keeps_signals_even():
+    model = tiny("decoder", dim=128, hidden=96, num_heads=4, num_layers=3)
+    block = model.blocks[1]
+    stds = {
+        block.heads.query: 128**-0.5,
+        block.heads.output: 128**-0.5 / 6**0.5,
+        block.feed_forward.gate_up: 128**-0.5,
+        block.feed_forward.down: 96**-0.5 / 6**0.5,
+        model.embedding: 0.02,
+    }
+    for part, wanted in stds.items():
+        assert float(part.weight.detach().std()) == pytest.approx(wanted, rel=0.05)
+    linear = torch.nn.Sequential(torch.nn.Linear(3, 5))
+    initialize(linear, 1)
+    assert not linear[0].bias.any()
