@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from thinkers import ops
 from thinkers.ops import blocks, dense, masks, stop_grad_attention
 
 GOLDEN = Path(__file__).parent / "test_ops_golden"
@@ -408,3 +409,36 @@ def test_bad_calls_name_the_argument_the_rule_and_the_value(change, message):
     with pytest.raises(ValueError) as caught:
         stop_grad_attention(q, k, v, **call)
     assert message in str(caught.value)
+
+
+def test_explain_says_the_way_and_why_and_it_depends_on_no_value():
+    q, k, v = (x.detach() for x in leaves(2, 4, 2, 5, 7, 3))
+    near, pair, key = masks.reasoning_near(1, 2), torch.zeros(5, 7), torch.zeros(1, 7)
+
+    def told(q=q, **call):
+        return ops.explain("stop_grad_attention", q, k.to(q.dtype), v.to(q.dtype), **call)
+
+    assert told().startswith("stop_grad_attention takes the 'sdpa' way: no factor differs")
+    assert "'sdpa' way: stop_k by key, stop_v by key" in told(stop_k=key > 0, stop_v=key)
+    assert "'block' way: stop_k by pair" in told(stop_k=near)
+    assert "'block' way: stop_q by key" in told(stop_q=key)
+    assert "'block' way: stop_v by query" in told(stop_v=torch.zeros(5, 1))
+    assert "backward by panels" in told(q=q.bfloat16())
+    assert "'dense' way: it was asked for" in told(backend="dense")
+    assert told(stop_k=pair) == told(stop_k=pair - 1, q=q + torch.inf)
+    thoughts = torch.ones(2, 2, 5, 3, 3).double()
+    words = ops.explain("thought_attention", q, k, v, thoughts, thoughts)
+    assert "'fused' way" in words and "3 own thoughts" in words
+    with pytest.raises(ValueError, match="unknown operation 'attention'; choose from stop_grad"):
+        ops.explain("attention", q, k, v)
+    with pytest.raises(ValueError, match="stop_q must broadcast"):
+        told(stop_q=torch.zeros(6, 7))
+    with pytest.raises(TypeError, match="stop_grad_attention takes no argument 'stop_o'"):
+        told(stop_o=near)
+
+
+def test_a_named_way_that_cannot_run_raises(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    tensors = leaves(1, 2, 2, 5, 5, 3, dtype=torch.float32)
+    with pytest.raises(ValueError, match="backend must not be 'triton' here"):
+        stop_grad_attention(*tensors, backend="triton")

@@ -5,3 +5,4 @@ from thinkers.ops import masks as masks
 from thinkers.ops.chain import Chain as Chain
 from thinkers.ops.stop_grad import stop_grad_attention as stop_grad_attention
 from thinkers.ops.thought import thought_attention as thought_attention
+from thinkers.ops.ways import explain as explain

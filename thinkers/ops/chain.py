@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thinkers.ops.autograd import eager, no_autocast, one_derivative
 from thinkers.ops.checks import check_backend, check_thought
-from thinkers.ops.thought import BACKENDS, NAME, Reading, add_outer, choose, read, read_back
+from thinkers.ops.thought import BACKENDS, NAME, Reading, choose, read, read_back
 
 
 class Chain:
@@ -157,13 +157,13 @@ class _Attend(torch.autograd.Function):
         store, n, (grad,) = ctx.store, ctx.n, grads
         with torch.no_grad(), no_autocast(q):
             k, v = store.view(n)
-            dq, dk, dv, ds, p = read_back(
-                grad, q, base_k, base_v, k, v, out, lse, hidden, ctx.reading, ctx.needs_input_grad
-            )
+            into = None
             if any(ctx.needs_input_grad[6:]):
                 into_k, into_v = store.grads()
-                add_outer(into_k[..., :n, :], ds, q)
-                add_outer(into_v[..., :n, :], p, grad)
+                into = (into_k[..., :n, :], into_v[..., :n, :])
+            tensors = (q, base_k, base_v, k, v, out, lse, hidden)
+            needs = ctx.needs_input_grad
+            dq, dk, dv = read_back(grad, *tensors, ctx.reading, needs, into)
         used = (q.new_zeros(0) if need else None for need in ctx.needs_input_grad[6:])
         dq, dk, dv, *passed = one_derivative(NAME, (dq, dk, dv, *used), (grad, q, base_k, base_v))
         return (dq, dk, dv, None, None, None, *passed)

@@ -70,7 +70,7 @@ def stop_grad_attention(
     stops: dict[str, Any] = {"stop_q": stop_q, "stop_k": stop_k, "stop_v": stop_v}
     q, k, v = lowered(q, k, v) if all(isinstance(x, Tensor) for x in (q, k, v)) else (q, k, v)
     check_stop_grad(q, k, v, causal, mask, stops, scale)
-    way = choose(q, k, v, causal, mask, stops, backend)
+    way = choose(q, k, stops, backend)
     if way.name == "dense":
         return dense.stop_grad_attention(q, k, v, causal=causal, mask=mask, **stops, scale=scale)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -78,15 +78,7 @@ def stop_grad_attention(
     return run(q, k, v, call)
 
 
-def choose(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    causal: bool,
-    mask: Tensor | None,
-    stops: dict[str, Pairs],
-    backend: str = "auto",
-) -> Way:
+def choose(q: Tensor, k: Tensor, stops: dict[str, Pairs], backend: str = "auto") -> Way:
     """The way this call takes: by shapes, dtypes, devices and kinds of masks, never by values."""
     if backend == "dense":
         return Way("dense", "it was asked for")
@@ -132,10 +124,6 @@ class Call:
 
 def run(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
     """Attention as `call` says, with its gradient."""
-    if call.way == "triton":
-        from thinkers.ops import stop_grad_triton
-
-        return stop_grad_triton.attend(q, k, v, call.causal, call.scale, call.pairs)
     return _StopGrad.apply(q, k, v, call)
 
 
@@ -169,6 +157,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]
     """Output and log-sum-exp, by the kernels that the device has."""
     mask = call.pairs[0]
     assert mask is None or isinstance(mask, Tensor)
+    if call.way == "triton":
+        return _kernels().forward(q, k, v, call.causal, mask, call.scale)
     if q.device.type == "cpu":
         bias = flash.bias_of(mask, q.dtype)
         return flash.forward(q, k, v, call.causal, bias, call.scale)
@@ -193,12 +183,22 @@ def share(
         found = tuple(torch.zeros_like(x) for x in (q, k, v))
     elif call.way == "sdpa":
         found = _scaled(grad, q, k, v, out, lse, call, mask, stops)
+    elif call.way == "triton":
+        settings = (call.causal, mask, call.scale, tuple(stops), needs)
+        found = _kernels().backward(grad, q, k, v, out, lse, *settings)
     else:
         problem = call.problem(q, k, mask)
         stopped = (stops[0], stops[1], stops[2])
         wanted = (needs[0], needs[1], needs[2])
         found = blocks.backward(grad, q, k, v, out, lse, problem, stopped, wanted)
     return tuple(x if need else None for x, need in zip(found, needs, strict=False))
+
+
+def _kernels() -> Any:
+    # Triton is imported by the first call that takes it, not with the library.
+    from thinkers.ops import stop_grad_triton
+
+    return stop_grad_triton
 
 
 def _scaled(

@@ -136,12 +136,13 @@ class _Thought(torch.autograd.Function):
         q, base_k, base_v, chain_k, chain_v, hidden, out, lse = ctx.saved_tensors
         (grad,) = grads
         with torch.no_grad(), no_autocast(q):
-            rest = (base_k, base_v, chain_k, chain_v, out, lse, hidden)
-            dq, dk, dv, ds, p = read_back(grad, q, *rest, ctx.reading, ctx.needs_input_grad)
-            totals = [torch.zeros(chain_k.shape, dtype=lse.dtype, device=q.device) for _ in "kv"]
-            add_outer(totals[0], ds, q)
-            add_outer(totals[1], p, grad)
-        found = (dq, dk, dv, totals[0].to(q.dtype), totals[1].to(q.dtype))
+            into_k, into_v = (
+                torch.zeros(chain_k.shape, dtype=lse.dtype, device=q.device) for _ in "kv"
+            )
+            tensors = (q, base_k, base_v, chain_k, chain_v, out, lse, hidden)
+            needs = ctx.needs_input_grad
+            base = read_back(grad, *tensors, ctx.reading, needs, (into_k, into_v))
+        found = (*base, into_k.to(q.dtype), into_v.to(q.dtype))
         sources = (grad, q, base_k, base_v, chain_k, chain_v)
         return (*one_derivative(NAME, found, sources), None, None)
 
@@ -159,6 +160,8 @@ def read(
     out, lse = stop_grad.attend(q, base_k, base_v, reading.call(hidden))
     if chain_k.shape[3] == 0:
         return out, lse
+    if reading.way == "triton":
+        return _kernels().merge(q, chain_k, chain_v, out, lse, hidden, reading.scale)
     scores = _chain_scores(q, chain_k, hidden, reading.scale)
     own = scores.logsumexp(-1)
     both = torch.logaddexp(lse, own)
@@ -188,21 +191,44 @@ def read_back(
     hidden: Tensor | None,
     reading: Reading,
     needs: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor]:
-    """Gradients of q and the bases; scaled dS and P of the own thoughts, both (b, h, t, n)."""
+    into: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of q and of the bases; those of the thoughts are added to `into`."""
     call = reading.call(hidden)
     dq, dk, dv = stop_grad.share(grad, q, base_k, base_v, out, lse, call, needs)
+    s, n = base_k.shape[2], chain_k.shape[3]
+    if s + n == 1:
+        # One key has probability 1 whatever q and k are; rounding must not say otherwise.
+        dq, dk = (None if x is None else torch.zeros_like(x) for x in (dq, dk))
+    if n == 0:
+        return dq, dk, dv
     wide = lse.dtype
+    if reading.way == "triton":
+        total = torch.zeros_like(q) if dq is None else dq
+        into = into or (
+            torch.zeros_like(chain_k, dtype=wide),
+            torch.zeros_like(chain_v, dtype=wide),
+        )
+        settings = (hidden, reading.scale, total, into)
+        _kernels().back(grad, q, chain_k, chain_v, out, lse, *settings)
+        return dq, dk, dv
     p = _chain_scores(q, chain_k, hidden, reading.scale)
     p = p.sub_(lse.masked_fill(lse == -torch.inf, torch.inf)[..., None]).exp_()
     ds = _products(grad.to(wide), chain_v.to(wide))
     ds = ds.sub_((grad.to(wide) * out).sum(-1, keepdim=True)).mul_(p).mul_(reading.scale)
-    if dq is not None and p.shape[3] > 0:
+    if dq is not None:
         dq = dq + _weighted(ds, chain_k).to(dq.dtype)
-    if base_k.shape[2] + chain_k.shape[3] == 1:
-        # One key has probability 1 whatever q and k are; rounding must not say otherwise.
-        dq, dk = (None if x is None else torch.zeros_like(x) for x in (dq, dk))
-    return dq, dk, dv, ds, p
+    if into is not None:
+        _add_outer(into[0], ds, q)
+        _add_outer(into[1], p, grad)
+    return dq, dk, dv
+
+
+def _kernels() -> Any:
+    # Triton is imported by the first call that takes it, not with the library.
+    from thinkers.ops import thought_triton
+
+    return thought_triton
 
 
 def _products(x: Tensor, chain: Tensor) -> Tensor:
@@ -221,7 +247,7 @@ def _weighted(p: Tensor, chain: Tensor) -> Tensor:
     return torch.matmul(rows, chain.to(p.dtype)).transpose(2, 3).reshape(b, h, t, d)
 
 
-def add_outer(total: Tensor, p: Tensor, x: Tensor) -> None:
+def _add_outer(total: Tensor, p: Tensor, x: Tensor) -> None:
     """total (b, g, t, n, d) += p (b, h, t, n) x (b, h, t, d), summed over heads of a key head."""
     for head in range(p.shape[1] // total.shape[1]):
         weights, rows = (y.unflatten(1, (total.shape[1], -1))[:, :, head] for y in (p, x))

@@ -1,0 +1,346 @@
+"""Triton kernels of stop-gradient attention: a flash forward, and a flash backward with factors.
+
+The scheme of the kernels is FlashAttention-2 (Dao 2023, https://arxiv.org/abs/2307.08691). A map
+says of every block of pairs whether a bool stop is nowhere, somewhere or everywhere in it: a table
+is read only where it must be, and blocks that are stopped everywhere are skipped. Stops that are
+functions are evaluated for a panel of queries at a time.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from thinkers.ops.checks import Pairs
+from thinkers.ops.pairs import Panel, tile
+
+PANEL = 2048
+"""Queries for which functions are evaluated at once."""
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _load(base, rows, columns, number, D: tl.constexpr):
+    inside = (rows[:, None] < number) & (columns[None, :] < D)
+    return tl.load(base + rows[:, None] * D + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _scores(
+    q, k, rows, columns, T, S, scale, mask, m_t, m_s,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    scores = tl.dot(q, tl.trans(k), input_precision=EXACT) * scale
+    shown = (rows[:, None] < T) & (columns[None, :] < S)
+    if MASK > 0:
+        value = tl.load(mask + rows[:, None] * m_t + columns[None, :] * m_s, mask=shown, other=0)
+        if MASK == 1:
+            shown = shown & (value != 0)
+        else:
+            scores += value.to(tl.float32)
+    if CAUSAL:
+        shown = shown & (columns[None, :] <= rows[:, None] + (S - T))
+    return tl.where(shown, scores, -float("inf"))
+
+
+@triton.jit
+def _forward(
+    q, k, v, out, lse, mask, m_b, m_h, m_t, m_s, H, G, T, S, scale,
+    D: tl.constexpr, DIM: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1)
+    b, h = head // H, head % H
+    keys = (b * G + h // (H // G)).to(tl.int64) * S * D
+    start = tl.program_id(0) * M
+    rows, dims = start + tl.arange(0, M), tl.arange(0, DIM)
+    mask += b.to(tl.int64) * m_b + h * m_h
+    x = _load(q + head.to(tl.int64) * T * D, rows, dims, T, D)
+    peak = tl.full((M,), -float("inf"), tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    value = tl.zeros((M, DIM), tl.float32)
+    last = S
+    if CAUSAL:
+        last = tl.maximum(0, tl.minimum(S, start + M + S - T))
+    for first in range(0, last, N):
+        columns = first + tl.arange(0, N)
+        y = _load(k + keys, columns, dims, S, D)
+        scores = _scores(x, y, rows, columns, T, S, scale, mask, m_t, m_s, MASK, CAUSAL, EXACT)
+        higher = tl.maximum(peak, tl.max(scores, 1))
+        safe = tl.where(higher == -float("inf"), 0.0, higher)
+        p = tl.exp2((scores - safe[:, None]) * LOG2E)
+        shrink = tl.exp2((peak - safe) * LOG2E)
+        total = total * shrink + tl.sum(p, 1)
+        z = _load(v + keys, columns, dims, S, D)
+        value = value * shrink[:, None]
+        value += tl.dot(p.to(z.dtype), z, input_precision=EXACT)
+        peak = higher
+    seen = total > 0
+    value = value / tl.where(seen, total, 1.0)[:, None]
+    end = tl.where(seen, peak + tl.log(tl.where(seen, total, 1.0)), -float("inf"))
+    inside = (rows[:, None] < T) & (dims[None, :] < D)
+    place = out + head.to(tl.int64) * T * D + rows[:, None] * D + dims[None, :]
+    tl.store(place, value.to(out.dtype.element_ty), mask=inside)
+    tl.store(lse + head.to(tl.int64) * T + rows, end, mask=rows < T)
+
+
+@triton.jit
+def _state(states, block_row, block_column, s_t, s_s, KIND: tl.constexpr):
+    # 0: no factor in the block, 1: read the table, 2: everything stopped.
+    if KIND == 0:
+        return 0
+    if KIND == 2:
+        return 1
+    return tl.load(states + block_row * s_t + block_column * s_s).to(tl.int32)
+
+
+@triton.jit
+def _factor(x, state, table, rows, columns, R, S, t_t, t_s, KIND: tl.constexpr):
+    if KIND == 0:
+        return x
+    if state == 1:
+        inside = (rows[:, None] < R) & (columns[None, :] < S)
+        value = tl.load(table + rows[:, None] * t_t + columns[None, :] * t_s, mask=inside, other=0)
+        if KIND == 1:
+            x = tl.where(value != 0, 0.0, x)
+        else:
+            x = x * value.to(tl.float32)
+    elif state == 2:
+        x = x * 0.0
+    return x
+
+
+@triton.jit
+def _backward_q(
+    q, k, v, grad, lse, delta, dq, mask, m_b, m_h, m_t, m_s,
+    table, t_b, t_h, t_t, t_s, states, s_b, s_h, s_t, s_s, H, G, T, S, START, END, scale,
+    D: tl.constexpr, DIM: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, EXACT: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1)
+    b, h = head // H, head % H
+    keys = (b * G + h // (H // G)).to(tl.int64) * S * D
+    here = head.to(tl.int64) * T
+    block = tl.program_id(0)
+    start = START + block * M
+    rows, dims = start + tl.arange(0, M), tl.arange(0, DIM)
+    mask += b.to(tl.int64) * m_b + h * m_h
+    table += b.to(tl.int64) * t_b + h * t_h
+    states += b * s_b + h * s_h
+    x = _load(q + here * D, rows, dims, END, D)
+    go = _load(grad + here * D, rows, dims, END, D)
+    base = tl.load(lse + here + rows, mask=rows < END, other=float("inf"))
+    drop = tl.load(delta + here + rows, mask=rows < END, other=0.0)
+    total = tl.zeros((M, DIM), tl.float32)
+    last = S
+    if CAUSAL:
+        last = tl.maximum(0, tl.minimum(S, start + M + S - T))
+    for first in range(0, last, N):
+        state = _state(states, block, first // N, s_t, s_s, KIND)
+        if state != 2:
+            columns = first + tl.arange(0, N)
+            y = _load(k + keys, columns, dims, S, D)
+            z = _load(v + keys, columns, dims, S, D)
+            scores = _scores(x, y, rows, columns, END, S, scale, mask, m_t, m_s, MASK, False, EXACT)
+            if CAUSAL:
+                later = columns[None, :] > rows[:, None] + (S - T)
+                scores = tl.where(later, -float("inf"), scores)
+            p = tl.exp2((scores - base[:, None]) * LOG2E)
+            ds = p * (tl.dot(go, tl.trans(z), input_precision=EXACT) - drop[:, None])
+            ds = _factor(ds, state, table, rows - START, columns, END - START, S, t_t, t_s, KIND)
+            total += tl.dot(ds.to(y.dtype), y, input_precision=EXACT)
+    inside = (rows[:, None] < END) & (dims[None, :] < D)
+    place = dq + here * D + rows[:, None] * D + dims[None, :]
+    tl.store(place, (total * scale).to(dq.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward_kv(
+    q, k, v, grad, lse, delta, dk, dv, mask, m_b, m_h, m_t, m_s,
+    table_k, k_b, k_h, k_t, k_s, states_k, l_b, l_h, l_t, l_s,
+    table_v, v_b, v_h, v_t, v_s, states_v, w_b, w_h, w_t, w_s, H, G, T, S, START, END, scale,
+    D: tl.constexpr, DIM: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, EXACT: tl.constexpr,
+    KIND_K: tl.constexpr, KIND_V: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1)
+    b, g = head // G, head % G
+    keys = head.to(tl.int64) * S * D
+    block = tl.program_id(0)
+    columns, dims = block * N + tl.arange(0, N), tl.arange(0, DIM)
+    y = _load(k + keys, columns, dims, S, D)
+    z = _load(v + keys, columns, dims, S, D)
+    total_k, total_v = tl.zeros((N, DIM), tl.float32), tl.zeros((N, DIM), tl.float32)
+    begin = START
+    if CAUSAL:
+        begin = START + tl.maximum(0, block * N - (S - T) - START) // M * M
+    for h in range(g * (H // G), (g + 1) * (H // G)):
+        here = (b * H + h).to(tl.int64) * T
+        wide = b.to(tl.int64)
+        for start in range(begin, END, M):
+            of_k = _state(
+                states_k + b * l_b + h * l_h, (start - START) // M, block, l_t, l_s, KIND_K
+            )
+            of_v = _state(
+                states_v + b * w_b + h * w_h, (start - START) // M, block, w_t, w_s, KIND_V
+            )
+            if (of_k != 2) | (of_v != 2):
+                rows = start + tl.arange(0, M)
+                x = _load(q + here * D, rows, dims, END, D)
+                go = _load(grad + here * D, rows, dims, END, D)
+                base = tl.load(lse + here + rows, mask=rows < END, other=float("inf"))
+                drop = tl.load(delta + here + rows, mask=rows < END, other=0.0)
+                scores = _scores(
+                    x, y, rows, columns, END, S, scale, mask + wide * m_b + h * m_h, m_t, m_s,
+                    MASK, False, EXACT,
+                )  # fmt: skip
+                if CAUSAL:
+                    later = columns[None, :] > rows[:, None] + (S - T)
+                    scores = tl.where(later, -float("inf"), scores)
+                p = tl.exp2((scores - base[:, None]) * LOG2E)
+                ds = p * (tl.dot(go, tl.trans(z), input_precision=EXACT) - drop[:, None])
+                p = _factor(
+                    p, of_v, table_v + wide * v_b + h * v_h, rows - START, columns,
+                    END - START, S, v_t, v_s, KIND_V,
+                )  # fmt: skip
+                ds = _factor(
+                    ds, of_k, table_k + wide * k_b + h * k_h, rows - START, columns,
+                    END - START, S, k_t, k_s, KIND_K,
+                )  # fmt: skip
+                total_v += tl.dot(tl.trans(p).to(go.dtype), go, input_precision=EXACT)
+                total_k += tl.dot(tl.trans(ds).to(x.dtype), x, input_precision=EXACT)
+    # Panels of queries come one after the other: what earlier ones found is added to.
+    inside = (columns[:, None] < S) & (dims[None, :] < D)
+    place = keys + columns[:, None] * D + dims[None, :]
+    tl.store(dk + place, tl.load(dk + place, mask=inside) + total_k * scale, mask=inside)
+    tl.store(dv + place, tl.load(dv + place, mask=inside) + total_v, mask=inside)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A quantity per pair as a kernel reads it: 0 absent, 1 bool, 2 factor or addend."""
+
+    kind: int
+    value: Tensor
+    states: Tensor
+
+    @property
+    def arguments(self) -> tuple[Tensor, int, int, int, int]:
+        return (self.value, *_strides(self.value))
+
+    @property
+    def all_arguments(self) -> tuple[Tensor | int, ...]:
+        return (*self.arguments, self.states, *_strides(self.states))
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output (b, h, t, d) and log-sum-exp (b, h, t); a row that sees nothing gives 0 and -inf."""
+    (b, h, t, _), (_, g, s, _) = q.shape, k.shape
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_full((b, h, t), -torch.inf, dtype=torch.float32)
+    if 0 in (b, t, s):
+        return out, lse
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    settings = _settings(q)
+    shown = _table(mask, Panel((b, h, t, s), 0, t, s, q.device), settings)
+    _forward[(triton.cdiv(t, settings["M"]), b * h)](
+        *(q, k, v, out, lse, *shown.arguments, h, g, t, s, scale),
+        MASK=shown.kind, CAUSAL=causal, **settings,
+    )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    mask: Tensor | None,
+    scale: float,
+    stops: tuple[Pairs, ...],
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of q, k and v; `out` and `lse` may be those of more keys than `k` holds."""
+    (b, h, t, _), (_, g, s, _) = q.shape, k.shape
+    dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=q.device) for x in (k, v))
+    if 0 in (b, t, s):
+        return dq, dk.to(k.dtype), dv.to(v.dtype)
+    delta = (grad.float() * out).sum(-1).contiguous()
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf).contiguous()
+    inputs = (*(x.contiguous() for x in (q, k, v, grad)), lse, delta)
+    settings = _settings(q)
+    panel = PANEL if any(callable(x) and not isinstance(x, Tensor) for x in stops) else t
+    shown = _table(mask, Panel((b, h, t, s), 0, t, s, q.device), settings)
+    for start in range(0, t, panel):
+        end = min(t, start + panel)
+        here = Panel((b, h, t, s), start, end, s, q.device)
+        found = {id(x): _table(x, here, settings) for x in stops}
+        of_q, of_k, of_v = (found[id(x)] for x in stops)
+        sizes = (h, g, t, s, start, end, scale)
+        if needs[0]:
+            _backward_q[(triton.cdiv(end - start, settings["M"]), b * h)](
+                *(*inputs, dq, *shown.arguments, *of_q.all_arguments, *sizes),
+                MASK=shown.kind, CAUSAL=causal, KIND=of_q.kind, **settings,
+            )  # fmt: skip
+        if needs[1] or needs[2]:
+            _backward_kv[(triton.cdiv(s, settings["N"]), b * g)](
+                *(*inputs, dk, dv, *shown.arguments),
+                *(*of_k.all_arguments, *of_v.all_arguments, *sizes),
+                MASK=shown.kind, CAUSAL=causal, KIND_K=of_k.kind, KIND_V=of_v.kind, **settings,
+            )  # fmt: skip
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _settings(q: Tensor) -> dict:
+    d = q.shape[3]
+    dim = max(16, triton.next_power_of_2(d))
+    small = dim > 128 or q.dtype == torch.float32
+    return {
+        "D": d,
+        "DIM": dim,
+        "M": 32 if small else 64,
+        "N": 32 if small else 64,
+        "EXACT": "ieee" if q.dtype == torch.float32 else "tf32",
+        "num_warps": 4,
+        "num_stages": 2,
+    }
+
+
+def _table(pairs: Pairs, panel: Panel, settings: dict) -> _Table:
+    value = tile(pairs, panel, 0, panel.seen)
+    one = torch.ones((1, 1, 1, 1), dtype=torch.int8, device=panel.device)
+    if value is None:
+        return _Table(0, one, one)
+    if value.dtype != torch.bool:
+        return _Table(2, value.float(), one)
+    return _Table(1, value.to(torch.int8), _states(value, settings["M"], settings["N"]))
+
+
+def _states(stop: Tensor, rows: int, columns: int) -> Tensor:
+    """Per block of pairs: 0 if nothing is stopped, 2 if everything is, else 1."""
+    b, h, t, s = stop.shape
+    rows, columns = (1 if t == 1 else rows), (1 if s == 1 else columns)
+    pad = (0, math.ceil(s / columns) * columns - s, 0, math.ceil(t / rows) * rows - t)
+    blocks = [
+        torch.nn.functional.pad(x, pad).unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
+        for x in (stop, ~stop)
+    ]
+    some, free = (x.any(dim=(3, 5)) for x in blocks)
+    return some.to(torch.int8) + (some & ~free).to(torch.int8)
+
+
+def _strides(x: Tensor) -> tuple[int, int, int, int]:
+    """Strides in elements, 0 along axes of size 1, which are the same for everyone."""
+    first, second, third, fourth = (
+        0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)
+    )
+    return first, second, third, fourth
