@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from thinkers.errors import DataError
-from thinkers.models.base import Batch
+from thinkers.models.base import IGNORED, Batch
 from thinkers.models.reasoning_tokens import ReasoningTokens
 from thinkers.published.common import Get, Layout, dtype_of, fill, getters, pick
 
@@ -46,6 +46,7 @@ def outputs(
     """The logits of all tokens but the last, and the loss of predicting those after them."""
     steps = pick(settings, "num_reason_tokens", default=model.config.num_steps)
     read, labels = inputs["tokens"][:, :-1], inputs["tokens"][:, 1:]
+    labels = labels.masked_fill(labels == pick(settings, "ignore_index", default=-1), IGNORED)
     thought = model(read, steps, keep_states=True)
     logits = thought.logits
     if model.config.prediction == "all":
