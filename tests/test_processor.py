@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from thinkers.disturb import like_learned, normal, uniform
 from thinkers.processor import (
     Disturb,
     LatentStore,
@@ -13,9 +14,6 @@ from thinkers.processor import (
     Process,
     Read,
     TextInput,
-    like_learned,
-    normal,
-    uniform,
 )
 
 DIM, HEADS, HIDDEN, B, INPUTS, LATENTS, KNOWN = 22, 1, 40, 3, 5, 4, 2

@@ -6,40 +6,19 @@ training and in inference (the idea and its published toy model: github.com/domg
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
 from thinkers.cache import KeyValueCache
+from thinkers.disturb import Disturb
 from thinkers.layers import Rotary, SwiGLU, attention_flops, rotate, sinusoidal
+from thinkers.store import LatentStore, Memory
 
 SelfAttention = Literal["plain", "feed_forward", "none"]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a step may read: keys and values for each layer of the block.
-
-    Args:
-        keys: One tensor per layer.
-        values: Likewise.
-        mask: Added to the scores; None where all may be read.
-    """
-
-    keys: Sequence[Float[Tensor, "b h m d"]]
-    values: Sequence[Float[Tensor, "b h m d"]]
-    mask: Float[Tensor, "b 1 1 m"] | None = None
-
-    def select(self, rows: Int[Tensor, " b"]) -> "Memory":
-        """Only these rows."""
-        mask = None if self.mask is None else self.mask[rows]
-        return Memory([k[rows] for k in self.keys], [v[rows] for v in self.values], mask)
 
 
 class Attention(nn.Module):
@@ -342,260 +321,21 @@ class Probe(nn.Module):
         return self.linear(states)
 
 
-class LatentStore:
-    """Memory of inputs, knowledge and earlier latents, each projected once and kept.
-
-    Keys and values lie in buffers of fixed capacity. A read returns views of them, and its
-    gradient adds up in buffers of the same shape, from which each write takes its share when all
-    later reads are done: 2 * capacity vectors per layer, however often they are read.
-
-    Args:
-        process: The block whose projections are kept.
-        capacity: The most vectors that will be written.
-    """
-
-    def __init__(self, process: Process, capacity: int):
-        self.process, self.capacity = process, capacity
-        self.segments: list[tuple[str, int, int]] = []
-        self.used = 0
-        self._buffers: _Buffers | None = None
-        self._mask: Tensor | None = None
-        self._frozen = (0, 0)
-        self._order = torch.zeros(())
-
-    def write(
-        self,
-        vectors: Float[Tensor, "b m c"],
-        kind: str = "latent",
-        hidden: Bool[Tensor, "b m"] | None = None,
-    ) -> None:
-        """Keep these vectors; gradients of later reads reach them.
-
-        Args:
-            kind: What `read` will call them: "input", "knowledge" or "latent".
-            hidden: True where a vector is padding that no one may read.
-        """
-        self.write_projected(self.process.project(vectors), kind, hidden)
-
-    def write_projected(
-        self,
-        parts: Sequence[Float[Tensor, "b h m d"]],
-        kind: str = "latent",
-        hidden: Bool[Tensor, "b m"] | None = None,
-    ) -> None:
-        """Keep keys and values that `Process.project` gave."""
-        start, stop = self.used, self.used + parts[0].shape[2]
-        if stop > self.capacity:
-            raise ValueError(
-                f"a store of capacity {self.capacity} cannot take {stop - start} vectors "
-                f"beside its {start}"
-            )
-        if self._buffers is None:
-            self._buffers = _Buffers(parts[0], self.capacity, len(parts))
-            self._order = parts[0].new_zeros(())
-        order = _Write.apply(self._order, self._buffers, start, *parts)
-        if torch.is_grad_enabled():  # otherwise earlier writes would fall out of the order
-            self._order = order
-        if hidden is not None and self._mask is None:
-            b = parts[0].shape[0]
-            self._mask = parts[0].new_zeros(b, 1, 1, self.capacity)
-        if hidden is not None and self._mask is not None:
-            self._mask[:, 0, 0, start:stop].masked_fill_(hidden, -torch.inf)
-        self.segments.append((kind, start, stop))
-        self.used = stop
-
-    def read(
-        self, kinds: Sequence[str] = ("input", "knowledge", "latent"), steps: int | None = None
-    ) -> Memory:
-        """What was written of these kinds; of latents the last `steps` writes, None is all."""
-        chosen = [s for s in self.segments if s[0] in kinds and s[0] != "latent"]
-        latents = [s for s in self.segments if s[0] in kinds and s[0] == "latent"]
-        chosen += latents if steps is None else latents[max(0, len(latents) - steps) :]
-        spans = join([(start, stop) for _, start, stop in chosen])
-        if self._buffers is None or not spans:
-            raise ValueError(f"the store holds nothing of {list(kinds)} to read")
-        parts = [self._window(i, spans) for i in range(len(self._buffers.data))]
-        mask = None
-        if self._mask is not None:
-            mask = torch.cat([self._mask[..., lo:hi] for lo, hi in spans], -1)
-        return Memory(parts[::2], parts[1::2], mask)
-
-    def stop_gradient(self) -> None:
-        """From now on, no gradient of a read reaches the latents written so far."""
-        latents = [s for s in self.segments if s[0] == "latent"]
-        if latents:
-            self._frozen = (latents[0][1], latents[-1][2])
-
-    def _window(self, index: int, spans: list[tuple[int, int]]) -> Tensor:
-        views = [
-            _Window.apply(self._order, self._buffers, index, lo, hi, self._frozen)
-            for lo, hi in spans
-        ]
-        return views[0] if len(views) == 1 else torch.cat(views, 2)
-
-
-def join(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same places in as few spans as can be."""
-    joined: list[tuple[int, int]] = []
-    for start, stop in sorted(spans):
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], stop)
-        else:
-            joined.append((start, stop))
-    return joined
-
-
-class _Buffers:
-    """Keys and values of a store, and during a backward pass their gradients."""
-
-    def __init__(self, like: Float[Tensor, "b h m d"], capacity: int, number: int):
-        b, h, _, d = like.shape
-        self.data = [like.new_empty(b, h, capacity, d) for _ in range(number)]
-        self._grads: list[Tensor] = []
-        self._pass = -1
-
-    def grads(self) -> list[Tensor]:
-        """Zero at the start of each backward pass, whatever an earlier, partial one left."""
-        current = torch._C._current_graph_task_id()
-        if self._pass != current or not self._grads:
-            self._grads, self._pass = [torch.zeros_like(x) for x in self.data], current
-        return self._grads
-
-
-class _Write(Function):
-    """Copies keys and values into a store; the order it returns makes later reads wait for it.
-
-    Backward runs once all those reads are done, and takes the gradient that they left.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, order: Tensor, buffers: _Buffers, start: int, *parts: Tensor) -> Tensor:
-        stop = start + parts[0].shape[2]
-        for buffer, part in zip(buffers.data, parts, strict=True):
-            buffer[:, :, start:stop] = part
-        ctx.buffers, ctx.span = buffers, (start, stop)
-        return order.clone()
-
-    @staticmethod
-    def backward(ctx: Any, order: Tensor) -> tuple[Tensor | None, ...]:
-        lo, hi = ctx.span
-        return order, None, None, *(g[:, :, lo:hi].clone() for g in ctx.buffers.grads())
-
-
-class _Window(Function):
-    """A view of a store; its gradient is added to the store's, but for the `frozen` span.
-
-    The view does not share the buffer's version counter: slots that it shows are never written
-    again, so later writes into other slots must not invalidate it.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        order: Tensor,
-        buffers: _Buffers,
-        index: int,
-        lo: int,
-        hi: int,
-        frozen: tuple[int, int],
-    ) -> Tensor:
-        ctx.buffers, ctx.index, ctx.span, ctx.frozen = buffers, index, (lo, hi), frozen
-        ctx.save_for_backward(order)
-        return buffers.data[index].data[:, :, lo:hi]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("what was read from a store has no second derivative (create_graph)")
-        (order,) = ctx.saved_tensors
-        (lo, hi), (from_, to) = ctx.span, ctx.frozen
-        total = ctx.buffers.grads()[ctx.index]
-        for start, stop in ((lo, min(hi, from_)), (max(lo, to), hi)):
-            if start < stop:
-                total[:, :, start:stop] += grad[:, :, start - lo : stop - lo]
-        return torch.zeros_like(order), None, None, None, None, None
-
-
-@dataclass(frozen=True)
-class Disturb:
-    """Disturbance of latents between steps, so that the block learns to go on from any of them.
-
-    All of it is a function of one key per row, so that it does not depend on how rows are batched.
-
-    Args:
-        noise: Standard deviation of the noise added to every latent.
-        drop: Probability that a latent is emptied (set to zero).
-        replace: Probability that a latent is replaced by noise of the spread of the learned ones.
-    """
-
-    noise: float = 0.0
-    drop: float = 0.0
-    replace: float = 0.0
-
-    def __bool__(self) -> bool:
-        return bool(self.noise or self.drop or self.replace)
-
-    def __call__(
-        self,
-        latent: Float[Tensor, "b l c"],
-        keys: Int[Tensor, " b"],
-        step: int,
-        learned: Float[Tensor, "l c"],
-    ) -> Float[Tensor, "b l c"]:
-        """The disturbed latent; `step` makes each step's disturbance its own."""
-        size = latent.shape[1:]
-        if self.replace:
-            chosen = uniform(keys, 8 * step, (size[0], 1), latent.dtype) < self.replace
-            latent = latent.where(~chosen, like_learned(learned, keys, 8 * step + 1, size[0]))
-        if self.drop:
-            kept = uniform(keys, 8 * step + 2, (size[0], 1), latent.dtype) >= self.drop
-            latent = latent * kept
-        if self.noise:
-            latent = latent + self.noise * normal(keys, 8 * step + 3, tuple(size), latent.dtype)
-        return latent
-
-
-def like_learned(
-    learned: Float[Tensor, "l c"], keys: Int[Tensor, " b"], stream: int, number: int
-) -> Float[Tensor, "b l c"]:
-    """Random latents with the mean and the deviation of the learned ones."""
-    drawn = normal(keys, stream, (number, learned.shape[1]), learned.dtype)
-    return learned.mean() + learned.std() * drawn
-
-
-def uniform(
-    keys: Int[Tensor, " b"], stream: int, shape: tuple[int, ...], dtype: torch.dtype
-) -> Tensor:
-    """Numbers in [0, 1), the same for a key wherever it stands in the batch (b, *shape).
-
-    Counters hashed by the finaliser of splitmix64 (Steele et al. 2014,
-    https://doi.org/10.1145/2660193.2660195).
-    """
-    count = torch.arange(math.prod(shape), device=keys.device).view(shape)
-    seeds = mix(keys + mix(torch.tensor(stream + 1, device=keys.device)))
-    bits = mix(seeds.view(-1, *[1] * len(shape)) + count * GOLDEN)
-    return ((bits >> 11) & (2**53 - 1)).to(torch.float64).div(2**53).to(dtype)
-
-
-def normal(
-    keys: Int[Tensor, " b"], stream: int, shape: tuple[int, ...], dtype: torch.dtype
-) -> Tensor:
-    """Standard normal numbers by the Box-Muller transform of `uniform` ones."""
-    u, angle = uniform(keys, stream, (2, *shape), torch.float64).unbind(1)
-    return ((-2 * (1 - u).log()).sqrt() * (2 * math.pi * angle).cos()).to(dtype)
-
-
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-
-
-def mix(x: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
-    """Each number scattered over all 64 bits."""
-    x = (x + GOLDEN) ^ (((x + GOLDEN) >> 30) & (2**34 - 1))
-    x = x * (0xBF58476D1CE4E5B9 - 2**64)
-    x = (x ^ ((x >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
-    return x ^ ((x >> 31) & (2**33 - 1))
-
-
 def low_rank(dim: int, rank: int) -> nn.Sequential:
     """A projection through a narrow waist."""
     return nn.Sequential(nn.Linear(dim, rank, bias=False), nn.Linear(rank, dim, bias=False))
+
+
+__all__ = [
+    "Disturb",
+    "FixedTextInput",
+    "Input",
+    "LatentStore",
+    "Memory",
+    "Output",
+    "Probe",
+    "Process",
+    "Read",
+    "SelfAttention",
+    "TextInput",
+]

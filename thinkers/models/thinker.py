@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from thinkers.cache import KeyValueCache
 from thinkers.checks import check_int
+from thinkers.disturb import like_learned, mix
 from thinkers.layers import swiglu_width
 from thinkers.models import base
 from thinkers.models.base import IGNORED, Batch, Loss, Model, Thought, as_batch, initialize
@@ -26,8 +27,6 @@ from thinkers.processor import (
     Read,
     SelfAttention,
     TextInput,
-    like_learned,
-    mix,
 )
 
 

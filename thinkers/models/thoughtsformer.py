@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.checks import check_int
+from thinkers.disturb import uniform
 from thinkers.layers import (
     Heads,
     Rotary,
@@ -23,7 +24,6 @@ from thinkers.layers import (
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, initialize, next_token_loss
 from thinkers.models.trains import Trains, Written
-from thinkers.processor import uniform
 
 Table = tuple[Tensor, Tensor] | None
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
