@@ -1,0 +1,273 @@
+"""Published checkpoints: DeepSight's numbers, and what all systems' importers share."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from thinkers import load_model, published
+from thinkers.errors import DataError, UsageError
+from thinkers.models.deepsight import DeepSight
+from thinkers.published import common, importing
+
+# Gradients of matrices are left out of our copies, to keep them small; the originals beside a
+# checkout of the whole workshop have all.
+COPIES = Path(__file__).parent / "deepsight_golden"
+ORIGINALS = Path(__file__).parents[2] / "shared" / "golden"
+NAMES = [path.stem for path in sorted(COPIES.glob("*.safetensors"))]
+
+
+def read(name: str):
+    path = ORIGINALS / f"{name}.safetensors"
+    with safe_open(path if path.exists() else COPIES / path.name, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        settings = file.metadata()
+    parts: dict = {"weights": {}, "in": {}, "out": {}, "grad": {}}
+    for key, tensor in tensors.items():
+        kind, rest = key.split(".", 1)
+        parts[kind][rest] = tensor.double() if kind == "weights" else tensor
+    return parts, settings
+
+
+def agree(found, wanted):
+    for name, x in wanted.items():
+        assert found[name].shape == x.shape, name
+        error = (found[name] - x).abs().max()
+        assert error <= 1e-9 * max(x.abs().max(), 1e-6), f"{name}: {error}"
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_deepsight_as_published(name, training):
+    parts, settings = read(name)
+    model = published.load("deepsight", parts["weights"], settings).train(training)
+    found = published.outputs(model, parts["in"], settings)
+    assert found.keys() == parts["out"].keys()
+    agree(found, parts["out"])
+    found["loss"].backward()
+    grads = published.dump(model, grads=True)
+    agree(grads, parts["grad"])
+    assert grads.keys() >= parts["grad"].keys()
+    assert grads.keys() == parts["weights"].keys() - published.unread(model).keys()
+    weights = published.dump(model)
+    assert weights.keys() == parts["weights"].keys()
+    assert all(torch.equal(weights[name], x) for name, x in parts["weights"].items())
+
+
+def test_parts_of_the_loss_have_their_graphs():
+    parts, settings = read("deepsight_mse")
+    model = published.load("deepsight", parts["weights"], settings)
+    found = published.outputs(model, parts["in"], settings)
+    found["planning_loss"].backward()
+    assert model.encoder[0].heads.query.weight.grad.any()
+    assert model.decoder[0].heads.query.weight.grad is None
+    tokens = {"tokens": parts["in"]["tokens"]}
+    assert published.outputs(model, tokens, settings).keys() == {"logits"}
+
+
+def test_dtype_is_that_of_the_weights():
+    parts, settings = read("deepsight_mse")
+    single = {name: x.float() for name, x in parts["weights"].items()}
+    model = published.load("deepsight", single, settings)
+    assert {x.dtype for x in model.state_dict().values()} == {torch.float32}
+    single["ln.weight"] = single["ln.weight"].double()
+    with pytest.raises(DataError, match="one floating dtype"):
+        published.load("deepsight", single, settings)
+
+
+def test_what_compiling_adds_is_accepted_and_what_is_derived_is_dropped():
+    parts, settings = read("deepsight_mse")
+    weights = {f"_orig_mod.{name}": x for name, x in parts["weights"].items()}
+    for name in ("future_context_weights", "merge_present_context_weights", "a.b.0.tril"):
+        weights[f"_orig_mod.{name}"] = torch.ones(2, 3)
+    model = published.load("deepsight", weights, settings)
+    assert published.dump(model).keys() == parts["weights"].keys()
+    weights["ln.weight"] = weights["_orig_mod.ln.weight"]
+    with pytest.raises(DataError, match="name ln.weight once"):
+        published.load("deepsight", weights, settings)
+
+
+def test_tied_copies_must_be_equal():
+    parts, settings = read("deepsight_mse")
+    weights = dict(parts["weights"])
+    weights["output_layer.weight"] = weights["token_embedding.weight"].clone()
+    published.load("deepsight", weights, settings)
+    alone = {name: x for name, x in weights.items() if name != "token_embedding.weight"}
+    assert published.dump(published.load("deepsight", alone, settings)).keys() == (
+        parts["weights"].keys()
+    )
+    weights["output_layer.weight"][3, 5] += 1e-9
+    with pytest.raises(DataError, match="output_layer.weight must equal token_embedding.weight"):
+        published.load("deepsight", weights, settings)
+
+
+def test_weights_that_nothing_reads_are_kept_saved_and_not_trained(tmp_path):
+    parts, settings = read("deepsight_no_plan")
+    model = published.load("deepsight", parts["weights"], settings)
+    kept = {"encoder_out_ln.weight", "encoder_out_ln.bias"}
+    assert published.unread(model).keys() == kept
+    assert not any("encoder_out" in name for name, _ in model.named_parameters())
+    model.save(tmp_path)
+    again = load_model(tmp_path)
+    assert all(torch.equal(published.dump(again)[name], parts["weights"][name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"ln.weight": None}, r"ln.weight must have shape \(24,\), got None"),
+        ({"ln.gain": torch.ones(24).double()}, r"ln.gain must have shape None, got \(24,\)"),
+        ({"ln.weight": torch.ones(3).double()}, r"must have shape \(24,\), got \(3,\)"),
+    ],
+)
+def test_weights_that_do_not_fit(change, says):
+    parts, settings = read("deepsight_mse")
+    weights = {name: x for name, x in {**parts["weights"], **change}.items() if x is not None}
+    with pytest.raises(DataError, match=says):
+        published.load("deepsight", weights, settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"future_context_size": 1}, "above 1 and below 20, got 1"),
+        ({"future_context_size": 20}, "above 1 and below 20, got 20"),
+        ({"planning_loss_type": "L1"}, "planning_loss_type must be one of"),
+        ({"system": "thinker"}, "settings must be of deepsight"),
+        ({"order_type": "ALT"}, "order_type must be one of"),
+        ({"cross_attn_config": {"use_bias": True, "n_head": 6}}, "must be use_bias"),
+    ],
+)
+def test_settings_that_cannot_be(change, says):
+    parts, settings = read("deepsight_mse")
+    with pytest.raises(DataError, match=says):
+        published.load("deepsight", parts["weights"], {**common.decode(settings), **change})
+
+
+def test_settings_by_the_names_of_the_author():
+    parts, settings = read("deepsight_cosine")
+    theirs = common.decode(settings)
+    theirs["alphabet_size"] = theirs.pop("vocab_size")
+    theirs["cross_attn_config"] = {"use_bias": False, "n_head": theirs.pop("cross_n_head")}
+    model = published.load("deepsight", parts["weights"], theirs)
+    agree(published.outputs(model, parts["in"], theirs), parts["out"])
+    del theirs["n_embed"]
+    with pytest.raises(DataError, match="settings must have 'n_embed'"):
+        published.load("deepsight", parts["weights"], theirs)
+
+
+def test_the_companion_is_read_too():
+    """The embedding loss, written out; one more learned position than the context is long."""
+    settings = {
+        "vocab_size": 19,
+        "context_size": 12,
+        "n_embed": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "use_bias": True,
+        "sub_pos_embed_to_decoder": "YES_NO_LN",
+        "embedding_loss_type": "MSE",
+        "embedding_loss_coeff": 2.0,
+        "detach_type": "ENCODER_OUT",
+        "embedding_ln_type": "INIT",
+        "use_ln_on_encoder_out": True,
+    }
+    torch.manual_seed(3)
+    config = DeepSight.Config(
+        variant="published",
+        vocab_size=19,
+        max_length=12,
+        dim=16,
+        num_layers=1,
+        num_heads=2,
+        bias=True,
+        plan_loss="none",
+        embedding_loss="mse",
+        subtract_position=True,
+    )
+    made = DeepSight(config).double()
+    weights = published.dump(made)
+    assert weights["positional_embedding.weight"].shape == (13, 16)
+    model = published.load("deepsight", weights, settings)
+    tokens = torch.randint(19, (2, 12))
+    found = published.outputs(model, {"tokens": tokens, "targets": tokens}, settings)
+    embedded, plan, _ = model.run(tokens)
+    mean = model.embedding_loss.embedding_norm(embedded).cumsum(1) / torch.arange(1, 13)[:, None]
+    wanted = (mean - model.embedding_loss.encoder_norm(plan)).square().mean()
+    torch.testing.assert_close(found["embedding_loss"], wanted)
+    torch.testing.assert_close(found["loss"], found["cross_entropy"] + 2 * wanted)
+
+
+def test_systems_that_there_are_not():
+    with pytest.raises(UsageError, match="unknown system 'gpt'; choose from"):
+        published.load("gpt", {}, {})
+
+
+def checkpoint(folder: Path, weights: dict) -> Path:
+    torch.save({"model": weights, "iter_num": 7, "optimizer": {"lr": 0.1}}, folder / "ckpt.pt")
+    return folder / "ckpt.pt"
+
+
+def test_an_authors_file_becomes_a_model_folder(tmp_path):
+    parts, settings = read("deepsight_mse")
+    weights = {f"_orig_mod.{name}": x.float() for name, x in parts["weights"].items()}
+    weights["_orig_mod.output_layer.weight"] = weights["_orig_mod.token_embedding.weight"]
+    (tmp_path / "settings.json").write_text(json.dumps(common.decode(settings)))
+    path, out = checkpoint(tmp_path, weights), tmp_path / "model"
+    importing.import_checkpoint("deepsight", path, tmp_path / "settings.json", out)
+    assert sorted(x.name for x in out.iterdir()) == ["config.json", "model.safetensors"]
+    found = published.dump(load_model(out))
+    assert all(torch.equal(found[name], x.float()) for name, x in parts["weights"].items())
+    with pytest.raises(UsageError, match="must be empty or absent"):
+        importing.import_checkpoint("deepsight", path, tmp_path / "settings.json", out)
+
+
+class Trap:
+    """Unpickled carelessly, it runs a command."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return subprocess.call, (["touch", str(self.path)],)
+
+
+def test_a_file_that_runs_code_is_refused_and_runs_nothing(tmp_path):
+    path = checkpoint(tmp_path, {"a": torch.ones(2), "b": Trap(tmp_path / "sprung")})
+    with pytest.raises(DataError, match="tensors and plain values alone, got .*call"):
+        importing.read_weights(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_file_that_takes_too_long_is_given_up(tmp_path):
+    path = checkpoint(tmp_path, {"a": torch.ones(2)})
+    with pytest.raises(DataError, match=r"must be read within 0.05 s, and was not"):
+        importing.read_weights(path, time_limit_s=0.05)
+
+
+def test_where_weights_are_found():
+    weights = {"a": torch.ones(2)}
+    for found in (weights, {"model": weights, "step": 3}, {"model": {"state_dict": weights}}):
+        assert importing.find_weights(found) == weights
+    for found in ([weights], {}, {"step": 3}, {"model": {"a": 3}}):
+        with pytest.raises(ValueError, match="no weights by name were found"):
+            importing.find_weights(found)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        importing.read_weights(tmp_path / "none.pt")
+    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    with pytest.raises(DataError, match="cannot be read as safetensors"):
+        importing.read_weights(tmp_path / "bad.safetensors")
+    save_file({"a": torch.ones(2)}, tmp_path / "good.safetensors")
+    assert importing.read_weights(tmp_path / "good.safetensors")["a"].sum() == 2
+    with pytest.raises(DataError, match="settings are a JSON file"):
+        importing.read_settings(tmp_path / "none.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(DataError, match="must hold a JSON object, got list"):
+        importing.read_settings(tmp_path / "list.json")
