@@ -67,11 +67,13 @@ def answers(model: Model) -> None:
         assert logits.dtype == dtype_of(model), f"logits are {logits.dtype}"
         assert logits.isfinite().all(), f"logits after {steps} steps are not finite"
         assert thought.states is None, "states are kept without keep_states"
+        if steps == model.check_steps(None):
+            assert torch.equal(model(rows.tokens).logits, logits), "None is another number of steps"
+        prompted = model(rows.tokens, steps, prompt_lengths=rows.prompts).logits
+        both = torch.cat([logits, prompted])
         for fewer, other in zip(model.step_counts, seen, strict=False):
-            assert not torch.equal(logits, other), f"{steps} steps answer as {fewer} do"
-        seen.append(logits)
-    usual = seen[model.step_counts.index(model.check_steps(None))]
-    assert torch.equal(model(rows.tokens).logits, usual), "num_steps=None is another number"
+            assert not torch.equal(both, other), f"{steps} steps answer as {fewer} do"
+        seen.append(both)
     assert torch.equal(rows.tokens, given), "the tokens given were changed"
 
 
