@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Shaped
 from torch import Tensor
 
 from thinkers.ops import masks
@@ -75,7 +75,7 @@ def stop_where(
 
 def asked(
     size: int, t: int, visible: Tensor | None, stops: Stops, device: torch.device
-) -> tuple[Bool[Tensor, "*b t s"], Stops]:
+) -> tuple[Shaped[Tensor, "*b t s"], Stops]:
     """Both for the queries of ordinary elements alone, each the first of `size`."""
 
     def at(stop: masks.PairMask) -> masks.PairMask:
