@@ -12,6 +12,8 @@ from thinkers.ops import Chain, dense, masks, stop_grad_attention, thought_atten
 
 pytest.importorskip("triton", reason="triton is not installed here")
 
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
+
 DEVICES = [
     pytest.param("cpu", marks=pytest.mark.slow),
     pytest.param("cuda", marks=pytest.mark.gpu),
@@ -45,7 +47,7 @@ def agree(fast, oracle, shapes, device, dtype=torch.float32, tolerance=1e-5, **c
     for ours, exact, plain in zip(*results, strict=True):
         if exact.numel() == 0:
             continue
-        error, allowed = (ours - exact).abs().max(), tolerance * exact.abs().max().clamp(min=1e-6)
+        error, allowed = (ours - exact).abs().max(), tolerance * exact.abs().max().clamp(min=0.1)
         if dtype != torch.float32:
             allowed = 2 * (plain - exact).abs().max() + 1e-6
         assert error <= allowed
