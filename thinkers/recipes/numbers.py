@@ -2,8 +2,11 @@
 
 from thinkers.config import Config
 from thinkers.models.decoder import Decoder
+from thinkers.models.deepsight import DeepSight
 from thinkers.models.looped import Looped
+from thinkers.models.reasoning_tokens import ReasoningTokens
 from thinkers.models.thinker import Thinker
+from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.tasks.arithmetic import Add, Arithmetic, Factorise, Multiply
 from thinkers.tasks.sequences import Copy, Sort
 from thinkers.training import Training
@@ -11,14 +14,14 @@ from thinkers.training import Training
 
 def add_decoder() -> Config:
     """Adds up to 3 digits by a plain transformer: what a thinker is compared with."""
-    training = Training(num_updates=2000, batch_size=128, lr=2e-3, weight_decay=0.01)
-    return Config.fit(Decoder, Add.Config(max_digits=3), training, dim=96, num_layers=2)
+    training = Training(num_updates=2000, batch_size=128, lr=3e-3, weight_decay=0.01)
+    return Config.fit(Decoder, Add.Config(max_digits=3), training, dim=64, num_layers=2)
 
 
 def add_looped() -> Config:
     """Adds up to 3 digits by one layer run again and again, from 2 to 6 times in training."""
     training = Training(
-        num_updates=2000, batch_size=128, lr=2e-3, weight_decay=0.01, random_steps=(2, 6)
+        num_updates=2000, batch_size=128, lr=3e-3, weight_decay=0.01, random_steps=(2, 6)
     )
     return Config.fit(Looped, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4)
 
@@ -36,9 +39,31 @@ def add_thinker() -> Config:
     )
 
 
+def add_thoughtsformer() -> Config:
+    """Adds up to 3 digits by trains of thought: every position thinks before it answers."""
+    training = Training(num_updates=2000, batch_size=128, lr=3e-3, weight_decay=0.01)
+    return Config.fit(
+        ThoughtsFormer, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4
+    )
+
+
+def add_reasoning_tokens() -> Config:
+    """Adds up to 3 digits with 2 reasoning tokens after every token, trained by the far future."""
+    training = Training(num_updates=2000, batch_size=128, lr=3e-3, weight_decay=0.01)
+    return Config.fit(
+        ReasoningTokens, Add.Config(max_digits=3), training, dim=64, num_layers=2, num_steps=2
+    )
+
+
+def add_deepsight() -> Config:
+    """Adds up to 3 digits by an encoder that also plans, and a decoder that reads its plan."""
+    training = Training(num_updates=2000, batch_size=128, lr=3e-3, weight_decay=0.01)
+    return Config.fit(DeepSight, Add.Config(max_digits=3), training, dim=64, num_layers=2)
+
+
 def copy_thinker() -> Config:
     """Writes up to 10 digits again: what passes through the latents, and nothing else."""
-    training = Training(num_updates=3000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    training = Training(num_updates=2000, batch_size=128, lr=2e-3, weight_decay=0.01)
     return Config.fit(
         Thinker, Copy.Config(max_length=10), training, dim=64, num_layers=1, num_steps=2
     )
@@ -46,16 +71,16 @@ def copy_thinker() -> Config:
 
 def sort_thinker() -> Config:
     """Sorts up to 10 digits: each answer depends on all of the question."""
-    training = Training(num_updates=3000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    training = Training(num_updates=2000, batch_size=128, lr=2e-3, weight_decay=0.01)
     return Config.fit(
         Thinker, Sort.Config(max_length=10), training, dim=64, num_layers=1, num_steps=4
     )
 
 
 def arithmetic_looped() -> Config:
-    """Chains of up to two + - * on numbers up to 99: steps whose order must be found first."""
+    """Chains of two of + - * on numbers up to 99: steps whose order must be found first."""
     training = Training(num_updates=6000, batch_size=128, lr=2e-3, weight_decay=0.01)
-    task = Arithmetic.Config(max_digits=2, max_operators=2)
+    task = Arithmetic.Config(max_digits=2, min_operators=2, max_operators=2)
     return Config.fit(Looped, task, training, dim=128, num_layers=2, num_steps=4)
 
 
