@@ -1,5 +1,7 @@
 """Generation, written once over `prefill`, `extend` and `cache.select`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +11,6 @@ from torch import Tensor
 from thinkers.checks import NOT_CAUSAL, check_ids, check_int, check_lengths, check_shape
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     tokens: Int[Tensor, "b t"],
@@ -34,9 +35,7 @@ def generate(
     b, t = tokens.shape
     out = torch.full((b, t + max_new_tokens), pad_token, dtype=torch.int64, device=tokens.device)
     out[:, :t] = tokens
-    modes = {part: part.training for part in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         writer = (Cached if use_cache else Recomputed)(
             model, rows, lengths, steps, prompt_lengths is not None, max_new_tokens
         )
@@ -56,15 +55,25 @@ def generate(
                 if not len(alive):
                     break
             writer.write(chosen)
-    finally:
-        for part, training in modes.items():
-            part.training = training
     if not return_logits:
         return out
     if not kept:
         return out, next(model.parameters()).new_zeros(b, 0, model.config.vocab_size)
     kept += [torch.zeros_like(kept[0])] * (max_new_tokens - len(kept))
     return out, torch.stack(kept, 1)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; each part then gets the mode back that it had."""
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 class Cached:

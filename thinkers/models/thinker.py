@@ -15,7 +15,7 @@ from thinkers.disturb import like_learned, mix
 from thinkers.layers import swiglu_width
 from thinkers.models import base
 from thinkers.models.base import IGNORED, Batch, Loss, Model, Thought, as_batch, initialize
-from thinkers.models.generation import check_call
+from thinkers.models.generation import check_call, evaluating
 from thinkers.processor import (
     Disturb,
     FixedTextInput,
@@ -440,12 +440,9 @@ class Thinker(Model):
         if self.config.output != "parallel" or max_new_tokens == 0:
             return super().answer(tokens, prompt_lengths, max_new_tokens, num_steps)
         rows, lengths, steps = check_call(self, tokens, max_new_tokens, num_steps, prompt_lengths)
-        training = self.training
-        self.eval()
-        with torch.no_grad():
+        with evaluating(self):
             states, _, _ = self._prompted(rows, lengths, max_new_tokens, steps, keep=False)
-        self.train(training)
-        return self.output.logits(states[:, -1]).argmax(-1)
+            return self.output.logits(states[:, -1]).argmax(-1)
 
     def prefill(
         self,

@@ -89,8 +89,9 @@ def modes(model: Model) -> None:
             part.train(not training)
         before = [part.training for part in model.modules()]
         runs.append(model.generate(prompt, new, return_logits=True)[1])
+        model.answer(prompt, torch.full((2,), prompt.shape[1], device=prompt.device), new)
         after = [part.training for part in model.modules()]
-        assert before == after, f"generate changes the mode, from training={training}"
+        assert before == after, f"generate or answer changes the mode, from training={training}"
     assert torch.equal(*runs), "generate answers otherwise in training mode"
 
 
