@@ -66,6 +66,11 @@ class Looped(Model):
             for name in ("backprop_steps", "hidden"):
                 if getattr(self, name) is not None:
                     check_int(name, getattr(self, name), 1)
+            if self.injection == "none" and self.num_prelude_layers and self.backprop_steps:
+                raise ValueError(
+                    "backprop_steps must be None where injection is none and there is a prelude, "
+                    f"which would never learn, got {self.backprop_steps}"
+                )
 
     def __init__(self, config: Config):
         super().__init__(config)
