@@ -63,7 +63,7 @@ def add_deepsight() -> Config:
 
 def copy_thinker() -> Config:
     """Writes up to 10 digits again: what passes through the latents, and nothing else."""
-    training = Training(num_updates=2000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    training = Training(num_updates=1000, batch_size=128, lr=2e-3, weight_decay=0.01)
     return Config.fit(
         Thinker, Copy.Config(max_length=10), training, dim=64, num_layers=1, num_steps=2
     )
@@ -71,7 +71,7 @@ def copy_thinker() -> Config:
 
 def sort_thinker() -> Config:
     """Sorts up to 10 digits: each answer depends on all of the question."""
-    training = Training(num_updates=2000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    training = Training(num_updates=1500, batch_size=128, lr=2e-3, weight_decay=0.01)
     return Config.fit(
         Thinker, Sort.Config(max_length=10), training, dim=64, num_layers=1, num_steps=4
     )
