@@ -10,9 +10,11 @@ from torch.nn import functional as F
 import thinkers
 from thinkers import Batch, published
 from thinkers.layers import sinusoidal
+from thinkers.ops import masks
 
 GOLDEN = Path(__file__).parent / "thoughtsformer_golden"
 NAMES = [path.stem for path in sorted(GOLDEN.glob("*.safetensors"))]
+KINDS = ("weight", "bias")
 B, T, N, V = 3, 11, 4, 13
 
 FORMS = {
@@ -93,6 +95,15 @@ def test_checkpoint_of_a_compiled_model_and_one_with_a_missing_weight():
     del weights["_orig_mod.time_embedding"]
     with pytest.raises(thinkers.errors.DataError, match="time_embedding"):
         published.load("thoughtsformer", weights, settings)
+
+
+def test_checkpoint_of_a_classifier():
+    parts, settings = read("thoughtsformer_noncausal")
+    weights = parts["weights"] | {f"output.{x}": parts["weights"][f"output.{x}"][:5] for x in KINDS}
+    model = published.load("thoughtsformer", weights, settings)
+    found = published.outputs(model, {"tokens": parts["in"]["tokens"]}, settings)
+    agree(found, {"logits": parts["out"]["logits"][..., :5]})
+    assert all(torch.equal(x, weights[name]) for name, x in published.dump(model).items())
 
 
 class Everything:
@@ -264,18 +275,16 @@ def test_a_written_position_leaves_only_base_keys_and_values():
     model = make(num_layers=2).eval()
     lengths, capacity = torch.tensor([6, 2, 4]), 9
     _, cache = model.prefill(tokens(t=6), lengths, N, False, capacity)
-    assert cache.data.shape == (2, 2, B, 2, capacity + N - 1, 6)
-    kept = cache.data[:, :, 0, :, :6].clone()
+    assert [x.shape for x in cache.kept[0]] == [(B, 2, capacity + N - 1, 6)] * 2
+    before = [x[0, :, :6].clone() for layer in cache.kept for x in layer]
     model.extend(torch.tensor([1, 2, 3]), cache)
-    assert torch.equal(cache.data[:, :, 0, :, :6], kept)
-    _, whole = model.prefill(
-        torch.cat([tokens(t=6)[:1], torch.ones(1, 1, dtype=torch.int64)], 1),
-        torch.tensor([7]),
-        1,
-        False,
-        7,
-    )
-    torch.testing.assert_close(cache.data[:, :, 0, :, :7], whole.data[:, :, 0])
+    after = [x[0, :, :7] for layer in cache.kept for x in layer]
+    assert all(torch.equal(x, y[:, :6]) for x, y in zip(before, after, strict=True))
+    row = torch.cat([tokens(t=6)[:1], torch.ones(1, 1, dtype=torch.int64)], 1)
+    _, once = model.prefill(row, torch.tensor([7]), 1, False, 7)
+    whole = [x[0] for layer in once.kept for x in layer]
+    for x, y in zip(after, whole, strict=True):
+        torch.testing.assert_close(x, y)
 
 
 def test_non_causal_refuses_what_reads_the_future_and_classifies():
@@ -346,6 +355,8 @@ def test_words_drawn_follow_the_softmax():
         {"causal": None},
         {"word_temperature": 0.0},
         {"hidden": 0},
+        {"num_classes": 5},
+        {"num_classes": V + 1, "variant": "published"},
         {"dropout": 1.0},
     ],
     ids=str,
@@ -353,3 +364,10 @@ def test_words_drawn_follow_the_softmax():
 def test_wrong_settings_are_named(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))} must"):
         make(**settings)
+
+
+def test_the_picture_in_the_documentation_is_the_mask_that_is_computed():
+    number = N + 1
+    shown = masks.table(masks.thought_trains(N), T * number)[0]
+    order = torch.arange(T * number).view(T, number).T.flatten()
+    assert torch.equal(shown[order][:, order], Everything(make()).visible(T, number)[0, 0])

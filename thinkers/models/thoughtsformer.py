@@ -64,6 +64,8 @@ class ThoughtsFormer(Model):
         training drawn by the straight-through Gumbel-softmax), so that thoughts can be read."""
         word_temperature: float = 1.0
         """Of the softmax through which gradients reach the choice of a word."""
+        num_classes: int | None = None
+        """How many the published head tells apart; None is vocab_size."""
         hidden: int | None = None
         """Width of the feed-forward; None is dim if published, else 8/3 of dim."""
         dropout: float = 0.0
@@ -84,6 +86,13 @@ class ThoughtsFormer(Model):
                 )
             if self.hidden is not None:
                 check_int("hidden", self.hidden, 1)
+            if self.num_classes is not None:
+                check_int("num_classes", self.num_classes, 1, self.vocab_size, "vocab_size")
+                if self.variant != "published" or self.thoughts != "latent":
+                    raise ValueError(
+                        "num_classes must be None unless variant is published and thoughts are "
+                        f"latent, got {self.num_classes}"
+                    )
             if not 0 <= self.dropout < 1:
                 raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
 
@@ -94,7 +103,7 @@ class ThoughtsFormer(Model):
         self.codes = nn.Embedding(config.num_steps, config.dim)
         if config.variant == "published":
             self.positions = nn.Embedding(config.max_length, config.dim)
-            self.head = nn.Linear(config.dim, config.vocab_size)
+            self.head = nn.Linear(config.dim, config.num_classes or config.vocab_size)
         else:
             self.rotary = Rotary(config.dim // config.num_heads)
             self.norm = nn.RMSNorm(config.dim, eps=1e-6)
@@ -291,7 +300,8 @@ class ThoughtsFormer(Model):
     ) -> int:
         steps, config = self.check_steps(num_steps), self.config
         block: Any = self.blocks[0]
-        head = 2 * batch_size * length * config.dim * config.vocab_size
+        answers = config.num_classes or config.vocab_size
+        head = 2 * batch_size * length * config.dim * answers
         forward = head
         for step in range(steps):
             all_elements = length * (step + 1)

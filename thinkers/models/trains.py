@@ -59,9 +59,10 @@ class Written:
         capacity: int,
         like: Tensor,
     ):
-        heads, slots = config.num_heads, capacity + num_steps - 1
-        shape = (config.num_layers, 2, len(lengths), heads, slots, config.dim // heads)
-        self.data = like.new_zeros(shape)
+        layers, heads = config.num_layers, config.num_heads
+        slots = capacity + num_steps - 1
+        shape = (len(lengths), heads, slots, config.dim // heads)
+        self.kept = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(layers)]
         self.num_steps, self.lengths = num_steps, lengths
         self.used = 0
         self.bias = like.new_zeros(len(lengths), 1, 1, slots)
@@ -75,8 +76,8 @@ class Written:
 
     def select(self, rows: Int[Tensor, " b"]) -> None:
         """Keep only these rows."""
-        self.data, self.bias = self.data[:, :, rows], self.bias[rows]
-        self.lengths = self.lengths[rows]
+        self.kept = [(keys[rows], values[rows]) for keys, values in self.kept]
+        self.bias, self.lengths = self.bias[rows], self.lengths[rows]
 
     def read(
         self,
@@ -90,9 +91,8 @@ class Written:
         slots = torch.arange(t, device=k.device) - (t - self.lengths[:, None])
         self.used = t
         self.bias[:, 0, 0, :t].masked_fill_(slots < 0, -torch.inf)
-        for i, x in enumerate((k, v)):
-            moved = x.take_along_dim(slots.clamp(min=0)[:, None, :, None], 2)
-            self.data[layer, i, :, :, :t] = moved
+        for kept, x in zip(self.kept[layer], (k, v), strict=True):
+            kept[:, :, :t] = x.take_along_dim(slots.clamp(min=0)[:, None, :, None], 2)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def attend(
@@ -108,9 +108,9 @@ class Written:
         Every row sees its bases and, behind them, the thoughts of this position.
         """
         stop = self.used + step
-        kept = self.data[layer]
-        keys, values = kept[0], kept[1]
-        keys[:, :, stop - 1 : stop], values[:, :, stop - 1 : stop] = k, v
-        return F.scaled_dot_product_attention(
-            q, keys[:, :, :stop], values[:, :, :stop], attn_mask=self.bias[..., :stop]
-        )
+        keys, values = self.kept[layer]
+        keys.narrow(2, stop - 1, 1).copy_(k)
+        values.narrow(2, stop - 1, 1).copy_(v)
+        keys, values = keys.narrow(2, 0, stop), values.narrow(2, 0, stop)
+        bias = self.bias.narrow(3, 0, stop)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)

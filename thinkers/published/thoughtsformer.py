@@ -16,12 +16,14 @@ LAYER = "transformer_layer."
 
 def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> ThoughtsFormer:
     """The model of these weights: one layer, learned positions, a head of its own."""
-    first = LAYER + "linear1.weight"
-    if first not in weights:
-        raise DataError(f"weights must have {first}, got {sorted(weights)}")
+    first, last = LAYER + "linear1.weight", "output.weight"
+    for name in (first, last):
+        if name not in weights:
+            raise DataError(f"weights must have {name}, got {sorted(weights)}")
+    words, classes = pick(settings, "vocab_size"), len(weights[last])
     config = ThoughtsFormer.Config(
         variant="published",
-        vocab_size=pick(settings, "vocab_size"),
+        vocab_size=words,
         dim=pick(settings, "d_model"),
         num_heads=pick(settings, "num_heads"),
         num_layers=1,
@@ -30,6 +32,7 @@ def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Thoughts
         causal=pick(settings, "is_causal", default=True),
         dropout=pick(settings, "dropout", default=0.0),
         hidden=len(weights[first]),
+        num_classes=None if classes == words else classes,
     )
     model = ThoughtsFormer(config).to(dtype_of(weights))
     fill(layout(model), weights)
