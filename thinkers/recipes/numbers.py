@@ -1,5 +1,7 @@
 """Recipes on the number tasks: models that learn to compute, by thinking or without."""
 
+from typing import Any
+
 from thinkers.config import Config
 from thinkers.models.decoder import Decoder
 from thinkers.models.deepsight import DeepSight
@@ -12,17 +14,21 @@ from thinkers.tasks.sequences import Copy, Sort
 from thinkers.training import Training
 
 
+def learning(num_updates: int, lr: float = 2e-3, **own: Any) -> Training:
+    """What the recipes share: a rate that falls to 1 %, without which sums stay at 96 % exact."""
+    shared = dict(batch_size=128, betas=(0.9, 0.99), weight_decay=0.01, min_lr_ratio=0.01)
+    return Training(num_updates=num_updates, lr=lr, **(shared | own))
+
+
 def add_decoder() -> Config:
     """Adds up to 3 digits by a plain transformer: what a thinker is compared with."""
-    training = Training(num_updates=2000, batch_size=128, lr=3e-3, weight_decay=0.01)
+    training = learning(2000, lr=3e-3)
     return Config.fit(Decoder, Add.Config(max_digits=3), training, dim=64, num_layers=2)
 
 
 def add_looped() -> Config:
     """Adds up to 3 digits by one layer run again and again, from 2 to 6 times in training."""
-    training = Training(
-        num_updates=2000, batch_size=128, lr=3e-3, weight_decay=0.01, random_steps=(2, 6)
-    )
+    training = learning(2000, lr=3e-3, random_steps=(2, 6))
     return Config.fit(Looped, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4)
 
 
@@ -31,9 +37,7 @@ def add_thinker() -> Config:
 
     The number of steps is drawn from 2 to 6 in training, so that more can be taken afterwards.
     """
-    training = Training(
-        num_updates=2000, batch_size=128, lr=2e-3, weight_decay=0.01, random_steps=(2, 6)
-    )
+    training = learning(2000, lr=2e-3, random_steps=(2, 6))
     return Config.fit(
         Thinker, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4
     )
@@ -41,7 +45,7 @@ def add_thinker() -> Config:
 
 def add_thoughtsformer() -> Config:
     """Adds up to 3 digits by trains of thought: every position thinks before it answers."""
-    training = Training(num_updates=2000, batch_size=128, lr=3e-3, weight_decay=0.01)
+    training = learning(2000, lr=3e-3)
     return Config.fit(
         ThoughtsFormer, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4
     )
@@ -49,7 +53,7 @@ def add_thoughtsformer() -> Config:
 
 def add_reasoning_tokens() -> Config:
     """Adds up to 3 digits with 2 reasoning tokens after every token, trained by the far future."""
-    training = Training(num_updates=2000, batch_size=128, lr=3e-3, weight_decay=0.01)
+    training = learning(2000, lr=3e-3)
     return Config.fit(
         ReasoningTokens, Add.Config(max_digits=3), training, dim=64, num_layers=2, num_steps=2
     )
@@ -57,13 +61,13 @@ def add_reasoning_tokens() -> Config:
 
 def add_deepsight() -> Config:
     """Adds up to 3 digits by an encoder that also plans, and a decoder that reads its plan."""
-    training = Training(num_updates=2000, batch_size=128, lr=3e-3, weight_decay=0.01)
+    training = learning(2000, lr=3e-3)
     return Config.fit(DeepSight, Add.Config(max_digits=3), training, dim=64, num_layers=2)
 
 
 def copy_thinker() -> Config:
     """Writes up to 10 digits again: what passes through the latents, and nothing else."""
-    training = Training(num_updates=1000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    training = learning(1000, lr=2e-3)
     return Config.fit(
         Thinker, Copy.Config(max_length=10), training, dim=64, num_layers=1, num_steps=2
     )
@@ -71,7 +75,7 @@ def copy_thinker() -> Config:
 
 def sort_thinker() -> Config:
     """Sorts up to 10 digits: each answer depends on all of the question."""
-    training = Training(num_updates=1500, batch_size=128, lr=2e-3, weight_decay=0.01)
+    training = learning(1500, lr=2e-3)
     return Config.fit(
         Thinker, Sort.Config(max_length=10), training, dim=64, num_layers=1, num_steps=4
     )
@@ -79,14 +83,14 @@ def sort_thinker() -> Config:
 
 def arithmetic_looped() -> Config:
     """Chains of two of + - * on numbers up to 99: steps whose order must be found first."""
-    training = Training(num_updates=6000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    training = learning(6000, lr=2e-3)
     task = Arithmetic.Config(max_digits=2, min_operators=2, max_operators=2)
     return Config.fit(Looped, task, training, dim=128, num_layers=2, num_steps=4)
 
 
 def multiply_thinker() -> Config:
     """Multiplies 2 digits by 2: sums of products, all carried in the latents."""
-    training = Training(num_updates=6000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    training = learning(6000, lr=2e-3)
     return Config.fit(
         Thinker, Multiply.Config(max_digits=2), training, dim=96, num_layers=2, num_steps=6
     )
@@ -94,7 +98,7 @@ def multiply_thinker() -> Config:
 
 def factorise_thinker() -> Config:
     """Factorises numbers up to 999: a search with no known short cut."""
-    training = Training(num_updates=6000, batch_size=128, lr=2e-3, weight_decay=0.01)
+    training = learning(6000, lr=2e-3)
     return Config.fit(
         Thinker, Factorise.Config(max_digits=3), training, dim=96, num_layers=2, num_steps=6
     )
