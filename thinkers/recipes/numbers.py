@@ -16,7 +16,9 @@ from thinkers.training import Training
 
 def learning(num_updates: int, lr: float = 2e-3, **own: Any) -> Training:
     """What the recipes share: a rate that falls to 1 %, without which sums stay at 96 % exact."""
-    shared = dict(batch_size=128, betas=(0.9, 0.99), weight_decay=0.01, min_lr_ratio=0.01)
+    shared: dict[str, Any] = dict(
+        batch_size=128, betas=(0.9, 0.99), weight_decay=0.01, min_lr_ratio=0.01
+    )
     return Training(num_updates=num_updates, lr=lr, **(shared | own))
 
 
