@@ -69,6 +69,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, 
     work = _Work(q, k, v, problem)
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = q.new_full(q.shape[:3], -torch.inf, dtype=work.dtype)
+    values, ends = work.split(out), work.split(lse)
     for panel in problem.panels():
         start, end, seen = panel.start, panel.end, panel.seen
         shown = tile(problem.mask, panel, 0, seen)
@@ -82,8 +83,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, 
             total = scores.sum(-1, keepdim=True)
             value = torch.matmul(scores.flatten(2, 3), work.v[rows, heads, :seen])
             value = value.unflatten(2, scores.shape[2:4]) / total.masked_fill(total == 0, 1.0)
-            work.put(out, rows, heads, start, end, value)
-            work.put(lse, rows, heads, start, end, (peak + total.log())[..., 0])
+            work.put(values, rows, heads, start, end, value)
+            work.put(ends, rows, heads, start, end, (peak + total.log())[..., 0])
     return out, lse
 
 
@@ -112,7 +113,9 @@ def backward(
     dq = torch.zeros_like(q, memory_format=torch.contiguous_format) if needs[0] else None
     dk = torch.zeros(k.shape, dtype=work.dtype, device=k.device) if needs[1] else None
     dv = torch.zeros(v.shape, dtype=work.dtype, device=v.device) if needs[2] else None
-    blind = lse.masked_fill(lse == -torch.inf, torch.inf)
+    blind = work.split(lse.masked_fill(lse == -torch.inf, torch.inf))
+    grad, out = work.split(grad), work.split(out)
+    given = None if dq is None else work.split(dq)
     for panel in problem.panels():
         start, end = panel.start, panel.end
         shown = tile(problem.mask, panel, 0, panel.seen)
@@ -126,21 +129,21 @@ def backward(
             if later is not None:
                 p[..., last - first - later.shape[1] :].masked_fill_(later, 0.0)
             go = work.cut(grad, rows, heads, start, end)
-            ds = work.product(1, go, work.v[rows, heads, first:last], 1.0)
+            ds = work.product(1, go, work.v[rows, heads, first:last])
             delta = (go * work.cut(out, rows, heads, start, end)).sum(-1, keepdim=True)
             ds.sub_(delta).mul_(p)
             if dv is not None:
                 work.multiply(p, keep_v, rows, heads)
                 _add(dv[rows, heads, first:last], p, go, 1.0)
-            if dq is not None:
+            if given is not None:
                 whole = keep_q.factor is None
                 kept = ds if whole else work.multiply(p.copy_(ds), keep_q, rows, heads)
                 share = torch.matmul(kept.flatten(2, 3), work.k[rows, heads, first:last])
                 share.mul_(problem.scale)
-                work.put(dq, rows, heads, start, end, share.unflatten(2, kept.shape[2:4]))
+                work.put(given, rows, heads, start, end, share.unflatten(2, kept.shape[2:4]))
             if dk is not None:
                 work.multiply(ds, keep_k, rows, heads)
-                own = work.cut(q, rows, heads, start, end)
+                own = work.cut(work.q, rows, heads, start, end)
                 _add(dk[rows, heads, first:last], ds, own, problem.scale)
     return dq, None if dk is None else dk.to(k.dtype), None if dv is None else dv.to(v.dtype)
 
@@ -154,7 +157,7 @@ class _Work:
         self.dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         rows, heads = (problem.chunks() or [(slice(0, 0), slice(0, 0))])[0]
         together = rows.stop > 1
-        self.q, self.k, self.v = q, self._ready(k, together), self._ready(v, together)
+        self.q, self.k, self.v = self.split(q), self._ready(k, together), self._ready(v, together)
         pairs = (rows.stop - rows.start) * (heads.stop - heads.start)
         size = pairs * self.groups * min(problem.rows, problem.t) * problem.s
         self.buffers = [torch.empty(size, dtype=self.dtype, device=q.device) for _ in range(2)]
@@ -165,29 +168,25 @@ class _Work:
         fits = not together or x.stride(0) == x.shape[1] * x.stride(1)
         return x if fits and x.stride(3) == 1 else x.contiguous()
 
+    def split(self, x: Tensor) -> Tensor:
+        """A tensor of query heads with those of a key head side by side: (b, g, groups, t, ..)."""
+        return x.unflatten(1, (self.problem.g, self.groups))
+
     def cut(self, x: Tensor, rows: slice, heads: slice, start: int, end: int) -> Tensor:
-        """A panel of a tensor of query heads: (b, g, groups, rows, ..)."""
-        return x.unflatten(1, (self.problem.g, self.groups))[rows, heads, :, start:end].to(
-            self.dtype
-        )
+        """A panel of a tensor that was split: (b, g, groups, rows, ..)."""
+        return x[rows, heads, :, start:end].to(self.dtype)
 
     def put(self, x: Tensor, rows: slice, heads: slice, start: int, end: int, y: Tensor) -> None:
-        """Write a panel into a tensor of query heads."""
-        x.unflatten(1, (self.problem.g, self.groups))[rows, heads, :, start:end] = y.to(x.dtype)
+        """Write a panel into a tensor that was split."""
+        x[rows, heads, :, start:end] = y
 
-    def product(self, buffer: int, x: Tensor, keys: Tensor, factor: float) -> Tensor:
-        """factor * x @ keys^T in a buffer: (b, g, groups, rows, keys)."""
+    def product(self, buffer: int, x: Tensor, keys: Tensor) -> Tensor:
+        """x @ keys^T in a buffer: (b, g, groups, rows, keys)."""
         b, g, groups, rows, d = x.shape
         s = keys.shape[2]
         out = self.buffers[buffer][: b * g * groups * rows * s].view(b * g, groups * rows, s)
-        torch.baddbmm(
-            out,
-            x.reshape(b * g, groups * rows, d),
-            keys.reshape(b * g, s, d).mT,
-            beta=0,
-            alpha=factor,
-            out=out,
-        )
+        left, right = x.reshape(b * g, groups * rows, d), keys.reshape(b * g, s, d).mT
+        torch.bmm(left, right, out=out)
         return out.view(b, g, groups, rows, s)
 
     def scores(
@@ -201,8 +200,8 @@ class _Work:
         shown: Tensor | None,
     ) -> Tensor:
         """Scaled and masked scores of a panel, later keys not yet hidden."""
-        panel = self.cut(self.q, rows, heads, start, end)
-        scores = self.product(0, panel, self.k[rows, heads, first:last], self.problem.scale)
+        panel = self.cut(self.q, rows, heads, start, end) * self.problem.scale
+        scores = self.product(0, panel, self.k[rows, heads, first:last])
         if shown is None:
             return scores
         cut = _heads(shown, self.problem, rows, heads)

@@ -101,5 +101,5 @@ def _columns(x: Tensor, width: int) -> tuple[int, int]:
     """The range of keys outside which a bool tile is False; all of it where looking would wait."""
     if x.device.type != "cpu":
         return 0, width
-    found = x.flatten(0, 2).any(0).expand(width).nonzero()
+    found = x.flatten(0, 2).view(torch.uint8).amax(0).expand(width).nonzero()
     return (int(found[0]), int(found[-1]) + 1) if len(found) else (width, 0)
