@@ -217,6 +217,14 @@ def test_rows_shorter_than_the_published_context_are_learned_from():
     assert model.loss(rows(9, ragged=False)).counts["plan"] == 4 * 5
 
 
+@pytest.mark.parametrize("settings", [{}, *DeepSight.test_variants])
+def test_columns_of_padding_may_go_beyond_the_longest_row(settings):
+    model, short = make(max_length=13, **settings), rows()
+    longer = F.pad(torch.stack([short.tokens, short.targets]), (0, 8))
+    long = Batch(*longer, lengths=short.lengths)
+    torch.testing.assert_close(model.loss(long).total, model.loss(short).total)
+
+
 def test_nothing_slides_beyond_the_learned_positions():
     model = make(positions="learned")
     with pytest.raises(ValueError, match="at most 17 together"):

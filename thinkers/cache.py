@@ -28,6 +28,7 @@ class KeyValueCache:
     ):
         shape = (num_layers, 2, len(lengths), num_kv_heads, capacity, head_dim)
         self.data = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.layers = [(layer[0], layer[1]) for layer in self.data]
         self.lengths = lengths
         self.used = 0
         self.visible: Float[Tensor, "b 1 1 s"] | None = None
@@ -55,16 +56,18 @@ class KeyValueCache:
             Keys, values and what is added to their scores, 0 or -inf: None for whole prompts,
             where each position reads those up to its own.
         """
-        kept = self.data[layer]
+        keys, values = self.layers[layer]
         if self.visible is None:
             self.used = k.shape[2]
-            kept[0, :, :, : self.used], kept[1, :, :, : self.used] = k, v
+            keys[:, :, : self.used], values[:, :, : self.used] = k, v
             return k, v, None
-        kept[0, :, :, self.used - 1], kept[1, :, :, self.used - 1] = k[:, :, 0], v[:, :, 0]
-        return kept[0, :, :, : self.used], kept[1, :, :, : self.used], self.visible
+        new = slice(self.used - 1, self.used)
+        keys[:, :, new], values[:, :, new] = k, v
+        return keys[:, :, : self.used], values[:, :, : self.used], self.visible
 
     def select(self, rows: Int[Tensor, " b"]) -> None:
         """Keep only these rows."""
         self.data, self.lengths = self.data[:, :, rows], self.lengths[rows]
+        self.layers = [(layer[0], layer[1]) for layer in self.data]
         if self.hidden is not None:
             self.hidden = self.hidden[rows]

@@ -32,7 +32,7 @@ class PlanLoss(nn.Module):
     def __init__(self, config: Any):
         super().__init__()
         self.kind, self.mix, self.horizon = config.plan_loss, config.plan_mix, config.horizon
-        self.partial = config.looks_partly
+        self.partial, self.longest = config.looks_partly, config.max_length
         self.reach = 1 if self.partial else self.horizon
         self.shared: list[float] | None = None
         self.learned = config.horizon_weights == "learned" and self.horizon > 1
@@ -79,6 +79,8 @@ class PlanLoss(nn.Module):
         real: Bool[Tensor, "b t"],
     ) -> Float[Tensor, ""]:
         """The sum over all positions whose horizon lies inside the real part of their row."""
+        # Padded columns may lie beyond the last position.
+        plan, embedded, real = (x[:, : self.longest] for x in (plan, embedded, real))
         n = plan.shape[1] - self.reach
         if n < 1:
             return plan.new_zeros(())

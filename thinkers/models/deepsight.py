@@ -25,10 +25,10 @@ Table = tuple[Tensor, Tensor] | None
 class DeepSight(Model):
     """plan = encoder(E); x = decoder(bridge(plan), plan); logits = E norm(x). All of it causal.
 
-    The plan is trained to resemble what the next `horizon` tokens bring; see `PlanLoss`. After
-    DeepSight, or DeepPlan, https://github.com/yiphei/yif-AI. `variant` chooses the published
-    parts (layer norms, GELU, learned positions, planning norms with gains) or ours (RMS norms,
-    SwiGLU, rotary positions, planning norms without gains, which cannot collapse).
+    Plans are trained to resemble what the next `horizon` tokens bring: see `PlanLoss`. After
+    DeepSight, or DeepPlan, https://github.com/yiphei/yif-AI, whose layer norms, GELUs, learned
+    positions and planning norms with gains are the published variant. Ours has the decoder's
+    parts, and planning norms without gains, which cannot collapse.
     """
 
     name = "deepsight"
@@ -118,7 +118,6 @@ class DeepSight(Model):
 
         @property
         def published(self) -> bool:
-            """Whether the parts are the published ones."""
             return self.variant == "published"
 
         @property
@@ -135,7 +134,6 @@ class DeepSight(Model):
 
         @property
         def has_positions(self) -> bool:
-            """Whether positions are learned."""
             return (self.positions or ("learned" if self.published else "rotary")) == "learned"
 
         @property
@@ -162,7 +160,6 @@ class DeepSight(Model):
 
     @property
     def step_counts(self) -> tuple[int, ...]:
-        """One: a plan and its execution are a single pass."""
         return (1,)
 
     def check_steps(self, num_steps: Any) -> int:
@@ -189,21 +186,20 @@ class DeepSight(Model):
         positions = torch.arange(tokens.shape[1], device=x.device)
         if cache is not None and cache.visible is not None:
             positions = cache.lengths[:, None] - 1
-        table: Table = None
-        cross_table: Table = None
+        tables: tuple[Table, Table] = (None, None)
         if config.has_positions:
             # Padded columns may lie beyond the last position.
             positions = positions.clamp(max=config.max_length - 1)
             x = x + self.positions(positions)
         else:
-            table = self.rotary.table(positions, x.dtype)
-            cross_table = self.cross_rotary.table(positions, x.dtype)
+            cross = self.cross_rotary.table(positions, x.dtype)
+            tables = self.rotary.table(positions, x.dtype), cross
         embedded, x = x, F.dropout(x, config.dropout, self.training)
         for layer, block in enumerate(self.encoder):
-            x = block(x, table, cache, layer)
+            x = block(x, tables[0], cache, layer)
         plan, x = x, self.bridge(x)
         for layer, block in enumerate(self.decoder):
-            x = block(x, plan, (table, cross_table), cache, len(self.encoder) + layer, layer)
+            x = block(x, plan, tables, cache, len(self.encoder) + layer, layer)
         x = self.norm(x)
         return embedded, plan, x - self.positions(positions + 1) if config.subtract_position else x
 
@@ -260,7 +256,7 @@ class DeepSight(Model):
         batch = as_batch(batch, self)
         tokens = self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths)
         own, config = self.counts(batch), self.config
-        counts = own if counts is None else counts
+        counts = counts or own
         embedded, plan, state = self.run(tokens)
         answer, real = next_token_loss(self.read_out(state), batch, counts), real_positions(batch)
         total, parts = answer.total, {"next_token": answer.total}
@@ -281,12 +277,12 @@ class DeepSight(Model):
         self.check_steps(num_steps)
         rows, config = batch_size * length, self.config
         block: Any = self.encoder[0]
-        attention = attention_flops(batch_size, length, length, config.dim)
-        attention += block.heads.flops(rows, rows)
+        products = attention_flops(batch_size, length, length, config.dim)
+        attention = products + block.heads.flops(rows, rows)
         depth = config.num_layers + config.decoder_layers
         forward = (depth + config.decoder_layers) * attention
-        matrices = [x for x in block.feed_forward.parameters() if x.ndim == 2]
-        forward += depth * 2 * rows * sum(x.numel() for x in matrices)
+        matrices = sum(x.numel() for x in block.feed_forward.parameters() if x.ndim == 2)
+        forward += depth * 2 * rows * matrices
         forward += 2 * rows * config.dim * (config.dim + config.vocab_size)
         return 3 * forward if training else forward
 
@@ -322,14 +318,14 @@ class Encoding(nn.Module):
         self.heads = Heads(config.dim, config.num_heads, bias=config.bias)
         self.feed_forward_norm = make_norm(config)
         self.feed_forward = make_feed_forward(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(
         self, x: Float[Tensor, "b t c"], table: Table, cache: DeepSightCache | None, slot: int
     ) -> Float[Tensor, "b t c"]:
         normed = self.attention_norm(x)
-        x = x + self.drop(self._attend(self.heads, normed, normed, table, cache, slot))
-        return x + self.drop(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self._attend(self.heads, normed, normed, table, cache, slot)
+        return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
 
     def _attend(
         self,
@@ -345,11 +341,14 @@ class Encoding(nn.Module):
             q, k = rotate(q, table), rotate(k, table)
         if cache is not None:
             k, v, visible = cache.keep(slot, k, v)
-        dropout = self.drop.p if self.training else 0.0
+        dropout = self.dropout if self.training else 0.0
         found = F.scaled_dot_product_attention(
             q, k, v, attn_mask=visible, dropout_p=dropout, is_causal=visible is None
         )
-        return heads.merge(found)
+        return self._drop(heads.merge(found))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
 
 class Decoding(Encoding):
@@ -371,11 +370,11 @@ class Decoding(Encoding):
         cross_slot: int,
     ) -> Float[Tensor, "b t c"]:
         normed = self.attention_norm(x)
-        x = x + self.drop(self._attend(self.heads, normed, normed, tables[0], cache, slot))
+        x = x + self._attend(self.heads, normed, normed, tables[0], cache, slot)
         normed, kept = self.cross_norm(x), None if cache is None else cache.cross
         plan = self.plan_norm(plan)
-        x = x + self.drop(self._attend(self.cross_heads, normed, plan, tables[1], kept, cross_slot))
-        return x + self.drop(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self._attend(self.cross_heads, normed, plan, tables[1], kept, cross_slot)
+        return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
 
 
 def words(kind: Any) -> list[str | None]:
