@@ -299,12 +299,10 @@ class DeepSightCache(KeyValueCache):
         self.cross = KeyValueCache(depth, lengths, capacity, heads, dim // heads, like)
 
     def grow(self) -> Int[Tensor, "b 1"]:
-        """Make room for one more token per row; its position."""
         self.cross.grow()
         return super().grow()
 
     def select(self, rows: Int[Tensor, " b"]) -> None:
-        """Keep only these rows."""
         super().select(rows)
         self.cross.select(rows)
 
@@ -371,8 +369,8 @@ class Decoding(Encoding):
     ) -> Float[Tensor, "b t c"]:
         normed = self.attention_norm(x)
         x = x + self._attend(self.heads, normed, normed, tables[0], cache, slot)
-        normed, kept = self.cross_norm(x), None if cache is None else cache.cross
-        plan = self.plan_norm(plan)
+        normed, plan = self.cross_norm(x), self.plan_norm(plan)
+        kept = None if cache is None else cache.cross
         x = x + self._attend(self.cross_heads, normed, plan, tables[1], kept, cross_slot)
         return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
 
