@@ -20,7 +20,7 @@ from thinkers.models.deepsight import DeepSight
 from thinkers.planning import PlanLoss
 
 DIM = 150
-AT_LEAST = {(400, 4): 3.0, (4096, 4): 30.0, (400, 11): 1.5, (4096, 11): 10.0}
+AT_LEAST = {(400, 4): 3.0, (4096, 4): 20.0, (400, 11): 1.5, (4096, 11): 10.0}
 """(length, horizon): how many times faster the adds have to be."""
 
 

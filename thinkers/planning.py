@@ -123,8 +123,9 @@ class PlanLoss(nn.Module):
     ) -> Float[Tensor, "b n c"]:
         """The weighted sum of the next tokens at the first n positions, of which so many exist."""
         weights = self.horizon_weights().to(x.dtype)
-        future = torch.zeros_like(x[:, :n])
-        for k in range(1, min(self.horizon, x.shape[1] - 1) + 1):
+        first = weights[:n, :1] if self.shared is None else self.shared[0]
+        future = x[:, 1 : n + 1] * first
+        for k in range(2, min(self.horizon, x.shape[1] - 1) + 1):
             width = min(n, x.shape[1] - k)
             ahead = x[:, k : k + width]
             if self.shared is None:
