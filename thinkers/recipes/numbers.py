@@ -30,7 +30,7 @@ def add_decoder() -> Config:
 
 def add_looped() -> Config:
     """Adds up to 3 digits by one layer run again and again, from 2 to 6 times in training."""
-    training = learning(2000, lr=3e-3, random_steps=(2, 6))
+    training = learning(2600, lr=3e-3, random_steps=(2, 6))
     return Config.fit(Looped, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4)
 
 
@@ -93,10 +93,10 @@ def arithmetic_looped() -> Config:
 def multiply_thinker() -> Config:
     """Multiplies 2 digits by 2: sums of products, all carried in the latents."""
     task = Multiply.Config(max_digits=2)
-    return Config.fit(Thinker, task, learning(3000), dim=64, num_layers=1, num_steps=4)
+    return Config.fit(Thinker, task, learning(2000), dim=64, num_layers=1, num_steps=4)
 
 
 def factorise_thinker() -> Config:
     """Factorises numbers up to 999, of which a tenth is held out: a search with no short cut."""
     task = Factorise.Config(max_digits=3)
-    return Config.fit(Thinker, task, learning(1500), dim=64, num_layers=1, num_steps=4)
+    return Config.fit(Thinker, task, learning(1000), dim=64, num_layers=1, num_steps=4)
