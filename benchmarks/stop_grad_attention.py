@@ -92,6 +92,23 @@ def once(attend: Callable[..., Tensor], tensors: list[Tensor], weight: Tensor) -
     torch.autograd.grad(attend(*tensors), tensors, weight)
 
 
+def check(device: str) -> None:
+    """Before anything is measured: our gradients are the dense ones, every output the plain one."""
+    tensors, found = inputs(512, device), ways(512, device)
+    weight = torch.randn_like(tensors[0])
+    ours, oracle = (
+        torch.autograd.grad(found[name](*tensors), tensors, weight) for name in ("rule", "dense")
+    )
+    tolerance = 1e-4 if device == "cpu" else 5e-2
+    for x, y in zip(ours, oracle, strict=True):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
+    with torch.no_grad():
+        for attend in found.values():
+            torch.testing.assert_close(
+                attend(*tensors), found["plain"](*tensors), rtol=tolerance, atol=tolerance
+            )
+
+
 def times(n: int, repeats: int, device: str) -> dict[str, float]:
     """Median milliseconds of forward and backward, by way, taken in turn."""
     tensors, found = inputs(n, device), ways(n, device)
@@ -172,6 +189,7 @@ def main() -> None:
     if options.memory:
         print(grown(options.memory, lengths[0]))
         return
+    check(options.device)
     rows = []
     for n in lengths:
         row = {"n": n, "ms": times(n, options.repeats, options.device), "MiB": {}}
