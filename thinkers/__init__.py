@@ -23,7 +23,7 @@ _HOMES = {
     "processor": ("Disturb", "LatentStore", "Output", "Probe", "Process", "Read"),
     "errors": ("ThinkersError",),
 }
-_MODULES = ("ops", "testing", *_HOMES)
+_MODULES = ("ops", "published", "testing", *_HOMES)
 
 __all__ = ["__version__", *_MODULES, *(name for names in _HOMES.values() for name in names)]
 

@@ -17,6 +17,9 @@ if sys.platform == "win32":
 import thinkers
 from thinkers.errors import ResourceError, ThinkersError, UsageError
 
+SYSTEMS = ("deepsight", "self_reasoning_tokens", "thinker", "thoughtsformer")
+"""Those of thinkers.published, named here so that the command starts without torch."""
+
 SWITCHES = ("print_config", "dry_run", "debug", "help", "version")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM)
 """What an operating system says when a disk or the memory is the trouble, not the path."""
@@ -74,6 +77,13 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     generating.add_argument("--prompt", required=True, help='for example "12+34="')
     generating.add_argument("--num_steps", metavar="N", help="the run's own by default")
     generating.set_defaults(run=generate)
+
+    importing = verbs.add_parser("import", help="make a model folder of an author's checkpoint")
+    importing.add_argument("system", metavar="SYSTEM", help=", ".join(SYSTEMS))
+    importing.add_argument("checkpoint", metavar="CHECKPOINT")
+    importing.add_argument("--settings", metavar="FILE", required=True, help="in JSON")
+    importing.add_argument("--out", metavar="DIR", required=True, help="the model folder")
+    importing.set_defaults(run=import_published)
 
     for verb in (training, evaluating, generating):
         verb.add_argument(
@@ -329,6 +339,18 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
 def generate(options: argparse.Namespace, settings: list[str]) -> int:
     num_steps = None if options.num_steps is None else whole("--num_steps", options.num_steps, 0)
     print(thinkers.answer(options.folder, options.prompt, num_steps=num_steps))
+    return 0
+
+
+def import_published(options: argparse.Namespace, settings: list[str]) -> int:
+    from thinkers.published.importing import import_checkpoint
+
+    if options.system not in SYSTEMS:
+        todo = "thinkers import --help lists them"
+        raise_unknown(f"system {options.system!r}", options.system, SYSTEMS, todo)
+    model = import_checkpoint(options.system, options.checkpoint, options.settings, options.out)
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{model.name} with {size:,} parameters, model folder {options.out}")
     return 0
 
 

@@ -1,0 +1,73 @@
+"""thinkers import: from an author's own file to a model folder."""
+
+import json
+
+import torch
+
+import thinkers
+from thinkers import cli, published
+from thinkers.models.thinker import Thinker
+
+SETTINGS = {
+    "vocab_size": 11,
+    "d_model": 12,
+    "nlayers": 1,
+    "nhead": 2,
+    "n_step": 2,
+    "max_input_len": 7,
+    "n_latent": 3,
+    "read_step": 99,
+    "n_memory": 99,
+    "ff_in_self_attn": False,
+    "skip_self_attn": False,
+    "d_hid": 20,
+}
+
+
+def checkpoint(folder):
+    """A file as the author's script saves it, and its settings."""
+    config = Thinker.Config(
+        variant="published",
+        output="parallel",
+        vocab_size=11,
+        dim=12,
+        num_layers=1,
+        num_heads=2,
+        num_latents=3,
+        hidden=20,
+        max_inputs=16,
+        max_outputs=16,
+    )
+    torch.manual_seed(0)
+    weights = published.dump(Thinker(config))
+    torch.save({f"_orig_mod.{name}": x for name, x in weights.items()}, folder / "model.pt")
+    (folder / "settings.json").write_text(json.dumps(SETTINGS))
+    return weights
+
+
+def test_the_command_makes_a_model_folder(tmp_path, capsys):
+    weights = checkpoint(tmp_path)
+    out = tmp_path / "out"
+    words = ["import", "thinker", str(tmp_path / "model.pt"), "--settings"]
+    assert cli.main([*words, str(tmp_path / "settings.json"), "--out", str(out)]) == 0
+    assert "thinker with" in capsys.readouterr().out
+    dumped = published.dump(thinkers.load(out))
+    assert dumped.keys() == weights.keys()
+    assert all(torch.equal(dumped[name], weights[name]) for name in weights)
+
+
+def test_what_cannot_be_imported_is_refused(tmp_path, capsys):
+    checkpoint(tmp_path)
+    out, settings = tmp_path / "out", str(tmp_path / "settings.json")
+    rest = ["--settings", settings, "--out", str(out)]
+    assert cli.main(["import", "thinkr", str(tmp_path / "model.pt"), *rest]) == 2
+    assert "thinker" in capsys.readouterr().err
+    assert cli.main(["import", "thinker", str(tmp_path / "absent.pt"), *rest]) == 3
+    (tmp_path / "model.pt").write_bytes(b"no checkpoint")
+    assert cli.main(["import", "thinker", str(tmp_path / "model.pt"), *rest]) == 3
+    assert len(capsys.readouterr().err.strip().splitlines()) <= 6
+    assert not out.exists()
+
+
+def test_the_command_knows_every_system():
+    assert set(cli.SYSTEMS) == set(published.SYSTEMS)
