@@ -162,6 +162,7 @@ def memory(name: str, n: int) -> float:
 
 def plot(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot
+    from matplotlib.ticker import NullLocator
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6))
     for axis, kind, unit in zip(axes, ("ms", "MiB"), ("milliseconds", "MiB"), strict=True):
@@ -170,6 +171,7 @@ def plot(rows: list[dict], path: Path) -> None:
             axis.plot(*zip(*points, strict=True), marker="o", label=name)
         axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel=unit)
         axis.set_xticks([row["n"] for row in rows], [str(row["n"]) for row in rows])
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3, which="both")
     axes[0].legend(fontsize=8)
     figure.tight_layout()
