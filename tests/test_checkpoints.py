@@ -192,14 +192,30 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path):
     with pytest.raises(UsageError, match="it is a file"):
         with runs.owned(tmp_path / "thesis.txt", new=True):
             pass
+    with pytest.raises(UsageError, match="holds no config.json"):
+        with runs.owned(tmp_path, new=False):
+            pass
+    assert names(tmp_path) == ["thesis.txt"]
+    (tmp_path / ".lock").touch()
+    with pytest.raises(UsageError, match="it exists"):
+        with runs.owned(tmp_path, new=True):
+            pass
+    (tmp_path / ".lock").unlink()
     assert names(tmp_path) == ["thesis.txt"]
 
 
 def test_a_run_that_never_began_leaves_no_folder(tmp_path):
     with pytest.raises(RuntimeError, match="early"):
-        with runs.owned(tmp_path / "run", new=True):
+        with runs.owned(tmp_path / "runs" / "a", new=True):
             raise RuntimeError("early")
     assert names(tmp_path) == []
+
+
+def test_a_run_killed_before_it_had_a_record_leaves_its_folder_usable(tmp_path):
+    (tmp_path / ".lock").write_text("process 1")
+    (tmp_path / ".config.json.tmp").write_text("{")
+    with runs.owned(tmp_path, new=True):
+        pass
 
 
 def test_copies_of_a_run_folder_are_the_same_run(tmp_path):

@@ -25,6 +25,8 @@ from thinkers.version import __version__
 FORMAT = 1
 RECORD = "config.json"
 LOCK = ".lock"
+BEGUN = {LOCK, f".{RECORD}.tmp"}
+"""What a run may leave that was killed before it had a record."""
 
 
 def default_folder(config: Config) -> Path:
@@ -40,11 +42,13 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
         LockedError: Another process owns it.
         UsageError: It is to be new and holds something, or it is to be resumed and is no run.
     """
-    exists = folder.is_dir()
-    if new and exists and not (folder / LOCK).exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} must be a new folder, and it exists; choose another with --out")
-    if not new and not exists:
+    if new and folder.is_dir() and not (folder / LOCK).exists():
+        _refuse_contents(folder)
+    if not new and not folder.is_dir():
         raise UsageError(f"{folder} must be the folder of a run, and there is none")
+    if not new and not (folder / LOCK).exists():
+        _require_record(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -55,11 +59,10 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise LockedError(f"{folder} is owned by {lock.read() or 'another run'}") from None
-        if new and (folder / RECORD).exists():
-            raise UsageError(
-                f"{folder} must be a new folder, and it holds a run; "
-                f"go on with --resume {folder} or choose another with --out"
-            )
+        if new:
+            _refuse_contents(folder)
+        else:
+            _require_record(folder)
         now = datetime.datetime.now().isoformat(timespec="seconds")
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {now}")
@@ -68,15 +71,34 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
             yield
         except BaseException:
             if new and not (folder / RECORD).exists():
-                _leave_nothing(folder, exists)
+                _leave_nothing(folder, made)
             raise
 
 
-def _leave_nothing(folder: Path, existed: bool) -> None:
-    """Undo what was made for a run that never began."""
+def _require_record(folder: Path) -> None:
+    if not (folder / RECORD).exists():
+        raise UsageError(f"{folder} must be the folder of a run, and holds no {RECORD}")
+
+
+def _refuse_contents(folder: Path) -> None:
+    """UsageError if a folder that is to be new holds more than a run that never began left."""
+    found = {path.name for path in folder.iterdir()}
+    if RECORD in found:
+        raise UsageError(
+            f"{folder} must be a new folder, and it holds a run; "
+            f"go on with --resume {folder} or choose another with --out"
+        )
+    if found - BEGUN:
+        raise UsageError(f"{folder} must be a new folder, and it exists; choose another with --out")
+
+
+def _leave_nothing(folder: Path, made: Sequence[Path]) -> None:
+    """Undo what was made for a run that never began: its lock, and folders that are empty."""
     (folder / LOCK).unlink()
-    if not existed and not any(folder.iterdir()):
-        folder.rmdir()
+    for path in made:
+        if any(path.iterdir()):
+            break
+        path.rmdir()
 
 
 def new_record(config: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -125,10 +147,9 @@ def write_model(folder: Path, model: Model) -> None:
 def read_record(folder: Path) -> dict[str, Any]:
     """config.json of the run in `folder`."""
     file = folder / RECORD
+    _require_record(folder)
     try:
         record = json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{folder} must be the folder of a run, and holds no {RECORD}") from None
     except ValueError as error:
         raise DamagedError(f"{file} is not JSON: {error}") from None
     if not isinstance(record, dict) or "run" not in record or "config" not in record:
