@@ -103,7 +103,9 @@ BAD_LINES = [
     ([*ADD, "--training.batch_size=7", "--training.accumulation=2"], "multiple of accumulation"),
     ([*ADD, "--training.num_updates=0"], "num_updates must be"),
     ([*ADD, "--training.seed=-1"], "seed must be"),
-    ([*ADD, f"--training.seed={10**40}"], "seed must be"),
+    ([*ADD, f"--training.seed={2**63}"], "--training.seed 9223372036854775808"),
+    ([*ADD, f"--model.dim={10**30}"], "64 bits"),
+    ([*ADD, f"--training.batch_size={10**30}"], "64 bits"),
     ([*ADD, "--training.betas=[0.9,1.5]"], "betas must be"),
     ([*ADD, "--training.ema=2"], "ema must be"),
     ([*ADD, "--training.weight_decay=-1"], "weight_decay must be"),
@@ -112,6 +114,13 @@ BAD_LINES = [
     ([*ADD, "--training.random_steps=[1,99]"], "--training.random_steps"),
     (["train", "add/decoder", "--training.random_steps=[1,2]"], "--training.random_steps"),
     ([*ADD, "--training.device=gpu9"], "device must be"),
+    ([*ADD, "--training.device=meta"], "device must be auto, cpu, cuda, cuda:N or mps"),
+    ([*ADD, "--training.device=cuda:99"], "'cuda:99' must be there"),
+    ([*ADD, "--training.device=cpu:1"], "'cpu:1' must be there"),
+    ([*ADD, "--out="], "--out without a value"),
+    ([*ADD, "--out=latin.yaml"], "it is a file"),
+    ([*ADD, "--out=latin.yaml/x"], "found: latin.yaml/x: Not a directory\nto do"),
+    ([*ADD, *TINY, "--out=.", "--training.lr=1"], "it exists"),
     ([*ADD, "--training.init_from=nowhere"], "--training.init_from nowhere"),
     # files
     ([*ADD, "--config=nowhere.yaml"], "nowhere.yaml: No such file"),
@@ -131,6 +140,8 @@ BAD_LINES = [
     ([*ADD, "--import_module=broken.py"], "ZeroDivisionError"),
     # runs
     (["train", "--resume=nowhere"], "nowhere"),
+    (["train", "--resume=."], "holds no config.json"),
+    (["train", "--resume="], "--resume without a value"),
     (["train", "--resume=nowhere", "--model.dim=8"], "--model.dim=8 with --resume"),
     (["train", "--resume=nowhere", "--training.num_updates=x"], "a whole number"),
     (["train", "add/looped", "--resume=nowhere"], "--recipe with --resume"),
@@ -183,7 +194,13 @@ def test_a_bad_line_ends_with_2_in_three_lines_and_leaves_nothing(line, message,
 
 
 @pytest.mark.parametrize(
-    "line", [["trian"], [*ADD, "--model.dmi=3"], ["train", "multiply/thinker", "--training.lr=x"]]
+    "line",
+    [
+        ["trian"],
+        [*ADD, "--model.dmi=3"],
+        ["train", "multiply/thinker", "--training.lr=x"],
+        ["train", "multiply/thinker", "--training.random_steps=[1,99]"],
+    ],
 )
 def test_a_mistake_is_told_within_3_seconds_of_process_time(line, tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -297,6 +314,7 @@ def test_a_file_of_the_users_adds_a_recipe(here, capsys):
         (ResourceError("a"), 6),
         (MemoryError(), 6),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 6),
+        (RuntimeError("Storage size calculation overflowed with sizes=[9, 9]"), 6),
         (OSError(28, "No space left on device"), 6),
         (PermissionError(13, "Permission denied", "/x"), 2),
         (LockedError("a"), 7),

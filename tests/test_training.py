@@ -180,6 +180,8 @@ def test_more_updates_extend_a_finished_run(tmp_path):
     assert_equal_bits(weights(longer), weights(at_once))
     assert [x["update"] for x in lines(short.folder)] == list(range(1, 12))
     assert len(lines(short.folder, "test")) == 1
+    with pytest.raises(UsageError, match="at least 11"):
+        train(resume=short.folder, num_updates=8)
     assert runs.read_record(short.folder)["config"]["training"]["num_updates"] == 11
 
 
@@ -517,4 +519,10 @@ def test_commands_that_cannot_be_are_refused(tmp_path):
         train(resume=tmp_path)
     with pytest.raises(UsageError, match="device"):
         train(make(settings=dict(device="abacus")), tmp_path / "a")
-    assert list(tmp_path.iterdir()) == [tmp_path / ".lock"] or list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match="random_steps with 99"):
+        train(make(settings=dict(random_steps=(1, 99))), tmp_path / "a")
+    with pytest.raises(UsageError, match="init_from"):
+        train(make(settings=dict(init_from=str(tmp_path / "none"))), tmp_path / "a")
+    with pytest.raises((ValueError, MemoryError)):
+        train(make(settings=dict(batch_size=2**62)), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []

@@ -21,8 +21,10 @@ SYSTEMS = ("deepsight", "self_reasoning_tokens", "thinker", "thoughtsformer")
 """Those of thinkers.published, named here so that the command starts without torch."""
 
 SWITCHES = ("print_config", "dry_run", "debug", "help", "version")
+PATHS = ("out", "config", "resume", "import_module")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM)
 """What an operating system says when a disk or the memory is the trouble, not the path."""
+NO_MEMORY = ("out of memory", "allocate memory", "Storage size calculation overflowed")
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,6 +112,8 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
+        if equals and not value and name in PATHS:
+            raise UsageError(f"found: --{name} without a value\nto do: write --{name} VALUE")
         if equals or name in SWITCHES:
             flag = f"--{name}{equals}{value}"
         else:
@@ -192,8 +196,7 @@ def exit_code(error: BaseException) -> int:
         return 130
     message = str(error)
     if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("out of memory" in message or "allocate memory" in message)
+        isinstance(error, RuntimeError) and any(words in message for words in NO_MEMORY)
     ):
         return ResourceError.exit_code
     if isinstance(error, OSError) and error.filename is not None:
@@ -221,6 +224,8 @@ def explain(error: BaseException, code: int) -> list[str]:
         return [*lines, "this is a fault of thinkers; --debug shows where"]
     if code == ResourceError.exit_code and not isinstance(error, ThinkersError):
         return [f"found: {(lines or ['no memory left'])[0][:300]}", "to do: free some, or ask less"]
+    if isinstance(error, OSError) and error.filename is not None:
+        return [f"found: {error.filename}: {error.strerror}", "to do: choose a path that works"]
     return lines or [type(error).__name__]
 
 
@@ -286,12 +291,11 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
     if options.print_config:
         print(configs.dump(recipe, options.config, settings), end="")
         return 0
-    from thinkers.estimating import estimate, rehearse
-
     if options.dry_run:
+        from thinkers.estimating import estimate
+
         print(estimate(config))
         return 0
-    rehearse(config)
     overrides = [f"{key}={value}" for key, value in config.changes(recipe).items()]
     print_run(thinkers.train(config, options.out, overrides=overrides))
     return 0

@@ -255,6 +255,8 @@ def _describe(hint: Any) -> str:
 
 def _check_finite(key: str, value: Any) -> None:
     for x in value if isinstance(value, tuple | list) else [value]:
+        if isinstance(x, int) and not -(2**63) <= x < 2**63:
+            raise problem(f"--{key} {x}", "a number of at most 64 bits", f"change --{key}")
         if isinstance(x, float) and not math.isfinite(x):
             raise problem(f"--{key} {x}", "a finite number", f"leave --{key} out for the default")
 

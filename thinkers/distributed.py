@@ -108,6 +108,16 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {name!r} must be there, and torch {torch.__version__} finds none")
+    found = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if device.type not in found:
+        raise UsageError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
+    if (device.index or 0) >= found[device.type]:
+        number = found[device.type] or "none"
+        raise UsageError(
+            f"device {name!r} must be there, and torch {torch.__version__} finds {number}"
+        )
     return torch.device("cuda", local) if name == "cuda" else device

@@ -5,14 +5,14 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from thinkers import models, optimizers, tasks
-from thinkers.config import Config, problem
+from thinkers.config import Config
 from thinkers.distributed import Ranks, find_device
-from thinkers.learning import Learner, LossOf, gradients, thinking_steps
+from thinkers.learning import Learner, LossOf, check_random_steps, gradients, thinking_steps
+from thinkers.training import start_from
 
 TIMED_UPDATES = 4
 
@@ -41,36 +41,15 @@ class Estimate:
         )
 
 
-def rehearse(config: Config) -> None:
-    """UsageError for what can be known to fail before a run folder is made."""
-    settings = config.training
-    find_device(settings.device)
-    with torch.device("meta"):
-        model = models.from_config(config.model)
-    if settings.random_steps is not None:
-        for num_steps in settings.random_steps:
-            try:
-                model.check_steps(num_steps)
-            except ValueError as error:
-                expected, _, found = str(error).rpartition(", got ")
-                raise problem(
-                    f"--training.random_steps with {found}", expected, "choose steps it can take"
-                ) from None
-    if settings.init_from is not None and not Path(settings.init_from).is_dir():
-        raise problem(
-            f"--training.init_from {settings.init_from}",
-            "the folder that Model.save wrote, or model/ of a run",
-            "change --training.init_from",
-        )
-
-
 def estimate(config: Config) -> Estimate:
     """The needs of a training, from a few updates made in memory."""
-    rehearse(config)
     settings = config.training
     ranks = Ranks(0, 1, find_device(settings.device))
     task = tasks.from_config(config.task, settings.seed)
     model = models.from_config(config.model).to(ranks.device)
+    check_random_steps(model, settings)
+    if settings.init_from is not None:
+        start_from(model, settings.init_from)
     learner = Learner(config, model, None, optimizers.build(model, settings), task)
     forward = LossOf(model)
     precision = "float32" if settings.precision == "auto" else settings.precision

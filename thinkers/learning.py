@@ -16,7 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from thinkers import optimizers
 from thinkers.checkpoints import Checkpoint
-from thinkers.config import Config
+from thinkers.config import Config, problem
 from thinkers.distributed import Ranks
 from thinkers.errors import DamagedError, NonFiniteError
 from thinkers.models.base import Batch, Loss, Model
@@ -137,6 +137,18 @@ def thinking_steps(update: int, settings: "Training") -> int | None:
         return None
     low, high = settings.random_steps
     return low + draw(settings.seed, update) % (high - low + 1)
+
+
+def check_random_steps(model: Model, settings: "Training") -> None:
+    """UsageError if the model cannot take every number of steps that may be drawn."""
+    for num_steps in settings.random_steps or ():
+        try:
+            model.check_steps(num_steps)
+        except ValueError as error:
+            expected, _, found = str(error).rpartition(", got ")
+            raise problem(
+                f"--training.random_steps with {found}", expected, "choose steps it can take"
+            ) from None
 
 
 def seed_generators(device: torch.device, *numbers: int) -> None:

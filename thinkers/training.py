@@ -14,13 +14,14 @@ import torch
 
 from thinkers import checkpoints, models, optimizers, runs, tasks
 from thinkers.checks import check_int
-from thinkers.config import Config
+from thinkers.config import Config, problem
 from thinkers.distributed import Ranks, is_first, join
 from thinkers.errors import Interrupted, UsageError
 from thinkers.learning import (
     Learner,
     LossOf,
     capture,
+    check_random_steps,
     faster_precision,
     gradients,
     move_average,
@@ -166,6 +167,7 @@ def train(
             record = runs.read_record(folder)
             config = Config.from_dict(record["config"])
             if num_updates is not None:
+                _check_longer(num_updates, config.training.num_updates)
                 longer = replace(config.training, num_updates=num_updates)
                 config = replace(config, training=longer)
         elif config is not None and resume is None and num_updates is None:
@@ -248,6 +250,8 @@ def _prepare(
     task = tasks.from_config(config.task, settings.seed)
     torch.manual_seed(settings.seed)
     model = models.from_config(config.model).to(ranks.device)
+    check_random_steps(model, settings)
+    task.batch(0, settings.batch_size)  # what cannot be made is found before anything is written
     if settings.init_from is not None and not update:
         start_from(model, settings.init_from)
     precision = record.get("precision", settings.precision)
@@ -278,7 +282,13 @@ def _newest(folder: Path, run_id: str) -> int:
 
 def start_from(model: Model, folder: str) -> None:
     """Give `model` the weights of a model folder."""
-    given = models.load_model(folder).state_dict()
+    if not Path(folder).is_dir():
+        raise problem(
+            f"--training.init_from {folder}",
+            "the folder that Model.save wrote, or that of a run",
+            "change --training.init_from",
+        )
+    given = checkpoints.load(folder).state_dict()
     wanted = model.state_dict()
     for name in sorted(wanted.keys() | given.keys()):
         shapes = [tuple(x[name].shape) if name in x else None for x in (wanted, given)]
@@ -336,6 +346,15 @@ def _is_better(score: float, best: float | None) -> bool:
 
 def _farewell(update: int, folder: Path) -> str:
     return f"interrupted and saved after update {update}; go on with --resume {folder}"
+
+
+def _check_longer(num_updates: int, planned: int) -> None:
+    if num_updates < planned:
+        raise problem(
+            f"--training.num_updates {num_updates}",
+            f"at least {planned}, for which the run was planned",
+            "leave it out to go on as planned",
+        )
 
 
 def _are_betas(betas: tuple[float, float]) -> bool:
