@@ -84,10 +84,21 @@ def sort_thinker() -> Config:
 
 
 def arithmetic_looped() -> Config:
-    """Chains of two of + - * on numbers up to 99: steps whose order must be found first."""
-    training = learning(8000, batch_size=64)
-    task = Arithmetic.Config(max_digits=2, min_operators=2, max_operators=2)
-    return Config.fit(Looped, task, training, dim=96, num_layers=1, num_steps=4)
+    """Chains of two of + - * on numbers up to 99, after those on numbers up to 9 are mastered.
+
+    The curriculum and the narrow model are what helped: 96 wide and without a curriculum, 8,000
+    updates ended at a third of the chains, in as many minutes.
+    """
+    training = learning(18000, lr=3e-3, batch_size=64)
+    task = Arithmetic.Config(
+        max_digits=2,
+        min_operators=2,
+        max_operators=2,
+        curriculum=True,
+        threshold=0.8,
+        window=1000,
+    )
+    return Config.fit(Looped, task, training, dim=64, num_layers=1, num_steps=4)
 
 
 def multiply_thinker() -> Config:
