@@ -86,3 +86,92 @@ def test_a_published_read_out_answers_together_and_generates_nothing():
     assert model.answer(tokens, lengths, 5).shape == (3, 5)
     with pytest.raises(ValueError, match="output must be parallel where published"):
         Thinker.Config(vocab_size=13, variant="published")
+
+
+SETTINGS = {
+    "d_model": 12,
+    "d_hid": 20,
+    "vocab_size": 11,
+    "max_input_len": 9,
+    "max_output_len": 7,
+    "max_latent": 5,
+    "n_latent": 3,
+    "nlayers": 2,
+    "nhead": 2,
+    "n_step": 3,
+    "n_target": 4,
+    "skip_self_attn": False,
+    "ff_in_self_attn": False,
+    "rank": None,
+}
+
+
+def made(num_knowledge=0):
+    """Weights by published name, the same ones whatever the settings that they are read with."""
+    torch.manual_seed(5)
+    config = Thinker.Config(
+        variant="published",
+        output="parallel",
+        vocab_size=11,
+        dim=12,
+        num_heads=2,
+        hidden=20,
+        max_length=9,
+        num_latents=3,
+        max_latents=5,
+        max_outputs=7,
+        section=7,
+        num_knowledge=num_knowledge,
+    )
+    return published.dump(Thinker(config).double())
+
+
+def run(weights, inputs, **settings):
+    model = published.load("thinker", weights, SETTINGS | settings)
+    return model, published.outputs(model, inputs, SETTINGS | settings)
+
+
+TOKENS = {"tokens": torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])}
+
+
+def test_a_rank_that_saves_nothing_is_full():
+    weights = made()
+    _, full = run(weights, TOKENS)
+    for rank in (12, 30):
+        assert torch.equal(run(weights, TOKENS, rank=rank)[1]["logits"], full["logits"])
+    with pytest.raises(DataError, match="missing or unknown"):
+        run(weights, TOKENS, rank=11)
+
+
+def test_knowledge_that_is_not_asked_for_is_not_read():
+    weights = made(num_knowledge=4)
+    less = {name: x for name, x in weights.items() if name != "emb_static_mem.weight"}
+    _, without = run(less, TOKENS)
+    for inputs in (TOKENS, TOKENS | {"knowledge": torch.zeros(2, 0, dtype=torch.int64)}):
+        model, found = run(weights, inputs, static_mem_len=4)
+        assert torch.equal(found["logits"], without["logits"])
+        found["logits"].sum().backward()
+        assert "emb_static_mem.weight" not in published.dump(model, grads=True)
+    _, known = run(
+        weights, TOKENS | {"knowledge": torch.tensor([[0, 3], [1, 2]])}, static_mem_len=4
+    )
+    assert (known["logits"] - without["logits"]).abs().max() > 1e-6
+
+
+def test_limits_may_be_absent_floats_or_none_at_all():
+    weights = made()
+    _, every = run(weights, TOKENS, read_step=99, n_memory=99)
+    for limits in ({}, {"read_step": 1e4, "n_memory": 1e4}):
+        assert torch.equal(run(weights, TOKENS, **limits)[1]["logits"], every["logits"])
+    forgetful = [run(weights, TOKENS, n_memory=0, n_step=n) for n in (1, 3)]
+    assert torch.equal(forgetful[0][1]["logits"], forgetful[1][1]["logits"])
+    assert (forgetful[1][1]["logits"] - every["logits"]).abs().max() > 1e-6
+    model, found = forgetful[1]
+    found["logits"].sum().backward()
+    assert "embd_latent.weight" not in published.dump(model, grads=True)
+
+
+def test_without_a_number_of_outputs_there_are_as_many_as_inputs():
+    settings = {name: x for name, x in SETTINGS.items() if name != "n_target"}
+    model = published.load("thinker", made(), settings)
+    assert published.outputs(model, TOKENS, settings)["logits"].shape == (2, 1, 5, 11)

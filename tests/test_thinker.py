@@ -40,7 +40,8 @@ def defined_memories(model, tokens, steps):
         pieces = []
         if config.read_steps is None or s < config.read_steps:
             pieces.append(inputs)
-        pieces += past if config.memory_steps is None else past[-config.memory_steps :]
+        kept = len(past) if config.memory_steps is None else config.memory_steps
+        pieces += past[max(0, len(past) - kept) :]
         if config.num_knowledge:
             pieces.append(model.knowledge.weight[None])
         memory = memory_of(model, pieces)
@@ -64,6 +65,7 @@ VARIANTS = [
     {},
     {"read_steps": 1, "memory_steps": 2, "num_knowledge": 2},
     {"read_steps": 0, "memory_steps": 1},
+    {"read_steps": 0, "memory_steps": 0, "num_knowledge": 2},
     {"output": "parallel", "output_steps": 2, "num_knowledge": 1},
     {"self_attention": "none", "rank": 4, "num_layers": 1},
 ]
@@ -264,6 +266,7 @@ def test_chosen_knowledge_is_what_is_read():
         ({"step_weights": (1.0, 0.0)}, "step_weights must be at least 0 and finite"),
         ({"backprop_steps": 0}, "backprop_steps must be an integer at least 1, got 0"),
         ({"read_steps": -1}, "read_steps must be an integer at least 0, got -1"),
+        ({"memory_steps": 0, "read_steps": 3}, "memory_steps must be at least 1 where"),
         ({"dim": 27, "num_heads": 1}, "must be even for rotary positions, got 27"),
     ],
 )

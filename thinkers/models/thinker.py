@@ -65,7 +65,8 @@ class Thinker(Model):
         read_steps: int | None = None
         """How many steps after the first read the input again; None is all."""
         memory_steps: int | None = None
-        """How many of the latest latents are remembered; None is all."""
+        """How many of the latest latents are remembered; None is all. With 0 nothing that was
+        thought is read, so there must be input to read or knowledge."""
         num_knowledge: int = 0
         """Learned vectors that every step but the first can read."""
         output: Literal["autoregressive", "parallel"] = "autoregressive"
@@ -108,11 +109,18 @@ class Thinker(Model):
                 check_int(name, getattr(self, name), 1)
             for name in ("num_knowledge", "num_probes", "add_latents"):
                 check_int(name, getattr(self, name), 0)
-            for name in ("rank", "hidden", "backprop_steps", "memory_steps"):
+            for name in ("rank", "hidden", "backprop_steps"):
                 if getattr(self, name) is not None:
                     check_int(name, getattr(self, name), 1)
-            if self.read_steps is not None:
-                check_int("read_steps", self.read_steps, 0)
+            for name in ("read_steps", "memory_steps"):
+                if getattr(self, name) is not None:
+                    check_int(name, getattr(self, name), 0)
+            rereads = self.read_steps is None or self.read_steps >= (self.max_steps or 0)
+            if self.memory_steps == 0 and not (rereads or self.num_knowledge):
+                raise ValueError(
+                    "memory_steps must be at least 1 where read_steps ends before max_steps and "
+                    "there is no knowledge, got 0"
+                )
             for name in ("drop", "replace"):
                 if not 0 <= getattr(self, name) <= 1:
                     raise ValueError(f"{name} must be in 0 .. 1, got {getattr(self, name)}")
@@ -186,7 +194,7 @@ class Thinker(Model):
             inputs: The projected input, as `Process.project` gives it.
             hidden: True where an input is padding.
             keys: Disturb the latents, each row by its key; None leaves them alone.
-            knowledge: Which knowledge slots each row can read; None is all.
+            knowledge: Which knowledge slots each row can read; None is all, (b, 0) is none.
         """
         config, b = self.config, inputs[0].shape[0]
         latent = self._first_latents(b, keys)
@@ -197,8 +205,9 @@ class Thinker(Model):
         if config.num_knowledge:
             slots = torch.arange(config.num_knowledge, device=latent.device)[None]
             slots = slots if knowledge is None else knowledge
-            known = self.process.project(self.knowledge(slots))
-            store.write_projected([x.expand(b, -1, -1, -1) for x in known], "knowledge")
+            if slots.shape[1]:
+                known = self.process.project(self.knowledge(slots))
+                store.write_projected([x.expand(b, -1, -1, -1) for x in known], "knowledge")
         for s in range(steps):
             if self._stops(s, steps):
                 latent = latent.detach()
@@ -207,7 +216,8 @@ class Thinker(Model):
                 if keys is not None and self.disturb:
                     latent = self.disturb(latent, keys, s + 1, self._learned_latents())
                 latent = self.process(latent, self._memory(store, s))
-                store.write(latent)
+                if config.memory_steps != 0:
+                    store.write(latent)
             if keep or s == steps - 1:
                 memories.append(self._memory(store, s + 1))
                 latents.append(latent)
@@ -518,7 +528,8 @@ class Thinker(Model):
             once += process.project_flops(batch_size * sections * size + config.num_knowledge)
             for s in range(steps):
                 step = process.flops(rows, latents, memory(s))
-                step += process.project_flops(rows * latents)
+                if config.memory_steps != 0:
+                    step += process.project_flops(rows * latents)
                 thought += 3 * step if training and self._learns(s, steps) else step
             once += sum(write(rows, size, memory(s + 1)) for s in written)
         head = config.dim * (config.vocab_size + config.num_probes * (not training))

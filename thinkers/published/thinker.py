@@ -24,24 +24,26 @@ def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Thinker:
     kind: SelfAttention = "feed_forward" if pick(settings, "ff_in_self_attn") else "plain"
     if pick(settings, "skip_self_attn"):
         kind = "none"
-    steps = pick(settings, "n_step")
+    steps, dim = pick(settings, "n_step", default=1), pick(settings, "d_model")
+    rank = pick(settings, "rank", default=None)
     config = Thinker.Config(
         variant="published",
         output="parallel",
         vocab_size=pick(settings, "vocab_size"),
-        dim=pick(settings, "d_model"),
+        dim=dim,
         num_layers=pick(settings, "nlayers"),
         num_heads=pick(settings, "nhead"),
         num_steps=steps,
         max_length=pick(settings, "max_input_len"),
         num_latents=pick(settings, "n_latent"),
-        read_steps=pick(settings, "read_step"),
-        memory_steps=pick(settings, "n_memory"),
+        read_steps=whole_number(pick(settings, "read_step", default=10_000)),
+        memory_steps=whole_number(pick(settings, "n_memory", default=10_000)),
         num_knowledge=pick(settings, "static_mem_len", default=0),
         output_steps=pick(settings, "output_step", default=1),
         num_probes=pick(settings, "n_probe", default=0),
         self_attention=kind,
-        rank=pick(settings, "rank", default=None),
+        # A rank that saves nothing is full there.
+        rank=None if rank is None or rank >= dim else rank,
         hidden=pick(settings, "d_hid"),
         section=min(16, len(weights["embd_out_pos.weight"])),
         max_latents=len(weights["embd_latent.weight"]),
@@ -71,13 +73,14 @@ def outputs(
     steps = pick(settings, "n_step", default=model.config.num_steps)
     keep = pick(settings, "n_keep_output", default=1)
     targets = inputs.get("targets")
-    number = pick(settings, "n_target", default=None if targets is None else targets.shape[1])
-    projected = model.process.project(model.text(inputs["tokens"]))
-    known = inputs.get("knowledge")
+    tokens = inputs["tokens"]
+    number = pick(settings, "n_target", default=(tokens if targets is None else targets).shape[1])
+    projected = model.process.project(model.text(tokens))
+    known = inputs.get("knowledge", tokens[:, :0])
     memories, _ = model.think(projected, None, steps, keep=True, knowledge=known)
     output = Output(model.process, model.text.embedding, model.config.output_steps, causal=False)
-    places = torch.arange(number, device=inputs["tokens"].device)
-    asked = model.queries(places).expand(len(inputs["tokens"]), -1, -1)
+    places = torch.arange(number, device=tokens.device)
+    asked = model.queries(places).expand(len(tokens), -1, -1)
     states = torch.stack([output(asked, memory) for memory in memories[-keep:]], 1)
     found = {"outputs": states, "logits": output.logits(states)}
     if model.config.num_probes:
@@ -90,6 +93,11 @@ def outputs(
             loss = loss + found["probes"].square().mean()
         found["loss"] = loss
     return found
+
+
+def whole_number(value: Any) -> Any:
+    """Limits such as 1e4, the author's own default, as integers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def parameters(model: Any) -> dict[str, Callable[[Get], Tensor]]:
