@@ -351,7 +351,8 @@ def test_a_configuration_finds_its_task(name):
         (lambda: build_task("arithmetic", operators=""), "operators must be some of .*, got ''"),
         (lambda: build_task("arithmetic", max_operators=0), "max_operators must .*, got 0"),
         (lambda: build_task("factorise", max_digits=7), "within 1048576, got 7 in base 10"),
-        (lambda: build_task("add").batch(-1, 3), "update must be .* at least 0, got -1"),
+        (lambda: build_task("add").batch(-1, 3), "update must be .* in 0 .. .*, got -1"),
+        (lambda: build_task("add").batch(2**63, 3), f"update must be .* got {2**63}"),
         (lambda: build_task("add").batch(0, 0), "batch_size must be .* at least 1, got 0"),
         (lambda: build_task("add").batch(0, 3, "tests"), "split must be one of .*, got 'tests'"),
         (

@@ -185,6 +185,15 @@ def test_more_updates_extend_a_finished_run(tmp_path):
     assert runs.read_record(short.folder)["config"]["training"]["num_updates"] == 11
 
 
+def test_lines_of_metrics_that_are_not_ours_are_dropped(tmp_path):
+    run = train(make(), tmp_path / "a")
+    before = lines(run.folder)
+    with (run.folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\n[]\n3\n{"update": "x"}\n{}\n{"update": 1')
+    train(resume=run.folder)
+    assert lines(run.folder) == before
+
+
 def test_a_record_that_was_edited_is_not_resumed(tmp_path):
     run = train(make(), tmp_path / "a")
     record = runs.read_record(run.folder)
@@ -496,6 +505,7 @@ def test_thinking_steps_are_drawn_from_the_seed_and_the_update():
         (dict(betas=(0.9, 1.0)), "betas"),
         (dict(ema=1.0), "ema"),
         (dict(random_steps=(3, 2)), "random_steps"),
+        (dict(random_steps=(1.5, 2)), "random_steps must be an integer at least 0, got 1.5"),
         (dict(max_minutes=0), "max_minutes"),
         (dict(max_flops=-1), "max_flops"),
         (dict(weight_decay=-0.1), "weight_decay"),
@@ -512,7 +522,8 @@ def test_settings_that_cannot_be_are_refused(own, message):
 
 
 def test_commands_that_cannot_be_are_refused(tmp_path):
-    for arguments in (dict(), dict(config=make(), resume=tmp_path), dict(num_updates=3)):
+    named = dict(config="add/thinker")
+    for arguments in (named, {}, dict(config=make(), resume=tmp_path), dict(num_updates=3)):
         with pytest.raises(UsageError, match="a configuration, or a run"):
             train(**arguments)
     with pytest.raises(UsageError, match="folder of a run"):

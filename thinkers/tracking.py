@@ -106,16 +106,17 @@ def _bar(console: Console) -> Progress:
 
 
 def _truncate(file: Path, update: int) -> None:
-    """Drop what was measured after `update`, a torn last line, and the final scores."""
+    """Drop what was measured after `update`, the final scores, and lines that are not ours."""
     if not file.exists():
         return
     kept = []
     for line in file.read_bytes().splitlines(keepends=True):
         try:
             measured = json.loads(line)
-        except ValueError:
+            is_past = measured["update"] <= update and "test" not in measured
+        except (ValueError, TypeError, LookupError):
             continue
-        if line.endswith(b"\n") and measured["update"] <= update and "test" not in measured:
+        if is_past and line.endswith(b"\n"):
             kept.append(line)
     write_file(file, b"".join(kept))
 

@@ -105,6 +105,8 @@ class Training:
         _check("ema", self.ema, "be in 0 .. 1", self.ema is None or 0 <= self.ema < 1)
         if self.random_steps is not None:
             steps = self.random_steps
+            for num_steps in steps:
+                check_int("random_steps", num_steps, 0)
             low_first = len(steps) == 2 and 0 <= steps[0] <= steps[1]
             _check("random_steps", steps, "be a low and a high number of steps", low_first)
         for name, known in (
@@ -170,13 +172,16 @@ def train(
                 _check_longer(num_updates, config.training.num_updates)
                 longer = replace(config.training, num_updates=num_updates)
                 config = replace(config, training=longer)
-        elif config is not None and resume is None and num_updates is None:
+        elif isinstance(config, Config) and resume is None and num_updates is None:
             folder = Path(out) if out is not None else runs.default_folder(config)
             record = runs.new_record(config, overrides)
             if is_first():
                 stack.enter_context(runs.owned(folder, new=True))
         else:
-            raise UsageError("train must be given a configuration, or a run to resume")
+            raise UsageError(
+                "train must be given a configuration, or a run to resume, "
+                f"got {type(resume if config is None else config).__name__}"
+            )
         return _train(config, folder, record, stack.enter_context(join(config.training.device)))
 
 

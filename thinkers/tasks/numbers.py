@@ -160,7 +160,7 @@ class NumberTask(Task):
         difficulty; valid and test are always of every size. Training updates are made many at a
         time and remembered.
         """
-        whole("update", update, 0)
+        whole("update", update, 0, 2**63 - 1)
         whole("batch_size", batch_size, 1)
         _check_split(split)
         if split != "train":
