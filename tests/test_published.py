@@ -79,6 +79,17 @@ def test_dtype_is_that_of_the_weights():
         published.load("deepsight", single, settings)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_weights_give_nearly_the_same(name):
+    parts, settings = read(name)
+    half = {key: x.bfloat16() for key, x in parts["weights"].items()}
+    model = published.load("deepsight", half, settings)
+    found = published.outputs(model, parts["in"], settings)
+    found["loss"].backward()
+    assert found["logits"].dtype == torch.bfloat16
+    torch.testing.assert_close(found["loss"].double(), parts["out"]["loss"], rtol=0.03, atol=0.03)
+
+
 def test_what_compiling_adds_is_accepted_and_what_is_derived_is_dropped():
     parts, settings = read("deepsight_mse")
     weights = {f"_orig_mod.{name}": x for name, x in parts["weights"].items()}
@@ -122,6 +133,9 @@ def test_weights_that_nothing_reads_are_kept_saved_and_not_trained(tmp_path):
         ({"ln.weight": None}, r"ln.weight must have shape \(24,\), got None"),
         ({"ln.gain": torch.ones(24).double()}, r"ln.gain must have shape None, got \(24,\)"),
         ({"ln.weight": torch.ones(3).double()}, r"must have shape \(24,\), got \(3,\)"),
+        ({"ln.weight": torch.ones(24).long()}, r"ln.weight must be a floating tensor.*int64"),
+        ({"ln.weight": torch.tensor(1.0).double()}, "ln.weight must be a floating tensor of axes"),
+        ({"ln.weight": [1.0] * 24}, "ln.weight must be a floating tensor of axes, got list"),
     ],
 )
 def test_weights_that_do_not_fit(change, says):
@@ -140,6 +154,9 @@ def test_weights_that_do_not_fit(change, says):
         ({"system": "thinker"}, "settings must be of deepsight"),
         ({"order_type": "ALT"}, "order_type must be one of"),
         ({"cross_attn_config": {"use_bias": True, "n_head": 6}}, "must be use_bias"),
+        ({"context_size": "long"}, "settings must be those of a deepsight: "),
+        ({"planning_loss_type": ["MSE"]}, "settings must be those of a deepsight: "),
+        ({"n_head": 7}, "settings must be those of a deepsight: dim must be a multiple"),
     ],
 )
 def test_settings_that_cannot_be(change, says):

@@ -94,7 +94,7 @@ class PlanLoss(nn.Module):
         """What the first n plans should resemble, as far as the rows are long enough."""
         n = embedded.shape[1] - self.reach
         x = embedded.float() if embedded.dtype.itemsize < 4 else embedded
-        x = x if self.before_norm is None else self.before_norm(x)
+        x = x if self.before_norm is None else normed(self.before_norm, x)
         x = x.where(real[..., None], 0)
         number = torch.arange(1, n + 1, device=x.device)
         exist = (real.sum(1, keepdim=True) - number).clamp(1, self.horizon)
@@ -102,7 +102,7 @@ class PlanLoss(nn.Module):
         if self.mix != "future":
             present = x[:, :n].cumsum(1) / number[:, None]
             target = self.merge(present, target, number, exist)
-        return target if self.after_norm is None else self.after_norm(target)
+        return target if self.after_norm is None else normed(self.after_norm, target)
 
     def merge(
         self,
@@ -169,6 +169,12 @@ def target_norm(config: Any) -> nn.LayerNorm:
     if config.variant == "published":
         return nn.LayerNorm(config.dim, eps=1e-5)
     return nn.LayerNorm(config.dim, eps=1e-12, elementwise_affine=False)
+
+
+def normed(norm: nn.LayerNorm, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+    """`x` normed in its own dtype: sums of many half-precision vectors are single precision."""
+    weight, bias = (None if y is None else y.to(x.dtype) for y in (norm.weight, norm.bias))
+    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
 def fixed_weights(kind: str, decay: Float[Tensor, " d"], rows: int) -> Float[Tensor, "r d"]:

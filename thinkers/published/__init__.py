@@ -38,7 +38,13 @@ def load(system: str, weights: Mapping[str, Tensor], settings: Mapping[str, Any]
     decoded = decode(settings)
     if decoded.get("system", system) != system:
         raise DataError(f"settings must be of {system}, got those of {decoded['system']}")
-    return reader(system).load(clean(weights), decoded)
+    read, found = reader(system).load, clean(weights)
+    try:
+        return read(found, decoded)
+    except DataError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise DataError(f"settings must be those of a {system}: {error}") from error
 
 
 def outputs(

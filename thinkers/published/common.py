@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thinkers.checks import describe
 from thinkers.errors import DataError
 from thinkers.models.base import Model
 from thinkers.models.unread import keep_unread
@@ -52,8 +53,11 @@ def clean(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = name.removeprefix(PREFIX)
         if name in found:
             raise DataError(f"weights must name {name} once, got it with and without {PREFIX!r}")
-        if not is_derived(name):
-            found[name] = weight
+        if is_derived(name):
+            continue
+        if not isinstance(weight, Tensor) or not weight.is_floating_point() or not weight.ndim:
+            raise DataError(f"{name} must be a floating tensor of axes, got {describe(weight)}")
+        found[name] = weight
     return found
 
 
@@ -111,7 +115,7 @@ def keep_all_unread(model: Model, weights: Mapping[str, Tensor]) -> None:
 
 def dtype_of(weights: Mapping[str, Tensor]) -> torch.dtype:
     """The one floating dtype of the weights."""
-    found = {x.dtype for x in weights.values() if x.is_floating_point()}
+    found = {x.dtype for x in weights.values()}
     if len(found) != 1:
         raise DataError(f"weights must have one floating dtype, got {sorted(map(str, found))}")
     return found.pop()
