@@ -99,6 +99,7 @@ def test_nested_choices_are_checked_by_name(looped):
     [
         ({}, "without model"),
         ({"model": {}, "task": {}, "training": {}}, "unknown model None"),
+        ({"model": {"name": ["looped"]}, "task": {}, "training": {}}, "unknown model"),
         ({"model": {"name": "loped"}, "task": {}, "training": {}}, "expected: looped"),
     ],
 )

@@ -175,6 +175,13 @@ def other_weights(folder):
             r"model and config, got \['format'\]",
         ),
         (lambda folder: change_config(folder, model="mine"), UsageError, "'mine'"),
+        (lambda folder: change_config(folder, model=["mine"]), DamagedError, "name a model"),
+        (lambda folder: change_config(folder, config={}), DamagedError, "vocab_size"),
+        (
+            lambda folder: change_config(folder, config={"vocab_size": 7, "dim": "big"}),
+            DamagedError,
+            "config.json describes no model: dim must be .* 'big'",
+        ),
         (lambda folder: change_config(folder, config={"width": 3}), UsageError, "'width'"),
         (drop_weights, DataError, "model.safetensors"),
         (cut_weights, DamagedError, "model.safetensors"),

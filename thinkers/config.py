@@ -281,7 +281,7 @@ def _name_of(config: Any, registry: Mapping[str, Any]) -> str:
 
 def _class_named(settings: dict[str, Any], kind: str, registry: Mapping[str, Any]) -> type:
     name = settings.pop("name", None)
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         close = nearest(str(name), registry)
         raise problem(f"unknown {kind} {name!r}", close, "add yours with --import_module FILE")
     return registry[name].Config

@@ -30,7 +30,7 @@ MODELS: dict[str, type[Model]] = {
 
 def build_model(name: str, **settings: Any) -> Model:
     """A new model of this name; its weights come from torch's global generator."""
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise UsageError(f"unknown model {name!r}; choose from {sorted(MODELS)}")
     config_class = MODELS[name].Config  # type: ignore[attr-defined]
     known = [f.name for f in dataclasses.fields(config_class)]
@@ -62,7 +62,14 @@ def load_model(folder: str | Path) -> Model:
         raise DamagedError(f"{path} has format {version!r}, and this version reads {FORMAT}")
     if "model" not in found or not isinstance(found.get("config"), dict):
         raise DamagedError(f"{path / 'config.json'} must hold model and config, got {list(found)}")
-    model = build_model(found["model"], **found["config"])
+    if not isinstance(found["model"], str):
+        raise DamagedError(f"{path / 'config.json'} must name a model, got {found['model']!r}")
+    try:
+        model = build_model(found["model"], **found["config"])
+    except UsageError:
+        raise  # a name of another version, or of a file that was not imported
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"{path / 'config.json'} describes no model: {error}") from None
     try:
         weights = load_file(path / "model.safetensors")
     except FileNotFoundError:
