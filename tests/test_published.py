@@ -253,8 +253,17 @@ class Trap:
         return subprocess.call, (["touch", str(self.path)],)
 
 
-def test_a_file_that_runs_code_is_refused_and_runs_nothing(tmp_path):
-    path = checkpoint(tmp_path, {"a": torch.ones(2), "b": Trap(tmp_path / "sprung")})
+def test_files_of_the_first_form_are_read_too(tmp_path):
+    weights = {"a": torch.arange(6.0).view(2, 3)}
+    torch.save(weights, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(importing.read_weights(tmp_path / "old.pt")["a"], weights["a"])
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_file_that_runs_code_is_refused_and_runs_nothing(tmp_path, archive):
+    weights = {"a": torch.ones(2), "b": Trap(tmp_path / "sprung")}
+    path = tmp_path / "trap.pt"
+    torch.save(weights, path, _use_new_zipfile_serialization=archive)
     with pytest.raises(DataError, match="tensors and plain values alone, got .*call"):
         importing.read_weights(path)
     assert not (tmp_path / "sprung").exists()

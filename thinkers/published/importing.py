@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,9 @@ def convert(source: str, target: str) -> None:
     # A few bytes of a file can ask for any amount of memory.
     allowed = (1 << 30) + 8 * Path(source).stat().st_size
     resource.setrlimit(resource.RLIMIT_DATA, (allowed + (2 << 30),) * 2)
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(source)
+    # Files from before torch 1.6 are no archives, and their names cannot be listed beforehand.
+    archive = zipfile.is_zipfile(source)
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(source) if archive else []
     known: Any = [(Inert, name) for name in names if name.partition(".")[0] in AUTHORS]
     with torch.serialization.safe_globals(known):
         weights = find_weights(torch.load(source, map_location="cpu", weights_only=True))
