@@ -24,7 +24,7 @@ def learning(num_updates: int, lr: float = 2e-3, **own: Any) -> Training:
 
 def add_decoder() -> Config:
     """Adds up to 3 digits by a plain transformer: what a thinker is compared with."""
-    training = learning(2000, lr=3e-3)
+    training = learning(5000, lr=3e-3)
     return Config.fit(Decoder, Add.Config(max_digits=3), training, dim=64, num_layers=2)
 
 
@@ -39,7 +39,7 @@ def add_thinker() -> Config:
 
     The number of steps is drawn from 2 to 6 in training, so that more can be taken afterwards.
     """
-    training = learning(2000, lr=2e-3, random_steps=(2, 6))
+    training = learning(3000, random_steps=(2, 6))
     return Config.fit(
         Thinker, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4
     )
