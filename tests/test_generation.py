@@ -262,3 +262,11 @@ def test_settings_may_be_numpy_numbers():
     model = Counting()
     out = model.generate(PROMPT, np.int64(2), np.int32(3), LENGTHS, top_k=np.int64(2))
     assert out.shape == (3, 6)
+
+
+@pytest.mark.parametrize(
+    "own", [{"stop_token": 1.5}, {"stop_token": -1}, {"stop_token": 13}, {"pad_token": 0.5}]
+)
+def test_tokens_that_cannot_be_written_end_and_fill_no_row(own):
+    with pytest.raises(ValueError, match=f"{next(iter(own))} must be an integer .*, got"):
+        tiny("decoder").generate(ids(2, 5), 3, **own)

@@ -32,6 +32,9 @@ def generate(
         raise ValueError(NOT_CAUSAL.format(what="generate"))
     rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
     check_sampling(temperature, top_k, top_p)
+    check_int("pad_token", pad_token, -(2**63))
+    if stop_token is not None:
+        check_int("stop_token", stop_token, 0, model.config.vocab_size - 1, "vocab_size - 1")
     b, t = tokens.shape
     out = torch.full((b, t + max_new_tokens), pad_token, dtype=torch.int64, device=tokens.device)
     out[:, :t] = tokens
