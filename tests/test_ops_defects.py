@@ -50,7 +50,7 @@ DEFECTS = [
     ("pairs", "first + start, first + end), active", "start, end), active"),
     ("pairs", "value[:, :, panel.start : panel.end]", "value[:, :, : panel.end - panel.start]"),
     ("flash", "[(0, s - t, False), (s - t, s, True)]", "[(0, s - t, False), (s - t, s, False)]"),
-    ("flash", "return dq + more, dk, dv", "return dq, dk, dv"),
+    ("flash", "dq = dq + more", "dq = dq"),
     ("flash", "both = torch.logaddexp(lse, more_lse)", "both = torch.maximum(lse, more_lse)"),
     (
         "stop_grad",

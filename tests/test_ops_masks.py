@@ -79,3 +79,5 @@ def test_bad_settings_are_named():
         masks.sections(0)
     with pytest.raises(ValueError, match="num_thoughts must be an integer of at least 0, got 1.5"):
         masks.thought_trains(1.5)
+    with pytest.raises(ValueError, match="head must be an integer of at least 0, got -1"):
+        masks.picture(masks.causal, 3, head=-1)

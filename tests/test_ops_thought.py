@@ -37,7 +37,7 @@ def padding_of(kind, b, s):
     if kind == "right":
         hidden = torch.arange(s) >= s - torch.arange(b)[:, None] * 2
     if kind == "whole row":
-        hidden[0] = True
+        hidden[:1] = True
     return None if kind == "none" else hidden
 
 
@@ -74,24 +74,28 @@ def test_agrees_with_dense_in_value_and_gradient(shape, padding, causal, backend
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    b=st.integers(1, 3),
-    heads=st.sampled_from([(1, 1), (2, 1), (3, 3), (4, 2)]),
-    t=st.integers(1, 20),
+    b=st.integers(0, 3),
+    heads=st.sampled_from([(1, 1), (2, 1), (3, 3), (4, 2), (0, 1)]),
+    t=st.integers(0, 20),
     more=st.integers(0, 20),
     n=st.integers(0, 7),
     d=st.integers(1, 9),
     causal=st.booleans(),
     padding=st.sampled_from(["none", "right", "scattered", "whole row"]),
     transposed=st.booleans(),
+    scale=st.sampled_from([None, 0.6, 0.0, -0.9]),
+    backend=st.sampled_from(["auto", "block"]),
 )
-def test_any_shape_agrees_with_dense(b, heads, t, more, n, d, causal, padding, transposed):
+def test_any_shape_agrees_with_dense(
+    b, heads, t, more, n, d, causal, padding, transposed, scale, backend
+):
     tensors = leaves(b, *heads, t, t + more, n, d)
     if transposed:
         tensors = [x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in tensors]
         tensors = [x.requires_grad_() for x in tensors]
-    call = {"causal": causal, "key_padding": padding_of(padding, b, t + more)}
+    call = {"causal": causal, "key_padding": padding_of(padding, b, t + more), "scale": scale}
     oracle = results(dense.thought_attention, tensors, **call)
-    assert_agree(results(thought_attention, tensors, **call), oracle)
+    assert_agree(results(thought_attention, tensors, **call, backend=backend), oracle)
 
 
 @pytest.mark.parametrize("backend", ["fused", "block"])
@@ -292,10 +296,30 @@ def test_a_chain_works_without_gradient_and_says_what_does_not_fit():
     chain = Chain(3)
     chain.append(base[0], base[1])
     assert len(chain) == 1 and chain.k.shape == (2, 2, 17, 1, 3)
-    with pytest.raises(ValueError, match="k and v must be"):
+    with pytest.raises(ValueError, match="k must be .* like the first thought's k, got"):
         chain.append(base[0][:, :, :2], base[1][:, :, :2])
+    with pytest.raises(ValueError, match=r"k must be a tensor \(b g t d\), got list"):
+        Chain(1).append([1.0], base[1])
+    with pytest.raises(ValueError, match="v must be .* on cpu like the first thought's k, got"):
+        Chain(1).append(base[0], base[1].to("meta"))
+    with pytest.raises(ValueError, match="q must be a tensor .* got NoneType"):
+        Chain(1).attend(None, base[0], base[1])
+    with pytest.raises(ValueError, match="base_k must have the 4 axes"):
+        Chain(1).attend(base[0], base[0][0], base[1])
     with pytest.raises(ValueError, match="max_thoughts must be an integer >= 0, got -1"):
         Chain(-1)
+
+
+def test_a_chain_takes_part_in_autocast_as_the_operation_does():
+    q, k, v, *_ = leaves(1, 2, 2, 7, 7, 0, 3, dtype=torch.float32)
+    chain = Chain(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        chain.append(k, v)
+        ours = chain.attend(q, k, v)
+        plain = thought_attention(q, k, v, k[:, :, :, None], v[:, :, :, None])
+    assert ours.dtype == plain.dtype == torch.bfloat16
+    assert torch.equal(ours, plain)
+    assert torch.autograd.grad(ours.sum(), k)[0].dtype == torch.float32
 
 
 def test_plain_attention_is_the_case_of_no_thoughts():

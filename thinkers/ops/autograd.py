@@ -1,5 +1,6 @@
 """What the operations share around autograd: no second derivative, and no autocast inside."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -61,15 +62,22 @@ def eager(reason: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the dtype of autocast where it is on, as torch's own attention casts them."""
+    if not isinstance(tensors[0], Tensor):
+        return tensors
     kind = tensors[0].device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return tensors
-    if tensors[0].dtype == torch.float64:
-        return tensors
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(x.to(dtype) for x in tensors)
+    return tuple(x.to(dtype) if _casts(x) else x for x in tensors)
 
 
-def no_autocast(x: Tensor) -> torch.autocast:
+def _casts(x: Tensor) -> bool:
+    """Whether autocast lowers `x`; what it leaves alone is for the checks to refuse."""
+    return isinstance(x, Tensor) and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """A context in which products keep the dtype that they were given."""
+    if not torch.amp.is_autocast_available(x.device.type):
+        return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from thinkers.ops.autograd import eager, no_autocast, one_derivative
-from thinkers.ops.checks import check_backend, check_thought
+from thinkers.ops.autograd import eager, lowered, no_autocast, one_derivative
+from thinkers.ops.checks import check_backend, check_tensor, check_thought
 from thinkers.ops.thought import BACKENDS, NAME, Reading, choose, read, read_back
 
 
@@ -46,18 +46,17 @@ class Chain:
             raise ValueError(
                 f"a chain must hold at most {self.max_thoughts} thoughts, got one more"
             )
-        if k.ndim != 4 or k.shape != v.shape:
-            raise ValueError(
-                f"k and v must have one shape (b, g, t, d), got {tuple(k.shape)}, {tuple(v.shape)}"
-            )
+        k, v = lowered(k, v)
+        check_tensor("k", k, "b g t d")
+        check_tensor("v", v, "b g t d")
         if self._store is None:
             self._store = _Store(k, self.max_thoughts)
         slot = self._store.k[..., 0, :]
-        if k.shape != slot.shape or k.dtype != slot.dtype or v.dtype != slot.dtype:
-            raise ValueError(
-                f"k and v must be {tuple(slot.shape)} of {slot.dtype} like the first thought, "
-                f"got {tuple(k.shape)} of {k.dtype} and {v.dtype}"
-            )
+        for name, x in (("k", k), ("v", v)):
+            if (x.shape, x.dtype, x.device) != (slot.shape, slot.dtype, slot.device):
+                raise ValueError(
+                    f"{name} must be {_kind(slot)} like the first thought's k, got {_kind(x)}"
+                )
         self._tickets.append(_Write.apply(k, v, self._store, len(self)))
 
     @eager("a chain of thoughts is read between graphs")
@@ -73,6 +72,9 @@ class Chain:
     ) -> Float[Tensor, "b h t d"]:
         """What causal `thought_attention` gives over this chain, with gradients to its thoughts."""
         check_backend(backend, tuple(name for name in BACKENDS if name != "dense"))
+        q, base_k, base_v = lowered(q, base_k, base_v)
+        check_tensor("q", q, "b h t d")
+        check_tensor("base_k", base_k, "b g s d", like=q)
         store = self._store
         if store is None:
             store = _Store(base_k[:, :, base_k.shape[2] - q.shape[2] :], 0)
@@ -86,6 +88,10 @@ class Chain:
         if self._store is None:
             raise ValueError("a chain must hold a thought before it is looked at, got none")
         return self._store
+
+
+def _kind(x: Tensor) -> str:
+    return f"{tuple(x.shape)} of {x.dtype} on {x.device}"
 
 
 class _Store:

@@ -1,5 +1,7 @@
 """What the operations accept: a refusal names the argument, the rule and the value."""
 
+import math
+import sys
 from collections.abc import Callable
 
 import torch
@@ -22,6 +24,8 @@ def check_tensor(name: str, x: Tensor, axes: str, like: Tensor | None = None) ->
         raise ValueError(
             f"{name} must be float64, float32, bfloat16 or float16, got {_dtype(x.dtype)}"
         )
+    if x.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got layout {_dtype(x.layout)}")
     if like is not None and x.dtype != like.dtype:
         raise ValueError(f"{name} must have q's dtype {_dtype(like.dtype)}, got {_dtype(x.dtype)}")
     if like is not None and x.device != like.device:
@@ -52,7 +56,7 @@ def check_scale(scale: float | None) -> None:
         return
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise ValueError(f"scale must be None or a number, got {scale!r}")
-    if scale != scale or scale in (float("inf"), float("-inf")):
+    if not abs(scale) <= sys.float_info.max:
         raise ValueError(f"scale must be finite, got {scale!r}")
 
 
@@ -70,6 +74,8 @@ def check_backend(backend: str, names: tuple[str, ...]) -> None:
 
 def check_pairs(name: str, x: Pairs, q: Tensor, shape: tuple[int, ...]) -> None:
     """Nothing, if `x` is None, a number, a tensor or a function that fits pairs of `shape`."""
+    if isinstance(x, float) and not math.isfinite(x):
+        raise ValueError(f"{name} must be finite, got {x!r}")
     if x is None or isinstance(x, bool | float):
         return
     if callable(x) and not isinstance(x, Tensor):
@@ -167,7 +173,7 @@ def check_thought(
         raise ValueError(f"key_padding must be on q's device {q.device}, got {key_padding.device}")
 
 
-def _dtype(dtype: torch.dtype) -> str:
+def _dtype(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")
 
 

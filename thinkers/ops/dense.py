@@ -93,18 +93,22 @@ def _visible(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> tuple[T
     s = k.shape[2]
     visible = _causal(t, s, q.device) if causal else q.new_ones((t, s), dtype=torch.bool)
     bias = q.new_zeros(())
+    if mask is not None and mask.dtype != torch.bool:
+        # Low precision would turn a finite addend into -inf.
+        bias = mask.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
+        mask = bias != -torch.inf
     if mask is not None:
-        visible = visible & (mask if mask.dtype == torch.bool else mask != -torch.inf)
-        bias = bias if mask.dtype == torch.bool else mask.to(q.dtype)
+        visible = visible & mask
     return visible.expand(b, h, t, s), bias
 
 
 def _softmax(scores: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:
     """Probabilities over the visible keys; a row that sees nothing is zero, and so its gradient."""
+    dtype = scores.dtype
     scores = scores if bias is None else scores + bias
     empty = ~visible.any(dim=-1, keepdim=True)
     scores = scores.masked_fill(~visible, -torch.inf).masked_fill(empty, 0.0)
-    return torch.softmax(scores, dim=-1).masked_fill(empty, 0.0)
+    return torch.softmax(scores, dim=-1).masked_fill(empty, 0.0).to(dtype)
 
 
 def _keep(stop: Pairs, q: Tensor, k: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ def forward(
         return torch.cat([q.new_zeros(b, h, t - s, d), out], 2), torch.cat([blind, lse], 2)
     if 0 in (b, t, s):
         return torch.zeros_like(q), q.new_full((b, h, t), -torch.inf, dtype=lse_dtype)
+    q, scale, _ = _positive(q, scale)
     q, k, v = unit(q), unit(k), unit(v)
     done: tuple[Tensor, Tensor] | None = None
     for start, end, triangle in _parts(causal, t, s):
@@ -63,6 +64,7 @@ def backward(
         return torch.cat([torch.zeros_like(q[:, :, :blind]), dq], 2), dk, dv
     if 0 in (q.shape[0], t, s):
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    q, scale, sign = _positive(q, scale)
     grad, q, k, v, out = unit(grad), unit(q), unit(k), unit(v), unit(out)
     lse = lse.masked_fill(lse == -torch.inf, 0.0)
     shares = [
@@ -81,10 +83,12 @@ def backward(
         for start, end, triangle in _parts(causal, t, s)
     ]
     if len(shares) == 1:
-        return shares[0]
-    (dq, *first), (more, *second) = shares
-    dk, dv = (torch.cat(pair, 2) for pair in zip(first, second, strict=True))
-    return dq + more, dk, dv
+        dq, dk, dv = shares[0]
+    else:
+        (dq, *first), (more, *second) = shares
+        dk, dv = (torch.cat(pair, 2) for pair in zip(first, second, strict=True))
+        dq = dq + more
+    return dq if sign == 1 else dq * sign, dk, dv
 
 
 def merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,9 +101,11 @@ def merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Ten
 
 
 def bias_of(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What is added to the scores, as four axes of which some may have size 1."""
+    """What is added to the scores of queries of `dtype`, as four axes, some perhaps of size 1."""
     if mask is None:
         return None
+    # Rounding an addend to low precision would move probabilities, and hide what is only far away.
+    dtype = torch.float64 if dtype == torch.float64 else torch.float32
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
     return mask.to(dtype).reshape((1,) * (4 - mask.ndim) + mask.shape)
@@ -108,6 +114,16 @@ def bias_of(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def unit(x: Tensor) -> Tensor:
     """`x` with elements of the last axis side by side in memory, as the kernels read them."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _positive(q: Tensor, scale: float) -> tuple[Tensor, float, int]:
+    """Queries and a scale above 0 with the same scores, and the factor from dq to dq before.
+
+    The kernels multiply by the scale after hiding keys, so that -inf would become inf or nan.
+    """
+    if scale > 0:
+        return q, scale, 1
+    return (-q, -scale, -1) if scale < 0 else (torch.zeros_like(q), 1.0, 0)
 
 
 def _parts(causal: bool, t: int, s: int) -> list[tuple[int, int, bool]]:
@@ -130,7 +146,7 @@ def _tail(bias: Tensor | None, start: int) -> Tensor | None:
 def _sees(bias: Tensor, triangle: bool, t: int) -> Tensor:
     """Whether a row sees at least one key, broadcastable to (b, h, t)."""
     shown = bias != -torch.inf
-    if not triangle:
+    if not triangle or shown.shape[3] == 1:
         return shown.any(-1)
     if shown.shape[2] == 1:
         return shown[:, :, 0].expand(*shown.shape[:2], t).cummax(-1).values

@@ -151,6 +151,7 @@ def picture(
         head: The query head that is drawn.
     """
     _at_least("n", n, 1)
+    _at_least("head", head, 0)
     _at_least("cell", cell, 2)
     blue, pale, line = torch.tensor([[38, 84, 160], [232, 237, 245], [255, 255, 255]]).byte()
     shown = table(mask, n, num_heads=head + 1)[head]

@@ -68,7 +68,7 @@ def stop_grad_attention(
     """
     check_backend(backend, BACKENDS)
     stops: dict[str, Any] = {"stop_q": stop_q, "stop_k": stop_k, "stop_v": stop_v}
-    q, k, v = lowered(q, k, v) if all(isinstance(x, Tensor) for x in (q, k, v)) else (q, k, v)
+    q, k, v = lowered(q, k, v)
     check_stop_grad(q, k, v, causal, mask, stops, scale)
     way = choose(q, k, stops, backend)
     if way.name == "dense":
@@ -157,6 +157,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]
     """Output and log-sum-exp, by the kernels that the device has."""
     mask = call.pairs[0]
     assert mask is None or isinstance(mask, Tensor)
+    if q.numel() == 0 or k.shape[2] == 0:
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        return torch.zeros_like(q), q.new_full(q.shape[:3], -torch.inf, dtype=wide)
     if call.way == "triton":
         return _kernels().forward(q, k, v, call.causal, mask, call.scale)
     if q.device.type == "cpu":
@@ -179,7 +182,7 @@ def share(
     mask, *stops = call.pairs
     assert mask is None or isinstance(mask, Tensor)
     found: tuple[Tensor | None, ...]
-    if k.shape[2] == 0:
+    if q.numel() == 0 or k.shape[2] == 0:
         found = tuple(torch.zeros_like(x) for x in (q, k, v))
     elif call.way == "sdpa":
         found = _scaled(grad, q, k, v, out, lse, call, mask, stops)

@@ -54,9 +54,7 @@ def thought_attention(
         ValueError: if an argument does not fit, or the named backend cannot do this call.
     """
     check_backend(backend, BACKENDS)
-    tensors = (q, base_k, base_v, chain_k, chain_v)
-    if all(isinstance(x, Tensor) for x in tensors):
-        q, base_k, base_v, chain_k, chain_v = lowered(*tensors)
+    q, base_k, base_v, chain_k, chain_v = lowered(q, base_k, base_v, chain_k, chain_v)
     check_thought(q, base_k, base_v, chain_k, chain_v, causal, key_padding, scale)
     way = choose(q, backend)
     if way.name == "dense":
@@ -93,7 +91,7 @@ def choose(q: Tensor, backend: str = "auto") -> Way:
         raise ValueError(f"backend must not be 'fused' off the CPU, got device {q.device}")
     wide = q.dtype in (torch.float32, torch.float64)
     if backend == "fused" or (backend == "auto" and wide and q.device.type == "cpu"):
-        return Way("fused", "base keys through the fused kernels, with the merged log-sum-exp")
+        return Way("fused", "base keys through the fused kernels")
     first = "the fused kernel" if q.device.type == "cpu" else "panels"
     return Way("block", f"base keys forward by {first}, backward by panels of queries")
 

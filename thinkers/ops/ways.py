@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from thinkers.ops import stop_grad, thought
+from thinkers.ops.autograd import lowered
 from thinkers.ops.checks import check_backend, check_stop_grad, check_thought
 from thinkers.ops.stop_grad import Way
 
@@ -43,6 +44,7 @@ def _stop_grad_way(
     **stops: Any,
 ) -> Way:
     check_backend(backend, stop_grad.BACKENDS)
+    q, k, v = lowered(q, k, v)
     unknown = sorted(set(stops) - set(stop_grad.NAMES))
     if unknown:
         raise TypeError(f"stop_grad_attention takes no argument {unknown[0]!r}")
@@ -64,8 +66,11 @@ def _thought_way(
     backend: str = "auto",
 ) -> Way:
     check_backend(backend, thought.BACKENDS)
+    q, base_k, base_v, chain_k, chain_v = lowered(q, base_k, base_v, chain_k, chain_v)
     check_thought(q, base_k, base_v, chain_k, chain_v, causal, key_padding, scale)
     way = thought.choose(q, backend)
-    if way.name == "dense" or not causal:
+    if way.name == "dense":
         return way
+    if not causal:
+        return Way(way.name, f"{way.reason}; all thoughts are keys like the bases")
     return Way(way.name, f"{way.reason}; {chain_k.shape[3]} own thoughts merged by log-sum-exp")
