@@ -36,7 +36,8 @@ def _scores(
     scores = tl.dot(q, tl.trans(k), input_precision=EXACT) * scale
     shown = (rows[:, None] < T) & (columns[None, :] < S)
     if MASK > 0:
-        value = tl.load(mask + rows[:, None] * m_t + columns[None, :] * m_s, mask=shown, other=0)
+        place = rows[:, None].to(tl.int64) * m_t + columns[None, :] * m_s
+        value = tl.load(mask + place, mask=shown, other=0)
         if MASK == 1:
             shown = shown & (value != 0)
         else:
@@ -53,7 +54,8 @@ def _forward(
     MASK: tl.constexpr, CAUSAL: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
-    b, h = head // H, head % H
+    # 64 bits: tables of several heads may have more elements than 32 bits can count.
+    b, h = head // H, (head % H).to(tl.int64)
     keys = (b * G + h // (H // G)).to(tl.int64) * S * D
     start = tl.program_id(0) * M
     rows, dims = start + tl.arange(0, M), tl.arange(0, DIM)
@@ -103,7 +105,8 @@ def _factor(x, state, table, rows, columns, R, S, t_t, t_s, KIND: tl.constexpr):
         return x
     if state == 1:
         inside = (rows[:, None] < R) & (columns[None, :] < S)
-        value = tl.load(table + rows[:, None] * t_t + columns[None, :] * t_s, mask=inside, other=0)
+        place = rows[:, None].to(tl.int64) * t_t + columns[None, :] * t_s
+        value = tl.load(table + place, mask=inside, other=0)
         if KIND == 1:
             x = tl.where(value != 0, 0.0, x)
         else:
@@ -121,7 +124,8 @@ def _backward_q(
     MASK: tl.constexpr, CAUSAL: tl.constexpr, EXACT: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
-    b, h = head // H, head % H
+    # 64 bits: tables of several heads may have more elements than 32 bits can count.
+    b, h = head // H, (head % H).to(tl.int64)
     keys = (b * G + h // (H // G)).to(tl.int64) * S * D
     here = head.to(tl.int64) * T
     block = tl.program_id(0)
@@ -167,7 +171,7 @@ def _backward_kv(
     KIND_K: tl.constexpr, KIND_V: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
-    b, g = head // G, head % G
+    b, g = head // G, (head % G).to(tl.int64)
     keys = head.to(tl.int64) * S * D
     block = tl.program_id(0)
     columns, dims = block * N + tl.arange(0, N), tl.arange(0, DIM)

@@ -30,7 +30,7 @@ def _merge(
     D: tl.constexpr, DIM: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
-    b, g = head // H, (head % H) // (H // G)
+    b, g = head // H, ((head % H) // (H // G)).to(tl.int64)
     rows, dims = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, DIM)
     here = head.to(tl.int64) * T
     own = b.to(tl.int64) * c_b + g * c_g
@@ -65,7 +65,7 @@ def _back(
     D: tl.constexpr, DIM: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
-    b, g = head // G, head % G
+    b, g = head // G, (head % G).to(tl.int64)
     rows, dims = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, DIM)
     own = b.to(tl.int64) * c_b + g * c_g
     into = b.to(tl.int64) * i_b + g * i_g + rows[:, None].to(tl.int64) * i_t + dims[None, :]
