@@ -5,6 +5,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if \
 BIN := .venv/bin
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
+TRITON := triton==3.9.0
 LINT := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && \
 	$(BIN)/python tools/readme.py --check
 
@@ -12,12 +13,13 @@ LINT := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && \
 timed = start=$$(date +%s); $(1); status=$$?; \
 	echo "work: $$(( $$(date +%s) - start )) s"; exit $$status
 
-.PHONY: help setup demo test test-long test-gpu lint format
+.PHONY: help setup demo test test-long test-gpu test-triton lint format
 
 help:
 	@echo "make demo       train a small model that thinks, and write a report about it"
 	@echo "make test       format, lint, types, and the tests that take minutes in all"
 	@echo "make test-long  the slow tests       make test-gpu  the tests that need a CUDA device"
+	@echo "make test-triton  the GPU kernels on the CPU, in Triton's interpreter: minutes"
 	@echo "make lint       without the tests    make format    rewrite the files as lint wants them"
 
 setup:
@@ -34,6 +36,11 @@ test-long: setup
 
 test-gpu: setup
 	@$(call timed,$(PYTEST) -m gpu --durations 10)
+
+# Where torch brings a Triton of its own, that one is tested.
+test-triton: setup
+	@$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install -qq $(TRITON)
+	@$(call timed,TRITON_INTERPRET=1 $(PYTEST) -m slow tests/test_ops_triton.py)
 
 lint: setup
 	@$(LINT)
