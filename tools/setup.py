@@ -30,7 +30,7 @@ def key() -> str:
 
 
 def pip(*arguments: str) -> None:
-    command = [PYTHON, "-m", "pip", "install", "-qq", "--no-compile"]
+    command = [PYTHON, "-m", "pip", "install", "-qq"]
     settings = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     constraints = ["--constraint", ROOT / "constraints.txt"]
     subprocess.run([*command, *constraints, *arguments], check=True, env=os.environ | settings)
