@@ -15,7 +15,7 @@ from thinkers.training import Training
 
 
 def learning(num_updates: int, lr: float = 2e-3, **own: Any) -> Training:
-    """What the recipes share: a rate that falls to 1 %, without which sums stay at 96 % exact."""
+    """What the recipes share: a rate that falls to 1 %; at 10 %, one seed's sums stayed at 96 %."""
     shared: dict[str, Any] = dict(
         batch_size=128, betas=(0.9, 0.99), weight_decay=0.01, min_lr_ratio=0.01
     )
@@ -87,7 +87,7 @@ def arithmetic_looped() -> Config:
     """Chains of two of + - * on numbers up to 99, after those on numbers up to 9 are mastered.
 
     The curriculum and the narrow model are what helped: 96 wide and without a curriculum, 8,000
-    updates ended at a third of the chains, in as many minutes.
+    updates (12 minutes) ended at a third of the chains.
     """
     training = learning(18000, lr=3e-3, batch_size=64)
     task = Arithmetic.Config(
