@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkers.config import Config
+from thinkers.errors import UsageError
 from thinkers.recipes import numbers
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -49,11 +50,16 @@ def settings_of(config: Config) -> dict[str, Any]:
 def results() -> dict[str, Any]:
     """{recipe: what benchmarks/recipes.py found}, of those measured with the settings of today."""
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return {
-        name: entry
-        for name, entry in found.items()
-        if name in RECIPES and entry["settings"] == settings_of(RECIPES[name]())
-    }
+    return {name: entry for name, entry in found.items() if _is_of_today(name, entry["settings"])}
+
+
+def _is_of_today(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a recipe still has these settings; one added since then had its default."""
+    try:
+        measured = settings_of(Config.from_dict(settings))
+    except UsageError:
+        return False
+    return name in RECIPES and measured == settings_of(RECIPES[name]())
 
 
 def score(name: str, found: Mapping[str, Any] | None = None) -> str:
