@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import thinkers
-from thinkers import cli
+from thinkers import cli, commands
 from thinkers.errors import DamagedError, Interrupted, LockedError, NonFiniteError, ResourceError
 
 ADD = ["train", "add/looped"]
@@ -239,8 +239,8 @@ def test_list_shows_every_name_with_what_it_is(kind, capsys):
     assert cli.main(["list", kind]) == 0
     out = capsys.readouterr().out
     for name, thing in getattr(thinkers, kind.upper()).items():
-        assert f"  {name} " in out and cli.summary(thing) in out
-        assert cli.summary(thing), f"{name} has no docstring"
+        assert f"  {name} " in out and commands.summary(thing) in out
+        assert commands.summary(thing), f"{name} has no docstring"
 
 
 def test_print_config_gives_what_config_reads(here, capsys):

@@ -10,6 +10,7 @@ from number_oracles import solve
 from torch import nn
 
 from thinkers.errors import UsageError
+from thinkers.models import build_model
 from thinkers.models.base import Batch
 from thinkers.tasks import TASKS, build_task, from_config
 from thinkers.tasks.vocabulary import END, PAD
@@ -373,3 +374,22 @@ def test_a_configuration_finds_its_task(name):
 def test_errors_name_the_value_and_the_range(call, said):
     with pytest.raises(UsageError, match=said):
         call()
+
+
+def test_grades_are_the_score_example_by_example():
+    task = build_task("add", seed=3, max_digits=2)
+    sizes = dict(vocab_size=task.vocab_size, max_length=task.max_length)
+    model = build_model("decoder", dim=16, num_layers=1, num_heads=2, **sizes)
+    # One question, whose answer is learned by heart, is right, and not all are.
+    batch = task.batch(0, 64, "test")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model.loss(batch.rows(slice(0, 4))).total.backward()
+        optimizer.step()
+    grades = task.grade(model, "test", 600)
+    assert grades.dtype == torch.float64 and grades.shape == (600,)
+    assert task.score(model, "test", 600)["exact"] == pytest.approx(grades.mean().item(), abs=1e-12)
+    assert set(grades.tolist()) == {0.0, 1.0}
+    assert torch.equal(task.grade(model, "test", 600), grades)
+    assert task.merit({"exact": 0.25}) == 0.25

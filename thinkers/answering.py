@@ -7,7 +7,6 @@ import torch
 from thinkers import checkpoints, runs, tasks
 from thinkers.config import Config, problem
 from thinkers.distributed import find_device
-from thinkers.tasks.numbers import NumberTask
 
 
 def answer(run: str | Path, prompt: str, num_steps: int | None = None) -> str:
@@ -24,8 +23,8 @@ def answer(run: str | Path, prompt: str, num_steps: int | None = None) -> str:
     model = checkpoints.load(run).to(find_device("auto")).eval()
     device = next(model.parameters()).device
     room = model.config.max_length - len(tokens)
-    if isinstance(task, NumberTask):
-        room = min(room, task.answer_width(task.config.sizes[-1]) + 1)
+    longest = task.answer_length()
+    room = room if longest is None else min(room, longest)
     if room < 1:
         longest = model.config.max_length - 1
         raise problem(f"a prompt of {len(tokens)} tokens", f"at most {longest}", "shorten it")

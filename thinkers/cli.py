@@ -2,11 +2,9 @@
 
 import argparse
 import errno
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,10 +13,9 @@ if sys.platform == "win32":
     raise SystemExit(2)
 
 import thinkers
+from thinkers import commands
+from thinkers.commands import raise_unknown
 from thinkers.errors import ResourceError, ThinkersError, UsageError
-
-SYSTEMS = ("deepsight", "self_reasoning_tokens", "thinker", "thoughtsformer")
-"""Those of thinkers.published, named here so that the command starts without torch."""
 
 SWITCHES = ("print_config", "dry_run", "debug", "help", "version")
 PATHS = ("out", "config", "resume", "import_module")
@@ -44,7 +41,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
 
     listing = verbs.add_parser("list", help="show what there is: models, tasks, recipes")
     listing.add_argument("kind", nargs="?", choices=("models", "tasks", "recipes"))
-    listing.set_defaults(run=list_names)
+    listing.set_defaults(run=commands.list_names)
 
     training = verbs.add_parser(
         "train",
@@ -66,26 +63,26 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
         "--resume", metavar="RUN", help="go on with a run; --training.num_updates extends it"
     )
     training.add_argument("--help", "-h", action="store_true", help="show this, and stop")
-    training.set_defaults(run=train)
+    training.set_defaults(run=commands.train, described=training.format_help)
 
     evaluating = verbs.add_parser("evaluate", help="score a run at several thinking steps")
     evaluating.add_argument("folder", metavar="RUN")
     evaluating.add_argument("--num_steps", metavar="1,2,4", help="all worth testing by default")
     evaluating.add_argument("--num_examples", metavar="N", default="2000")
-    evaluating.set_defaults(run=evaluate)
+    evaluating.set_defaults(run=commands.evaluate)
 
     generating = verbs.add_parser("generate", help="let a run answer a prompt")
     generating.add_argument("folder", metavar="RUN")
     generating.add_argument("--prompt", required=True, help='for example "12+34="')
     generating.add_argument("--num_steps", metavar="N", help="the run's own by default")
-    generating.set_defaults(run=generate)
+    generating.set_defaults(run=commands.generate)
 
     importing = verbs.add_parser("import", help="make a model folder of an author's checkpoint")
-    importing.add_argument("system", metavar="SYSTEM", help=", ".join(SYSTEMS))
+    importing.add_argument("system", metavar="SYSTEM", help=", ".join(commands.SYSTEMS))
     importing.add_argument("checkpoint", metavar="CHECKPOINT")
     importing.add_argument("--settings", metavar="FILE", required=True, help="in JSON")
     importing.add_argument("--out", metavar="DIR", required=True, help="the model folder")
-    importing.set_defaults(run=import_published)
+    importing.set_defaults(run=commands.import_published)
 
     for verb in (training, evaluating, generating):
         verb.add_argument(
@@ -165,7 +162,7 @@ def run(argv: Sequence[str]) -> int:
             else:
                 raise_unknown(name, name, flags, f"thinkers {own[0]} --help lists them")
     options = top.parse_args(own)
-    if settings and options.run is not train:
+    if settings and options.run is not commands.train:
         raise UsageError(
             f"found: {settings[0]}, but {options.verb} takes no settings of a recipe\n"
             f"to do: thinkers {options.verb} --help shows what it takes"
@@ -179,13 +176,6 @@ def close(name: str, known: Any) -> list[str]:
     import difflib
 
     return difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-
-
-def raise_unknown(what: str, name: str, known: Any, todo: str) -> NoReturn:
-    """The error of a name that does not exist, with the nearest that does."""
-    from thinkers.config import nearest, problem
-
-    raise problem(f"unknown {what}", nearest(name, known), todo)
 
 
 def exit_code(error: BaseException) -> int:
@@ -244,128 +234,6 @@ def import_file(file: str) -> None:
     except Exception as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UsageError(f"found: --import_module {file} ends with {what}") from error
-
-
-def list_names(options: argparse.Namespace, settings: list[str]) -> int:
-    from thinkers import recipes
-
-    registries = {
-        "models": thinkers.MODELS,
-        "tasks": thinkers.TASKS,
-        "recipes": thinkers.RECIPES,
-    }
-    found = recipes.results()
-    for kind in [options.kind] if options.kind else registries:
-        print(f"{kind}:")
-        for name, thing in registries[kind].items():
-            print(f"  {name:<18} {summary(thing)}")
-            if kind == "recipes":
-                print(f"  {'':<18} {recipes.score(name, found)}")
-    return 0
-
-
-def summary(thing: Any) -> str:
-    """The first line of its docstring."""
-    return (thing.__doc__ or "").strip().partition("\n")[0]
-
-
-def train(options: argparse.Namespace, settings: list[str]) -> int:
-    if options.resume is not None:
-        return resume(options, settings)
-    if options.recipe is None:
-        if options.help:
-            print(command_line()[1]["train"].format_help())
-            return 0
-        raise UsageError("found: no recipe\nto do: thinkers list recipes shows them")
-    from thinkers import config as configs
-
-    if options.recipe not in thinkers.RECIPES:
-        what = f"recipe {options.recipe!r}"
-        raise_unknown(what, options.recipe, thinkers.RECIPES, "thinkers list recipes shows them")
-    recipe = replace(thinkers.RECIPES[options.recipe](), recipe=options.recipe)
-    if options.help:
-        print(command_line()[1]["train"].format_help())
-        print(configs.parser(recipe, f"thinkers train {options.recipe}").format_help())
-        return 0
-    config = configs.override(recipe, options.config, settings)
-    if options.print_config:
-        print(configs.dump(recipe, options.config, settings), end="")
-        return 0
-    if options.dry_run:
-        from thinkers.estimating import estimate
-
-        print(estimate(config))
-        return 0
-    overrides = [f"{key}={value}" for key, value in config.changes(recipe).items()]
-    print_run(thinkers.train(config, options.out, overrides=overrides))
-    return 0
-
-
-def resume(options: argparse.Namespace, settings: list[str]) -> int:
-    """Go on with a run; only the number of updates may change."""
-    other = [word for word in settings if not word.startswith("--training.num_updates=")]
-    other += [f"--{name}" for name in ("out", "config", "recipe") if getattr(options, name)]
-    if other or options.print_config or options.dry_run:
-        raise UsageError(
-            f"found: {(other or ['--dry_run or --print_config'])[0]} with --resume\n"
-            "expected: nothing else, or --training.num_updates N, which extends the run\n"
-            "to do: leave it out; the settings of a run are in its config.json"
-        )
-    num_updates = None
-    if settings:
-        text = settings[-1].partition("=")[2]
-        num_updates = whole("--training.num_updates", text, 1)
-    print_run(thinkers.train(resume=options.resume, num_updates=num_updates))
-    return 0
-
-
-def print_run(run: Any) -> None:
-    if os.environ.get("RANK", "0") != "0":
-        return
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items())
-    print(f"{scores} on held-out examples, run {run.folder}")
-
-
-def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
-    steps = None
-    if options.num_steps is not None:
-        steps = [whole("--num_steps", text, 0) for text in options.num_steps.split(",")]
-    num_examples = whole("--num_examples", options.num_examples, 1)
-    rows = thinkers.evaluate(options.folder, num_steps=steps, num_examples=num_examples)
-    metrics = [name for name in rows[0] if name != "num_steps"]
-    print("steps  " + "  ".join(f"{name:>9}" for name in metrics))
-    for row in rows:
-        values = "  ".join(f"{row[name]:>9.4f}" for name in metrics)
-        print(f"{row['num_steps']:>5}  {values}")
-    return 0
-
-
-def generate(options: argparse.Namespace, settings: list[str]) -> int:
-    num_steps = None if options.num_steps is None else whole("--num_steps", options.num_steps, 0)
-    print(thinkers.answer(options.folder, options.prompt, num_steps=num_steps))
-    return 0
-
-
-def import_published(options: argparse.Namespace, settings: list[str]) -> int:
-    from thinkers.published.importing import import_checkpoint
-
-    if options.system not in SYSTEMS:
-        todo = "thinkers import --help lists them"
-        raise_unknown(f"system {options.system!r}", options.system, SYSTEMS, todo)
-    model = import_checkpoint(options.system, options.checkpoint, options.settings, options.out)
-    size = sum(p.numel() for p in model.parameters())
-    print(f"{model.name} with {size:,} parameters, model folder {options.out}")
-    return 0
-
-
-def whole(flag: str, text: str, least: int) -> int:
-    """`text` as an integer of at least `least`."""
-    if not text.strip().isdecimal() or int(text) < least:
-        raise UsageError(
-            f"found: {flag} {text}\nexpected: a whole number of at least {least}\n"
-            f"to do: change {flag}"
-        )
-    return int(text)
 
 
 def console() -> NoReturn:

@@ -225,7 +225,7 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks) -
                 alone = ranks.world == 1
                 if scores := signals.unless_stopped(lambda: score_of(learner, "valid"), alone):
                     tracker.log(done, valid=scores)
-                    score = scores[learner.task.headline]
+                    score = learner.task.merit(scores)
             is_best = score is not None and _is_better(score, learner.best)
             learner.best = score if is_best else learner.best
             signal = told.signal or (signals.number if ranks.world == 1 else 0)

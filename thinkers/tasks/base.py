@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from thinkers.errors import UsageError
@@ -38,6 +38,8 @@ class Task(ABC):
     Config: ClassVar[type]
     headline: ClassVar[str]
     """The metric that a run is remembered by."""
+    higher_is_better: ClassVar[bool] = True
+    """Of the headline; False where it is a loss."""
     vocab_size: int
     max_length: int
     """The most tokens that a prompt, its answer and the end token may need together."""
@@ -62,6 +64,31 @@ class Task(ABC):
         num_steps: int | None = None,
     ) -> dict[str, float]:
         """How well `model` does on examples of `split`, the headline first."""
+
+    @abstractmethod
+    def grade(
+        self,
+        model: nn.Module,
+        split: str = "test",
+        num_examples: int = 2000,
+        num_steps: int | None = None,
+    ) -> Float[Tensor, " n"]:
+        """The headline of each example alone, in float64: the mean of them is the score.
+
+        The same examples in the same order for every model, so that models can be compared in
+        pairs.
+        """
+
+    def merit(self, scores: Mapping[str, float]) -> float:
+        """The headline among `scores`, turned so that more is better."""
+        return scores[self.headline] if self.higher_is_better else -scores[self.headline]
+
+    def answer_length(self) -> int | None:
+        """The most tokens that an answer may need; None where it goes on as long as there is room.
+
+        An answer ends before that at the task's end token.
+        """
+        return None
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -94,10 +121,22 @@ def score_answers(
 
     `model` answers in evaluation mode, without gradient, and is left in the mode it was in.
     """
-    rows = right_rows = tokens = right_tokens = 0
+    right, graded = grade_answers(model, batches, max_new_tokens, num_steps)
+    exact = (right == graded).double().mean()
+    return {"exact": float(exact), "per_token": float(right.sum() / graded.sum())}
+
+
+def grade_answers(
+    model: Any,
+    batches: Iterable[Batch],
+    max_new_tokens: int,
+    num_steps: int | None = None,
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """(how many tokens of each answer are right, how many it has), as `score_answers` counts."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     training = model.training
     model.eval()
+    right, graded = [], []
     try:
         with torch.no_grad():
             for batch in batches:
@@ -108,16 +147,12 @@ def score_answers(
                     max_new_tokens,
                     num_steps=num_steps,
                 ).cpu()
-                graded = truth != IGNORED
-                right = given == truth
-                rows, right_rows = (
-                    rows + len(batch),
-                    right_rows + int((right | ~graded).all(1).sum()),
-                )
-                tokens, right_tokens = tokens + int(graded.sum()), right_tokens + int(right.sum())
+                is_graded = truth != IGNORED
+                right.append((is_graded & (given == truth)).sum(1))
+                graded.append(is_graded.sum(1))
     finally:
         model.train(training)
-    return {"exact": right_rows / rows, "per_token": right_tokens / tokens}
+    return torch.cat(right), torch.cat(graded)
 
 
 def left_padded_prompts(batch: Batch) -> Int[Tensor, "b p"]:

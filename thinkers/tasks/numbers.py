@@ -6,19 +6,19 @@ splits valid and test, whatever the seed, the sizes drawn and the padding.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int64, UInt64
+from jaxtyping import Bool, Float, Int, Int64, UInt64
 from torch import Tensor, nn
 
 from thinkers.errors import UsageError
 from thinkers.models.base import Batch
 from thinkers.tasks import vocabulary
-from thinkers.tasks.base import IGNORED, SPLITS, Task, score_answers, whole
+from thinkers.tasks.base import IGNORED, SPLITS, Task, grade_answers, score_answers, whole
 from thinkers.tasks.draws import Draws, constants, mix, row_keys
 from thinkers.tasks.vocabulary import BASE, BLANK, END, EQUALS, PAD
 
@@ -276,16 +276,31 @@ class NumberTask(Task):
         num_steps: int | None = None,
     ) -> dict[str, float]:
         """The share of whole answers that are right, and of answer tokens, the end included."""
+        examples = self._held_out(split, num_examples)
+        return score_answers(model, examples, self.answer_length(), num_steps)
+
+    def grade(
+        self,
+        model: nn.Module,
+        split: str = "test",
+        num_examples: int = 2000,
+        num_steps: int | None = None,
+    ) -> Float[Tensor, " n"]:
+        """1 for each whole answer that is right, 0 for the others."""
+        examples = self._held_out(split, num_examples)
+        right, graded = grade_answers(model, examples, self.answer_length(), num_steps)
+        return (right == graded).double()
+
+    def _held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
         whole("num_examples", num_examples, 1)
         _check_split(split)
         largest = self.config.sizes[-1]
-        starts = range(0, num_examples, SCORED_AT_ONCE)
-        batches = (
-            self._generate(i, 1, min(SCORED_AT_ONCE, num_examples - start), split, largest)
-            for i, start in enumerate(starts)
-        )
-        _, longest = self._widths[largest]
-        return score_answers(model, batches, longest, num_steps)
+        for i, start in enumerate(range(0, num_examples, SCORED_AT_ONCE)):
+            count = min(SCORED_AT_ONCE, num_examples - start)
+            yield self._generate(i, 1, count, split, largest)
+
+    def answer_length(self) -> int:
+        return self.answer_width(self.config.sizes[-1]) + 1
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text such as `12+34=` or `12+34=46`, without the end token."""

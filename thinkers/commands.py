@@ -1,0 +1,141 @@
+"""What each command does: call one function, print one result."""
+
+import argparse
+import os
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import thinkers
+from thinkers.errors import UsageError
+
+SYSTEMS = ("deepsight", "self_reasoning_tokens", "thinker", "thoughtsformer")
+"""Those of thinkers.published, named here so that the command starts without torch."""
+
+
+def list_names(options: argparse.Namespace, settings: list[str]) -> int:
+    from thinkers import recipes
+
+    registries = {
+        "models": thinkers.MODELS,
+        "tasks": thinkers.TASKS,
+        "recipes": thinkers.RECIPES,
+    }
+    found = recipes.results()
+    for kind in [options.kind] if options.kind else registries:
+        print(f"{kind}:")
+        for name, thing in registries[kind].items():
+            print(f"  {name:<18} {summary(thing)}")
+            if kind == "recipes":
+                print(f"  {'':<18} {recipes.score(name, found)}")
+    return 0
+
+
+def summary(thing: Any) -> str:
+    """The first line of its docstring."""
+    return (thing.__doc__ or "").strip().partition("\n")[0]
+
+
+def train(options: argparse.Namespace, settings: list[str]) -> int:
+    if options.resume is not None:
+        return resume(options, settings)
+    if options.recipe is None:
+        if options.help:
+            print(options.described())
+            return 0
+        raise UsageError("found: no recipe\nto do: thinkers list recipes shows them")
+    from thinkers import config as configs
+
+    if options.recipe not in thinkers.RECIPES:
+        what = f"recipe {options.recipe!r}"
+        raise_unknown(what, options.recipe, thinkers.RECIPES, "thinkers list recipes shows them")
+    recipe = replace(thinkers.RECIPES[options.recipe](), recipe=options.recipe)
+    if options.help:
+        print(options.described())
+        print(configs.parser(recipe, f"thinkers train {options.recipe}").format_help())
+        return 0
+    config = configs.override(recipe, options.config, settings)
+    if options.print_config:
+        print(configs.dump(recipe, options.config, settings), end="")
+        return 0
+    if options.dry_run:
+        from thinkers.estimating import estimate
+
+        print(estimate(config))
+        return 0
+    overrides = [f"{key}={value}" for key, value in config.changes(recipe).items()]
+    print_run(thinkers.train(config, options.out, overrides=overrides))
+    return 0
+
+
+def resume(options: argparse.Namespace, settings: list[str]) -> int:
+    """Go on with a run; only the number of updates may change."""
+    other = [word for word in settings if not word.startswith("--training.num_updates=")]
+    other += [f"--{name}" for name in ("out", "config", "recipe") if getattr(options, name)]
+    if other or options.print_config or options.dry_run:
+        raise UsageError(
+            f"found: {(other or ['--dry_run or --print_config'])[0]} with --resume\n"
+            "expected: nothing else, or --training.num_updates N, which extends the run\n"
+            "to do: leave it out; the settings of a run are in its config.json"
+        )
+    num_updates = None
+    if settings:
+        text = settings[-1].partition("=")[2]
+        num_updates = whole("--training.num_updates", text, 1)
+    print_run(thinkers.train(resume=options.resume, num_updates=num_updates))
+    return 0
+
+
+def print_run(run: Any) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items())
+    print(f"{scores} on held-out examples, run {run.folder}")
+
+
+def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
+    steps = None
+    if options.num_steps is not None:
+        steps = [whole("--num_steps", text, 0) for text in options.num_steps.split(",")]
+    num_examples = whole("--num_examples", options.num_examples, 1)
+    rows = thinkers.evaluate(options.folder, num_steps=steps, num_examples=num_examples)
+    metrics = [name for name in rows[0] if name != "num_steps"]
+    print("steps  " + "  ".join(f"{name:>9}" for name in metrics))
+    for row in rows:
+        values = "  ".join(f"{row[name]:>9.4f}" for name in metrics)
+        print(f"{row['num_steps']:>5}  {values}")
+    return 0
+
+
+def generate(options: argparse.Namespace, settings: list[str]) -> int:
+    num_steps = None if options.num_steps is None else whole("--num_steps", options.num_steps, 0)
+    print(thinkers.answer(options.folder, options.prompt, num_steps=num_steps))
+    return 0
+
+
+def import_published(options: argparse.Namespace, settings: list[str]) -> int:
+    from thinkers.published.importing import import_checkpoint
+
+    if options.system not in SYSTEMS:
+        todo = "thinkers import --help lists them"
+        raise_unknown(f"system {options.system!r}", options.system, SYSTEMS, todo)
+    model = import_checkpoint(options.system, options.checkpoint, options.settings, options.out)
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{model.name} with {size:,} parameters, model folder {options.out}")
+    return 0
+
+
+def whole(flag: str, text: str, least: int) -> int:
+    """`text` as an integer of at least `least`."""
+    if not text.strip().isdecimal() or int(text) < least:
+        raise UsageError(
+            f"found: {flag} {text}\nexpected: a whole number of at least {least}\n"
+            f"to do: change {flag}"
+        )
+    return int(text)
+
+
+def raise_unknown(what: str, name: str, known: Any, todo: str) -> NoReturn:
+    """The error of a name that does not exist, with the nearest that does."""
+    from thinkers.config import nearest, problem
+
+    raise problem(f"unknown {what}", nearest(name, known), todo)
