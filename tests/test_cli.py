@@ -328,7 +328,7 @@ def test_each_error_has_its_code_and_no_traceback(error, code, monkeypatch, caps
     def fail(options, flags):
         raise error
 
-    monkeypatch.setattr(cli, "list_names", fail)
+    monkeypatch.setattr(commands, "list_names", fail)
     assert cli.main(["list"]) == code
     err = capsys.readouterr().err
     assert 1 <= len(err.splitlines()) <= 3 and "Traceback" not in err
