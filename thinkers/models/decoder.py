@@ -1,6 +1,7 @@
 """The modern causal transformer: the yardstick that does not think."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,17 @@ from thinkers.cache import KeyValueCache
 from thinkers.checks import check_int
 from thinkers.layers import Heads, Rotary, SwiGLU, attention_flops, rotate, swiglu_width
 from thinkers.models import base
-from thinkers.models.base import Model, Thought, initialize
+from thinkers.models.base import (
+    IGNORED,
+    Batch,
+    Loss,
+    Model,
+    Thought,
+    as_batch,
+    graded_targets,
+    initialize,
+    next_token_loss,
+)
 
 
 class Decoder(Model):
@@ -20,10 +31,21 @@ class Decoder(Model):
 
     Root-mean-square norms before each part, rotary positions, no biases, the output tied to the
     embedding, as in LLaMA (Touvron et al. 2023, https://arxiv.org/abs/2302.13971).
+
+    For fair comparisons it can be given the compute of a thinker without the thoughts, by learned
+    fillers behind every token (Goyal et al. 2023, https://arxiv.org/abs/2310.02226), and a view of
+    the future in training, by further heads (Gloeckle et al. 2024,
+    https://arxiv.org/abs/2404.19737).
     """
 
     name = "decoder"
-    test_variants = ({"num_kv_heads": 2}, {"num_kv_heads": 1, "hidden": 40})
+    test_variants = (
+        {"num_kv_heads": 2},
+        {"num_kv_heads": 1, "hidden": 40},
+        {"num_fillers": 2, "num_kv_heads": 2},
+        {"num_future": 3},
+        {"num_fillers": 1, "num_future": 2},
+    )
 
     @dataclass(frozen=True, kw_only=True)
     class Config(base.Config):
@@ -34,9 +56,17 @@ class Decoder(Model):
         hidden: int | None = None
         """Width of the feed-forward; None is 8/3 of dim."""
         dropout: float = 0.0
+        num_fillers: int = 0
+        """Learned elements behind every token, read by all that comes later; the next token is
+        read from the last of them."""
+        num_future: int = 1
+        """How many next tokens each position is trained to predict: one by the usual head, each of
+        the others by a block of its own on top of all layers, left out of everything else."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            check_int("num_fillers", self.num_fillers, 0)
+            check_int("num_future", self.num_future, 1, self.max_length, "max_length")
             groups = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
             check_int("num_kv_heads", groups, 1, self.num_heads, "num_heads")
             if self.num_heads % groups:
@@ -55,7 +85,15 @@ class Decoder(Model):
         self.rotary = Rotary(config.dim // config.num_heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        if config.num_fillers:
+            self.fillers = nn.Parameter(0.02 * torch.randn(config.num_fillers, config.dim))
+        self.future = nn.ModuleList(Block(config) for _ in range(config.num_future - 1))
         initialize(self, num_residuals=2 * config.num_layers)
+
+    @property
+    def size(self) -> int:
+        """Elements of each token: itself and its fillers."""
+        return 1 + self.config.num_fillers
 
     @property
     def step_counts(self) -> tuple[int, ...]:
@@ -80,11 +118,19 @@ class Decoder(Model):
     def _run(
         self, tokens: Int[Tensor, "b t"], cache: KeyValueCache | None = None
     ) -> Float[Tensor, "b t c"]:
-        x = F.dropout(self.embedding(tokens), self.config.dropout, self.training)
-        table = self.rotary.table(torch.arange(tokens.shape[1], device=x.device), x.dtype)
+        """The vectors that tokens are predicted from, after all layers."""
+        x = F.dropout(self._elements(tokens), self.config.dropout, self.training)
+        table = self.rotary.table(torch.arange(x.shape[1], device=x.device), x.dtype)
         for layer, block in enumerate(self.blocks):
             x = block(x, table, cache, layer)
-        return x
+        return x[:, self.size - 1 :: self.size]
+
+    def _elements(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b s c"]:
+        x = self.embedding(tokens)
+        if not self.config.num_fillers:
+            return x
+        fillers = self.fillers.expand(*tokens.shape, -1, -1)
+        return torch.cat([x[:, :, None], fillers], 2).flatten(1, 2)
 
     def _answer(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
         return F.linear(self.norm(x), self.embedding.weight)
@@ -102,17 +148,58 @@ class Decoder(Model):
     ) -> tuple[Float[Tensor, "b v"], KeyValueCache]:
         config = self.config
         groups, head_dim = config.num_kv_heads or config.num_heads, config.dim // config.num_heads
-        weight = self.norm.weight
-        cache = KeyValueCache(len(self.blocks), lengths, capacity, groups, head_dim, weight)
+        n = self.size
+        shape = (len(self.blocks), n * lengths, n * capacity, groups, head_dim, self.norm.weight)
+        cache = FillerCache(n, *shape) if config.num_fillers else KeyValueCache(*shape)
         x = self._run(tokens, cache)
         return self._answer(x[torch.arange(len(x)), lengths - 1]), cache
 
     def extend(self, tokens: Int[Tensor, " b"], cache: KeyValueCache) -> Float[Tensor, "b v"]:
-        x = self.embedding(tokens[:, None])
+        x = self._elements(tokens[:, None])
         table = self.rotary.table(cache.grow(), x.dtype)
         for layer, block in enumerate(self.blocks):
             x = block(x, table, cache, layer)
-        return self._answer(x[:, 0])
+        return self._answer(x[:, -1])
+
+    def counts(self, batch: Batch | Int[Tensor, "b t"]) -> dict[str, int]:
+        batch = as_batch(batch, self)
+        return {name: int((x != IGNORED).sum()) for name, x in self._targets(batch).items()}
+
+    def loss(
+        self,
+        batch: Batch | Int[Tensor, "b t"],
+        num_steps: int | None = None,
+        counts: Mapping[str, int] | None = None,
+    ) -> Loss:
+        """As in every model; the parts `future_2` .. are of the tokens behind the next one."""
+        if not self.future:
+            return super().loss(batch, num_steps, counts)
+        self.check_steps(num_steps)
+        batch = as_batch(batch, self)
+        x = self._run(self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths))
+        table = self.rotary.table(torch.arange(x.shape[1], device=x.device), x.dtype)
+        heads = [x, *(block(x, table) for block in self.future)]
+        losses = {}
+        for head, (name, targets) in zip(heads, self._targets(batch).items(), strict=True):
+            given = None if counts is None else {"next_token": counts[name]}
+            losses[name] = next_token_loss(
+                self._answer(head), replace(batch, targets=targets, lengths=None), given
+            )
+        return Loss(
+            sum(loss.total for loss in losses.values()),  # type: ignore[arg-type]
+            {name: loss.total.detach() for name, loss in losses.items()},
+            {name: loss.counts["next_token"] for name, loss in losses.items()},
+            losses["next_token"].correct,
+        )
+
+    def _targets(self, batch: Batch) -> dict[str, Int[Tensor, "b t"]]:
+        """What each head is compared with, by the name of its part of the loss."""
+        targets = graded_targets(batch)
+        found = {"next_token": targets}
+        for ahead in range(2, self.config.num_future + 1):
+            targets = F.pad(targets[:, 1:], (0, 1), value=IGNORED)
+            found[f"future_{ahead}"] = targets
+        return found
 
     def flops(
         self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
@@ -120,9 +207,36 @@ class Decoder(Model):
         self.check_steps(num_steps)
         rows, config = batch_size * length, self.config
         block: Any = self.blocks[0]
-        layers = config.num_layers * block.flops(batch_size, length)
-        forward = layers + 2 * rows * config.dim * config.vocab_size
-        return 3 * forward if training else forward
+        head = 2 * rows * config.dim * config.vocab_size
+        forward = config.num_layers * block.flops(batch_size, length * self.size) + head
+        future = len(self.future) * (block.flops(batch_size, length) + head)
+        return 3 * (forward + future) if training else forward
+
+
+class FillerCache(KeyValueCache):
+    """Keys and values of tokens and their fillers: `size` elements of every token at once."""
+
+    def __init__(self, size: int, *shape: Any):
+        super().__init__(*shape)
+        self.size = size
+
+    def grow(self) -> Int[Tensor, "b n"]:
+        """Make room for the elements of one more token per row; their positions."""
+        positions = torch.cat([super(FillerCache, self).grow() for _ in range(self.size)], 1)
+        slots = torch.arange(self.used, device=positions.device)
+        ahead = slots > slots[-self.size :, None]
+        assert self.visible is not None
+        self.visible = self.visible.masked_fill(ahead, -torch.inf)
+        return positions
+
+    def keep(
+        self, layer: int, k: Float[Tensor, "b g t d"], v: Float[Tensor, "b g t d"]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.visible is None:
+            return super().keep(layer, k, v)
+        kept = self.data[layer, ..., : self.used, :]
+        kept[0, :, :, -self.size :], kept[1, :, :, -self.size :] = k, v
+        return kept[0], kept[1], self.visible
 
 
 class Block(nn.Module):
