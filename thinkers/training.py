@@ -274,6 +274,7 @@ def _prepare(
         for change in runs.changes(record, here) if "precision" in record else ():
             print(f"{change}: the last bits may differ", flush=True)
         runs.write_record(folder, record | here | {"config": config.to_dict()})
+        task.keep(folder)
     if update:
         restore(learner, checkpoints.read(folder / "checkpoints" / f"{update:08d}", record["run"]))
     return learner, precision

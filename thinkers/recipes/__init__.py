@@ -9,7 +9,8 @@ from typing import Any
 
 from thinkers.config import Config
 from thinkers.errors import UsageError
-from thinkers.recipes import numbers
+from thinkers.recipes import numbers, text
+from thinkers.tasks.text import Text
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -36,8 +37,25 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "arithmetic/looped": numbers.arithmetic_looped,
         "multiply/thinker": numbers.multiply_thinker,
         "factorise/thinker": numbers.factorise_thinker,
+        "shakespeare/decoder": text.decoder,
+        "shakespeare/looped": text.looped,
+        "shakespeare/thoughtsformer": text.thoughtsformer,
+        "shakespeare/reasoning_tokens": text.reasoning_tokens,
+        "shakespeare/deepsight": text.deepsight,
+        "shakespeare/thinker": text.thinker,
+        "shakespeare/decoder_gpu": text.decoder_gpu,
     }.items()
 }
+
+
+def needs_gpu(name: str) -> bool:
+    """Whether a recipe is meant for a GPU: then its device is one."""
+    return RECIPES[name]().training.device == "cuda"
+
+
+def needs_text(name: str) -> bool:
+    """Whether a recipe learns from a text that is to be named."""
+    return isinstance(RECIPES[name]().task, Text.Config)
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -66,7 +84,7 @@ def score(name: str, found: Mapping[str, Any] | None = None) -> str:
     """The measured score of a recipe in a few words: mean, deviation over seeds, minutes."""
     entry = (results() if found is None else found).get(name)
     if not entry:
-        return "not measured"
+        return "not measured, needs a GPU" if needs_gpu(name) else "not measured"
     seeds = list(entry["seeds"].values())
     values = [seed["scores"][entry["headline"]] for seed in seeds]
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""

@@ -9,6 +9,7 @@ from thinkers.tasks.arithmetic import Add, Arithmetic, Factorise, Multiply, Subt
 from thinkers.tasks.base import SPLITS as SPLITS
 from thinkers.tasks.base import Task as Task
 from thinkers.tasks.sequences import Copy, Jump, Reverse, Rotate, RunningSum, Shift, Sort
+from thinkers.tasks.text import Text
 
 TASKS: dict[str, type[Task]] = {
     "copy": Copy,
@@ -23,6 +24,7 @@ TASKS: dict[str, type[Task]] = {
     "multiply": Multiply,
     "arithmetic": Arithmetic,
     "factorise": Factorise,
+    "text": Text,
 }
 
 

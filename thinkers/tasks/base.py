@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -97,6 +98,14 @@ class Task(ABC):
     @abstractmethod
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
         """The text of `tokens`."""
+
+    def keep(self, folder: Path) -> None:  # noqa: B027, most need no more than their Config
+        """Write beside the config.json of a run what using the run will need of its task."""
+
+    @classmethod
+    def of_run(cls, config: Any, seed: int, folder: Path) -> "Task":
+        """The task of the run in `folder`, with what `keep` wrote there."""
+        return cls(config, seed)
 
     def observe(self, correct: Bool[Tensor, " b"]) -> None:  # noqa: B027, most have no curriculum
         """Move the curriculum by what was right in one update, in the order of the batch."""

@@ -1,0 +1,279 @@
+"""Predict the next token of a text: any UTF-8 file, a folder of them, or a data set."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int, Int64, Integer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thinkers.checkpoints import to_json, write_file
+from thinkers.checks import NOT_CAUSAL
+from thinkers.config import problem
+from thinkers.errors import DamagedError, DataError, UsageError
+from thinkers.models.base import Batch
+from thinkers.models.generation import evaluating
+from thinkers.tasks.base import SPLITS, Task, whole
+from thinkers.tasks.draws import GOLDEN, mix, row_keys
+from thinkers.tasks.text_cache import TRAIN_SHARE, Prepared, prepare, vocabulary_of
+from thinkers.tasks.text_files import find, unreadable
+from thinkers.tasks.text_vocabulary import UnknownCharacter, Vocabulary, from_state
+
+KEPT = "vocabulary.json"
+SCORED_AT_ONCE = 4096
+"""Tokens that a model judges at once."""
+
+
+class Text(Task):
+    """Predicts the next token of a text.
+
+    A row is a window of `context` tokens, drawn anywhere in the training part, and every position
+    is graded. Text is split by position, as nanoGPT (https://github.com/karpathy/nanoGPT) does:
+    the last tenth is held out, and is what valid and test are, unless they are given.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        path: str = ""
+        """A UTF-8 file, a folder of them, or hf:NAME or hf:NAME:CONFIGURATION of huggingface.co."""
+        valid_path: str = ""
+        """A text for the valid split; all of `path` is then to train on."""
+        test_path: str = ""
+        """A text for the test split; else it is the valid split."""
+        vocabulary: Literal["byte", "character", "bpe"] = "byte"
+        """Bytes, the characters of the text, or byte pairs learned from its training part."""
+        bpe_size: int = 1024
+        """The most tokens of a bpe vocabulary."""
+        context: int = 256
+        """Tokens in a row."""
+        bad_bytes: Literal["error", "replace", "skip"] = "error"
+        """What is done about bytes that are not UTF-8."""
+        max_bytes: int | None = None
+        """Where a data set of huggingface.co is cut off."""
+
+        def __post_init__(self) -> None:
+            for name in ("vocabulary", "bad_bytes"):
+                known = get_args(Text.Config.__annotations__[name])
+                if (value := getattr(self, name)) not in known:
+                    raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+            whole("context", self.context, 2)
+            whole("bpe_size", self.bpe_size, 256)
+            if self.max_bytes is not None:
+                whole("max_bytes", self.max_bytes, 1)
+
+    config: Config
+    headline = "loss"
+    higher_is_better = False
+
+    def __init__(self, config: Any = None, seed: int = 0, run: Mapping[str, Any] | None = None):
+        """Without a path, all that is known is how large a model would be at least.
+
+        Args:
+            run: What `keep` wrote: texts are then read when they are needed, with its vocabulary.
+        """
+        super().__init__(config, seed)
+        self.max_length = self.config.context
+        self._run = run
+        self._parts: dict[str, Integer[np.ndarray, " n"]] = {}
+        self.vocabulary: Vocabulary | None = None
+        if run is not None:
+            self.vocabulary = from_state(run["vocabulary"], KEPT)
+        elif self.config.path:
+            source = find(self.config.path, self.config.max_bytes)
+            share = 1.0 if self.config.valid_path else TRAIN_SHARE
+            self.vocabulary = vocabulary_of(
+                source,
+                self.config.vocabulary,
+                self.config.bpe_size,
+                self.config.bad_bytes,
+                share,
+            )
+            for split in SPLITS:
+                self.tokens(split)
+        fewest = {"byte": 256, "character": 1, "bpe": 256}[self.config.vocabulary]
+        self.vocab_size = len(self.vocabulary) if self.vocabulary is not None else fewest
+
+    # the text
+
+    def tokens(self, split: str) -> Integer[np.ndarray, " n"]:
+        """All tokens of a split, one after the other."""
+        if split not in SPLITS:
+            raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        if split not in self._parts:
+            self._parts[split] = self._part(split)
+        return self._parts[split]
+
+    def _part(self, split: str) -> Integer[np.ndarray, " n"]:
+        config = self.config
+        path = {"train": "", "valid": config.valid_path, "test": config.test_path}[split]
+        path = path or (config.valid_path if split == "test" else "")
+        if path:
+            found = self._prepared(path).tokens
+        else:
+            text = self._training_text()
+            cut = len(text.tokens) if config.valid_path else text.boundary
+            found = text.tokens[:cut] if split == "train" else text.tokens[cut:]
+        if len(found) <= config.context:
+            raise unreadable(
+                path or config.path,
+                f"{len(found)} tokens to {'train on' if split == 'train' else 'be judged on'}",
+                f"at least {config.context + 1}, one more than --task.context",
+                "take a longer text, or a shorter --task.context",
+            )
+        return found
+
+    def _training_text(self) -> Prepared:
+        if not self.config.path:
+            raise problem("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
+        found = self._prepared(self.config.path)
+        if self._run is not None and self._run["text"] not in (None, found.digest):
+            raise unreadable(
+                self.config.path,
+                "has changed since the run began",
+                "the text that the run was trained on",
+                "put it back; --task.test_path FILE judges on another text",
+            )
+        return found
+
+    def _prepared(self, path: str) -> Prepared:
+        assert self.vocabulary is not None
+        source = find(path, self.config.max_bytes)
+        return prepare(source, self.vocabulary, self.config.bad_bytes)
+
+    # batches
+
+    def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
+        """Windows drawn anywhere in the split; row by row a function of (seed, update, row)."""
+        whole("update", update, 0, 2**63 - 1)
+        whole("batch_size", batch_size, 1)
+        text, length = self.tokens(split), self.config.context
+        keys = row_keys(self.seed, SPLITS.index(split), np.array([update]), batch_size)[0]
+        starts = mix(keys + GOLDEN) % np.uint64(len(text) - length)
+        rows = self._windows(text, starts.astype(np.int64))
+        tokens, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        return Batch(tokens, targets, keys=torch.from_numpy(keys.view(np.int64)))
+
+    def _windows(
+        self, tokens: Integer[np.ndarray, " n"], starts: Int64[np.ndarray, " b"]
+    ) -> Int[Tensor, "b t"]:
+        """Rows of one token more than `context` from these places."""
+        columns = np.arange(self.config.context + 1)
+        return torch.from_numpy(tokens[starts[:, None] + columns].astype(np.int64))
+
+    # judging
+
+    def score(
+        self,
+        model: nn.Module,
+        split: str = "test",
+        num_examples: int = 2000,
+        num_steps: int | None = None,
+    ) -> dict[str, float]:
+        """Nats per token, and bits per byte, by which vocabularies compare.
+
+        An example is a window; they do not overlap. All windows of the split are judged, or, if
+        there are more than `num_examples`, so many at equal distances.
+        """
+        nats, sizes = self._judge(model, split, num_examples, num_steps)
+        bits = nats.sum().item() / math.log(2) / float(sizes.sum())
+        return {"loss": nats.mean().item() / self.config.context, "bits_per_byte": bits}
+
+    def grade(
+        self,
+        model: nn.Module,
+        split: str = "test",
+        num_examples: int = 2000,
+        num_steps: int | None = None,
+    ) -> Float[Tensor, " n"]:
+        """Nats per token of each window."""
+        return self._judge(model, split, num_examples, num_steps)[0] / self.config.context
+
+    def _judge(
+        self, model: Any, split: str, num_examples: int, num_steps: int | None
+    ) -> tuple[Float64[Tensor, " n"], Int64[np.ndarray, " n"]]:
+        """The nats of each window, and its number of bytes."""
+        if not model.causal:
+            raise ValueError(NOT_CAUSAL.format(what="predicting a text"))
+        whole("num_examples", num_examples, 1)
+        tokens, length = self.tokens(split), self.config.context
+        count = (len(tokens) - 1) // length
+        shown = min(count, num_examples)
+        starts = np.arange(shown) * count // shown * length
+        device = next(model.parameters()).device
+        assert self.vocabulary is not None
+        nats, sizes = [], []
+        with evaluating(model):
+            for chosen in np.array_split(starts, math.ceil(shown * length / SCORED_AT_ONCE)):
+                rows = self._windows(tokens, chosen)
+                logits = model(rows[:, :-1].to(device), num_steps).logits
+                logits = logits.float() if logits.dtype.itemsize < 4 else logits
+                targets = rows[:, 1:].to(device)
+                losses = F.cross_entropy(logits.mT, targets, reduction="none")
+                nats.append(losses.double().sum(1).cpu())
+                sizes.append(self.vocabulary.lengths[rows[:, 1:].numpy()].sum(1))
+        return torch.cat(nats), np.concatenate(sizes)
+
+    # text and tokens
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text; UsageError naming a character that has none."""
+        if self.vocabulary is None:
+            raise problem("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
+        try:
+            return self.vocabulary.encode(text).tolist()
+        except UnknownCharacter as error:
+            shown = "".join(piece.decode() for piece in self.vocabulary.pieces[:60])
+            raise problem(
+                str(error), f"characters of the text: {shown!r}", "write others"
+            ) from None
+
+    def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
+        """The text of `tokens`."""
+        if self.vocabulary is None:
+            raise problem("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
+        return self.vocabulary.decode(int(token) for token in tokens)
+
+    # runs
+
+    def keep(self, folder: Path) -> None:
+        """Write vocabulary.json: with it a run can be used where its text is no more.
+
+        Raises:
+            DataError: The run was begun with another text.
+        """
+        assert self.vocabulary is not None
+        state = {"text": self._training_text().digest, "vocabulary": self.vocabulary.state()}
+        if not (folder / KEPT).exists():
+            write_file(folder / KEPT, to_json(state))
+        elif _read(folder / KEPT) != state:
+            raise unreadable(
+                self.config.path,
+                "has changed since the run began",
+                "the text that the run was trained on",
+                "put it back, or train anew",
+            )
+
+    @classmethod
+    def of_run(cls, config: Any, seed: int, folder: Path) -> "Text":
+        kept = _read(folder / KEPT)
+        return cls(config, seed, kept)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+        if not {"text", "vocabulary"} <= found.keys():
+            raise ValueError("no vocabulary")
+    except FileNotFoundError:
+        raise DataError(
+            f"{file} is missing, so that nobody knows what the tokens stand for"
+        ) from None
+    except (ValueError, AttributeError) as error:
+        raise DamagedError(f"{file} has changed since it was written: {error}") from None
+    return found
