@@ -1,5 +1,8 @@
 """Reports and the demo: pages that stand alone, pictures, and what is asked of their text."""
 
+import base64
+import hashlib
+import json
 import re
 import runpy
 import sys
@@ -32,20 +35,39 @@ class Reader(HTMLParser):
         self.text += data
 
 
+def hashed(text):
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
 def stands_alone(page):
-    """Whether nothing is fetched or run by this page."""
+    """Whether a page fetches nothing, and allows its own sheet and script alone, if it has one."""
     found = Reader(page)
-    csp = [
+    (csp,) = [
         a["content"] for tag, a in found.tags if a.get("http-equiv") == "Content-Security-Policy"
     ]
+    rules = dict(rule.strip().split(" ", 1) for rule in csp.split(";"))
+    styles = re.findall(r"(?s)<style>(.*?)</style>", page)
+    scripts = re.findall(r"(?s)<script>(.*?)</script>", page)
+    assert rules == {
+        "default-src": "'none'",
+        "style-src": hashed(*styles),
+        "script-src": hashed(*scripts) if scripts else "'none'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
     sources = [
         a[key]
         for _, a in found.tags
-        for key in ("src", "href", "xlink:href", "action")
-        if not a.get(key, "#").startswith("#")
+        for key in ("src", "href", "xlink:href", "action", "formaction")
+        if not a.get(key, "#").startswith(("#", "data:image/png;base64,"))
     ]
-    scripts = [tag for tag, a in found.tags if tag == "script" or any(k[:2] == "on" for k in a)]
-    return csp == ["default-src 'none'; style-src 'unsafe-inline'"] and not sources + scripts
+    blocked = [(tag, k) for tag, a in found.tags for k in a if k[:2] == "on" or k == "style"]
+    kinds = [a.get("type") for tag, a in found.tags if tag == "script"]
+    assert sources == [] and blocked == []
+    assert kinds.count(None) == len(scripts) and set(kinds) <= {None, "application/json"}
+    return True
 
 
 def test_a_page_stands_alone_and_escapes_all_text(tmp_path):
@@ -65,6 +87,53 @@ def test_a_drawing_says_every_score_and_takes_the_ink_of_the_page():
     svg = reports.drawing(accuracy_figure(SCORES, 4))
     assert all(f"{score:.3f}" in svg for score in SCORES.values())
     assert "as trained" in svg and "currentColor" in svg and reports.INK not in svg
+
+
+def test_the_figures_of_a_page_have_ids_of_their_own(tmp_path):
+    drawn = [Section(drawing=accuracy_figure(SCORES, 4), caption=f"{n}") for n in range(3)]
+    write_page(tmp_path / "a.html", "a", "b", drawn)
+    page = (tmp_path / "a.html").read_text()
+    ids = [a["id"] for _, a in Reader(page).tags if "id" in a]
+    assert len(ids) > 30 and len(set(ids)) == len(ids)
+    used = re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', page)
+    assert used and {a or b for a, b in used} <= set(ids)
+
+
+def test_what_a_script_reads_cannot_end_its_element(tmp_path):
+    value = {"a": ["</script><script>alert(1)</script>", "<!--", "\u2028&amp;", 1.5, None]}
+    write_page(tmp_path / "a.html", "a", "b", [], data=value)
+    page = (tmp_path / "a.html").read_text()
+    assert stands_alone(page)
+    (held,) = re.findall(r'(?s)<script type="application/json" id="data">(.*?)</script>', page)
+    assert json.loads(held) == value
+
+
+def test_markup_is_escaped_unless_a_template_of_ours_made_it(tmp_path):
+    write_page(tmp_path / "a.html", "a", "b", [Section(markup="<b>bold</b>")])
+    page = (tmp_path / "a.html").read_text()
+    assert "<b>" not in page and "&lt;b&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb\x00", "a␊b␀"),
+        ("\u202eabc", "[U+202E]abc"),
+        ("\x9b\u2028\ud800", "[U+009B][U+2028][U+D800]"),
+        ("ä 漢 🙂", "ä 漢 🙂"),
+    ],
+)
+def test_what_cannot_be_seen_is_shown(text, shown):
+    assert reports.visible(text) == shown
+
+
+def test_all_text_of_a_page_can_be_seen(tmp_path):
+    bad = "a\u202eb\x1b[2J"
+    section = Section(heading=bad, text=bad, columns=[bad], rows=[[bad]])
+    write_page(tmp_path / "a.html", bad, bad, [section])
+    page = (tmp_path / "a.html").read_text()
+    assert "\u202e" not in page and "\x1b" not in page
+    assert page.count("a[U+202E]b␛[2J") == 8
 
 
 def test_a_drawing_is_the_same_bytes_every_time():

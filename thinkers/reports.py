@@ -1,6 +1,11 @@
 """Pages and pictures of results: one self-contained HTML file, and PNG."""
 
+import base64
+import hashlib
 import io
+import json
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +31,7 @@ class Section:
         drawing: A figure.
         caption: What it shows, for whoever cannot see it.
         marked: The index of the row that stands out.
+        markup: What `render` made; any other text is escaped.
     """
 
     heading: str = ""
@@ -35,6 +41,7 @@ class Section:
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
     marked: int | None = None
+    markup: str = ""
 
 
 def accuracy_figure(
@@ -65,15 +72,36 @@ def accuracy_figure(
     return figure
 
 
-def drawing(figure: "Figure") -> str:
-    """The figure as SVG to stand in a page: its ink is the page's, light or dark."""
+def drawing(figure: "Figure", name: str = "figure") -> str:
+    """The figure as SVG to stand in a page: its ink is the page's, light or dark.
+
+    Args:
+        name: What the ids in it begin with, so that figures of one page stay apart.
+    """
     matplotlib = _report("matplotlib")
     buffer = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": "thinkers", "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"(?s)<metadata>.*?</metadata>|<style.*?</style>", "", svg)
+    svg = re.sub(r"<[^>]*>", lambda tag: _strict(tag[0], name), svg)
+    return svg.replace("<svg", '<svg stroke-linejoin="round" stroke-linecap="butt"', 1)
+
+
+def _strict(tag: str, name: str) -> str:
+    """A tag without styles of its own, its ids beginning with `name`."""
+    tag = re.sub(r' style="([^"]*)"', _attributes, tag)
+    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", tag)
+
+
+def _attributes(style: "re.Match[str]") -> str:
+    """A style as attributes of its own: a page allows no styles but those of its one sheet."""
+    pairs = [rule.split(":", 1) for rule in style[1].split(";") if ":" in rule]
+    given = {name.strip(): value.strip() for name, value in pairs}
+    given.pop("font-family", None)
+    return "".join(f' {name}="{value}"' for name, value in given.items())
 
 
 def write_png(figure: "Figure", path: str | Path) -> None:
@@ -83,20 +111,94 @@ def write_png(figure: "Figure", path: str | Path) -> None:
     write_file(Path(path), buffer.getvalue())
 
 
-def write_page(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> None:
-    """One HTML file that needs nothing else, no network and no script; all text is escaped."""
-    jinja2 = _report("jinja2")
+def write_page(
+    path: str | Path,
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    *,
+    parts: Sequence[str] = (),
+    data: Any = None,
+) -> None:
+    """One HTML file that needs nothing else, and no network; all text is escaped.
+
+    The browser runs the page's one script and applies its one sheet of styles, known by their
+    hashes, and nothing else.
+
+    Args:
+        parts: Names of styles and scripts in `pages` that this page has besides.
+        data: What its script reads, as JSON.
+    """
     markup = _report("markupsafe").Markup
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    style = "".join(_text(name) for name in ("page.css", *parts) if name.endswith(".css"))
+    script = "".join(_text(name) for name in parts if name.endswith(".js"))
     shown = [
-        vars(section) | {"drawing": section.drawing and markup(drawing(section.drawing))}
-        for section in sections
+        vars(section)
+        | {"drawing": section.drawing and markup(drawing(section.drawing, f"f{number}"))}
+        for number, section in enumerate(sections)
     ]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(template).render(
-        title=title, lead=lead, sections=shown, footer=f"made by thinkers {__version__}"
+    page = render(
+        "page.html",
+        title=title,
+        lead=lead,
+        sections=shown,
+        footer=f"made by thinkers {__version__}",
+        policy=policy(style, script),
+        style=markup(style),
+        script=markup(script),
+        data="" if data is None else markup(as_data(data)),
     )
     write_file(Path(path), (page + "\n").encode())
+
+
+def policy(style: str, script: str) -> str:
+    """What a browser may load of a page: these and no others, and images that are in it."""
+
+    def source(text: str) -> str:
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        return f"'sha256-{digest}'" if text else "'none'"
+
+    return (
+        f"default-src 'none'; style-src {source(style)}; script-src {source(script)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def as_data(value: Any) -> str:
+    """JSON that can stand in a script element, whatever strings it holds."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return "".join(f"\\u{ord(x):04x}" if x in "<>&" else x for x in text)
+
+
+def render(template: str, **values: Any) -> Any:
+    """A template of `pages` with these values, each escaped, as markup for `Section.markup`."""
+    jinja2 = _report("jinja2")
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    text = environment.from_string(_text(template)).render(values)
+    return _report("markupsafe").Markup(text)
+
+
+def visible(text: str) -> str:
+    """The text with what cannot be seen, or would change the order of what can, as pictures."""
+    shown = []
+    for x in text:
+        if ord(x) < 32:
+            shown.append(chr(0x2400 + ord(x)))
+        elif unicodedata.category(x) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+            shown.append(f"[U+{ord(x):04X}]")
+        else:
+            shown.append(x)
+    return "".join(shown)
+
+
+def _text(name: str) -> str:
+    return (Path(__file__).parent / "pages" / name).read_text(encoding="utf-8")
 
 
 def _report(module: str) -> Any:
