@@ -84,19 +84,7 @@ class Config:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Config":
         """The configuration that `to_dict` described."""
-        from thinkers import MODELS, TASKS
-        from thinkers.training import Training
-
-        for part in PARTS:
-            if not isinstance(data.get(part), Mapping):
-                raise problem(f"a configuration without {part}", " and ".join(PARTS), "add it")
-        model, task, training = (dict(data[part]) for part in PARTS)
-        return Config(
-            model=_build(_class_named(model, "model", MODELS), model, "model"),
-            task=_build(_class_named(task, "task", TASKS), task, "task"),
-            training=_build(Training, training, "training"),
-            recipe=data.get("recipe", ""),
-        )
+        return Config(*parts_of(data), recipe=data.get("recipe", ""))
 
     def changes(self, other: "Config") -> dict[str, Any]:
         """What differs here from `other`: {"model.num_steps": 8}."""
@@ -107,6 +95,22 @@ class Config:
             for name, value in ours[part].items()
             if name not in theirs[part] or theirs[part][name] != value
         }
+
+
+def parts_of(data: Mapping[str, Any]) -> tuple[Any, Any, "Training"]:
+    """The settings of model, task and training that `Config.to_dict` described, each alone."""
+    from thinkers import MODELS, TASKS
+    from thinkers.training import Training
+
+    for part in PARTS:
+        if not isinstance(data.get(part), Mapping):
+            raise problem(f"a configuration without {part}", " and ".join(PARTS), "add it")
+    model, task, training = (dict(data[part]) for part in PARTS)
+    return (
+        _build(_class_named(model, "model", MODELS), model, "model"),
+        _build(_class_named(task, "task", TASKS), task, "task"),
+        _build(Training, training, "training"),
+    )
 
 
 def sizes(task: Any) -> dict[str, int]:
@@ -148,6 +152,24 @@ def override(config: Config, files: Sequence[str] = (), flags: Sequence[str] = (
             settings |= {k: needed[k] for k in FOLLOWERS if settings[k] is None}
         built[part] = _build(type(getattr(config, part)), settings, part)
     return dataclasses.replace(config, **built)
+
+
+def override_task(task: Any, flags: Sequence[str]) -> Any:
+    """The `Config` of a task with the settings of flags such as --task.context=64."""
+    reader = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
+    reader.add_class_arguments(type(task), "task", instantiate=False)
+    reader.set_defaults({f"task.{k}": v for k, v in _given(task).items()})
+    known = [f"task.{field}" for field in _given(task)]
+    for flag in flags:
+        name = flag[2:].partition("=")[0]
+        if name not in known:
+            todo = "a run is judged with its own model; --task.* are the settings of its task"
+            raise problem(f"--{name}", f"--{nearest(name, known)}", todo)
+    try:
+        settings = reader.parse_args(list(flags)).as_dict()["task"]
+    except jsonargparse.ArgumentError as error:
+        raise problem(" ".join(str(error).split()), "a value of its type", "change it") from None
+    return _build(type(task), settings, "task")
 
 
 def parse(config: Config, files: Sequence[str], flags: Sequence[str]) -> dict[str, dict[str, Any]]:

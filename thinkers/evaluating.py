@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thinkers import checkpoints, runs, tasks
+from thinkers import checkpoints, runs
 from thinkers.checks import check_int
-from thinkers.config import Config
 from thinkers.distributed import find_device
 from thinkers.errors import UsageError
 from thinkers.models.base import Model
@@ -21,6 +20,7 @@ def evaluate(
     split: str = "test",
     *,
     task: Task | None = None,
+    flags: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """One row {"num_steps": k, metric: value, ..} for each number of thinking steps.
 
@@ -29,12 +29,18 @@ def evaluate(
         num_steps: Which; None is all that the model finds worth testing.
         num_examples: How many held-out examples each row is measured on, the same for all.
         task: What to be judged on; of a run, None is what it was trained on.
+        flags: Settings of that task to change, such as --task.test_path=other.txt.
     """
     if split not in SPLITS:
         raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     check_int("num_examples", num_examples, 1)
+    if task is None and isinstance(run, Model):
+        raise UsageError("task must be given to evaluate a model that comes without its run")
     if task is None:
-        task = _task_of(run)
+        folder = run.folder if isinstance(run, Run) else Path(run)  # type: ignore[arg-type]
+        task = runs.task_of(folder, flags)
+    elif flags:
+        raise UsageError("flags must be left out where a task is given")
     if isinstance(run, Run):
         model = run.model
     elif isinstance(run, Model):
@@ -44,14 +50,3 @@ def evaluate(
     steps = model.step_counts if num_steps is None else num_steps
     chosen = [steps] if isinstance(steps, int) else steps
     return [{"num_steps": k, **task.score(model, split, num_examples, k)} for k in chosen]
-
-
-def _task_of(run: Run | Model | str | Path) -> Task:
-    """The task that a run was trained on."""
-    if isinstance(run, Model):
-        raise UsageError("task must be given to evaluate a model that comes without its run")
-    folder = run.folder if isinstance(run, Run) else Path(run)
-    # A model folder inside a run belongs to it.
-    home = folder.parent if folder.name == "model" else folder
-    config = Config.from_dict(runs.read_record(home)["config"])
-    return tasks.from_config(config.task, config.training.seed)

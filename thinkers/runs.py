@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 
+from thinkers import tasks
 from thinkers.checkpoints import disk_errors, sync_folder, to_json, write_file
-from thinkers.config import Config
+from thinkers.config import Config, override_task, parts_of
 from thinkers.errors import DamagedError, LockedError, UsageError
 from thinkers.models.base import Model
+from thinkers.tasks import Task
 from thinkers.version import __version__
 
 FORMAT = 1
@@ -158,6 +160,17 @@ def read_record(folder: Path) -> dict[str, Any]:
         found = record.get("format")
         raise DamagedError(f"{file} has format {found!r}, and this version reads {FORMAT}")
     return record
+
+
+def task_of(folder: Path, flags: Sequence[str] = ()) -> Task:
+    """The task of the run in `folder`, or in the folder that this model folder is in.
+
+    Args:
+        flags: Settings of it to change, such as --task.test_path=other.txt.
+    """
+    home = folder.parent if folder.name == "model" else folder
+    _, task, training = parts_of(read_record(home)["config"])
+    return tasks.of_run(override_task(task, flags), training.seed, home)
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,42 +29,96 @@ def generate(
     return_logits: bool,
 ) -> Any:
     """See `Model.generate`."""
-    if not model.causal:
-        raise ValueError(NOT_CAUSAL.format(what="generate"))
-    rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
-    check_sampling(temperature, top_k, top_p)
+    check_shape("tokens", tokens)
     check_int("pad_token", pad_token, -(2**63))
-    if stop_token is not None:
-        check_int("stop_token", stop_token, 0, model.config.vocab_size - 1, "vocab_size - 1")
-    b, t = tokens.shape
+    written = stream(
+        model,
+        tokens,
+        max_new_tokens,
+        num_steps,
+        prompt_lengths,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        generator=generator,
+        stop_token=stop_token,
+        use_cache=use_cache,
+    )
+    (b, t), chosen, kept = tokens.shape, [], []
+    for new in written:
+        column = torch.full((b,), pad_token, dtype=torch.int64, device=tokens.device)
+        chosen.append(column.index_copy(0, new.rows, new.tokens))
+        if return_logits:
+            logits = new.logits
+            kept.append(logits.new_zeros(b, logits.shape[-1]).index_copy(0, new.rows, logits))
     out = torch.full((b, t + max_new_tokens), pad_token, dtype=torch.int64, device=tokens.device)
     out[:, :t] = tokens
-    with evaluating(model):
-        writer = (Cached if use_cache else Recomputed)(
-            model, rows, lengths, steps, prompt_lengths is not None, max_new_tokens
-        )
-        kept = []
-        alive = torch.arange(b, device=tokens.device)
-        for n in range(max_new_tokens):
-            logits = writer.logits()
-            if return_logits:
-                kept.append(logits.new_zeros(b, logits.shape[-1]).index_copy(0, alive, logits))
-            chosen = choose(logits, temperature, top_k, top_p, generator)
-            out[alive, t + n] = chosen
-            if stop_token is not None:
-                going = (chosen != stop_token).nonzero()[:, 0]
-                if len(going) < len(alive):
-                    alive, chosen = alive[going], chosen[going]
-                    writer.select(going)
-                if not len(alive):
-                    break
-            writer.write(chosen)
+    if chosen:
+        out[:, t : t + len(chosen)] = torch.stack(chosen, 1)
     if not return_logits:
         return out
     if not kept:
         return out, next(model.parameters()).new_zeros(b, 0, model.config.vocab_size)
     kept += [torch.zeros_like(kept[0])] * (max_new_tokens - len(kept))
     return out, torch.stack(kept, 1)
+
+
+@dataclass(frozen=True)
+class New:
+    """The next token of each row that goes on.
+
+    Args:
+        rows: Which rows these are.
+        logits: What the tokens were chosen from, raw.
+    """
+
+    rows: Int[Tensor, " r"]
+    tokens: Int[Tensor, " r"]
+    logits: Float[Tensor, "r v"]
+
+
+@torch.no_grad()  # of a generator, this holds within each step and not between them
+def stream(
+    model: Any,
+    tokens: Int[Tensor, "b t"],
+    max_new_tokens: int,
+    num_steps: int | None = None,
+    prompt_lengths: Int[Tensor, " b"] | None = None,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+    stop_token: int | None = None,
+    use_cache: bool = True,
+) -> Iterator[New]:
+    """The tokens that `Model.generate` writes, each as soon as it is chosen.
+
+    Until it is exhausted or closed, the model stays in evaluation mode.
+    """
+    if not model.causal:
+        raise ValueError(NOT_CAUSAL.format(what="generate"))
+    rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
+    check_sampling(temperature, top_k, top_p)
+    if stop_token is not None:
+        check_int("stop_token", stop_token, 0, model.config.vocab_size - 1, "vocab_size - 1")
+    with evaluating(model):
+        writer = (Cached if use_cache else Recomputed)(
+            model, rows, lengths, steps, prompt_lengths is not None, max_new_tokens
+        )
+        alive = torch.arange(len(tokens), device=tokens.device)
+        for _ in range(max_new_tokens):
+            logits = writer.logits()
+            chosen = choose(logits, temperature, top_k, top_p, generator)
+            yield New(alive, chosen, logits)
+            if stop_token is not None:
+                going = (chosen != stop_token).nonzero()[:, 0]
+                if len(going) < len(alive):
+                    alive, chosen = alive[going], chosen[going]
+                    writer.select(going)
+                if not len(alive):
+                    return
+            writer.write(chosen)
 
 
 @contextmanager

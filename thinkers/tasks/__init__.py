@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from thinkers.errors import UsageError
@@ -46,9 +47,18 @@ def build_task(name: str, seed: int = 0, **own: Any) -> Task:
 
 def from_config(config: Any, seed: int = 0) -> Task:
     """The task that this is the configuration of."""
+    return _owner(config)(config, seed)
+
+
+def of_run(config: Any, seed: int, folder: Path) -> Task:
+    """The task of this configuration, with what the run in `folder` keeps of it."""
+    return _owner(config).of_run(config, seed, folder)
+
+
+def _owner(config: Any) -> type[Task]:
     for task in TASKS.values():
         if type(config) is task.Config:
-            return task(config, seed)
+            return task
     raise UsageError(f"config must be the Config of a task, got a {type(config).__qualname__}")
 
 
