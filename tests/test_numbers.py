@@ -11,12 +11,14 @@ from number_oracles import DIGITS, in_base, solve, split_prompt
 
 from thinkers.errors import UsageError
 from thinkers.tasks import TASKS, build_task, integers
+from thinkers.tasks.numbers import NumberTask
 from thinkers.tasks.vocabulary import END, VOCAB_SIZE
 
 ANY_BASE = dict(min_in_base=2, max_in_base=16, min_out_base=2, max_out_base=16)
+NUMBERS = [name for name, task in TASKS.items() if issubclass(task, NumberTask)]
 CASES = [
-    *((name, {}) for name in TASKS),
-    *((name, ANY_BASE) for name in TASKS),
+    *((name, {}) for name in NUMBERS),
+    *((name, ANY_BASE) for name in NUMBERS),
     ("copy", dict(min_in_base=16, max_in_base=16, min_out_base=2, max_out_base=2, max_length=5)),
     ("sort", dict(min_in_base=7, max_in_base=7, min_out_base=11, max_out_base=11, max_length=13)),
     ("jump", dict(num_hops=3, max_length=7)),

@@ -10,6 +10,7 @@ from thinkers.tasks.arithmetic import Add, Arithmetic, Factorise, Multiply, Subt
 from thinkers.tasks.base import SPLITS as SPLITS
 from thinkers.tasks.base import Task as Task
 from thinkers.tasks.sequences import Copy, Jump, Reverse, Rotate, RunningSum, Shift, Sort
+from thinkers.tasks.star_graph import StarGraph
 from thinkers.tasks.text import Text
 
 TASKS: dict[str, type[Task]] = {
@@ -26,6 +27,7 @@ TASKS: dict[str, type[Task]] = {
     "arithmetic": Arithmetic,
     "factorise": Factorise,
     "text": Text,
+    "star_graph": StarGraph,
 }
 
 

@@ -1,0 +1,249 @@
+"""Path finding in star graphs: the task that next-token training fails, though it is easy."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64, UInt64
+from torch import Tensor, nn
+
+from thinkers.errors import UsageError
+from thinkers.models.base import Batch
+from thinkers.tasks.base import IGNORED, SPLITS, Task, grade_answers, score_answers, whole
+from thinkers.tasks.draws import Draws, constants, mix, row_keys
+
+SCORED_AT_ONCE = 500
+BLOCK_ROWS = 1 << 13
+FEWEST = 1000
+"""Different graphs, below which a split might stay empty."""
+_GRAPHS = 17
+"""The stream that graphs are drawn from: no seed, no split and no update enters it."""
+_WRITTEN = re.compile(r"((\d+,\d+\|)*/\d+,\d+=)?(\d+(,\d+)*)?", re.ASCII)
+
+
+class StarGraph(Task):
+    """From the edges of a star in any order, and from two of its nodes, the path between them.
+
+    `degree` arms leave the start; the goal is the end of one of them. The question is
+    `3,7|12,9|3,12|7,4|/3,9=`, its answer `3,12,9`. Given the path so far every next node is one
+    look-up away, all but the first, which must be found from the goal backwards: so models that
+    are taught with the path before their eyes learn the look-ups and guess the arm (Bachmann and
+    Nagarajan 2024, https://arxiv.org/abs/2403.06963).
+
+    Training knows `num_graphs` graphs, each a function of its number alone, its order of edges
+    included. Graphs are held out by a hash of edges, start and goal in any order.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        degree: int = 2
+        """Arms of the star."""
+        path_length: int = 5
+        """Nodes of a path, start and goal included."""
+        num_labels: int = 50
+        """Names that nodes can have."""
+        num_graphs: int = 200_000
+        """Graphs to learn from."""
+
+        def __post_init__(self) -> None:
+            whole("degree", self.degree, 1)
+            whole("path_length", self.path_length, 2)
+            whole("num_labels", self.num_labels, 2, 10_000)
+            whole("num_graphs", self.num_graphs, 1, 2**32 - 1)
+            if self.num_nodes > self.num_labels:
+                raise UsageError(
+                    f"num_labels must be at least {self.num_nodes}, the nodes of a star of degree "
+                    f"{self.degree} with paths of {self.path_length}, got {self.num_labels}"
+                )
+            known = math.perm(self.num_labels, self.num_nodes) // math.factorial(self.degree - 1)
+            if known < FEWEST or known * 8 // 10 < self.num_graphs:
+                raise UsageError(
+                    f"num_graphs must be at most 8 in 10 of all that there are, which must be "
+                    f"at least {FEWEST}, got {self.num_graphs} of {known}"
+                )
+
+        @property
+        def num_nodes(self) -> int:
+            """Nodes of a star."""
+            return 1 + self.degree * (self.path_length - 1)
+
+    config: Config
+    headline = "exact"
+
+    def __init__(self, config: Any = None, seed: int = 0):
+        super().__init__(config, seed)
+        labels = self.config.num_labels
+        self.bar, self.slash, self.equals, self.end_token, self.pad_token = range(
+            labels, labels + 5
+        )
+        self.vocab_size = labels + 5
+        self.num_edges = self.config.num_nodes - 1
+        self.prompt_length = 3 * self.num_edges + 4
+        self.max_length = self.prompt_length + self.answer_length()
+        self._memo: tuple[Any, Batch | None] = (None, None)
+
+    def answer_length(self) -> int:
+        return self.config.path_length + 1
+
+    def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
+        """The examples of one update.
+
+        A row depends on (seed, split, update, row) alone. Training updates are made many at a
+        time and remembered.
+        """
+        whole("update", update, 0, 2**63 - 1)
+        whole("batch_size", batch_size, 1)
+        if split not in SPLITS:
+            raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        if split != "train":
+            return self._generate(update, 1, batch_size, split)
+        count = max(1, BLOCK_ROWS // batch_size)
+        block, key = None, (update // count, batch_size)
+        if self._memo[0] == key:
+            block = self._memo[1]
+        if block is None:
+            block = self._generate(update // count * count, count, batch_size, split)
+            self._memo = (key, block)
+        first = update % count * batch_size
+        rows = torch.arange(first, first + batch_size)
+        return block.rows(rows)
+
+    def graphs(self, numbers: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
+        """The training graphs of these numbers: edges (n, e, 2) in their order, paths (n, p)."""
+        return self._draw(row_keys(_GRAPHS, 0, numbers, 1)[:, 0], "train")
+
+    def _generate(self, update: int, count: int, batch_size: int, split: str) -> Batch:
+        updates = np.arange(update, update + count)
+        keys = row_keys(self.seed, SPLITS.index(split), updates, batch_size).ravel()
+        if split == "train":
+            numbers = Draws(keys).below(self.config.num_graphs, 1)[:, 0]
+            edges, paths = self.graphs(numbers)
+        else:
+            edges, paths = self._draw(keys, split)
+        n = len(keys)
+        row = np.empty((n, self.max_length), np.int64)
+        row[:, : 3 * self.num_edges] = np.concatenate(
+            [edges, np.full((n, self.num_edges, 1), self.bar)], 2
+        ).reshape(n, -1)
+        row[:, self.prompt_length - 4] = self.slash
+        row[:, self.prompt_length - 3] = paths[:, 0]
+        row[:, self.prompt_length - 2] = paths[:, -1]
+        row[:, self.prompt_length - 1] = self.equals
+        row[:, self.prompt_length : -1] = paths
+        row[:, -1] = self.end_token
+        targets = row[:, 1:].copy()
+        targets[:, : self.prompt_length - 1] = IGNORED
+        lengths = np.full(n, self.max_length - 1)
+        prompts = np.full(n, self.prompt_length)
+        arrays = (row[:, :-1], targets, prompts, lengths, keys.view(np.int64))
+        return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+    def _draw(self, keys: UInt64[np.ndarray, " n"], split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Graphs of a split, one for each key."""
+        config = self.config
+        edges = np.empty((len(keys), self.num_edges, 2), np.int64)
+        paths = np.empty((len(keys), config.path_length), np.int64)
+        pending = np.arange(len(keys))
+        attempt = 0
+        while len(pending):
+            attempt += 1
+            draws = Draws(mix(keys[pending] + np.uint64(attempt)))
+            names = distinct(draws, config.num_labels, config.num_nodes)
+            arms = names[:, 1:].reshape(len(names), config.degree, -1)
+            starts = np.repeat(names[:, :1, None], config.degree, 1)
+            arms = np.concatenate([starts, arms], 2)
+            found = np.stack([arms[:, :, :-1], arms[:, :, 1:]], -1).reshape(len(names), -1, 2)
+            good = self.split_of(found, arms[:, 0]) == SPLITS.index(split)
+            order = distinct(draws, self.num_edges, self.num_edges)[:, :, None]
+            edges[pending[good]] = np.take_along_axis(found, order, 1)[good]
+            paths[pending[good]] = arms[:, 0][good]
+            pending = pending[~good]
+        return edges, paths
+
+    def split_of(
+        self, edges: Int64[np.ndarray, "n e 2"], paths: Int64[np.ndarray, "n p"]
+    ) -> Int64[np.ndarray, " n"]:
+        """The index into SPLITS that each graph belongs to, whatever the order of its edges."""
+        ends = np.stack([paths[:, 0], paths[:, -1]], -1)
+        pairs = np.concatenate([edges, ends[:, None] + self.config.num_labels], 1)
+        weights = constants(2, salt=_GRAPHS)
+        content = mix(((pairs + 1).astype(np.uint64) * weights).sum(2)).sum(1)
+        tenth = (mix(content) >> np.uint64(32)) % np.uint64(10)
+        return np.maximum(tenth.astype(np.int64) - 7, 0)
+
+    def score(
+        self,
+        model: nn.Module,
+        split: str = "test",
+        num_examples: int = 2000,
+        num_steps: int | None = None,
+    ) -> dict[str, float]:
+        """The share of whole paths that are right, written without help, and of their tokens."""
+        examples = self._held_out(split, num_examples)
+        return score_answers(model, examples, self.answer_length(), num_steps)
+
+    def grade(
+        self,
+        model: nn.Module,
+        split: str = "test",
+        num_examples: int = 2000,
+        num_steps: int | None = None,
+    ) -> Float[Tensor, " n"]:
+        """1 for each whole path that is right, 0 for the others."""
+        examples = self._held_out(split, num_examples)
+        right, graded = grade_answers(model, examples, self.answer_length(), num_steps)
+        return (right == graded).double()
+
+    def _held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
+        whole("num_examples", num_examples, 1)
+        for i, start in enumerate(range(0, num_examples, SCORED_AT_ONCE)):
+            yield self.batch(i, min(SCORED_AT_ONCE, num_examples - start), split)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text such as `3,7|12,9|3,12|7,4|/3,9=`, with its answer or without."""
+        marks = {"|": self.bar, "/": self.slash, "=": self.equals}
+        tokens = []
+        for found in re.finditer("[0-9]+|.", text, re.DOTALL):
+            part = found[0]
+            if part in marks:
+                tokens.append(marks[part])
+            elif "0" <= part[0] <= "9":
+                tokens.append(whole(f"label {part} of {text!r}", int(part), 0, self.bar - 1))
+            elif part != ",":
+                raise UsageError(
+                    f"character {found.start()} of {text!r} must be one of 0 .. 9 , | / =, "
+                    f"got {part!r}"
+                )
+        if not _WRITTEN.fullmatch(text):
+            raise UsageError(
+                f"a graph must be written as edges, start and goal, such as 3,7|12,9|/3,9= with "
+                f"or without an answer, got {text!r}"
+            )
+        return tokens
+
+    def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
+        """The text of `tokens`, up to the end token; padding is not shown."""
+        marks = {self.bar: "|", self.slash: "/", self.equals: "="}
+        text = ""
+        for position, token in enumerate(int(token) for token in tokens):
+            whole(f"token {position}", token, 0, self.vocab_size - 1)
+            if token == self.end_token:
+                break
+            if token in marks:
+                text += marks[token]
+            elif token != self.pad_token:
+                text += f",{token}" if text[-1:].isdigit() else str(token)
+        return text
+
+
+def distinct(draws: Draws, high: int, width: int) -> Int64[np.ndarray, "n w"]:
+    """For every row `width` different numbers of 0 .. high - 1 in random order."""
+    # The number itself, in the lowest bits, makes all keys different: no order is left to chance.
+    found = draws.below(2**32 - 1, high) << 16 | np.arange(high)
+    if width < high:
+        found = np.partition(found, width - 1, 1)[:, :width]
+    return np.sort(found, 1) & 0xFFFF
