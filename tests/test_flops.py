@@ -1,12 +1,15 @@
 """`model.flops` against PyTorch's own count of the matrix products that run."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from model_cases import CASES, NAMES, lesson, tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from thinkers.models import MODELS
 
 
 def visible_thoughts(q, base_k, base_v, chain_k, chain_v, *, causal=True, **_):
@@ -98,6 +101,34 @@ def check_flops(model, b, length):
         assert found == pytest.approx(inference.get_total_flops(), rel=0.02), f"{steps} steps"
         found = model.flops(b, length, steps, training=True)
         assert found == pytest.approx(training.get_total_flops(), rel=0.02), f"{steps} steps"
+
+
+@pytest.mark.parametrize("own", [{}, *MODELS["thinker"].test_variants], ids=str)
+def test_flops_of_rows_with_prompts_are_those_of_the_form_they_are_read_in(own, countable):
+    model = tiny("thinker", {"max_steps": 3, "vocab_size": 37, **own})
+    batch = replace(lesson(model, 3, 23), prompt_lengths=torch.tensor([5, 11, 7]))
+    place = torch.arange(23)
+    answered = (place >= torch.tensor([[4], [10], [6]])) & (
+        place < torch.tensor([[13], [19], [15]])
+    )
+    batch = replace(batch, targets=batch.targets.where(answered, -100))
+    for steps in model.step_counts:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as training:
+            model.train().loss(batch, steps).total.backward()
+        found = model.batch_flops(batch, steps, training=True)
+        assert found == pytest.approx(training.get_total_flops(), rel=0.02), f"{steps} steps"
+    prompts = batch.rows(slice(1, 2)).tokens[:, :11]
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as written:
+        model.eval().answer(prompts, torch.tensor([11]), 9, 2)
+    found = model.batch_flops(batch.rows(slice(1, 2)), 2)
+    assert found == pytest.approx(written.get_total_flops(), rel=0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flops_of_a_batch_are_those_of_its_shape_where_prompts_change_nothing(name):
+    model, batch = tiny(name), lesson(tiny(name), 3, 23)
+    for training in (False, True):
+        assert model.batch_flops(batch, None, training) == model.flops(3, 23, None, training)
 
 
 @pytest.mark.parametrize("name, own", CASES)

@@ -61,8 +61,7 @@ def estimate(config: Config) -> Estimate:
         start = time.perf_counter()
         batch = task.batch(update, settings.batch_size)
         num_steps = thinking_steps(update, settings)
-        rows, length = batch.tokens.shape
-        flops.append(model.flops(rows, length, num_steps, training=True))
+        flops.append(model.batch_flops(batch, num_steps, training=True))
         gradients(forward, learner, batch, num_steps, precision, [False] * 3, ranks)
         optimizers.step(learner.optimizers, settings.lr)
         if ranks.device.type == "cuda":

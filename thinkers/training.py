@@ -201,8 +201,7 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks) -
             batch = learner.task.batch(learner.update, settings.batch_size)
             num_steps = thinking_steps(learner.update, settings)
             lr = optimizers.learning_rate(learner.update, settings)
-            rows, length = batch.tokens.shape
-            learner.flops += learner.model.flops(rows, length, num_steps, training=True)
+            learner.flops += learner.model.batch_flops(batch, num_steps, training=True)
             learner.minutes = (time.monotonic() - before) / 60
             wishes = [_is_cut(learner), *signals.came()]
 

@@ -188,6 +188,12 @@ class Model(nn.Module, ABC):
     ) -> int:
         """The floating-point operations of one call: matrix products at 2mnk, no less, no more."""
 
+    def batch_flops(
+        self, batch: Batch, num_steps: int | None = None, training: bool = False
+    ) -> int:
+        """The `flops` of answering these rows, or of learning from them."""
+        return self.flops(*batch.tokens.shape, num_steps, training)  # type: ignore[misc]
+
     def counts(self, batch: Batch | Int[Tensor, "b t"]) -> dict[str, int]:
         """The number of terms of each part of the loss, found without running the model."""
         batch = as_batch(batch, self)

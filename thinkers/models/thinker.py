@@ -502,39 +502,65 @@ class Thinker(Model):
         self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
     ) -> int:
         """Of the form without prompts; in training, of the loss as it is configured."""
-        config, steps = self.config, self.check_steps(num_steps)
-        size, process = config.section, self.process
+        steps, process, size = self.check_steps(num_steps), self.process, self.config.section
         sections, first = length // size, min(length, size - 1)
-        every = training and config.step_loss == "every"
-        written = range(steps) if every else range(steps - 1, steps)
+        learned = self.config.num_latents
+        begun = process.project_flops(learned)
+        begun += self.config.output_steps * process.flops(batch_size, first, learned)
+        total = 3 * begun if training else begun
+        if sections:
+            rows, read = batch_size * sections, sections * size
+            total += self._thinking_flops(rows, read, batch_size * read, size, steps, training)
+        return total + self._head_flops(batch_size * length, steps, training)
+
+    def batch_flops(
+        self, batch: Batch, num_steps: int | None = None, training: bool = False
+    ) -> int:
+        """With prompts, of the prompt-then-answer form, which is what such rows are read in."""
+        prompts, rows = batch.prompt_lengths, len(batch)
+        room = 0 if prompts is None else answer_room(base.graded_targets(batch), prompts)
+        if prompts is None or not room:
+            return super().batch_flops(batch, num_steps, training)
+        steps, read = self.check_steps(num_steps), int(prompts.max())
+        thinking = self._thinking_flops(rows, read, rows * read, room, steps, training)
+        return thinking + self._head_flops(rows * room, steps, training)
+
+    def _thinking_flops(
+        self, rows: int, read: int, projected: int, queries: int, steps: int, training: bool
+    ) -> int:
+        """Of thinking in each row about the words it can read, then writing from the memory."""
+        config, process = self.config, self.process
         latents = config.num_latents + (config.add_latents if training else 0)
 
         def memory(s: int) -> int:
             """Vectors in M_s."""
             if s == 0:
-                return sections * size
+                return read
             again = config.read_steps is None or s - 1 < config.read_steps
             past = s if config.memory_steps is None else min(s, config.memory_steps)
-            return again * sections * size + config.num_knowledge + past * latents
+            return again * read + config.num_knowledge + past * latents
 
-        def write(rows: int, queries: int, vectors: int) -> int:
-            return config.output_steps * process.flops(rows, queries, vectors)
-
-        once = process.project_flops(config.num_latents) + write(
-            batch_size, first, config.num_latents
-        )
-        rows, thought = batch_size * sections, 0
-        if sections:
-            once += process.project_flops(batch_size * sections * size + config.num_knowledge)
-            for s in range(steps):
-                step = process.flops(rows, latents, memory(s))
-                if config.memory_steps != 0:
-                    step += process.project_flops(rows * latents)
-                thought += 3 * step if training and self._learns(s, steps) else step
-            once += sum(write(rows, size, memory(s + 1)) for s in written)
-        head = config.dim * (config.vocab_size + config.num_probes * (not training))
-        once += 2 * batch_size * length * head * len(written)
+        thought = 0
+        for s in range(steps):
+            step = process.flops(rows, latents, memory(s))
+            if config.memory_steps != 0:
+                step += process.project_flops(rows * latents)
+            thought += 3 * step if training and self._learns(s, steps) else step
+        once = process.project_flops(projected + config.num_knowledge)
+        for s in self._written(steps, training):
+            once += config.output_steps * process.flops(rows, queries, memory(s + 1))
         return thought + (3 * once if training else once)
+
+    def _head_flops(self, positions: int, steps: int, training: bool) -> int:
+        config = self.config
+        head = config.dim * (config.vocab_size + config.num_probes * (not training))
+        once = 2 * positions * head * len(self._written(steps, training))
+        return 3 * once if training else once
+
+    def _written(self, steps: int, training: bool) -> range:
+        """The steps after which an answer is written."""
+        every = training and self.config.step_loss == "every"
+        return range(steps) if every else range(steps - 1, steps)
 
 
 class ThinkerCache:
