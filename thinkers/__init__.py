@@ -19,7 +19,7 @@ _HOMES = {
     "training": ("Run", "Training", "train"),
     "checkpoints": ("load",),
     "evaluating": ("evaluate",),
-    "answering": ("answer",),
+    "answering": ("answer", "generate", "stream"),
     "processor": ("Disturb", "LatentStore", "Output", "Probe", "Process", "Read"),
     "errors": ("ThinkersError",),
 }

@@ -108,8 +108,6 @@ def stream(
     readers = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(num_samples)]
     left, window = max_new_tokens, model.config.max_length
     check_int("max_length of the model", window, 2)
-    left, window = max_new_tokens, model.config.max_length
-    check_int("max_length of the model", window, 2)
     while left:
         if rows.shape[1] >= window:
             rows = rows[:, -(window // 2) :]

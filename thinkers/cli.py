@@ -65,16 +65,29 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     training.add_argument("--help", "-h", action="store_true", help="show this, and stop")
     training.set_defaults(run=commands.train, described=training.format_help)
 
-    evaluating = verbs.add_parser("evaluate", help="score a run at several thinking steps")
+    evaluating = verbs.add_parser(
+        "evaluate",
+        help="score a run at several thinking steps",
+        epilog="--task.test_path FILE judges a run on text on all of another text.",
+    )
     evaluating.add_argument("folder", metavar="RUN")
     evaluating.add_argument("--num_steps", metavar="1,2,4", help="all worth testing by default")
     evaluating.add_argument("--num_examples", metavar="N", default="2000")
     evaluating.set_defaults(run=commands.evaluate)
 
-    generating = verbs.add_parser("generate", help="let a run answer a prompt")
+    generating = verbs.add_parser(
+        "generate", help="let a run answer a prompt, or go on with a text"
+    )
     generating.add_argument("folder", metavar="RUN")
     generating.add_argument("--prompt", required=True, help='for example "12+34="')
     generating.add_argument("--num_steps", metavar="N", help="the run's own by default")
+    sampling = generating.add_argument_group("of a run on text")
+    sampling.add_argument("--max_new_tokens", metavar="N", help="200 by default")
+    sampling.add_argument("--temperature", type=float, metavar="T", help="0.8 by default")
+    sampling.add_argument("--top_k", metavar="N", help="draw from the N likeliest tokens")
+    sampling.add_argument("--top_p", type=float, metavar="P", help="from those of probability P")
+    sampling.add_argument("--seed", metavar="N", help="0 by default")
+    sampling.add_argument("--num_samples", metavar="N", help="texts written in one batch")
     generating.set_defaults(run=commands.generate)
 
     importing = verbs.add_parser("import", help="make a model folder of an author's checkpoint")
@@ -162,9 +175,12 @@ def run(argv: Sequence[str]) -> int:
             else:
                 raise_unknown(name, name, flags, f"thinkers {own[0]} --help lists them")
     options = top.parse_args(own)
-    if settings and options.run is not commands.train:
+    takes = {commands.train: "--", commands.evaluate: "--task."}.get(options.run)
+    others = [flag for flag in settings if takes is None or not flag.startswith(takes)]
+    if others:
+        but = "takes no settings of a recipe" if takes is None else "takes those of the task alone"
         raise UsageError(
-            f"found: {settings[0]}, but {options.verb} takes no settings of a recipe\n"
+            f"found: {others[0]}, but {options.verb} {but}\n"
             f"to do: thinkers {options.verb} --help shows what it takes"
         )
     for file in getattr(options, "import_module", []):

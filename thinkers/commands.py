@@ -2,7 +2,9 @@
 
 import argparse
 import os
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import thinkers
@@ -97,7 +99,9 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
     if options.num_steps is not None:
         steps = [whole("--num_steps", text, 0) for text in options.num_steps.split(",")]
     num_examples = whole("--num_examples", options.num_examples, 1)
-    rows = thinkers.evaluate(options.folder, num_steps=steps, num_examples=num_examples)
+    rows = thinkers.evaluate(
+        options.folder, num_steps=steps, num_examples=num_examples, flags=settings
+    )
     metrics = [name for name in rows[0] if name != "num_steps"]
     print("steps  " + "  ".join(f"{name:>9}" for name in metrics))
     for row in rows:
@@ -107,9 +111,40 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
 
 
 def generate(options: argparse.Namespace, settings: list[str]) -> int:
+    from thinkers.runs import task_of
+    from thinkers.tasks.text import Text
+
     num_steps = None if options.num_steps is None else whole("--num_steps", options.num_steps, 0)
-    print(thinkers.answer(options.folder, options.prompt, num_steps=num_steps))
+    least = {"max_new_tokens": 1, "top_k": 1, "seed": 0, "num_samples": 1}
+    own = {name: getattr(options, name) for name in (*least, "temperature", "top_p")}
+    own = {
+        name: whole(f"--{name}", value, least[name]) if name in least else value
+        for name, value in own.items()
+        if value is not None
+    }
+    if isinstance(task_of(Path(options.folder)), Text):
+        write(thinkers.stream(options.folder, options.prompt, num_steps=num_steps, **own), options)
+    elif own:
+        raise UsageError(
+            f"found: --{next(iter(own))}, but {options.folder} answers questions\n"
+            "expected: a run on text\nto do: leave it out"
+        )
+    else:
+        print(thinkers.answer(options.folder, options.prompt, num_steps=num_steps))
     return 0
+
+
+def write(pieces: Iterator[list[str]], options: argparse.Namespace) -> None:
+    """Print the first sample as it comes, and the others when all are finished."""
+    first = next(pieces)  # what cannot be is found before anything is printed
+    others = [options.prompt + piece for piece in first[1:]]
+    print(options.prompt + first[0], end="", flush=True)
+    for first, *rest in pieces:
+        print(first, end="", flush=True)
+        others = [text + piece for text, piece in zip(others, rest, strict=True)]
+    print()
+    for text in others:
+        print(f"---\n{text}")
 
 
 def import_published(options: argparse.Namespace, settings: list[str]) -> int:

@@ -228,7 +228,7 @@ class Text(Task):
         try:
             return self.vocabulary.encode(text).tolist()
         except UnknownCharacter as error:
-            shown = "".join(piece.decode() for piece in self.vocabulary.pieces[:60])
+            shown = "".join(piece.decode() for piece in self.vocabulary.pieces[:100])
             raise problem(
                 str(error), f"characters of the text: {shown!r}", "write others"
             ) from None
