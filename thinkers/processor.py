@@ -17,6 +17,7 @@ from thinkers.cache import KeyValueCache
 from thinkers.disturb import Disturb
 from thinkers.layers import Rotary, SwiGLU, attention_flops, rotate, sinusoidal
 from thinkers.store import LatentStore, Memory
+from thinkers.watching import weigh
 
 SelfAttention = Literal["plain", "feed_forward", "none"]
 
@@ -85,6 +86,7 @@ class Layer(nn.Module):
             x = x + self.self_feed_forward(self.self_feed_forward_norm(x))
         attention = self.memory_attention
         q = attention.split(attention.query(self.memory_norm(x)))
+        weigh("memory", q, memory.keys[layer], memory.mask)
         found = F.scaled_dot_product_attention(
             q, memory.keys[layer], memory.values[layer], attn_mask=memory.mask
         )

@@ -24,6 +24,7 @@ from thinkers.checks import (
     describe,
 )
 from thinkers.models.generation import generate
+from thinkers.watching import Watched
 
 IGNORED = -100
 FORMAT = 1
@@ -130,7 +131,7 @@ class Config:
             )
 
 
-class Model(nn.Module, ABC):
+class Model(Watched, nn.Module, ABC):
     """A transformer that thinks: reads tokens, takes steps, answers at every position.
 
     A subclass has a `name`, a nested `Config`, `forward`, `prefill`, `extend`, `read_out` and

@@ -24,6 +24,7 @@ from thinkers.models.base import (
     initialize,
     next_token_loss,
 )
+from thinkers.watching import weigh
 
 
 class Decoder(Model):
@@ -263,6 +264,7 @@ class Block(nn.Module):
         k, visible = rotate(k, table), None
         if cache is not None:
             k, v, visible = cache.keep(layer, k, v)
+        weigh("words", q, k, visible, causal=visible is None)
         found = F.scaled_dot_product_attention(
             q,
             k,

@@ -17,6 +17,7 @@ from thinkers.layers import Heads, Rotary, SwiGLU, attention_flops, rotate, swig
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, initialize, next_token_loss
 from thinkers.planning import EmbeddingLoss, PlanLoss, real_positions
+from thinkers.watching import weigh
 
 Disaffinity = Literal["mse", "cosine", "log_cosine", "none"]
 Table = tuple[Tensor, Tensor] | None
@@ -32,6 +33,7 @@ class DeepSight(Model):
     """
 
     name = "deepsight"
+    by_position = ("plan",)
     test_variants = (
         {"variant": "published"},
         {
@@ -339,10 +341,9 @@ class Encoding(nn.Module):
             q, k = rotate(q, table), rotate(k, table)
         if cache is not None:
             k, v, visible = cache.keep(slot, k, v)
-        dropout = self.dropout if self.training else 0.0
-        found = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, dropout_p=dropout, is_causal=visible is None
-        )
+        p = self.dropout if self.training else 0.0
+        weigh("words" if heads is self.heads else "plans", q, k, visible, visible is None)
+        found = F.scaled_dot_product_attention(q, k, v, visible, p, is_causal=visible is None)
         return self._drop(heads.merge(found))
 
     def _drop(self, x: Tensor) -> Tensor:

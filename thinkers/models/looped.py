@@ -21,6 +21,7 @@ from thinkers.layers import (
 )
 from thinkers.models import base
 from thinkers.models.base import Model, Thought, initialize
+from thinkers.watching import weigh
 
 
 class Looped(Model):
@@ -116,6 +117,8 @@ class Looped(Model):
         e = run(self.prelude, x, table, cache, 0)
         slot, s, states = len(self.prelude), e, []
         for step in range(steps):
+            if step:
+                s = self.hand_on(s, step - 1)
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(step, steps)):
                 s = self._think(s, e, step, table, cache, slot)
             slot += len(self.core)
@@ -233,6 +236,7 @@ class Block(nn.Module):
         k, visible = rotate(k, table), None
         if cache is not None:
             k, v, visible = cache.keep(slot, k, v)
+        weigh("words", q, k, visible, causal=visible is None)
         found = F.scaled_dot_product_attention(
             q, k, v, attn_mask=visible, is_causal=visible is None
         )

@@ -1,10 +1,11 @@
 """Pairs of elements of a row with reasoning tokens: who sees whom, and gives what gradient."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from thinkers.ops import masks
@@ -71,6 +72,15 @@ def stop_where(
         return found
 
     return factor
+
+
+def with_thoughts(
+    x: Float[Tensor, "b s c"], size: int, hand_on: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "b s c"]:
+    """Elements in groups of `size`, all but the first of each group as they are handed on."""
+    words, thoughts = x.unflatten(1, (-1, size)).split([1, size - 1], 2)
+    handed = hand_on(thoughts.flatten(1, 2)).unflatten(1, (-1, size - 1))
+    return torch.cat([words, handed], 2).flatten(1, 2)
 
 
 def asked(

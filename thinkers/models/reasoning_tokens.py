@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,8 +16,9 @@ from thinkers.checks import check_int
 from thinkers.layers import Rotary, SwiGLU, attention_flops, rotate, swiglu_width
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought, initialize
-from thinkers.models.pairs import Factor, Stops, as_factor, asked, seen, stopped
+from thinkers.models.pairs import Factor, Stops, as_factor, asked, seen, stopped, with_thoughts
 from thinkers.ops import masks, stop_grad_attention
+from thinkers.watching import Watch, weigh
 
 HIDDEN = 2**62
 FACTORS = ("near_query", "near_key", "near_value", "far_query", "far_key", "far_value")
@@ -101,6 +103,8 @@ class ReasoningTokens(Model):
             if self.head_dim is None:
                 super().check_heads()
 
+    elements = "Each word is followed by its thoughts, who may be hidden from those that come next."
+    by_position = ("reasoning",)
     reasoning: Tensor | None
 
     def __init__(self, config: Config):
@@ -190,11 +194,25 @@ class ReasoningTokens(Model):
             table = self.rotary.table(times.repeat_interleave(size, -1), x.dtype)
         x, stride = x.flatten(1, 2), 1
         for layer, block in enumerate(self.blocks):
+            if steps and layer and self._replacement is not None:
+                x = with_thoughts(x, size, partial(self.hand_on, step=layer - 1))
             if steps and not whole and layer == config.num_layers - 1:
                 visible, stops = asked(size, t, visible, stops, x.device)
                 stride = size
             x = block(x, table, visible, stops, stride, cache, layer)
         return x.unflatten(1, (t, size // stride))
+
+    def mask(self, length: int, num_steps: int | None = None) -> Bool[Tensor, "t s"]:
+        steps = self.check_steps(num_steps)
+        return masks.table(seen(self.config, steps), length * (steps + 1))[0]
+
+    def attention(
+        self, watch: Watch, length: int, num_steps: int, prompt_length: int | None = None
+    ) -> dict[str, Float[Tensor, "k t n"]]:
+        """What the words read, in the one pass that there is; the same at every step."""
+        weights = torch.cat([x[:, :: x.shape[1] // length] for x in watch.named("elements")])
+        by_place = weights.mean(0).unflatten(-1, (length, -1)).expand(max(1, num_steps), -1, -1, -1)
+        return {"words": by_place[..., 0], "thoughts by position": by_place[..., 1:].sum(-1)}
 
     def _elements(self, tokens: Int[Tensor, "b t"], steps: int) -> Float[Tensor, "b t n c"]:
         ordinary = self.embedding(tokens)[:, :, None]
@@ -335,6 +353,7 @@ class Block(nn.Module):
         if cache is not None:
             k, v, _ = cache.keep(layer, k, v)
         causal = visible is None
+        weigh("elements", q, k, visible, causal)
         if stops:
             found = stop_grad_attention(q, k, v, causal=causal, mask=visible, **stops)
         else:

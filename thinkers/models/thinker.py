@@ -16,6 +16,7 @@ from thinkers.layers import swiglu_width
 from thinkers.models import base
 from thinkers.models.base import IGNORED, Batch, Loss, Model, Thought, as_batch, initialize
 from thinkers.models.generation import check_call, evaluating
+from thinkers.ops import masks
 from thinkers.processor import (
     Disturb,
     FixedTextInput,
@@ -28,6 +29,7 @@ from thinkers.processor import (
     SelfAttention,
     TextInput,
 )
+from thinkers.watching import Watch
 
 
 class Thinker(Model):
@@ -44,6 +46,7 @@ class Thinker(Model):
     """
 
     name = "thinker"
+    elements = "Each position reads, through memory, the sections that were finished before it."
     test_variants = (
         {"num_latents": 3, "read_steps": 1, "memory_steps": 2, "num_knowledge": 3},
         {"output": "parallel", "output_steps": 2, "self_attention": "feed_forward", "rank": 5},
@@ -215,7 +218,7 @@ class Thinker(Model):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(s, steps)):
                 if keys is not None and self.disturb:
                     latent = self.disturb(latent, keys, s + 1, self._learned_latents())
-                latent = self.process(latent, self._memory(store, s))
+                latent = self.hand_on(self.process(latent, self._memory(store, s)), s)
                 if config.memory_steps != 0:
                     store.write(latent)
             if keep or s == steps - 1:
@@ -382,6 +385,46 @@ class Thinker(Model):
 
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
         return self.output.logits(states)
+
+    # Looking inside ---------------------------------------------------------------------------
+
+    def mask(self, length: int, num_steps: int | None = None) -> Bool[Tensor, "t s"]:
+        # position i is read in the section of token i + 1
+        finished = masks.table(masks.finished_sections(self.config.section), length + 1)
+        return finished[0, 1:, :length]
+
+    def attention(
+        self, watch: Watch, length: int, num_steps: int, prompt_length: int | None = None
+    ) -> dict[str, Float[Tensor, "k t n"]]:
+        """What the queries read of memory: the words, the knowledge, the latents of each step."""
+        config, size = self.config, self.config.section
+        sections = length // size
+        if prompt_length is None and not sections:
+            return {}
+        per_step = config.output_steps * config.num_layers
+        calls = watch.named("memory")[-num_steps * per_step :]
+        start = size - 1 if prompt_length is None else prompt_length - 1
+        words = sections * size if prompt_length is None else prompt_length
+        like = calls[0]
+        found = {
+            "words": like.new_zeros(num_steps, length, length),
+            "knowledge": like.new_zeros(num_steps, length, config.num_knowledge),
+            "latents by step": like.new_zeros(num_steps, length, num_steps),
+        }
+        for s in range(num_steps):
+            weights = torch.stack(calls[s * per_step : (s + 1) * per_step]).mean(0)
+            weights = weights.flatten(0, 1)[: length - start]
+            rows = slice(start, start + len(weights))
+            again = config.read_steps is None or s < config.read_steps
+            past = s + 1 if config.memory_steps is None else min(s + 1, config.memory_steps)
+            parts = weights.split(
+                [again * words, config.num_knowledge, past * config.num_latents], 1
+            )
+            found["words"][s, rows, : again * words] = parts[0]
+            found["knowledge"][s, rows] = parts[1]
+            by_step = parts[2].unflatten(1, (past, config.num_latents)).sum(2)
+            found["latents by step"][s, rows, s + 1 - past : s + 1] = by_step
+        return {name: x for name, x in found.items() if x.shape[2]}
 
     # Learning ---------------------------------------------------------------------------------
 

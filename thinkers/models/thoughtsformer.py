@@ -24,6 +24,7 @@ from thinkers.layers import (
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, initialize, next_token_loss
 from thinkers.models.trains import Trains, Written
+from thinkers.ops import masks
 
 Table = tuple[Tensor, Tensor] | None
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -41,6 +42,7 @@ class ThoughtsFormer(Model):
     """
 
     name = "thoughtsformer"
+    elements = "A word and its thoughts follow each other: a train reads words, and itself."
     test_variants = (
         {"variant": "published", "num_layers": 1},
         {"variant": "published", "hidden": 48},
@@ -236,7 +238,7 @@ class ThoughtsFormer(Model):
         https://arxiv.org/abs/1611.01144).
         """
         if self.config.thoughts == "latent":
-            return state
+            return self.hand_on(state, step)
         scores = self._answer(state)
         if keys is not None:
             drawn = uniform(keys, step, tuple(scores.shape[1:]), torch.float64)
@@ -248,7 +250,7 @@ class ThoughtsFormer(Model):
                 -1
             ) @ self.embedding.weight.detach()
             words = words + (soft - soft.detach())
-        return self._place(words, positions)
+        return self.hand_on(self._place(words, positions), step)
 
     def _answer(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
         if self.config.variant == "published":
@@ -257,6 +259,11 @@ class ThoughtsFormer(Model):
 
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
         return self._answer(states)
+
+    def mask(self, length: int, num_steps: int | None = None) -> Bool[Tensor, "t s"]:
+        steps = self.check_steps(num_steps)
+        trains = masks.table(masks.thought_trains(steps - 1), length * steps)[0]
+        return trains if self.causal else torch.ones_like(trains)
 
     def prefill(
         self,

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from thinkers.models.base import Config
 from thinkers.ops import Chain, thought_attention
+from thinkers.watching import Watch, watched
 
 
 class Trains:
@@ -35,6 +36,8 @@ class Trains:
             self.chains[layer].append(k, v)
         else:
             self.thoughts.append((k, v))
+        if (watch := watched()) is not None:
+            self._weigh(watch, layer, q)
         if self.causal:
             return self.chains[layer].attend(q, *self.bases[layer], key_padding=self.hidden)
         thoughts = [torch.stack(x, 3) for x in zip(*self.thoughts, strict=True)]
@@ -42,6 +45,23 @@ class Trains:
         return thought_attention(
             q, *self.bases[layer], *chain, causal=False, key_padding=self.hidden
         )
+
+    def _weigh(self, watch: Watch, layer: int, q: Float[Tensor, "b h t d"]) -> None:
+        """Leave what each position reads of the words, and of its own thoughts."""
+        if not self.causal:
+            return
+        k, chain = self.bases[layer][0], self.chains[layer]
+        scores = q @ k.mT
+        later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+        if self.hidden is not None:
+            scores = scores.masked_fill(self.hidden[:, None, None], -torch.inf)
+        if len(chain):
+            scores = torch.cat([scores, torch.einsum("bhtd,bhtnd->bhtn", q, chain.k)], -1)
+        weights = (scores / q.shape[-1] ** 0.5).softmax(-1).mean(1)
+        watch.keep("words", weights[..., : k.shape[2]])
+        if len(chain):
+            watch.keep("own thoughts", weights[..., k.shape[2] :])
 
 
 class Written:

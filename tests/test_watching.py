@@ -1,0 +1,182 @@
+"""Looking into models: attention as it was given, masks, and thoughts put in place of others."""
+
+import pytest
+import torch
+from model_cases import CASES, ids, tiny
+from torch.nn import functional as F
+
+from thinkers.watching import attention_weights, watched, watching
+
+T, P = 19, 11
+
+
+def looked_into(name, own, num_steps, prompt_length):
+    """(the model, what it thought unwatched, what it thought watched, its attention)."""
+    model, tokens = tiny(name, own), ids(1, T)
+    lengths = None if prompt_length is None else torch.tensor([prompt_length])
+    with torch.no_grad():
+        alone = model(tokens, num_steps, prompt_lengths=lengths, keep_states=True)
+        with watching() as watch:
+            seen = model(tokens, num_steps, prompt_lengths=lengths, keep_states=True)
+    return model, alone, seen, model.attention(watch, T, num_steps, prompt_length)
+
+
+@pytest.mark.parametrize(("name", "own"), CASES)
+@pytest.mark.parametrize("prompt_length", [None, P])
+def test_watching_changes_nothing_and_what_is_read_adds_up(name, own, prompt_length):
+    num_steps = tiny(name, own).step_counts[-1]
+    _, alone, seen, attention = looked_into(name, own, num_steps, prompt_length)
+    assert torch.equal(alone.logits, seen.logits)
+    assert torch.equal(alone.states, seen.states)
+    hidden = own.get("num_fillers") or not own.get("causal", True)
+    assert bool(attention) is not bool(hidden)
+    for weights in attention.values():
+        assert weights.shape[:2] == (max(1, num_steps), T) and bool((weights >= 0).all())
+    if attention:
+        groups = 2.0 if name == "deepsight" else 1.0  # words, and plans besides
+        total = sum(weights.sum(-1) for weights in attention.values())
+        first = {None: 15, P: P - 1}[prompt_length] if name == "thinker" else 0
+        first = own.get("section", first + 1) - 1 if not prompt_length else first
+        torch.testing.assert_close(total[:, first:], torch.full_like(total[:, first:], groups))
+        assert bool((total[:, :first] == 0).all())
+    assert watched() is None
+
+
+@pytest.mark.parametrize("name", ["decoder", "looped", "thoughtsformer", "reasoning_tokens"])
+def test_words_that_come_later_are_never_read(name):
+    _, _, _, attention = looked_into(name, {}, 1 if name == "decoder" else 4, None)
+    later = torch.ones(T, T, dtype=torch.bool).triu(1)
+    assert not attention["words"][:, later].any()
+    assert attention["words"][:, ~later].gt(0).all()
+
+
+def test_thoughts_that_do_not_exist_yet_are_not_read():
+    own = looked_into("thoughtsformer", {}, 4, None)[3]["own thoughts"]
+    latents = looked_into("thinker", {}, 4, P)[3]["latents by step"]
+    for step in range(4):
+        assert own[step, :, :step].gt(0).all() and not own[step, :, step:].any()
+        read = latents[step, P - 1 :]
+        assert read[:, : step + 1].gt(0).all() and not read[:, step + 1 :].any()
+
+
+@pytest.mark.parametrize("kind", ["causal", "boolean", "added", "grouped"])
+def test_weights_are_those_of_torch(kind):
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 6, 7, 5, dtype=torch.float64), torch.randn(2, 6, 7, 5).double()
+    k = k[:, :2] if kind == "grouped" else k
+    mask = None
+    if kind in ("boolean", "added"):
+        mask = torch.rand(2, 1, 7, 7) < 0.6
+        mask |= torch.eye(7, dtype=torch.bool)
+    if kind == "added":
+        mask = torch.zeros(mask.shape).double().masked_fill(~mask, -torch.inf)
+    causal = kind in ("causal", "grouped")
+    v = torch.eye(7).double().expand(2, k.shape[1], 7, 7)
+    expected = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+    torch.testing.assert_close(attention_weights(q, k, mask, causal), expected)
+
+
+THINKING = [c for c in CASES if c.values[0] not in ("decoder", "deepsight")]
+
+
+@pytest.mark.parametrize(("name", "own"), THINKING)
+def test_a_thought_replaced_by_itself_changes_nothing_and_by_zeros_something(name, own):
+    model, tokens = tiny(name, own), ids(3, T)
+    steps = []
+
+    def same(thought, step):
+        steps.append(step)
+        return thought
+
+    with torch.no_grad():
+        alone = model(tokens, 4).logits
+        with model.thoughts_replaced(same):
+            assert torch.equal(model(tokens, 4).logits, alone)
+        assert steps and steps == list(range(len(steps)))
+        with model.thoughts_replaced(lambda thought, step: torch.zeros_like(thought)):
+            assert not torch.equal(model(tokens, 4).logits, alone)
+        assert torch.equal(model(tokens, 4).logits, alone)
+
+
+@pytest.mark.parametrize(("name", "own"), [c for c in THINKING if c.values[1].get("causal", True)])
+def test_replaced_thoughts_are_those_of_generation_with_and_without_a_cache(name, own):
+    model, tokens = tiny(name, own), ids(2, 7)
+    if not model.causal:
+        pytest.skip("cannot generate")
+    lengths = torch.tensor([7, 7])
+    with model.thoughts_replaced(lambda thought, step: -thought):
+        cached, anew = (
+            model.generate(tokens, 3, 3, lengths, use_cache=c, return_logits=True)[1]
+            for c in (True, False)
+        )
+    plain = model.generate(tokens, 3, 3, lengths, return_logits=True)[1]
+    torch.testing.assert_close(cached, anew, rtol=0, atol=1e-5 * float(anew.abs().max()))
+    assert not torch.allclose(cached, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["decoder", "deepsight"])
+def test_a_model_that_does_not_think_hands_nothing_on(name):
+    model = tiny(name)
+
+    def refuse(thought, step):
+        raise AssertionError("handed on")
+
+    with model.thoughts_replaced(refuse), torch.no_grad():
+        model(ids(1, T))
+
+
+def test_an_error_inside_leaves_the_models_own_thoughts_in_place():
+    model = tiny("looped")
+    with pytest.raises(ZeroDivisionError), model.thoughts_replaced(lambda x, step: 0 * x):
+        raise ZeroDivisionError
+    assert model._replacement is None
+    with pytest.raises(ZeroDivisionError), watching():
+        raise ZeroDivisionError
+    assert watched() is None
+
+
+def reads(model, tokens, num_steps):
+    """(t, t): whether the logits of a position depend on the token at another."""
+    with torch.no_grad():
+        before = model(tokens, num_steps).logits[0]
+        found = torch.zeros(tokens.shape[1], tokens.shape[1], dtype=torch.bool)
+        for j in range(tokens.shape[1]):
+            other = tokens.clone()
+            other[0, j] = (other[0, j] + 1) % model.config.vocab_size
+            found[:, j] = (model(other, num_steps).logits[0] != before).any(-1)
+    return found
+
+
+@pytest.mark.parametrize("name", ["decoder", "looped", "deepsight", "thinker"])
+def test_a_mask_shows_what_is_read(name):
+    model = tiny(name, {"section": 5} if name == "thinker" else {})
+    found, mask = reads(model, ids(1, 13), None), model.mask(13)
+    if name == "thinker":  # a section reads itself besides, as far as it is written
+        offsets = torch.arange(1, 14)
+        own = (offsets[:, None] // 5 == offsets // 5) & (offsets[:, None] >= offsets)
+        mask = mask | own
+        own = offsets[:, None] // 5 * 5 == offsets  # what a section's first query carries
+        mask |= own
+    assert torch.equal(found, mask)
+
+
+def test_masks_of_trains_and_of_reasoning_tokens_have_a_row_for_every_element():
+    trains = tiny("thoughtsformer").mask(3, 2)
+    assert trains.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 0, 1, 0, 0, 0],
+        [1, 0, 1, 1, 0, 0],
+        [1, 0, 1, 0, 1, 0],
+        [1, 0, 1, 0, 1, 1],
+    ]
+    assert bool(tiny("thoughtsformer", {"causal": False}).mask(3, 2).all())
+    hidden = tiny("reasoning_tokens", {"mode": "mask", "window": 1}).mask(3, 1)
+    assert hidden.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 0, 1, 0, 0, 0],
+        [1, 0, 1, 1, 0, 0],
+        [1, 1, 1, 0, 1, 0],
+        [1, 1, 1, 0, 1, 1],
+    ]
