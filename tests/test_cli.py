@@ -27,7 +27,7 @@ BAD_LINES = [
     # commands and names
     ([], "COMMAND"),
     (["trian"], "expected: train"),
-    (["compare", "add"], "unknown command 'compare'"),
+    (["compete", "add"], "unknown command 'compete'"),
     (["--verison"], "--verison"),
     (["list", "modles"], "modles"),
     (["list", "--al"], "--al"),

@@ -19,6 +19,7 @@ _HOMES = {
     "training": ("Run", "Training", "train"),
     "checkpoints": ("load",),
     "evaluating": ("evaluate",),
+    "comparing": ("compare",),
     "answering": ("answer", "generate", "stream"),
     "processor": ("Disturb", "LatentStore", "Output", "Probe", "Process", "Read"),
     "errors": ("ThinkersError",),

@@ -90,6 +90,28 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     sampling.add_argument("--num_samples", metavar="N", help="texts written in one batch")
     generating.set_defaults(run=commands.generate)
 
+    comparing = verbs.add_parser(
+        "compare",
+        help="train several models on a task with equal means, and judge what differs",
+        description="Settings for all are flags, such as --task.max_digits 2 or --model.dim 32.",
+    )
+    comparing.add_argument("task", nargs="?", metavar="TASK", help="a name of thinkers list tasks")
+    comparing.add_argument("--models", metavar="A,B,C", help="the first is what others are held to")
+    comparing.add_argument("--match", metavar="WHAT", help="flops, parameters or seconds")
+    comparing.add_argument("--budget", metavar="B", help="of a run: 2e13 FLOPs, 5min, N updates")
+    comparing.add_argument("--seeds", metavar="N", help="3 by default")
+    comparing.add_argument(
+        "--lrs", metavar="A,B", help="rates to choose from; the recipe's if none"
+    )
+    comparing.add_argument("--controls", metavar="A,B", help="of pause, untied, wider")
+    comparing.add_argument("--num_examples", metavar="N", help="held-out, 2000 by default")
+    comparing.add_argument("--out", metavar="DIR", help="runs/compare-TASK by default")
+    comparing.add_argument("--resume", action="store_true", help="do what DIR is missing")
+    comparing.add_argument(
+        "--dry_run", action="store_true", help="print sizes and minutes, and stop"
+    )
+    comparing.set_defaults(run=commands.compare)
+
     importing = verbs.add_parser("import", help="make a model folder of an author's checkpoint")
     importing.add_argument("system", metavar="SYSTEM", help=", ".join(commands.SYSTEMS))
     importing.add_argument("checkpoint", metavar="CHECKPOINT")
@@ -97,7 +119,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     importing.add_argument("--out", metavar="DIR", required=True, help="the model folder")
     importing.set_defaults(run=commands.import_published)
 
-    for verb in (training, evaluating, generating):
+    for verb in (training, evaluating, generating, comparing):
         verb.add_argument(
             "--import_module",
             metavar="FILE",
@@ -124,7 +146,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         name = name.replace("-", "_")
         if equals and not value and name in PATHS:
             raise UsageError(f"found: --{name} without a value\nto do: write --{name} VALUE")
-        if equals or name in SWITCHES:
+        if equals or name in SWITCHES or (name == "resume" and own[:1] == ["compare"]):
             flag = f"--{name}{equals}{value}"
         else:
             following = next(words, None)
@@ -175,7 +197,8 @@ def run(argv: Sequence[str]) -> int:
             else:
                 raise_unknown(name, name, flags, f"thinkers {own[0]} --help lists them")
     options = top.parse_args(own)
-    takes = {commands.train: "--", commands.evaluate: "--task."}.get(options.run)
+    every = {commands.train: "--", commands.compare: "--", commands.evaluate: "--task."}
+    takes = every.get(options.run)
     others = [flag for flag in settings if takes is None or not flag.startswith(takes)]
     if others:
         but = "takes no settings of a recipe" if takes is None else "takes those of the task alone"

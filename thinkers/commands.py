@@ -147,6 +147,46 @@ def write(pieces: Iterator[list[str]], options: argparse.Namespace) -> None:
         print(f"---\n{text}")
 
 
+def compare(options: argparse.Namespace, settings: list[str]) -> int:
+    from thinkers import comparing_page, plans
+
+    wishes: dict[str, Any] = {
+        "task": options.task,
+        "models": names(options.models),
+        "match": options.match,
+        "budget": options.budget,
+        "seeds": None if options.seeds is None else whole("--seeds", options.seeds, 1),
+        "lrs": [number("--lrs", text) for text in names(options.lrs)],
+        "controls": names(options.controls),
+        "settings": {key[2:]: value for key, _, value in (x.partition("=") for x in settings)},
+        "num_examples": None
+        if options.num_examples is None
+        else whole("--num_examples", options.num_examples, 1),
+    }
+    if options.dry_run:
+        print(plans.Plan.of(**wishes).table())
+        return 0
+    comparison = thinkers.compare(**wishes, out=options.out, resume=options.resume)
+    print(comparing_page.terminal_table(comparison))
+    print(f"page {comparison.folder / comparing_page.PAGE}")
+    return comparison.exit_code
+
+
+def names(text: str | None) -> list[str]:
+    """The parts of a list with commas."""
+    return [] if text is None else [part.strip() for part in text.split(",")]
+
+
+def number(flag: str, text: str) -> float:
+    """`text` as a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(
+            f"found: {flag} {text!r}\nexpected: a number\nto do: change {flag}"
+        ) from None
+
+
 def import_published(options: argparse.Namespace, settings: list[str]) -> int:
     from thinkers.published.importing import import_checkpoint
 

@@ -1,0 +1,354 @@
+"""compare(task, models): the same task, the same work, several models, and what can be said."""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thinkers import checkpoints, matching, reports, runs, tasks
+from thinkers.config import Config
+from thinkers.distributed import find_device
+from thinkers.errors import DamagedError, Interrupted, LockedError, ThinkersError, UsageError
+from thinkers.matching import Contender
+from thinkers.metering import metered
+from thinkers.models.base import Model
+from thinkers.plans import Plan
+from thinkers.training import train
+
+RESULTS, SEARCH, SITTINGS, LOG = "results.jsonl", "search.jsonl", "sittings.jsonl", "log.txt"
+PAGE, GRADES = "report.html", "grades.npz"
+POINT_EXAMPLES = 500
+"""On how many examples each checkpoint of a run is judged."""
+SEARCH_SEED = 2**31
+"""Of the runs that find a learning rate, which are no part of the result."""
+JUDGED_SEED = 0
+"""All are judged on the examples of this seed: none is trained on, whatever the run's seed."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that was trained and judged.
+
+    Args:
+        line: What results.jsonl holds of it.
+        grades: {thinking steps: the headline of each held-out example}.
+        points: The same at the usual number of steps, of each checkpoint in line["curve"].
+    """
+
+    line: Mapping[str, Any]
+    grades: Mapping[int, np.ndarray]
+    points: np.ndarray
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of a comparison.
+
+    Args:
+        results: {contender: its runs that were judged, by seed}.
+        failures: The lines of runs that could not be finished.
+    """
+
+    folder: Path
+    plan: Plan
+    results: Mapping[str, Sequence[Result]]
+    failures: Sequence[Mapping[str, Any]]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or what the first run that failed would have ended with."""
+        return int(self.failures[0]["exit_code"]) if self.failures else 0
+
+
+def compare(
+    task: str | None = None,
+    models: Sequence[str] = (),
+    *,
+    match: str | None = None,
+    budget: str | float | None = None,
+    seeds: int | None = None,
+    lrs: Sequence[float] = (),
+    controls: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    num_examples: int | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+) -> Comparison:
+    """Train every model over several seeds with equal means, judge all on the same examples.
+
+    DIR holds results.jsonl, report.html, the runs and all else; see docs/compare.md.
+
+    Args:
+        models: Names in MODELS; the others are brought to the size of the first, and judged by it.
+        match: What runs have equal, beside their size: flops, parameters (updates) or seconds.
+        budget: FLOPs, updates or seconds of each run; "5min" is 300 seconds.
+        lrs: Learning rates, of which the best on the validation split is taken; () is the recipe's.
+        controls: Of pause, untied and wider.
+        settings: {"task.max_digits": 2}: of the task, and of all models and trainings.
+        out: The folder, runs/compare-TASK if None.
+        resume: Go on with the comparison in `out`; what it was asked for may be left out.
+
+    Raises:
+        Interrupted: A signal came; what was finished is kept.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError("compare must be run by one process, got several ranks")
+    asked = dict(
+        task=task,
+        models=list(models),
+        match=match,
+        budget=budget,
+        seeds=seeds,
+        lrs=[float(lr) for lr in lrs],
+        controls=list(controls),
+        settings=dict(settings or {}),
+        num_examples=num_examples,
+    )
+    from thinkers.comparing_page import write_page
+
+    for module in ("jinja2", "matplotlib"):
+        reports._report(module)  # what the page needs is missed before hours of training
+    plan = None if resume else Plan.of(**asked)
+    if out is None and task is None:
+        raise UsageError("found: no task\nexpected: a name of thinkers list tasks")
+    folder = Path(out) if out is not None else Path("runs") / f"compare-{task}"
+    with runs.owned(folder, new=not resume), _one_thread():
+        if plan is None:
+            plan = Plan.read(folder).extended(**asked)
+        plan.write(folder)
+        print(plan.table(), flush=True)
+        try:
+            _run_all(folder, plan)
+        except Interrupted as error:
+            todo = f"go on with thinkers compare --out {folder} --resume"
+            number = error.exit_code - 128
+            raise Interrupted(f"interrupted, and what was done is kept; {todo}", number) from None
+        comparison = read(folder)
+        write_page(comparison)
+        return comparison
+
+
+def read(folder: str | Path) -> Comparison:
+    """What has been finished of the comparison in `folder`."""
+    path = Path(folder)
+    plan = Plan.read(path)
+    last = {(line["model"], line["seed"]): line for line in read_lines(path / RESULTS)}
+    wanted = [(one.name, seed) for one in plan.contenders for seed in range(plan.seeds)]
+    found = [last[key] for key in wanted if key in last]
+    results: dict[str, list[Result]] = {one.name: [] for one in plan.contenders}
+    for line in found:
+        if line["status"] == "done":
+            results[line["model"]].append(_read_result(path, line))
+    failures = [line for line in found if line["status"] == "failed"]
+    return Comparison(path, plan, results, failures)
+
+
+def _run_all(folder: Path, plan: Plan) -> None:
+    """Everything that is missing, seed by seed, so that a part of it can be judged early."""
+    done = {
+        (line["model"], line["seed"])
+        for line in read_lines(folder / RESULTS)
+        if line["status"] == "done"
+    }
+    rates: dict[str, float | None] = {}
+    for seed in range(plan.seeds):
+        for one in plan.contenders:
+            if (one.name, seed) in done:
+                continue
+            try:
+                if one.name not in rates:
+                    rates[one.name] = _find_rate(folder, plan, one)
+                line = _finish(folder, plan, one, seed, rates[one.name])
+            except (Interrupted, LockedError):
+                raise
+            except Exception as error:  # told in the results, on the page and by the exit code
+                line = {"status": "failed", **_told(error)}
+            line = {"model": one.name, "seed": seed, **line}
+            append_line(folder / RESULTS, line)
+            print(_news(plan, line), flush=True)
+
+
+def _finish(
+    folder: Path, plan: Plan, one: Contender, seed: int, lr: float | None
+) -> dict[str, Any]:
+    """Train one run and judge it; its line in the results."""
+    config = plan.config(one, seed, lr)
+    home = folder / "runs" / f"{one.name}-{seed}"
+    seconds, memory = _train(folder, home, config)
+    model = checkpoints.load(home).to(find_device(config.training.device))
+    task = tasks.from_config(config.task, JUDGED_SEED)
+    grades = {k: task.grade(model, "test", plan.num_examples, k).numpy() for k in model.step_counts}
+    usual = usual_steps(model)
+    curve, points = _curve(home, model, task, min(POINT_EXAMPLES, plan.num_examples))
+    _write_grades(home, grades, points)
+    checkpoints.prune(home / "checkpoints", 1)
+    return {
+        "status": "done",
+        "score": float(grades[usual].mean()),
+        "num_steps": usual,
+        "scores": {str(k): float(x.mean()) for k, x in grades.items()},
+        "answer_flops": {str(k): matching.answer_flops(config, k) for k in grades},
+        "curve": curve,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "updates": curve[-1]["update"],
+        "flops": curve[-1]["flops"],
+        "lr": config.training.lr,
+        "seconds": seconds,
+        "memory": memory,
+        "run": home.relative_to(folder).as_posix(),
+    }
+
+
+def _find_rate(folder: Path, plan: Plan, one: Contender) -> float | None:
+    """The best of the learning rates on the validation split; None if there is no choice.
+
+    Raises:
+        ThinkersError: No rate could be trained with.
+    """
+    if not plan.lrs:
+        return None
+    found = {line["lr"]: line for line in read_lines(folder / SEARCH) if line["model"] == one.name}
+    for lr in plan.lrs:
+        if lr in found:
+            continue
+        config = plan.config(one, SEARCH_SEED, lr)
+        home = folder / "runs" / f"{one.name}-search-{lr:g}"
+        try:
+            seconds, _ = _train(folder, home, config)
+            task = tasks.from_config(config.task, JUDGED_SEED)
+            model = checkpoints.load(home).to(find_device(config.training.device))
+            scores = task.score(model, "valid", plan.num_examples)
+            told = {"merit": task.merit(scores), "seconds": seconds}
+        except (Interrupted, LockedError):
+            raise
+        except Exception as error:  # a rate too high to train with is not the best
+            told = _told(error)
+        found[lr] = {"model": one.name, "lr": lr, **told}
+        append_line(folder / SEARCH, found[lr])
+    usable = [lr for lr in plan.lrs if "merit" in found[lr]]
+    if not usable:
+        raise ThinkersError(f"no rate of {plan.lrs} trains {one.name}: {found[lr]['error']}")
+    return max(usable, key=lambda lr: found[lr]["merit"])
+
+
+def _train(folder: Path, home: Path, config: Config) -> tuple[float | None, int | None]:
+    """Train, or go on training; (process seconds, memory), None where they are not known."""
+    name = home.relative_to(folder).as_posix()
+    append_line(folder / SITTINGS, {"run": name})
+    meter = None
+    try:
+        with (
+            (folder / LOG).open("a") as log,
+            contextlib.redirect_stdout(log),
+            metered(find_device(config.training.device)) as meter,
+        ):
+            is_begun = (home / runs.RECORD).exists()
+            train(resume=home) if is_begun else train(config, home)
+    finally:
+        if meter is not None:
+            end = {"run": name, "seconds": meter.seconds, "memory": meter.memory}
+            append_line(folder / SITTINGS, end)
+    mine = [line for line in read_lines(folder / SITTINGS) if line["run"] == name]
+    ends = [line for line in mine if "seconds" in line]
+    seconds = [line["seconds"] for line in ends]
+    memory = [line["memory"] for line in ends]
+    # Of a sitting that was killed no seconds are known.
+    was_killed = 2 * len(ends) != len(mine)
+    return (
+        None if was_killed else sum(seconds),
+        None if None in memory else max(memory),
+    )
+
+
+def _curve(
+    home: Path, model: Model, task: Any, num_examples: int
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """([{update, flops, score}], grades) of each checkpoint of a run, oldest first."""
+    curve, points = [], []
+    for path in checkpoints.saved(home / "checkpoints"):
+        checkpoint = checkpoints.read(path)
+        model.load_state_dict(checkpoint.tensors.get("ema", checkpoint.tensors["weights"]))
+        grades = task.grade(model, "test", num_examples).numpy()
+        flops = checkpoint.state["flops"]
+        curve.append({"update": checkpoint.update, "flops": flops, "score": float(grades.mean())})
+        points.append(grades)
+    return curve, np.stack(points)
+
+
+def usual_steps(model: Model) -> int:
+    """The depth that a model is known by: the one it was built for, as one of `step_counts`."""
+    counts = model.step_counts
+    return model.config.num_steps if model.config.num_steps in counts else counts[0]
+
+
+def _write_grades(home: Path, grades: Mapping[int, np.ndarray], points: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    arrays = {f"steps_{k}": x for k, x in grades.items()} | {"points": points}
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    checkpoints.write_file(home / GRADES, buffer.getvalue())
+
+
+def _read_result(folder: Path, line: Mapping[str, Any]) -> Result:
+    file = folder / line["run"] / GRADES
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            grades = {int(k): found[f"steps_{k}"] for k in line["scores"]}
+            return Result(line, grades, found["points"])
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DamagedError(f"{file} must hold the grades of a run: {error}") from None
+
+
+def append_line(file: Path, line: Mapping[str, Any]) -> None:
+    """Add a line of JSON, on the disk when this returns; what a kill left unfinished goes."""
+    content = (json.dumps(line, allow_nan=False) + "\n").encode()
+    with checkpoints.disk_errors(file, len(content)), file.open("ab+") as stream:
+        stream.seek(0)
+        old = stream.read()
+        stream.truncate(old.rfind(b"\n") + 1)
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The finished lines of a file of JSON lines; none if it is not there."""
+    if not file.exists():
+        return []
+    whole = file.read_bytes().rpartition(b"\n")[0]
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise DamagedError(f"{file} must hold lines of JSON: {error}") from None
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    """What a line says of an error."""
+    code = error.exit_code if isinstance(error, ThinkersError) else 1
+    message = " ".join(str(error).split())
+    return {"error": f"{type(error).__name__}: {message}"[:500], "exit_code": code}
+
+
+def _news(plan: Plan, line: Mapping[str, Any]) -> str:
+    who = f"{line['model']}, seed {line['seed']}"
+    if line["status"] == "failed":
+        return f"{who}: failed, {line['error']}"
+    seconds = "" if line["seconds"] is None else f", {line['seconds']:.1f} s of process time"
+    return f"{who}: {plan.headline} {line['score']:.4f}{seconds}"
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for torch, so that process time is the same on a machine that is shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

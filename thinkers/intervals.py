@@ -1,0 +1,142 @@
+"""How sure a score or a difference of scores is, from the grades of few seeds on many examples.
+
+A score differs from the truth for two reasons: other seeds would have learned otherwise, and other
+examples would have been asked. Examples are many, so they are drawn again (Efron 1979); seeds are
+too few for that, three make 27 draws at most, so their mean is spread by Student's t, as wide as
+they leave their deviation unknown.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Float
+
+CONFIDENCE = 0.99
+DRAWS, RESAMPLES = 20_000, 500
+
+Grades = Float[np.ndarray, "s n"]
+"""Of s seeds on n examples, the same examples in the same order for all that are compared."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate, and where the truth is taken to lie."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_distinguishable(self) -> bool:
+        """Whether this is known not to be 0: there was variance, and 0 lies outside."""
+        return self.low < self.high and not self.low <= 0 <= self.high
+
+
+def mean(grades: Grades, confidence: float = CONFIDENCE) -> Interval:
+    """The score, over seeds and examples; a share, of grades 0 and 1, is one from end to end."""
+    found = _interval(grades.mean(0), [grades], confidence)
+    if not np.isin(grades, (0, 1)).all():
+        return found
+    return Interval(found.value, max(0.0, found.low), min(1.0, found.high))
+
+
+def difference(
+    a: Grades, b: Grades, *, same_runs: bool = False, confidence: float = CONFIDENCE
+) -> Interval:
+    """By how much the score of `a` is above that of `b`, paired over examples.
+
+    Args:
+        same_runs: Row s of both is of the same trained weights, as at two numbers of thinking
+            steps; otherwise the seeds of `a` and of `b` have nothing in common.
+    """
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"a and b must have the same examples, got {a.shape[1]} and {b.shape[1]}")
+    groups = [a - b] if same_runs else [a, b]
+    return _interval(a.mean(0) - b.mean(0), groups, confidence)
+
+
+def _interval(
+    effects: Float[np.ndarray, " n"], groups: list[Grades], confidence: float
+) -> Interval:
+    """Around the mean of `effects`, the estimate of each example; the runs are in `groups`."""
+    value = float(effects.mean())
+    by_seed, by_both, freedom = _variances(groups)
+    if freedom == 0:
+        return Interval(value, -np.inf, np.inf)
+    rng = np.random.default_rng(0)
+    number = len(effects)
+    drawn = rng.integers(0, number, (RESAMPLES, number))
+    shifts = effects[drawn].mean(1) - value
+    by_example = float(effects.var(ddof=1)) / number if number > 1 else 0.0
+    if by_example:
+        # What differs by chance from run to run is in the deviation of the seeds already.
+        shifts *= np.sqrt(max(0.0, 1 - by_both / by_example))
+    spread = np.sqrt(by_seed) * rng.standard_t(freedom, DRAWS)
+    draws = value + spread + np.resize(shifts, DRAWS)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def _variances(groups: list[Grades]) -> tuple[float, float, int]:
+    """Of the difference of means: by seeds, by seed and example together; degrees of freedom."""
+    by_seed = by_both = squares = 0.0
+    freedom = 0
+    for grades in groups:
+        seeds, number = grades.shape
+        means = grades.mean(1, keepdims=True)
+        rest = grades - means - grades.mean(0) + means.mean()
+        by_both += (rest**2).sum() / max(1, (seeds - 1) * (number - 1)) / (seeds * number)
+        squares += float(((means - means.mean()) ** 2).sum())
+        freedom += seeds - 1
+    if freedom:
+        by_seed = squares / freedom * sum(1 / len(grades) for grades in groups)
+    return by_seed, float(by_both), freedom
+
+
+@dataclass(frozen=True)
+class Fall:
+    """More thinking that makes the answers worse.
+
+    Args:
+        loss: By how much, a positive number.
+    """
+
+    shallow: int
+    deep: int
+    loss: Interval
+
+
+def worst_fall(grades: Mapping[int, Grades], confidence: float = CONFIDENCE) -> Fall | None:
+    """The largest loss between two depths, fewer steps first, that chance does not explain.
+
+    All pairs of depths are looked at, so each must be as sure as keeps them all at `confidence`
+    (Bonferroni). With one seed, the question is about these weights, and examples alone vary.
+
+    Args:
+        grades: {thinking steps: grades}, more being better.
+    """
+    depths = sorted(grades)
+    pairs = [(low, high) for i, low in enumerate(depths) for high in depths[i + 1 :]]
+    each = 1 - (1 - confidence) / max(1, len(pairs))
+    falls = []
+    for low, high in pairs:
+        loss = _paired(grades[low] - grades[high], each)
+        if loss.is_distinguishable and loss.value > 0:
+            falls.append(Fall(low, high, loss))
+    return max(falls, key=lambda fall: fall.loss.value, default=None)
+
+
+def _paired(losses: Grades, confidence: float) -> Interval:
+    """The mean of losses of the same runs; of one run, as its examples leave it unsure."""
+    if len(losses) > 1:
+        return _interval(losses.mean(0), [losses], confidence)
+    number = losses.shape[1]
+    value = float(losses.mean())
+    if number < 2:
+        return Interval(value, -np.inf, np.inf)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    t = z + (z**3 + z) / (4 * (number - 1))  # Student's, for as many examples
+    half = t * float(losses.std(ddof=1)) / number**0.5
+    return Interval(value, value - half, value + half)

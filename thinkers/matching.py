@@ -1,0 +1,256 @@
+"""What a comparison makes equal before it begins: the size of models, the work of their runs."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil
+from typing import Any
+
+import torch
+
+from thinkers import models, optimizers, tasks
+from thinkers.config import Config, override, problem, sizes
+from thinkers.distributed import Ranks, find_device
+from thinkers.learning import Learner, LossOf, gradients, thinking_steps
+from thinkers.models.base import Batch, Model
+
+TOLERANCE = 0.014
+"""Each size is so near to the wanted one that any two are within 3 % of each other."""
+CONTROLS = ("pause", "untied", "wider")
+UNTIMED, TIMED = 3, 20
+SAMPLE = 100
+"""Rows over which the work of an answer is a mean."""
+WIDEST = 16
+"""Feed-forwards are at most so many times as wide as the stream, and at least a quarter of it."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of those that are compared: its name, how it is trained, what it stands for."""
+
+    name: str
+    config: Config
+    what: str = ""
+
+
+def contenders(
+    task: str, names: Sequence[str], controls: Sequence[str], flags: Sequence[str]
+) -> list[Contender]:
+    """The models by these names and the controls, of the size of the first.
+
+    Args:
+        flags: Settings for all, such as --task.max_digits=2.
+    """
+    judged = _task_settings(task, names)
+    bases = [override(_base(name, task, judged), (), flags) for name in names]
+    wanted = parameters(bases[0].model)
+    found = [
+        Contender(name, replace(base, model=fit(base.model, parameters, wanted)))
+        for name, base in zip(names, bases, strict=True)
+    ]
+    if not controls:
+        return found
+    reference = _reference(found)
+    decoder = override(_base("decoder", task, judged), (), flags)
+    makers = {"pause": _pause, "untied": _untied, "wider": _wider}
+    return found + [makers[name](decoder, reference, wanted) for name in controls]
+
+
+def _task_settings(task: str, names: Sequence[str]) -> Any:
+    """What is asked: as in the first recipe on this task, those of the named models first."""
+    from thinkers import RECIPES, TASKS
+
+    own = [f"{task}/{name}" for name in names]
+    others = [name for name in RECIPES if name.startswith(f"{task}/")]
+    found = [name for name in own + others if name in RECIPES]
+    return RECIPES[found[0]]().task if found else TASKS[task].Config()  # type: ignore[attr-defined]
+
+
+def _base(name: str, task: str, judged: Any) -> Config:
+    """The recipe of a model on this task, else its recipe on another, else that of a decoder."""
+    from thinkers import MODELS, RECIPES
+
+    others = [recipe for recipe in RECIPES if recipe.endswith(f"/{name}")]
+    found = [recipe for recipe in (f"{task}/{name}", *others) if recipe in RECIPES]
+    recipe = RECIPES[found[0] if found else "add/decoder"]()
+    recipe = replace(recipe, recipe=recipe.recipe if recipe.recipe == f"{task}/{name}" else "")
+    if not found:
+        common = {
+            f.name: getattr(recipe.model, f.name) for f in dataclasses.fields(models.base.Config)
+        }
+        recipe = replace(recipe, model=MODELS[name].Config(**common))  # type: ignore[attr-defined]
+    model = replace(recipe.model, **sizes(judged))
+    return replace(recipe, model=model, task=judged)
+
+
+def _reference(found: Sequence[Contender]) -> Contender:
+    """Whose thinking the controls do without: looped if it is there, else the first that thinks."""
+    thinking = [one for one in found if len(build(one.config.model).step_counts) > 1]
+    if not thinking:
+        raise problem(
+            f"--controls with {', '.join(one.name for one in found)}",
+            "a model that thinks, whose work the controls take over",
+            "add one to --models, such as looped",
+        )
+    return next((one for one in thinking if one.name == "looped"), thinking[0])
+
+
+def _pause(decoder: Config, reference: Contender, wanted: int) -> Contender:
+    """A decoder that reads fillers instead of thinking: equal parameters, equal work."""
+    work = answer_flops(reference.config)
+    model = decoder.model
+    for _ in range(2):  # the fillers' own weights are few: the second round changes little
+        costs = {n: work_of(replace(model, num_fillers=n), decoder.task) for n in (1, 2)}
+        count = max(1, round(1 + (work - costs[1]) / (costs[2] - costs[1])))
+        model = fit(replace(model, num_fillers=count), parameters, wanted)
+    fillers = "1 filler" if count == 1 else f"{count} fillers"
+    what = f"a decoder with {fillers} after each token, to work as much as {reference.name}"
+    return Contender("pause", replace(decoder, model=model, recipe=""), what)
+
+
+def _untied(decoder: Config, reference: Contender, wanted: int) -> Contender:
+    """A decoder as deep as looped is when it has thought: each step has weights of its own."""
+    looped = reference.config.model
+    if reference.name != "looped":
+        raise problem(
+            "--controls untied without looped",
+            "looped among --models: its core is what is untied",
+            "add looped to --models",
+        )
+    depth = looped.num_prelude_layers + looped.num_steps * looped.num_layers
+    depth += looped.num_coda_layers
+    model = replace(
+        decoder.model, dim=looped.dim, num_heads=looped.num_heads, num_layers=depth, hidden=None
+    )
+    model = fit(model, lambda x: work_of(x, decoder.task), answer_flops(reference.config))
+    what = f"a decoder of {depth} layers, as many as looped passes, each with its own weights"
+    return Contender("untied", replace(decoder, model=model, recipe=""), what)
+
+
+def _wider(decoder: Config, reference: Contender, wanted: int) -> Contender:
+    """A decoder of the usual depth, so wide that its only pass works as much as thinking does."""
+    work = answer_flops(reference.config)
+    step = 2 * decoder.model.num_heads
+
+    def cost(model: Any) -> float:
+        return work_of(model, decoder.task)
+
+    model = replace(decoder.model, hidden=None)
+    while cost(model) < work:
+        model = replace(model, dim=model.dim + step)
+    model = fit(model, cost, work)
+    what = f"a decoder {model.dim} wide, to work in one pass as much as {reference.name}"
+    return Contender("wider", replace(decoder, model=model, recipe=""), what)
+
+
+def fit(model: Any, measure: Callable[[Any], float], wanted: float) -> Any:
+    """`model` with a feed-forward, and if need be a width, that bring `measure` to `wanted`.
+
+    Args:
+        model: The Config of a class in MODELS.
+        measure: Of a Config; it must grow linearly with `hidden`.
+
+    Raises:
+        UsageError: No width will do.
+    """
+
+    def is_near(candidate: Any) -> bool:
+        return abs(measure(candidate) - wanted) <= TOLERANCE * wanted
+
+    if is_near(model):
+        return model
+    has_hidden = any(field.name == "hidden" for field in dataclasses.fields(model))
+    step = 2 * model.num_heads  # rotary positions need heads of even width
+    dims = {model.dim} | set(range(step, 8 * model.dim + 1, step))
+    for dim in sorted(dims, key=lambda dim: (abs(dim - model.dim), dim)):
+        candidate = replace(model, dim=dim)
+        if has_hidden:
+            low, high = (measure(replace(candidate, hidden=hidden)) for hidden in (dim, 2 * dim))
+            hidden = round(dim + (wanted - low) / (high - low) * dim)
+            if not dim / 4 <= hidden <= WIDEST * dim:
+                continue
+            candidate = replace(candidate, hidden=hidden)
+        if is_near(candidate):
+            return candidate
+    name = type(model).__qualname__.partition(".")[0]
+    raise problem(
+        f"{name}, which no width brings to {wanted:,.0f}",
+        f"a size that {name} can have within 3 %",
+        "choose other sizes with --model.*, or name the models in another order",
+    )
+
+
+def build(model: Any) -> Model:
+    """A model of this Config; torch's generator is left as it was."""
+    with torch.random.fork_rng(devices=()):
+        return models.from_config(model)
+
+
+def parameters(model: Any) -> int:
+    """How many weights are learned."""
+    return sum(p.numel() for p in build(model).parameters())
+
+
+@lru_cache(maxsize=8)
+def rows_of(task: Any, number: int) -> Batch:
+    """Rows of a task, by its Config, of every size that it has."""
+    return tasks.from_config(task).batch(0, number, "valid")
+
+
+def answer_flops(config: Config, num_steps: int | None = None) -> float:
+    """The work of reading and answering one row."""
+    return work_of(config.model, config.task, num_steps)
+
+
+def work_of(model: Any, task: Any, num_steps: int | None = None) -> float:
+    """The same of a model and a task by their Configs."""
+    return build(model).batch_flops(rows_of(task, SAMPLE), num_steps) / SAMPLE
+
+
+def updates_for(config: Config, flops: float) -> int:
+    """After how many updates a training has used these FLOPs up: its last one reaches them.
+
+    Exact for thinking steps that are drawn, which depend on the seed; with a curriculum, whose
+    rows are shorter at first, training ends below.
+    """
+    settings, model = config.training, build(config.model)
+    batch = rows_of(config.task, settings.batch_size)
+
+    def cost(num_steps: int | None) -> int:
+        return model.batch_flops(batch, num_steps, training=True)
+
+    if flops < cost(thinking_steps(0, settings)):
+        raise problem(
+            f"--budget {flops:g} for {model.name}",
+            f"at least one update, {cost(thinking_steps(0, settings)):.3g} FLOPs",
+            "allow more",
+        )
+    if settings.random_steps is None:
+        return ceil(flops / cost(None))
+    low, high = settings.random_steps
+    costs = {num_steps: cost(num_steps) for num_steps in range(low, high + 1)}
+    done = used = 0
+    while used < flops:
+        used += costs[thinking_steps(done, settings)]  # type: ignore[index]
+        done += 1
+    return done
+
+
+def seconds_per_update(config: Config) -> float:
+    """Process time of an update here and now, found by making some in memory."""
+    ranks = Ranks(0, 1, find_device(config.training.device))
+    task = tasks.from_config(config.task, config.training.seed)
+    model = build(config.model).to(ranks.device)
+    learner = Learner(config, model, None, optimizers.build(model, config.training), task)
+    forward = LossOf(model)
+    start = 0.0
+    for update in range(UNTIMED + TIMED):
+        if update == UNTIMED:
+            start = time.process_time()
+        batch = task.batch(update, config.training.batch_size)
+        num_steps = thinking_steps(update, config.training)
+        gradients(forward, learner, batch, num_steps, "float32", [False] * 3, ranks)
+        optimizers.step(learner.optimizers, config.training.lr)
+    return (time.process_time() - start) / TIMED

@@ -1,0 +1,306 @@
+"""The plan of a comparison: what was asked for, who takes part, how long each run is to be."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Any
+
+from thinkers import runs
+from thinkers.checks import check_int
+from thinkers.config import Config, nearest, problem
+from thinkers.errors import DamagedError, UsageError
+from thinkers.matching import (
+    CONTROLS,
+    Contender,
+    contenders,
+    parameters,
+    seconds_per_update,
+    updates_for,
+)
+
+FORMAT = 1
+DEFAULTS: dict[str, float] = {"flops": 2e12, "parameters": 1000, "seconds": 60}
+"""What runs may have equal beside their size, and how much of it they get."""
+UNITS = {"s": 1, "sec": 1, "min": 60, "h": 3600}
+POINTS = 10
+"""Checkpoints of a run, each of which is judged."""
+LAST_EXAMPLES = 100
+"""Of the score that training ends with, which a comparison does not use."""
+OWN = (
+    *("num_updates", "max_flops", "max_minutes", "seed", "lr", "init_from", "warmup_updates"),
+    *("evaluate_every", "evaluate_examples", "checkpoint_every", "keep_last"),
+)
+"""Settings of training that a comparison makes itself."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison was asked for, and what follows from it.
+
+    Args:
+        budget: Of each run, in the unit of `match`.
+        rates: {contender: process seconds of an update}, measured before the first run.
+    """
+
+    task: str
+    models: tuple[str, ...]
+    match: str
+    budget: float
+    seeds: int
+    lrs: tuple[float, ...]
+    controls: tuple[str, ...]
+    settings: Mapping[str, Any]
+    num_examples: int
+    contenders: tuple[Contender, ...] = ()
+    rates: Mapping[str, float] | None = None
+
+    @staticmethod
+    def of(**asked: Any) -> "Plan":
+        """The plan of what was asked for; None of a setting is its default."""
+        plan = _checked(**asked)
+        flags = [f"--{key}={_text(value)}" for key, value in plan.settings.items()]
+        found = tuple(contenders(plan.task, plan.models, plan.controls, flags))
+        rates = {one.name: seconds_per_update(one.config) for one in found}
+        plan = replace(plan, contenders=found, rates=rates)
+        for one in found:
+            plan.config(one, 0)  # a budget too small for one of them is found before any is run
+        return plan
+
+    def extended(self, **asked: Any) -> "Plan":
+        """This plan, of which more seeds may be asked.
+
+        Raises:
+            UsageError: Something else was asked for than what the plan holds.
+        """
+        given = {key: value for key, value in asked.items() if value not in (None, [], {})}
+        mine = {key: getattr(self, key) for key in given}
+        wanted = _checked(**{**self.asked(), **given})
+        for key in given:
+            if key != "seeds" and getattr(wanted, key) != mine[key]:
+                raise problem(
+                    f"--{key} {_shown(given[key])} with --resume",
+                    f"{_shown(mine[key])}, as the comparison in the folder has it",
+                    "leave it out, or begin another with --out",
+                )
+        if wanted.seeds < self.seeds:
+            raise problem(
+                f"--seeds {wanted.seeds} with --resume",
+                f"at least {self.seeds}, which the comparison in the folder has",
+                "leave it out",
+            )
+        return replace(self, seeds=wanted.seeds)
+
+    def asked(self) -> dict[str, Any]:
+        """The part that was asked for."""
+        everything = {name: getattr(self, name) for name in ASKED}
+        return json.loads(json.dumps(everything))
+
+    def config(self, one: Contender, seed: int, lr: float | None = None) -> Config:
+        """How this run is trained: to the end of the budget, where its schedule ends too."""
+        training = replace(one.config.training, seed=seed, lr=lr or one.config.training.lr)
+        config = replace(one.config, training=training)
+        flops = None
+        if self.match == "flops":
+            num_updates, flops = updates_for(config, self.budget), self.budget
+        elif self.match == "parameters":
+            num_updates = int(self.budget)
+        else:
+            assert self.rates is not None
+            num_updates = max(1, round(self.budget / self.rates[one.name]))
+        training = replace(
+            training,
+            num_updates=num_updates,
+            max_flops=flops,
+            max_minutes=None,
+            warmup_updates=min(training.warmup_updates, num_updates // 10),
+            evaluate_every=None,
+            evaluate_examples=min(LAST_EXAMPLES, self.num_examples),
+            checkpoint_every=ceil(num_updates / POINTS),
+            keep_last=POINTS + 1,
+        )
+        return replace(config, training=training)
+
+    @property
+    def headline(self) -> str:
+        from thinkers import TASKS
+
+        return TASKS[self.task].headline
+
+    @property
+    def higher_is_better(self) -> bool:
+        from thinkers import TASKS
+
+        return TASKS[self.task].higher_is_better
+
+    def write(self, folder: Path) -> None:
+        """Put it into config.json."""
+        record = {
+            "format": FORMAT,
+            "comparison": self.asked(),
+            "contenders": [
+                {"name": one.name, "what": one.what, "config": one.config.to_dict()}
+                for one in self.contenders
+            ],
+            "seconds_per_update": self.rates,
+            "git_commit": runs.git_commit(),
+            **runs.surroundings(),
+        }
+        runs.write_record(folder, record)
+
+    @staticmethod
+    def read(folder: Path) -> "Plan":
+        """The plan of the comparison in `folder`."""
+        file = folder / runs.RECORD
+        try:
+            record = json.loads(file.read_bytes())
+        except FileNotFoundError:
+            raise UsageError(f"{folder} must be the folder of a comparison, and has none") from None
+        except ValueError as error:
+            raise DamagedError(f"{file} is not JSON: {error}") from None
+        if not isinstance(record, dict) or "comparison" not in record:
+            raise UsageError(
+                f"{folder} must be the folder of a comparison, and holds something else"
+            )
+        if record.get("format") != FORMAT:
+            found = record.get("format")
+            raise DamagedError(f"{file} has format {found!r}, and this version reads {FORMAT}")
+        found = tuple(
+            Contender(one["name"], Config.from_dict(one["config"]), one["what"])
+            for one in record["contenders"]
+        )
+        plan = _checked(**record["comparison"])
+        return replace(plan, contenders=found, rates=record["seconds_per_update"])
+
+    def minutes(self, one: Contender) -> float:
+        """About how long one run of it takes."""
+        assert self.rates is not None
+        return self.config(one, 0).training.num_updates * self.rates[one.name] / 60
+
+    def table(self) -> str:
+        """Who takes part, and what it will take."""
+        runs_each = self.seeds + len(self.lrs)
+        lines = [f"{'model':<18}{'parameters':>11}{'updates':>9}{'lr':>9}{'minutes':>9}"]
+        for one in self.contenders:
+            size, updates = parameters(one.config.model), self.config(one, 0).training.num_updates
+            lr = "search" if self.lrs else f"{one.config.training.lr:g}"
+            lines.append(f"{one.name:<18}{size:>11,}{updates:>9,}{lr:>9}{self.minutes(one):>9.1f}")
+        total = sum(self.minutes(one) for one in self.contenders) * runs_each
+        lines.append(f"{len(self.contenders) * runs_each} runs, about {total:.0f} minutes in all")
+        return "\n".join(lines)
+
+
+ASKED = tuple(name for name in Plan.__dataclass_fields__ if name not in ("contenders", "rates"))
+
+
+def _checked(
+    task: Any,
+    models: Sequence[str],
+    match: str | None,
+    budget: str | float | None,
+    seeds: int | None,
+    lrs: Sequence[float],
+    controls: Sequence[str],
+    settings: Mapping[str, Any],
+    num_examples: int | None,
+) -> Plan:
+    """The plan of these wishes, still without contenders."""
+    from thinkers import MODELS, TASKS
+
+    _known("task", task, TASKS)
+    _several("models", models, MODELS)
+    _several("controls", controls, CONTROLS)
+    if not models:
+        raise problem("no models", f"names such as {', '.join(list(MODELS)[:3])}", "add --models")
+    match, amount = _budget(match, budget)
+    for name, value in (("seeds", seeds), ("num_examples", num_examples)):
+        if value is not None:
+            check_int(name, value, 1)
+    for lr in lrs:
+        if not 0 < lr < float("inf"):
+            raise problem(f"--lrs {lr}", "learning rates above 0", "change --lrs")
+    for key in settings:
+        _check_setting(key, match)
+    return Plan(
+        task=task,
+        models=tuple(models),
+        match=match,
+        budget=amount,
+        seeds=3 if seeds is None else seeds,
+        lrs=tuple(float(lr) for lr in lrs),
+        controls=tuple(controls),
+        settings=dict(settings),
+        num_examples=2000 if num_examples is None else num_examples,
+    )
+
+
+def _known(kind: str, name: Any, known: Any) -> None:
+    if name not in known:
+        found = f"no {kind}" if name is None else f"unknown {kind} {name!r}"
+        expected = nearest(str(name), known) if name is not None else ", ".join(known)
+        raise problem(found, expected, f"choose from {', '.join(known)}")
+
+
+def _several(kind: str, names: Sequence[str], known: Any) -> None:
+    for name in names:
+        _known(kind.removesuffix("s"), name, known)
+        if not re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z0-9_-]", name):
+            raise problem(f"{kind} {name!r}", "letters, digits, . _ and -", "rename it")
+        if list(names).count(name) > 1 or (kind == "models" and name in CONTROLS):
+            raise problem(f"--{kind} with {name} twice", "each once", f"change --{kind}")
+
+
+def _check_setting(key: str, match: str) -> None:
+    part, _, field = key.partition(".")
+    if part == "training" and field in OWN:
+        raise problem(
+            f"--{key}", "settings that a comparison does not make itself", "see --budget and --lrs"
+        )
+    if key == "model.hidden":
+        raise problem(f"--{key}", "another size: hidden makes the models equal", "set --model.dim")
+
+
+def _budget(match: str | None, budget: str | float | None) -> tuple[str, float]:
+    """(what is equal, how much): of a number with a unit, seconds."""
+    if match is not None and match not in DEFAULTS:
+        raise problem(f"--match {match}", nearest(match, DEFAULTS), f"one of {', '.join(DEFAULTS)}")
+    if budget is None:
+        chosen = match or "flops"
+        return chosen, DEFAULTS[chosen]
+    parts = re.fullmatch(r"([0-9.]+(?:[eE][+-]?[0-9]+)?) *([a-z]*)", str(budget).strip())
+    amount, unit = _number(parts[1]) if parts else None, parts[2] if parts else ""
+    if amount is None or (unit and unit not in UNITS):
+        raise problem(
+            f"--budget {budget}",
+            "FLOPs such as 2e13, a time such as 5min, or a number of updates",
+            "change --budget",
+        )
+    chosen = match or ("seconds" if unit else "flops")
+    if unit and chosen != "seconds":
+        raise problem(
+            f"--budget {budget} with --match {chosen}",
+            "a time with --match seconds",
+            "leave --match out, or give the budget without a unit",
+        )
+    amount *= UNITS.get(unit, 1)
+    if chosen == "parameters" and amount != int(amount):
+        raise problem(f"--budget {budget}", "a whole number of updates", "change --budget")
+    return chosen, amount
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if isfinite(value) and value > 0 else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
