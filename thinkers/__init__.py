@@ -21,6 +21,7 @@ _HOMES = {
     "evaluating": ("evaluate",),
     "comparing": ("compare",),
     "answering": ("answer", "generate", "stream"),
+    "reproducing": ("reproduce",),
     "processor": ("Disturb", "LatentStore", "Output", "Probe", "Process", "Read"),
     "errors": ("ThinkersError",),
 }

@@ -62,6 +62,9 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     training.add_argument(
         "--resume", metavar="RUN", help="go on with a run; --training.num_updates extends it"
     )
+    training.add_argument(
+        "--tracking", metavar="NAME", help="mlflow or tensorboard, beside metrics.jsonl"
+    )
     training.add_argument("--help", "-h", action="store_true", help="show this, and stop")
     training.set_defaults(run=commands.train, described=training.format_help)
 
@@ -89,6 +92,13 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     sampling.add_argument("--seed", metavar="N", help="0 by default")
     sampling.add_argument("--num_samples", metavar="N", help="texts written in one batch")
     generating.set_defaults(run=commands.generate)
+
+    repeating = verbs.add_parser(
+        "reproduce", help="train a run again from its config.json, and compare all metrics"
+    )
+    repeating.add_argument("folder", metavar="RUN")
+    repeating.add_argument("--out", metavar="DIR", help="the new run folder (RUN-again)")
+    repeating.set_defaults(run=commands.reproduce)
 
     comparing = verbs.add_parser(
         "compare",
@@ -119,7 +129,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     importing.add_argument("--out", metavar="DIR", required=True, help="the model folder")
     importing.set_defaults(run=commands.import_published)
 
-    for verb in (training, evaluating, generating, comparing):
+    for verb in (training, evaluating, generating, repeating, comparing):
         verb.add_argument(
             "--import_module",
             metavar="FILE",

@@ -65,14 +65,16 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
         print(estimate(config))
         return 0
     overrides = [f"{key}={value}" for key, value in config.changes(recipe).items()]
-    print_run(thinkers.train(config, options.out, overrides=overrides))
+    run = thinkers.train(config, options.out, overrides=overrides, tracking=options.tracking)
+    print_run(run)
     return 0
 
 
 def resume(options: argparse.Namespace, settings: list[str]) -> int:
     """Go on with a run; only the number of updates may change."""
     other = [word for word in settings if not word.startswith("--training.num_updates=")]
-    other += [f"--{name}" for name in ("out", "config", "recipe") if getattr(options, name)]
+    own = ("out", "config", "recipe", "tracking")
+    other += [f"--{name}" for name in own if getattr(options, name)]
     if other or options.print_config or options.dry_run:
         raise UsageError(
             f"found: {(other or ['--dry_run or --print_config'])[0]} with --resume\n"
@@ -145,6 +147,21 @@ def write(pieces: Iterator[list[str]], options: argparse.Namespace) -> None:
     print()
     for text in others:
         print(f"---\n{text}")
+
+
+def reproduce(options: argparse.Namespace, settings: list[str]) -> int:
+    found = thinkers.reproduce(options.folder, options.out)
+    for change in found.changes:
+        print(f"{change}: the last bits may differ")
+    lines = f"{found.num_lines} lines of metrics up to update {found.last}"
+    if found.equal:
+        weights = "" if found.weights_equal is None else ", and the weights"
+        print(f"equal bit for bit: {lines}{weights}, run {found.folder}")
+        return 0
+    what = found.difference or "the metrics are equal, and the weights differ"
+    print(f"not equal: {what}; {lines} were compared, run {found.folder}")
+    # On the same machine and versions this must not be.
+    return 0 if found.changes else 1
 
 
 def compare(options: argparse.Namespace, settings: list[str]) -> int:

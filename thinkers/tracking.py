@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from thinkers.checkpoints import disk_errors, write_file
+from thinkers.errors import Interrupted
+from thinkers.sinks import Sink, Status
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_BARS = 0.2
@@ -21,10 +24,15 @@ class Tracker:
     """Writes metrics.jsonl and shows progress; without a folder it does neither.
 
     Lines are kept in memory until `flush`: what is written before a checkpoint is what a resumed
-    run starts from, the rest it computes again.
+    run starts from, the rest it computes again. A sink that fails does not end the training; it
+    gets what it missed with the next flush, or when the run is resumed.
     """
 
-    def __init__(self, folder: Path | None, update: int, num_updates: int):
+    def __init__(
+        self, folder: Path | None, update: int, num_updates: int, sink: Sink | None = None
+    ):
+        self._sink = sink
+        self._unsent: list[dict[str, Any]] = []
         self._file = None if folder is None else folder / "metrics.jsonl"
         self._lines: list[str] = []
         self._num_updates = num_updates
@@ -33,6 +41,8 @@ class Tracker:
         self._bar: Progress | None = None
         if self._file is not None:
             _truncate(self._file, update)
+            if sink is not None and self._file.exists():
+                self._unsent = [json.loads(x) for x in self._file.read_bytes().splitlines()]
             console = Console()
             if console.is_terminal:
                 self._bar = _bar(console)
@@ -52,6 +62,10 @@ class Tracker:
         if self._bar is not None:
             self._bar.stop()
         self.flush()
+        if self._sink is not None:
+            killed = isinstance(error, KeyboardInterrupt | Interrupted)
+            status: Status = "KILLED" if killed else "FAILED" if error else "FINISHED"
+            self._send(lambda sink: sink.finish(status))
 
     def log(self, update: int, **values: Any) -> None:
         """One line of metrics.jsonl: what was measured after so many updates."""
@@ -83,15 +97,29 @@ class Tracker:
             print(text, flush=True)
 
     def flush(self) -> None:
-        """Put all lines on the disk."""
-        if self._file is None or not self._lines:
-            return
-        content = "".join(self._lines).encode()
-        with disk_errors(self._file, len(content)), self._file.open("ab") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        self._lines.clear()
+        """Put all lines on the disk, then into the sink."""
+        if self._file is not None and self._lines:
+            content = "".join(self._lines).encode()
+            with disk_errors(self._file, len(content)), self._file.open("ab") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if self._sink is not None:
+                self._unsent += [json.loads(line) for line in self._lines]
+            self._lines.clear()
+        if self._unsent and self._send(lambda sink: sink.send(self._unsent)):
+            self._unsent.clear()
+
+    def _send(self, work: Callable[[Sink], None]) -> bool:
+        """Whether the sink did it; if not, why not is told."""
+        assert self._sink is not None
+        try:
+            work(self._sink)
+        except Exception as error:  # a store of any kind, perhaps far away
+            what = " ".join(str(error).split())[:200]
+            self.say(f"tracking failed: {type(error).__name__}: {what}; metrics.jsonl has it all")
+            return False
+        return True
 
 
 def _bar(console: Console) -> Progress:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from thinkers import checkpoints, models, optimizers, runs, tasks
+from thinkers import checkpoints, models, optimizers, runs, sinks, tasks
 from thinkers.checks import check_int
 from thinkers.config import Config, problem
 from thinkers.distributed import Ranks, is_first, join
@@ -32,6 +32,7 @@ from thinkers.learning import (
     uses_all,
 )
 from thinkers.models.base import Model
+from thinkers.sinks import Tracking
 from thinkers.stopping import Signals
 from thinkers.tracking import Tracker
 
@@ -141,7 +142,9 @@ def train(
     *,
     resume: str | Path | None = None,
     num_updates: int | None = None,
+    until: int | None = None,
     overrides: Sequence[str] = (),
+    tracking: Tracking | None = None,
 ) -> Run:
     """Train what `config` describes, or go on with a run that was left; then score it.
 
@@ -149,7 +152,9 @@ def train(
         out: The folder of the new run; runs/<recipe>-<seed> if None.
         resume: The folder of a run to go on with, from its newest whole checkpoint.
         num_updates: With `resume`: train up to so many instead.
+        until: Stop after this update, as if there was no more time; the plan stays as it is.
         overrides: Of the recipe, as they were typed; kept in config.json.
+        tracking: Where metrics go beside metrics.jsonl; a resumed run remembers.
 
     Raises:
         NonFiniteError: A loss or gradient is infinite or no number; the weights are as before it.
@@ -158,6 +163,10 @@ def train(
         DamagedError: No checkpoint of the run is whole.
         ResourceError: The disk is full; all that was saved before is there.
     """
+    if until is not None:
+        check_int("until", until, 1)
+    if tracking is not None:
+        sinks.check(tracking)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         # Under autocast a norm's weight stays in float32, as it should.
@@ -175,6 +184,8 @@ def train(
         elif isinstance(config, Config) and resume is None and num_updates is None:
             folder = Path(out) if out is not None else runs.default_folder(config)
             record = runs.new_record(config, overrides)
+            if tracking is not None:
+                record["tracking"] = tracking
             if is_first():
                 stack.enter_context(runs.owned(folder, new=True))
         else:
@@ -182,22 +193,27 @@ def train(
                 "train must be given a configuration, or a run to resume, "
                 f"got {type(resume if config is None else config).__name__}"
             )
-        return _train(config, folder, record, stack.enter_context(join(config.training.device)))
+        if resume is not None and tracking not in (None, record.get("tracking")):
+            raise UsageError("tracking must be left to the run when it is resumed")
+        last = min(config.training.num_updates, until or config.training.num_updates)
+        ranks = stack.enter_context(join(config.training.device))
+        return _train(config, folder, record, ranks, last)
 
 
-def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks) -> Run:
+def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks, last: int) -> Run:
     """The way of the data, top to bottom."""
     settings = config.training
     learner, precision = _prepare(config, folder, record, ranks)
+    sink = sinks.open_sink(record.get("tracking"), folder, record) if ranks.writes else None
     forward = ranks.share(LossOf(learner.model), ranks.world == 1 or _uses_all(learner))
 
     with (
-        Tracker(folder if ranks.writes else None, learner.update, settings.num_updates) as tracker,
+        Tracker(folder if ranks.writes else None, learner.update, last, sink) as tracker,
         Signals() as signals,
     ):
         before = time.monotonic() - 60 * learner.minutes
         stop = _is_cut(learner)
-        while learner.update < settings.num_updates and not stop:
+        while learner.update < last and not stop:
             batch = learner.task.batch(learner.update, settings.batch_size)
             num_steps = thinking_steps(learner.update, settings)
             lr = optimizers.learning_rate(learner.update, settings)
@@ -228,7 +244,7 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks) -
             is_best = score is not None and _is_better(score, learner.best)
             learner.best = score if is_best else learner.best
             signal = told.signal or (signals.number if ranks.world == 1 else 0)
-            stop = told.is_cut or signal != 0 or done == settings.num_updates
+            stop = told.is_cut or signal != 0 or done == last
             if stop or is_best or done % settings.checkpoint_every == 0:
                 save(learner, folder, record["run"], score, tracker, ranks)
             if signal:
@@ -267,12 +283,16 @@ def _prepare(
     average = copy.deepcopy(model) if settings.ema is not None else None
     learner = Learner(config, model, average, optimizers.build(model, settings), task)
 
+    plans = [plan for plan in record.get("plans", []) if plan["from"] < update]
+    if not plans or plans[-1]["num_updates"] != settings.num_updates:
+        plans.append({"from": update, "num_updates": settings.num_updates})
     here = {"precision": precision, "device": str(ranks.device), "ranks": ranks.world}
     here |= runs.surroundings()
     if ranks.writes:
         for change in runs.changes(record, here) if "precision" in record else ():
             print(f"{change}: the last bits may differ", flush=True)
-        runs.write_record(folder, record | here | {"config": config.to_dict()})
+        record |= here | {"config": config.to_dict(), "plans": plans}
+        runs.write_record(folder, record)
         task.keep(folder)
     if update:
         restore(learner, checkpoints.read(folder / "checkpoints" / f"{update:08d}", record["run"]))

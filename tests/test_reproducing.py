@@ -1,0 +1,123 @@
+"""A run trained again from its config.json tells the same, and what is not the same is found."""
+
+import json
+
+import pytest
+
+import thinkers
+from thinkers import cli
+from thinkers.config import Config
+from thinkers.errors import DamagedError, UsageError
+from thinkers.models.looped import Looped
+from thinkers.reproducing import reproduce
+from thinkers.tasks.arithmetic import Add
+from thinkers.training import Training
+
+
+def config(**own) -> Config:
+    settings: dict = dict(num_updates=7, batch_size=3, log_every=2, checkpoint_every=3)
+    settings |= dict(evaluate_examples=11, random_steps=(1, 3), warmup_updates=2)
+    training = Training(**(settings | own))
+    sizes = dict(dim=8, num_layers=1, num_heads=2, num_steps=2)
+    return Config.fit(Looped, Add.Config(max_digits=2), training, **sizes)
+
+
+def edit(folder, change):
+    """Change the first line of metrics.jsonl."""
+    file = folder / "metrics.jsonl"
+    first, *rest = [json.loads(line) for line in file.read_text().splitlines()]
+    change(first)
+    file.write_text("".join(json.dumps(line) + "\n" for line in [first, *rest]))
+
+
+def test_a_run_is_equal_bit_for_bit_with_its_scores(tmp_path):
+    run = thinkers.train(config(evaluate_every=4), tmp_path / "a")
+    found = reproduce(run.folder)
+    assert found.equal and found.difference is None and found.weights_equal is True
+    assert (found.last, found.num_lines, found.changes) == (7, 5, [])
+    assert found.folder == tmp_path / "a-again"
+
+
+def test_a_run_that_was_extended_twice_and_stopped_early_is_replayed(tmp_path):
+    run = thinkers.train(config(), tmp_path / "a", until=5)
+    thinkers.train(resume=run.folder, num_updates=9, until=8)
+    thinkers.train(resume=run.folder, num_updates=13)
+    found = reproduce(run.folder, tmp_path / "b")
+    assert found.equal and found.last == 13 and found.weights_equal is True
+    record = json.loads((tmp_path / "b/config.json").read_text())
+    plans = [(plan["from"], plan["num_updates"]) for plan in record["plans"]]
+    assert plans == [(0, 7), (5, 9), (8, 13)]
+    # With the last plan from the start, the learning rate would have been another.
+    once = thinkers.train(config(num_updates=13), tmp_path / "c")
+    assert (once.folder / "metrics.jsonl").read_text() != (
+        found.folder / "metrics.jsonl"
+    ).read_text()
+
+
+def test_a_limit_of_time_does_not_count(tmp_path):
+    run = thinkers.train(config(max_minutes=1e-9), tmp_path / "a")
+    found = reproduce(run.folder)
+    assert (
+        found.equal
+        and found.last
+        == json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])["update"]
+    )
+
+
+def test_a_run_that_never_ended_is_compared_as_far_as_it_came(tmp_path):
+    run = thinkers.train(config(), tmp_path / "a")
+    file = run.folder / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+    found = reproduce(run.folder)
+    assert found.equal and found.weights_equal is None and (found.last, found.num_lines) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda line: line.update(loss=4.25), "update 2: loss was 4.25 and is "),
+        (lambda line: line.pop("norm"), "update 2: norm was None and is "),
+        (lambda line: line.update(more=1), "update 2: more was 1 and is None"),
+    ],
+)
+def test_what_differs_is_found(tmp_path, capsys, change, told):
+    run = thinkers.train(config(), tmp_path / "a")
+    edit(run.folder, change)
+    assert cli.main(["reproduce", str(run.folder)]) == 1
+    assert f"not equal: {told}" in capsys.readouterr().out
+
+
+def test_the_clock_may_differ(tmp_path, capsys):
+    run = thinkers.train(config(), tmp_path / "a")
+    edit(run.folder, lambda line: line.update(minutes=99.0))
+    assert cli.main(["reproduce", str(run.folder), "--out", str(tmp_path / "x")]) == 0
+    out = capsys.readouterr().out
+    assert "equal bit for bit: 4 lines of metrics up to update 7, and the weights" in out
+
+
+def test_other_weights_and_other_versions_are_told(tmp_path, capsys):
+    run = thinkers.train(config(), tmp_path / "a")
+    other = thinkers.train(config(seed=5), tmp_path / "b")
+    other.model.save(run.folder / "model")
+    record = json.loads((run.folder / "config.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    (run.folder / "config.json").write_text(json.dumps(record))
+    assert cli.main(["reproduce", str(run.folder)]) == 0
+    out = capsys.readouterr().out
+    assert "versions was" in out and "the metrics are equal, and the weights differ" in out
+
+
+def test_runs_that_cannot_be_compared(tmp_path):
+    run = thinkers.train(config(), tmp_path / "a")
+    record = json.loads((run.folder / "config.json").read_text())
+    (run.folder / "config.json").write_text(json.dumps(record | {"plans": []}))
+    with pytest.raises(UsageError, match="plans, from update 0 on"):
+        reproduce(run.folder)
+    (run.folder / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(DamagedError, match="line 1 is not a metric"):
+        reproduce(run.folder)
+    (run.folder / "metrics.jsonl").unlink()
+    with pytest.raises(UsageError, match="has none yet"):
+        reproduce(run.folder)
+    with pytest.raises(UsageError, match="holds no config.json"):
+        reproduce(tmp_path)

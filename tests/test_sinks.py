@@ -1,0 +1,195 @@
+"""Metrics in MLflow and in TensorBoard are those of metrics.jsonl: each once, none missing."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import thinkers
+from thinkers import sinks
+from thinkers.config import Config
+from thinkers.errors import UsageError
+from thinkers.models.decoder import Decoder
+from thinkers.tasks.arithmetic import Add
+from thinkers.tracking import Tracker
+from thinkers.training import Training, train
+
+# The stores' own libraries warn of what they do with each other.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def config(**own) -> Config:
+    settings: dict = dict(num_updates=7, batch_size=3, log_every=1, checkpoint_every=3)
+    training = Training(**(settings | dict(evaluate_examples=11, evaluate_every=5) | own))
+    return Config.fit(Decoder, Add.Config(max_digits=2), training, dim=8, num_layers=1, num_heads=2)
+
+
+def written(folder) -> set[tuple[str, int, float]]:
+    """(name, update, value) of all numbers in metrics.jsonl, taken apart by hand."""
+    found = set()
+    for text in (folder / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        update = line.pop("update")
+        for key, value in line.items():
+            for inner, x in value.items() if isinstance(value, dict) else [(None, value)]:
+                found.add((key if inner is None else f"{key}/{inner}", update, float(x)))
+    return found
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """The client of an MLflow store of our own, named by its whole path.
+
+    MLflow keeps one store for each name, so that a relative one would be found in the first test's
+    folder by all.
+    """
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    return lambda: tracking.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def only_run(client):
+    (run,) = client.search_runs([client.get_experiment_by_name("thinkers").experiment_id])
+    return run
+
+
+def logged(client) -> list[tuple[str, int, float]]:
+    run = only_run(client)
+    histories = [client.get_metric_history(run.info.run_id, key) for key in run.data.metrics]
+    return [(m.key, m.step, m.value) for history in histories for m in history]
+
+
+def test_mlflow_holds_the_run_and_its_resumption_each_number_once(tmp_path, store):
+    run = thinkers.train(config(), tmp_path / "a", tracking="mlflow")
+    client = store()
+    assert sorted(logged(client)) == sorted(written(run.folder)) and len(logged(client)) > 40
+    found = only_run(client)
+    assert found.info.status == "FINISHED" and found.info.run_name == "a"
+    assert found.data.params["model.dim"] == "8" and found.data.params["task.name"] == '"add"'
+    before = set(logged(client))
+
+    run = thinkers.train(resume=run.folder, num_updates=10)  # which remembers where it told
+    after = logged(client)
+    assert len(set(after)) == len(after) and set(after) == before | written(run.folder)
+    found = only_run(client)
+    assert found.data.tags["resumed with training.num_updates"] == "10"
+    files = {file.path for file in client.list_artifacts(found.info.run_id)}
+    assert files == {"config.json", "metrics.jsonl", "model"}
+    inside = {file.path for file in client.list_artifacts(found.info.run_id, "model")}
+    assert inside == {"model/config.json", "model/model.safetensors"}
+
+
+def test_a_store_that_fails_ends_no_training_and_gets_all_later(
+    tmp_path, store, monkeypatch, capsys
+):
+    broken = True
+    real = sinks.MLflow.send
+
+    def send(self, given):
+        if broken:
+            raise ConnectionError("nobody there")
+        return real(self, given)
+
+    monkeypatch.setattr(sinks.MLflow, "send", send)
+    run = thinkers.train(config(), tmp_path / "a", tracking="mlflow")
+    assert "tracking failed: ConnectionError: nobody there" in capsys.readouterr().out
+    assert logged(store()) == []
+    broken = False
+    thinkers.train(resume=run.folder)
+    assert sorted(logged(store())) == sorted(written(run.folder))
+
+
+def test_more_metrics_than_one_call_takes(tmp_path, store, monkeypatch):
+    monkeypatch.setattr(sinks, "AT_ONCE", 10)
+    run = thinkers.train(config(), tmp_path / "a", tracking="mlflow")
+    assert sorted(logged(store())) == sorted(written(run.folder))
+
+
+def test_a_run_that_fails_says_so(tmp_path, store, monkeypatch):
+    monkeypatch.setattr(Decoder, "loss", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        thinkers.train(config(), tmp_path / "a", tracking="mlflow")
+    assert only_run(store()).info.status == "FAILED"
+
+
+def test_tensorboard_holds_each_number_once_after_a_resumption_too(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = thinkers.train(config(), tmp_path / "a", tracking="tensorboard")
+    run = thinkers.train(resume=run.folder, num_updates=10)
+    events = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    found = [
+        (key, event.step, event.value)
+        for key in events.Tags()["scalars"]
+        for event in events.Scalars(key)
+    ]
+    # TensorBoard keeps float32.
+    expected = [(k, step, torch.tensor(x).item()) for k, step, x in written(run.folder)]
+    assert sorted(found) == sorted(expected) and len(found) > 40
+    assert "config/text_summary" in events.Tags()["tensors"]
+
+
+def test_what_is_not_finite_is_a_number_again():
+    line = {"update": 3, "loss": "nan", "valid": {"exact": "inf"}}
+    (loss, worst), (name, best) = sinks.numbers(line)
+    assert (loss, name, best) == ("loss", "valid/exact", math.inf) and math.isnan(worst)
+
+
+def test_no_sink_of_this_name_writes_nothing(tmp_path):
+    with pytest.raises(UsageError, match="expected: one of mlflow, tensorboard"):
+        thinkers.train(config(), tmp_path / "a", tracking="wandb")  # type: ignore[arg-type]
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", sorted(sinks.SINKS))
+def test_a_missing_extra_is_told_before_anything_is_written(tmp_path, monkeypatch, name):
+    settings = config()
+
+    def missing(module, *_):
+        raise ImportError(module)
+
+    monkeypatch.setattr(sinks.importlib, "import_module", missing)
+    with pytest.raises(UsageError, match=rf'pip install "thinkers\[{name}\]"'):
+        train(settings, tmp_path / "a", tracking=name)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_run_without_a_sink_does_not_get_one_later(tmp_path):
+    pytest.importorskip("tensorboard")
+    run = thinkers.train(config(), tmp_path / "a")
+    with pytest.raises(UsageError, match="tracking must be left to the run"):
+        thinkers.train(resume=run.folder, tracking="tensorboard")
+
+
+def test_lines_reach_the_disk_before_the_sink(tmp_path):
+    seen = []
+
+    class Watching:
+        def send(self, lines):
+            on_disk = (tmp_path / "metrics.jsonl").read_text().splitlines()
+            seen.append((list(lines), len(on_disk)))
+
+        def finish(self, status):
+            seen.append(status)
+
+    with Tracker(tmp_path, 0, 9, Watching()) as tracker:  # type: ignore[arg-type]
+        tracker.log(1, loss=2.5)
+        tracker.log(2, loss=math.nan)
+        assert not seen
+        tracker.flush()
+        tracker.log(3, loss=1.5)
+    first = [{"update": 1, "loss": 2.5}, {"update": 2, "loss": "nan"}]
+    assert seen == [(first, 2), ([{"update": 3, "loss": 1.5}], 3), "FINISHED"]
+
+
+def test_what_is_learned_does_not_depend_on_who_is_told(tmp_path):
+    pytest.importorskip("tensorboard")
+    plain = thinkers.train(config(), tmp_path / "a")
+    told = thinkers.train(config(), tmp_path / "b", tracking="tensorboard")
+    for ours, theirs in zip(plain.model.parameters(), told.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
