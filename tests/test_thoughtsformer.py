@@ -309,6 +309,22 @@ def test_non_causal_refuses_what_reads_the_future_and_classifies():
     assert not torch.equal(model(other).logits[0, 0], model(tokens()).logits[0, 0])
 
 
+def test_non_causal_answers_with_one_token_read_behind_the_prompt():
+    model, lengths = make(causal=False, num_layers=1).train(), torch.tensor([T, 5, 8])
+    prompts = torch.full((B, T), 10**12)
+    for row, n in enumerate(lengths.tolist()):
+        prompts[row, T - n :] = tokens()[row, :n]
+    found = model.answer(prompts, lengths, 1, num_steps=2)
+    assert found.shape == (B, 1) and model.training
+    for row, n in enumerate(lengths.tolist()):
+        alone = model.eval()(tokens()[row : row + 1, :n], 2).logits[0, -1]
+        assert found[row, 0] == alone.argmax()
+    with pytest.raises(ValueError, match="causal"):
+        model.answer(prompts, lengths, 2)
+    with pytest.raises(ValueError, match="prompt_lengths"):
+        model.answer(prompts, lengths + 1, 1)
+
+
 def test_words_are_drawn_from_the_keys_of_rows_alone():
     model = make(thoughts="words", num_layers=1)
     targets = tokens(seed=1)

@@ -23,7 +23,7 @@ from thinkers.checks import (
     check_shape,
     describe,
 )
-from thinkers.models.generation import generate
+from thinkers.models.generation import classify, generate
 from thinkers.watching import Watched
 
 IGNORED = -100
@@ -262,7 +262,12 @@ class Model(Watched, nn.Module, ABC):
         max_new_tokens: int,
         num_steps: int | None = None,
     ) -> Int[Tensor, "b n"]:
-        """The model's answer to each prompt, padded on the left: what tasks score."""
+        """The model's answer to each prompt, padded on the left: what tasks score.
+
+        One that reads the future answers with one token, after the last of the prompt.
+        """
+        if not self.causal and max_new_tokens == 1:
+            return classify(self, tokens, prompt_lengths, num_steps)
         out = self.generate(tokens, max_new_tokens, num_steps, prompt_lengths)
         return out[:, tokens.shape[1] :]
 

@@ -121,6 +121,19 @@ def stream(
             writer.write(chosen)
 
 
+def classify(
+    model: Any,
+    tokens: Int[Tensor, "b t"],
+    prompt_lengths: Int[Tensor, " b"],
+    num_steps: int | None,
+) -> Int[Tensor, "b 1"]:
+    """The likeliest token at the end of each prompt, which is padded on the left."""
+    rows, lengths, steps = check_call(model, tokens, 0, num_steps, prompt_lengths)
+    with evaluating(model):
+        logits = model(rows, steps, lengths=lengths, prompt_lengths=lengths).logits
+    return logits[torch.arange(len(rows), device=rows.device), lengths - 1].argmax(-1)[:, None]
+
+
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; each part then gets the mode back that it had."""
