@@ -138,9 +138,9 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
 
 def write(pieces: Iterator[list[str]], options: argparse.Namespace) -> None:
     """Print the first sample as it comes, and the others when all are finished."""
-    first = next(pieces)  # what cannot be is found before anything is printed
-    others = [options.prompt + piece for piece in first[1:]]
-    print(options.prompt + first[0], end="", flush=True)
+    begun = next(pieces)  # what cannot be is found before anything is printed
+    others = [options.prompt + piece for piece in begun[1:]]
+    print(options.prompt + begun[0], end="", flush=True)
     for first, *rest in pieces:
         print(first, end="", flush=True)
         others = [text + piece for text, piece in zip(others, rest, strict=True)]

@@ -29,6 +29,7 @@ from thinkers.tasks.text_vocabulary import (
     Characters,
     UnknownCharacter,
     Vocabulary,
+    characters_of,
     from_state,
 )
 
@@ -122,13 +123,10 @@ def _make_vocabulary(
     if kind == "bpe":
         texts = (text for part in first for text, _ in read(part, bad_bytes))
         return BytePairs.learn(texts, bpe_size)
-    found: set[str] = set()
-    for part in first + rest:
-        for text, _ in read(part, bad_bytes):
-            found.update(set(text))
+    found = characters_of(text for part in first + rest for text, _ in read(part, bad_bytes))
     if not found:
         raise unreadable(source.path, "holds no text", "a text of characters")
-    return Characters("".join(sorted(found)))
+    return Characters(found)
 
 
 def _write(

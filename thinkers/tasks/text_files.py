@@ -12,7 +12,7 @@ from typing import Any
 
 from thinkers.errors import DataError, UsageError
 
-PIECE = 1 << 22
+PIECE = 1 << 18
 """Bytes that are read at once."""
 DATA_SET = "hf:"
 Signature = tuple[tuple[str, int, int], ...]

@@ -6,20 +6,23 @@ run keeps it.
 
 import hashlib
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt32
 
 from thinkers.errors import DamagedError, UsageError
 from thinkers.tasks.text_files import extra
 
 KINDS = ("byte", "character", "bpe")
 AT_ONCE = 1 << 16
-"""Characters that byte pairs are found in at once."""
+"""Characters that byte pairs are found in at once; what is found takes much more memory."""
+TOGETHER = 4
+"""Such stretches that threads share."""
 
 
 class UnknownCharacter(ValueError):
@@ -100,8 +103,7 @@ class Characters(Vocabulary):
         self._tokens[codes] = np.arange(len(codes))
 
     def encode(self, text: str) -> Int64[np.ndarray, " t"]:
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        tokens = self._tokens[np.minimum(codes, len(self._tokens) - 1)]
+        tokens = self._tokens[np.minimum(_codes(text), len(self._tokens) - 1)]
         if len(tokens) and tokens.min() < 0:
             index = int((tokens < 0).argmax())
             raise UnknownCharacter(text[index], index)
@@ -109,6 +111,18 @@ class Characters(Vocabulary):
 
     def state(self) -> dict[str, Any]:
         return {"kind": self.kind, "characters": self.characters}
+
+
+def characters_of(texts: Iterable[str]) -> str:
+    """All characters that occur, sorted."""
+    occurs = np.zeros(sys.maxunicode + 1, bool)
+    for text in texts:
+        occurs[_codes(text)] = True
+    return "".join(map(chr, occurs.nonzero()[0]))
+
+
+def _codes(text: str) -> UInt32[np.ndarray, " t"]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 class BytePairs(Vocabulary):
@@ -141,8 +155,11 @@ class BytePairs(Vocabulary):
             cut = len(text) if len(text) <= AT_ONCE else self.cut(text[:AT_ONCE])
             parts.append(text[:cut])
             text = text[cut:]
-        found = self.tokenizer.encode_batch_fast(parts)
-        return np.concatenate([np.zeros(0, np.int64), *(np.array(x.ids, int) for x in found)])
+        found = [np.zeros(0, np.int64)]
+        for first in range(0, len(parts), TOGETHER):
+            encoded = self.tokenizer.encode_batch_fast(parts[first : first + TOGETHER])
+            found += [np.array(x.ids, np.int64) for x in encoded]
+        return np.concatenate(found)
 
     def cut(self, text: str) -> int:
         """Behind a line break and before a word; anywhere, in a text that has no such place."""

@@ -1,0 +1,83 @@
+"""How fast a large text is made into tokens, and in how much memory.
+
+python benchmarks/text_preparing.py [--megabytes 1000] [--vocabularies byte character bpe]
+
+A process of its own prepares a generated file, every tenth letter of which takes two bytes, in a
+cache that was empty. Reading the cache again is timed too. Ends with 1 if bytes take 1 GB of
+memory or more, or less than 20 MB are prepared in a second. Everything is deleted afterwards.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PREPARE = """
+import json, resource, sys, time
+from thinkers.tasks.text import Text
+
+config = Text.Config(path=sys.argv[1], vocabulary=sys.argv[2], context=64)
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+task = Text(config)
+seconds = time.perf_counter() - start
+tokens = sum(len(task.tokens(split)) for split in ("train", "test"))
+batch = task.batch(0, 2)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"seconds": seconds, "tokens": tokens, "peak": peak, "base": base}))
+"""
+
+
+def write_text(file: Path, megabytes: int) -> None:
+    """Words drawn from a small vocabulary, in lines, some of them not ASCII."""
+    draw = random.Random(1)
+    letters = "etaoinshrdlu" + "é"
+    words = ["".join(draw.choices(letters, k=draw.randint(1, 9))) for _ in range(20_000)]
+    with file.open("wb") as stream:
+        for _ in range(megabytes):
+            size = 0
+            while size < 10**6:
+                line = (" ".join(draw.choices(words, k=1000)) + "\n").encode()
+                line = line[: 10**6 - size].decode("utf-8", "ignore").encode()
+                size += stream.write(line or b"\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--vocabularies", nargs="+", default=["byte"])
+    options = parser.parse_args()
+    holds = True
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "text.txt"
+        write_text(file, options.megabytes)
+        size = file.stat().st_size
+        environment = os.environ | {"THINKERS_CACHE": f"{folder}/cache"}
+        for kind in options.vocabularies:
+            for turn in ("prepared", "from the cache"):
+                found = json.loads(
+                    subprocess.run(
+                        [sys.executable, "-c", PREPARE, str(file), kind],
+                        env=environment,
+                        check=True,
+                        stdout=subprocess.PIPE,
+                        text=True,
+                    ).stdout
+                )
+                rate, peak = size / 1e6 / found["seconds"], found["peak"] / 1024
+                print(
+                    f"{kind:9} {turn:14} {size / 1e6:,.0f} MB in {found['seconds']:.1f} s, "
+                    f"{rate:.0f} MB/s, {found['tokens']:,} tokens, peak memory {peak:,.0f} MiB, "
+                    f"{(found['peak'] - found['base']) / 1024:,.0f} of them for it",
+                    flush=True,
+                )
+                holds &= kind != "byte" or (rate >= 20 and peak < 1000)
+    return int(not holds)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
