@@ -22,6 +22,8 @@ _HOMES = {
     "comparing": ("compare",),
     "answering": ("answer", "generate", "stream"),
     "reproducing": ("reproduce",),
+    "inspecting": ("inspect",),
+    "ablating": ("ablate",),
     "processor": ("Disturb", "LatentStore", "Output", "Probe", "Process", "Read"),
     "errors": ("ThinkersError",),
 }

@@ -17,7 +17,7 @@ from thinkers import commands
 from thinkers.commands import raise_unknown
 from thinkers.errors import ResourceError, ThinkersError, UsageError
 
-SWITCHES = ("print_config", "dry_run", "debug", "help", "version")
+SWITCHES = ("print_config", "dry_run", "debug", "help", "version", "ablate")
 PATHS = ("out", "config", "resume", "import_module")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM)
 """What an operating system says when a disk or the memory is the trouble, not the path."""
@@ -122,6 +122,19 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     )
     comparing.set_defaults(run=commands.compare)
 
+    inspecting = verbs.add_parser(
+        "inspect", help="show what a run would answer after each thinking step, and if it matters"
+    )
+    inspecting.add_argument("folder", metavar="RUN")
+    inspecting.add_argument("--prompt", metavar="TEXT", help='for example "12+34="')
+    inspecting.add_argument(
+        "--ablate", action="store_true", help="put other thoughts in place, on held-out examples"
+    )
+    inspecting.add_argument("--num_steps", metavar="N", help="the run's own by default")
+    inspecting.add_argument("--num_examples", metavar="N", help="of --ablate, 2000 by default")
+    inspecting.add_argument("--out", metavar="FILE", help="write a page, report.html say")
+    inspecting.set_defaults(run=commands.inspect)
+
     importing = verbs.add_parser("import", help="make a model folder of an author's checkpoint")
     importing.add_argument("system", metavar="SYSTEM", help=", ".join(commands.SYSTEMS))
     importing.add_argument("checkpoint", metavar="CHECKPOINT")
@@ -129,7 +142,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     importing.add_argument("--out", metavar="DIR", required=True, help="the model folder")
     importing.set_defaults(run=commands.import_published)
 
-    for verb in (training, evaluating, generating, repeating, comparing):
+    for verb in (training, evaluating, generating, repeating, comparing, inspecting):
         verb.add_argument(
             "--import_module",
             metavar="FILE",

@@ -216,6 +216,35 @@ def import_published(options: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def inspect(options: argparse.Namespace, settings: list[str]) -> int:
+    if options.prompt is None and not options.ablate:
+        raise UsageError(
+            f"found: thinkers inspect {options.folder} alone\n"
+            "expected: --prompt TEXT, or --ablate\n"
+            'to do: ask something, such as --prompt "12+34="'
+        )
+    if options.num_examples is not None and not options.ablate:
+        raise UsageError(
+            "found: --num_examples without --ablate, which alone takes examples\n"
+            "to do: leave it out, or add --ablate"
+        )
+    from thinkers import inspecting_page as pages
+
+    num_steps = None if options.num_steps is None else whole("--num_steps", options.num_steps, 0)
+    number = whole("--num_examples", options.num_examples or "2000", 2)
+    seen = ablation = None
+    if options.prompt is not None:
+        seen = thinkers.inspect(options.folder, options.prompt, num_steps)
+        print("\n".join(pages.told(seen)))
+    if options.ablate:
+        ablation = thinkers.ablate(options.folder, num_steps, number)
+        print("\n".join(pages.told_of_ablation(ablation)))
+    if options.out is not None:
+        pages.write(options.out, seen, ablation)
+        print(f"report {options.out}")
+    return 0
+
+
 def whole(flag: str, text: str, least: int) -> int:
     """`text` as an integer of at least `least`."""
     if not text.strip().isdecimal() or int(text) < least:

@@ -53,8 +53,8 @@ def accuracy_figure(
         scores: {thinking steps: the share of right answers}.
         ink: The colour of lines and text.
     """
-    figure = _report("matplotlib.figure").Figure(figsize=(5.2, 3), layout="constrained")
-    axes = figure.add_subplot()
+    drawn = figure(figsize=(5.2, 3))
+    axes = drawn.add_subplot()
     steps = sorted(scores)
     values = [scores[n] for n in steps]
     colours = [MARK if n == trained_at or trained_at is None else PALE for n in steps]
@@ -69,7 +69,12 @@ def accuracy_figure(
     axes.tick_params(colors=ink)
     for side, spine in axes.spines.items():
         spine.set(visible=side in ("left", "bottom"), color=ink)
-    return figure
+    return drawn
+
+
+def figure(figsize: tuple[float, float]) -> "Figure":
+    """An empty one, of so many inches."""
+    return _report("matplotlib.figure").Figure(figsize=figsize, layout="constrained")
 
 
 def drawing(figure: "Figure", name: str = "figure") -> str:

@@ -153,18 +153,24 @@ def picture(
     _at_least("n", n, 1)
     _at_least("head", head, 0)
     _at_least("cell", cell, 2)
+    pixels = colours(table(mask, n, num_heads=head + 1)[head], cell)
+    if path is not None:
+        Path(path).write_bytes(png(pixels))
+    return pixels
+
+
+def colours(shown: Bool[Tensor, "t s"], cell: int = 12) -> UInt8[Tensor, "height width 3"]:
+    """The image of a table: blue where it is True, a square of `cell` pixels for each pair."""
     blue, pale, line = torch.tensor([[38, 84, 160], [232, 237, 245], [255, 255, 255]]).byte()
-    shown = table(mask, n, num_heads=head + 1)[head]
     pixels = torch.where(shown[:, :, None], blue, pale)
     pixels = pixels.repeat_interleave(cell, dim=0).repeat_interleave(cell, dim=1)
     pixels[cell - 1 :: cell] = line
     pixels[:, cell - 1 :: cell] = line
-    if path is not None:
-        Path(path).write_bytes(_png(pixels))
     return pixels
 
 
-def _png(pixels: Tensor) -> bytes:
+def png(pixels: UInt8[Tensor, "height width 3"]) -> bytes:
+    """The image as a PNG."""
     height, width, _ = pixels.shape
     filtered = torch.cat([pixels.new_zeros(height, 1), pixels.reshape(height, -1)], dim=1)
 

@@ -1,0 +1,154 @@
+"""A real headless Chromium, driven through its debugging pipe: no other package is needed."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+LAUNCH = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+# /dev/shm is small in containers; root, as in a container, has no sandbox.
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--force-color-profile=srgb",
+]
+
+
+class Browser:
+    """One tab; what its console says and what it asks the network for is kept."""
+
+    def __init__(self):
+        self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        orders, self.write = os.pipe()
+        self.read, answers = os.pipe()
+        command = [sys.executable, "-c", LAUNCH, str(orders), str(answers), CHROMIUM, *FLAGS]
+        self.process = subprocess.Popen(
+            [*command, f"--user-data-dir={self.profile.name}"],
+            pass_fds=(orders, answers),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(orders)
+        os.close(answers)
+        self.number, self.buffer, self.session = 0, b"", None
+        self.said, self.asked, self.loaded = [], [], False
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
+        for part in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{part}.enable")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        os.close(self.write)
+        self.process.terminate()
+        self.process.wait(20)
+        os.close(self.read)
+        self.profile.cleanup()
+
+    def call(self, method, **params):
+        """What Chromium answers; events that come before are noted."""
+        self.number += 1
+        order = {"id": self.number, "method": method, "params": params}
+        if self.session is not None:
+            order["sessionId"] = self.session
+        os.write(self.write, json.dumps(order).encode() + b"\0")
+        while True:
+            message = self._next()
+            if message.get("id") == self.number:
+                assert "error" not in message, message["error"]
+                return message["result"]
+            self._note(message)
+
+    def _next(self):
+        while b"\0" not in self.buffer:
+            got = os.read(self.read, 1 << 20)
+            assert got, "Chromium has ended"
+            self.buffer += got
+        message, _, self.buffer = self.buffer.partition(b"\0")
+        return json.loads(message)
+
+    def _note(self, message):
+        method, params = message.get("method"), message.get("params", {})
+        if method == "Log.entryAdded":
+            self.said.append(params["entry"]["text"])
+        elif method == "Runtime.consoleAPICalled":
+            self.said.append(" ".join(str(x.get("value")) for x in params["args"]))
+        elif method == "Runtime.exceptionThrown":
+            self.said.append(json.dumps(params["exceptionDetails"]))
+        elif method == "Network.requestWillBeSent":
+            self.asked.append(params["request"]["url"])
+        elif method == "Page.loadEventFired":
+            self.loaded = True
+
+    def open(self, path, width=1280, height=900, dark=False):
+        """Show this file; what was said and asked before is forgotten."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+        self.said, self.asked, self.loaded = [], [], False
+        self.call("Page.navigate", url=Path(path).resolve().as_uri())
+        while not self.loaded:
+            self._note(self._next())
+        self.run("new Promise((done) => setTimeout(done, 50))")
+
+    def run(self, script):
+        """What this expression is, once its promise is kept."""
+        found = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def press(self, *keys):
+        """Press each key, as on a keyboard."""
+        for key in keys:
+            for kind in ("keyDown", "keyUp"):
+                code = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+                code |= {"Tab": 9, "Home": 36, "End": 35}
+                self.call(
+                    "Input.dispatchKeyEvent",
+                    type=kind,
+                    key=key,
+                    code=key,
+                    windowsVirtualKeyCode=code[key],
+                )
+
+    def click(self, x, y):
+        """Press and release the left button there."""
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def picture(self, path, whole=True):
+        """A screenshot, as PNG."""
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
+        if whole:
+            size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+            clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+            shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        Path(path).write_bytes(base64.b64decode(shot["data"]))

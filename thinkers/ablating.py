@@ -1,0 +1,212 @@
+"""ablate(run): does the thought matter? What a model loses when other thoughts take its place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thinkers.checks import check_int
+from thinkers.config import problem
+from thinkers.inspecting import model_and_task
+from thinkers.intervals import CONFIDENCE, Interval
+from thinkers.models.base import Model
+from thinkers.models.generation import evaluating
+from thinkers.tasks import SPLITS, Task
+from thinkers.training import Run
+
+RESAMPLES = 10_000
+CALLS = ("answer", "forward", "generate", "loss", "score")
+"""What a task may call of a model: in each, all thoughts are replaced anew."""
+
+Train = list[Float[Tensor, "b n c"]]
+"""The thoughts of one pass, in the order of their steps."""
+
+
+def zeros(train: Train, step: int, rng: torch.Generator) -> Tensor:
+    return torch.zeros_like(train[step])
+
+
+def others(train: Train, step: int, rng: torch.Generator) -> Tensor:
+    if len(train[step]) < 2:
+        raise problem(
+            "an example that is judged alone, so that there is no other to take thoughts from",
+            "batches of at least two",
+            "change the number of examples",
+        )
+    return train[step].roll(1, 0)
+
+
+def noise(train: Train, step: int, rng: torch.Generator) -> Tensor:
+    flat = train[step].flatten(0, 1)
+    drawn = torch.randn(train[step].shape, generator=rng, dtype=torch.float64)
+    drawn = drawn.to(train[step]) * flat.std(0, correction=0) + flat.mean(0)
+    return drawn
+
+
+def shuffled(train: Train, step: int, rng: torch.Generator) -> Tensor:
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
+    if order == sorted(order):
+        order.reverse()
+    return train[order[step]]
+
+
+WAYS: dict[str, Callable[[Train, int, torch.Generator], Tensor]] = {
+    "zeros": zeros,
+    "another example's": others,
+    "noise": noise,
+    "shuffled steps": shuffled,
+}
+TOLD = {
+    "zeros": "every thought is 0",
+    "another example's": "the thought of the same step of the example before it in its batch",
+    "noise": "drawn from a normal distribution, with each coordinate's mean and deviation",
+    "shuffled steps": "its own thoughts, each at another step than its own",
+}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What is lost when thoughts are replaced in one way: more is worse, whatever the metric."""
+
+    way: str
+    score: float
+    lost: Interval
+
+    @property
+    def verdict(self) -> str:
+        if self.lost.low > 0:
+            return "the thought matters"
+        return "another is better" if self.lost.high < 0 else "not distinguishable"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The score with the model's own thoughts, and what each replacement of them costs."""
+
+    model: str
+    metric: str
+    score: float
+    num_steps: int
+    num_examples: int
+    effects: tuple[Effect, ...]
+
+
+def ablate(
+    run: Run | Model | str | Path,
+    num_steps: int | None = None,
+    num_examples: int = 2000,
+    split: str = "test",
+    out: str | Path | None = None,
+    *,
+    task: Task | None = None,
+) -> Ablation:
+    """What the headline of a run loses when its thoughts are replaced, on held-out examples.
+
+    The intervals are of 99 %, over examples in pairs: of these weights, had others been asked.
+
+    Args:
+        run: What `train` returned, its folder, or a model or model folder together with `task`.
+        num_steps: How many steps to think; None is what the model usually takes.
+        out: Where a page goes that shows it, one HTML file.
+    """
+    if split not in SPLITS:
+        raise problem(f"split {split!r}", ", ".join(SPLITS), "choose one")
+    check_int("num_examples", num_examples, 2)
+    model, task = model_and_task(run, task)
+    steps = model.check_steps(num_steps)
+    handed = thoughts_of(model, steps)
+    if not handed:
+        raise problem(
+            f"{model.name} at {steps} step{'s' * (steps != 1)}, which hands no thought on",
+            "a model with a thought between its input and its answer",
+            "inspect another model, or more steps",
+        )
+    sign = 1 if task.higher_is_better else -1
+    own = task.grade(model, split, num_examples, steps).numpy()
+    effects = []
+    for way in WAYS:
+        if way == "shuffled steps" and handed < 2:
+            continue
+        grades = task.grade(Altered(model, way), split, num_examples, steps).numpy()  # type: ignore
+        effects.append(Effect(way, float(grades.mean()), over_examples(sign * (own - grades))))
+    found = Ablation(model.name, task.headline, float(own.mean()), steps, len(own), tuple(effects))
+    if out is not None:
+        from thinkers.inspecting_page import write
+
+        write(out, ablation=found)
+    return found
+
+
+def thoughts_of(model: Model, num_steps: int) -> int:
+    """How many thoughts the model hands on in one pass."""
+    device = next(model.parameters()).device
+    row = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    found = []
+
+    def keep(thought: Tensor, step: int) -> Tensor:
+        found.append(step)
+        return thought
+
+    with evaluating(model), model.thoughts_replaced(keep):
+        model(row, num_steps, prompt_lengths=torch.ones_like(row[:, 0]))
+    return len(found)
+
+
+class Altered:
+    """A model whose thoughts are replaced in every call, by way of those that it would have."""
+
+    def __init__(self, model: Model, way: str):
+        self.model, self.way = model, way
+        self.rng = torch.Generator().manual_seed(0)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.model, name)
+        return self._twice(found) if name in CALLS else found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._twice(self.model)(*args, **kwargs)
+
+    def _twice(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same call, made to see its thoughts and again with others in their place."""
+
+        def made(*args: Any, **kwargs: Any) -> Any:
+            trains: list[Train] = []
+            place: list[tuple[int, int]] = []
+
+            def keep(thought: Tensor, step: int) -> Tensor:
+                if not place or step <= place[-1][1]:
+                    trains.append([])
+                place.append((len(trains) - 1, step))
+                trains[-1].append(thought.detach())
+                return thought
+
+            with self.model.thoughts_replaced(keep):
+                call(*args, **kwargs)
+            order = iter([(number, i) for number, t in enumerate(trains) for i in range(len(t))])
+
+            def put(thought: Tensor, step: int) -> Tensor:
+                number, i = next(order)
+                return WAYS[self.way](trains[number], i, self.rng)
+
+            with self.model.thoughts_replaced(put):
+                return call(*args, **kwargs)
+
+        return made
+
+
+def over_examples(effects: Float[np.ndarray, " n"], confidence: float = CONFIDENCE) -> Interval:
+    """The mean of the effects on these examples, and where it would lie on others (Efron 1979)."""
+    rng, number = np.random.default_rng(0), len(effects)
+    values, counts = np.unique(effects, return_counts=True)
+    drawn = [
+        rng.multinomial(number, counts / number, RESAMPLES // 20) @ values / number
+        for _ in range(20)
+    ]
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(np.concatenate(drawn), tails)
+    return Interval(float(effects.mean()), float(low), float(high))

@@ -1,0 +1,217 @@
+"""inspect(run, prompt): what a model would answer after each thinking step; numbers, and a page."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from thinkers import checkpoints, runs
+from thinkers.config import problem
+from thinkers.distributed import find_device
+from thinkers.errors import UsageError
+from thinkers.models.base import Model
+from thinkers.models.generation import evaluating
+from thinkers.tasks import Task
+from thinkers.training import Run
+from thinkers.watching import watching
+
+SHOWN = 5
+"""How many of the likeliest tokens are kept."""
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """What vectors would answer: their likeliest tokens, with probabilities, and how unsure."""
+
+    tokens: Int[Tensor, "k t n"]
+    probabilities: Float[Tensor, "k t n"]
+    entropy: Float[Tensor, "k t"]
+    """In bits."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was seen of one prompt; k counts thinking steps from the first, t positions.
+
+    Args:
+        tokens: What was read: the prompt and, where the task has answers, the model's own.
+        prompt_length: How many of them are the prompt; None where a text is gone on with.
+        answer: What the model answers in the end; None where a text is gone on with.
+        answers: What the state would answer.
+        others: The same of other vectors in `extra`: one for each thought, plan or latent.
+        by_position: Which of the others have one column for each position.
+        distance: |s_k - s_k-1|, 0 at the first step.
+        moved: That, relative to |s_k-1|.
+        cosine: Of s_k and s_k-1, 1 at the first step.
+        attention: {what the columns are: how much of it each position reads at each step}.
+        plane: The states in the plane in which they vary most.
+        explained: The share of their variance along each of its two axes.
+    """
+
+    model: Model
+    task: Task
+    prompt: str
+    tokens: list[int]
+    prompt_length: int | None
+    answer: str | None
+    answers: ReadOut
+    others: Mapping[str, ReadOut]
+    by_position: tuple[str, ...]
+    distance: Float[Tensor, "k t"]
+    moved: Float[Tensor, "k t"]
+    cosine: Float[Tensor, "k t"]
+    attention: Mapping[str, Float[Tensor, "k t n"]]
+    plane: Float[Tensor, "k t 2"]
+    explained: tuple[float, float]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.moved)
+
+    @property
+    def flips(self) -> Bool[Tensor, "k t"]:
+        """Whether a step changes the answer of the step before."""
+        best = self.answers.tokens[..., 0]
+        return F.pad(best[1:] != best[:-1], (0, 0, 1, 0))
+
+    @property
+    def settled(self) -> Int[Tensor, " t"]:
+        """The step from which each position answers what it does in the end."""
+        steps = torch.arange(1, self.num_steps + 1)[:, None]
+        return (self.flips * steps).amax(0).clamp(min=1)
+
+    @property
+    def first(self) -> int:
+        """The first position that the task asks for: the last of a prompt."""
+        return 0 if self.prompt_length is None else self.prompt_length - 1
+
+
+def inspect(
+    run: Run | Model | str | Path,
+    prompt: str,
+    num_steps: int | None = None,
+    out: str | Path | None = None,
+    *,
+    task: Task | None = None,
+) -> Inspection:
+    """What a trained model thinks of one prompt, and with `out` a page that shows it.
+
+    Args:
+        run: What `train` returned, its folder, or a model or model folder together with `task`.
+        num_steps: How many steps to think; None is what the model usually takes.
+        out: Where the page goes, one HTML file.
+    """
+    model, task = model_and_task(run, task)
+    with evaluating(model):
+        seen = look(model, task, prompt, model.check_steps(num_steps))
+    if out is not None:
+        from thinkers.inspecting_page import write
+
+        write(out, seen)
+    return seen
+
+
+def model_and_task(run: Run | Model | str | Path, task: Task | None) -> tuple[Model, Task]:
+    """Of a run, or of a model that comes with its task."""
+    if task is None and isinstance(run, Model):
+        raise UsageError("task must be given for a model that comes without its run")
+    if task is None:
+        task = runs.task_of(run.folder if isinstance(run, Run) else Path(run))  # type: ignore
+    if isinstance(run, Model):
+        return run, task
+    if isinstance(run, Run):
+        return run.model, task
+    return checkpoints.load(run).to(find_device("auto")), task
+
+
+def look(model: Model, task: Task, prompt: str, num_steps: int) -> Inspection:
+    given = task.encode(prompt)
+    if not given:
+        raise problem("an empty prompt", "a question such as 12+34=", "write one")
+    most = model.config.max_length - (task.answer_length() is not None)
+    if len(given) > most:
+        raise problem(f"a prompt of {len(given)} tokens", f"at most {most}", "shorten it")
+    device = next(model.parameters()).device
+    row, lengths, said = torch.tensor([given], device=device), None, None
+    if (longest := task.answer_length()) is not None:
+        lengths = torch.tensor([len(given)], device=device)
+        room = min(longest, model.config.max_length - len(given))
+        answer = model.answer(row, lengths, room, num_steps)[0].tolist()
+        said = task.decode(answer)
+        ends = [i for i, token in enumerate(answer) if is_end(task, token, given[0])]
+        answer = answer[: ends[0] if ends else len(answer)]
+        row = torch.cat([row, torch.tensor([answer], dtype=row.dtype, device=device)], 1)
+    with watching() as watch:
+        thought = model(row, num_steps, prompt_lengths=lengths, keep_states=True)
+    assert thought.states is not None
+    attention = model.attention(
+        watch, row.shape[1], num_steps, None if lengths is None else len(given)
+    )
+    states = thought.states[0].double()
+    before = torch.cat([states[:1], states[:-1]])
+    distance = (states - before).norm(dim=-1)
+    plane, explained = principal_plane(states.cpu())
+    others = {
+        name: x.reshape(1, -1, *x.shape[-2:])
+        for name, x in thought.extra.items()
+        if x.ndim >= 3 and x.shape[-1] == model.config.dim and x.numel()
+    }
+    return Inspection(
+        model=model,
+        task=task,
+        prompt=prompt,
+        tokens=row[0].tolist(),
+        prompt_length=None if lengths is None else len(given),
+        answer=said,
+        answers=read_out(model, thought.states),
+        others={name: read_out(model, x) for name, x in others.items()},
+        by_position=model.by_position,
+        distance=distance.cpu(),
+        moved=(distance / before.norm(dim=-1).clamp(min=1e-12)).cpu(),
+        cosine=F.cosine_similarity(states, before, dim=-1).cpu(),
+        attention={name: x.cpu() for name, x in attention.items()},
+        plane=plane,
+        explained=explained,
+    )
+
+
+def is_end(task: Task, token: int, other: int) -> bool:
+    """Whether the task reads nothing after this token: another then adds nothing to the text."""
+    return task.decode([token, other]) == "" != task.decode([other])
+
+
+def label(task: Task, token: int, other: int) -> str:
+    """How a token is shown; `other` is one that has a text."""
+    text = task.decode([token])
+    if text:
+        return text.replace(" ", "␣")
+    return "[end]" if is_end(task, token, other) else f"[{token}]"
+
+
+def read_out(model: Model, states: Float[Tensor, "1 k t c"]) -> ReadOut:
+    """What these vectors would answer."""
+    chances = model.read_out(states)[0].double().log_softmax(-1)
+    best = chances.topk(min(SHOWN, chances.shape[-1]), -1)
+    entropy = -(chances.exp() * chances).nan_to_num(0.0).sum(-1) / math.log(2)
+    return ReadOut(best.indices.cpu(), best.values.exp().cpu(), entropy.clamp(min=0).cpu())
+
+
+def principal_plane(
+    states: Float[Tensor, "k t c"],
+) -> tuple[Float[Tensor, "k t 2"], tuple[float, float]]:
+    """The states along the two directions of their largest variance, and its share along each."""
+    flat = states.flatten(0, 1)
+    flat = flat - flat.mean(0)
+    variances, directions = torch.linalg.eigh(flat.T @ flat)
+    variances, directions = variances.flip(0).clamp(min=0), directions.flip(1)[:, :2]
+    largest = directions.abs().argmax(0, keepdim=True)
+    directions = directions * directions.gather(0, largest).sign()  # else either way round
+    plane, shares = flat @ directions, variances[:2] / variances.sum().clamp(min=1e-300)
+    missing = 2 - plane.shape[1]
+    plane, shares = F.pad(plane, (0, missing)), F.pad(shares, (0, missing))
+    return plane.unflatten(0, states.shape[:2]), (float(shares[0]), float(shares[1]))
