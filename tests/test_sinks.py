@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -37,14 +38,24 @@ def written(folder) -> set[tuple[str, int, float]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A store without runs, whose tables take MLflow seconds to make."""
+    tracking = pytest.importorskip("mlflow.tracking")
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    tracking.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(empty, tmp_path, monkeypatch):
     """The client of an MLflow store of our own, named by its whole path.
 
     MLflow keeps one store for each name, so that a relative one would be found in the first test's
     folder by all.
     """
     tracking = pytest.importorskip("mlflow.tracking")
+    shutil.copy(empty, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
