@@ -109,7 +109,26 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
     for row in rows:
         values = "  ".join(f"{row[name]:>9.4f}" for name in metrics)
         print(f"{row['num_steps']:>5}  {values}")
+    warn_of_falls(options.folder, rows, num_examples, settings)
     return 0
+
+
+def warn_of_falls(
+    folder: str, rows: list[dict[str, Any]], num_examples: int, settings: list[str]
+) -> None:
+    """Say so if more thinking answered worse, unless chance explains it."""
+    from thinkers.evaluating import find_fall
+
+    steps = sorted({row["num_steps"] for row in rows})
+    fall = None
+    if len(steps) > 1:
+        fall = find_fall(folder, steps, num_examples, flags=settings)
+    if fall is not None:
+        loss = fall.loss
+        print(
+            f"more thinking hurts: {fall.deep} steps are {loss.value:.4f} worse than "
+            f"{fall.shallow} (99 % interval {loss.low:.4f} to {loss.high:.4f})"
+        )
 
 
 def generate(options: argparse.Namespace, settings: list[str]) -> int:

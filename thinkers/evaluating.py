@@ -8,6 +8,7 @@ from thinkers import checkpoints, runs
 from thinkers.checks import check_int
 from thinkers.distributed import find_device
 from thinkers.errors import UsageError
+from thinkers.intervals import Fall, worst_fall
 from thinkers.models.base import Model
 from thinkers.tasks import SPLITS, Task
 from thinkers.training import Run
@@ -31,6 +32,48 @@ def evaluate(
         task: What to be judged on; of a run, None is what it was trained on.
         flags: Settings of that task to change, such as --task.test_path=other.txt.
     """
+    model, task = _resolve(run, split, num_examples, task, flags)
+    return [
+        {"num_steps": k, **task.score(model, split, num_examples, k)}
+        for k in _depths(model, num_steps)
+    ]
+
+
+def find_fall(
+    run: Run | Model | str | Path,
+    num_steps: Sequence[int | None] | int | None = None,
+    num_examples: int = 2000,
+    split: str = "test",
+    *,
+    task: Task | None = None,
+    flags: Sequence[str] = (),
+) -> Fall | None:
+    """Where more thinking answers worse, by more than chance explains; None if nowhere.
+
+    The arguments are those of `evaluate`; the same examples are answered at every depth.
+    """
+    model, task = _resolve(run, split, num_examples, task, flags)
+    sign = 1 if task.higher_is_better else -1
+    grades = {}
+    for k in _depths(model, num_steps):
+        grade = task.grade(model, split, num_examples, k).numpy()
+        grades[model.check_steps(k)] = sign * grade[None]
+    return worst_fall(grades)
+
+
+def _depths(model: Model, num_steps: Sequence[int | None] | int | None) -> Sequence[int | None]:
+    steps = model.step_counts if num_steps is None else num_steps
+    return [steps] if isinstance(steps, int) else steps
+
+
+def _resolve(
+    run: Run | Model | str | Path,
+    split: str,
+    num_examples: int,
+    task: Task | None,
+    flags: Sequence[str],
+) -> tuple[Model, Task]:
+    """The model to be judged, and the task to judge it on."""
     if split not in SPLITS:
         raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     check_int("num_examples", num_examples, 1)
@@ -47,6 +90,4 @@ def evaluate(
         model = run
     else:
         model = checkpoints.load(run).to(find_device("auto"))
-    steps = model.step_counts if num_steps is None else num_steps
-    chosen = [steps] if isinstance(steps, int) else steps
-    return [{"num_steps": k, **task.score(model, split, num_examples, k)} for k in chosen]
+    return model, task
