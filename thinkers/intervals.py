@@ -67,7 +67,7 @@ def _interval(
         return Interval(value, -np.inf, np.inf)
     rng = np.random.default_rng(0)
     number = len(effects)
-    drawn = rng.integers(0, number, (RESAMPLES, number))
+    drawn = rng.integers(0, number, (RESAMPLES, number), dtype=np.int32)
     shifts = effects[drawn].mean(1) - value
     by_example = float(effects.var(ddof=1)) / number if number > 1 else 0.0
     if by_example:

@@ -1,9 +1,8 @@
 """What a comparison makes equal before it begins: the size of models, the work of their runs."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from math import ceil
 from typing import Any
@@ -44,7 +43,7 @@ def contenders(
         flags: Settings for all, such as --task.max_digits=2.
     """
     judged = _task_settings(task, names)
-    bases = [override(_base(name, task, judged), (), flags) for name in names]
+    bases = [override(_base(name, judged), (), flags) for name in names]
     wanted = parameters(bases[0].model)
     found = [
         Contender(name, replace(base, model=fit(base.model, parameters, wanted)))
@@ -53,36 +52,45 @@ def contenders(
     if not controls:
         return found
     reference = _reference(found)
-    decoder = override(_base("decoder", task, judged), (), flags)
+    decoder = override(_base("decoder", judged), (), flags)
     makers = {"pause": _pause, "untied": _untied, "wider": _wider}
     return found + [makers[name](decoder, reference, wanted) for name in controls]
 
 
 def _task_settings(task: str, names: Sequence[str]) -> Any:
     """What is asked: as in the first recipe on this task, those of the named models first."""
-    from thinkers import RECIPES, TASKS
+    from thinkers import MODELS, TASKS
 
-    own = [f"{task}/{name}" for name in names]
-    others = [name for name in RECIPES if name.startswith(f"{task}/")]
-    found = [name for name in own + others if name in RECIPES]
-    return RECIPES[found[0]]().task if found else TASKS[task].Config()  # type: ignore[attr-defined]
+    kind = TASKS[task].Config  # type: ignore[attr-defined]
+    recipes = [recipe for recipe in _recipes() if type(recipe.task) is kind]
+    named = [MODELS[name].Config for name in names]  # type: ignore[attr-defined]
+    places = {own: place for place, own in enumerate(named)}
+    recipes.sort(key=lambda recipe: places.get(type(recipe.model), len(named)))
+    return recipes[0].task if recipes else kind()
 
 
-def _base(name: str, task: str, judged: Any) -> Config:
+def _base(name: str, judged: Any) -> Config:
     """The recipe of a model on this task, else its recipe on another, else that of a decoder."""
-    from thinkers import MODELS, RECIPES
+    from thinkers import MODELS
 
-    others = [recipe for recipe in RECIPES if recipe.endswith(f"/{name}")]
-    found = [recipe for recipe in (f"{task}/{name}", *others) if recipe in RECIPES]
-    recipe = RECIPES[found[0] if found else "add/decoder"]()
-    recipe = replace(recipe, recipe=recipe.recipe if recipe.recipe == f"{task}/{name}" else "")
-    if not found:
-        common = {
-            f.name: getattr(recipe.model, f.name) for f in dataclasses.fields(models.base.Config)
-        }
-        recipe = replace(recipe, model=MODELS[name].Config(**common))  # type: ignore[attr-defined]
+    kind = MODELS[name].Config  # type: ignore[attr-defined]
+    found = [recipe for recipe in _recipes() if type(recipe.model) is kind]
+    found.sort(key=lambda recipe: type(recipe.task) is not type(judged))
+    if found:
+        recipe = found[0]
+    else:
+        recipe = next(x for x in _recipes() if x.recipe == "add/decoder")
+        common = {f.name: getattr(recipe.model, f.name) for f in fields(models.base.Config)}
+        recipe = replace(recipe, model=kind(**common))
+    told = recipe.recipe if found and recipe.task == judged else ""
     model = replace(recipe.model, **sizes(judged))
-    return replace(recipe, model=model, task=judged)
+    return replace(recipe, recipe=told, model=model, task=judged)
+
+
+def _recipes() -> list[Config]:
+    from thinkers import RECIPES
+
+    return [make() for make in RECIPES.values()]
 
 
 def _reference(found: Sequence[Contender]) -> Contender:
@@ -161,7 +169,7 @@ def fit(model: Any, measure: Callable[[Any], float], wanted: float) -> Any:
 
     if is_near(model):
         return model
-    has_hidden = any(field.name == "hidden" for field in dataclasses.fields(model))
+    has_hidden = any(field.name == "hidden" for field in fields(model))
     step = 2 * model.num_heads  # rotary positions need heads of even width
     dims = {model.dim} | set(range(step, 8 * model.dim + 1, step))
     for dim in sorted(dims, key=lambda dim: (abs(dim - model.dim), dim)):
