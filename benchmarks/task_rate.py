@@ -1,5 +1,7 @@
 """How fast tasks make batches, beside how fast a small model consumes them.
 
+    python benchmarks/task_rate.py [--text tinyshakespeare.txt]
+
 Process time on one thread, the median of several alternations. The claim: a batch of 64 rows costs
 less than a twentieth of the update that learns from it. Ends with 1 if it does not hold.
 """
@@ -8,10 +10,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 import thinkers
+from thinkers.tasks.text_vocabulary import KINDS
 
 ANY_BASE = dict(min_in_base=2, max_in_base=16, min_out_base=2, max_out_base=16)
 ROWS, UPDATES = 64, 64
@@ -48,7 +52,7 @@ def training_update(task: thinkers.Task) -> Callable[[int], None]:
     return update_once
 
 
-def measure(name: str, own: dict[str, int], rounds: int) -> tuple[float, float]:
+def measure(name: str, own: dict[str, Any], rounds: int) -> tuple[float, float]:
     """Milliseconds to make a batch, and to learn from it."""
     made, learned = [], []
     update_once = training_update(thinkers.build_task(name, **own))
@@ -63,17 +67,23 @@ def measure(name: str, own: dict[str, int], rounds: int) -> tuple[float, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--text", help="measure batches of this text, and nothing else")
+    options = parser.parse_args()
+    rounds = options.rounds
     torch.set_num_threads(1)
-    cases: list[tuple[str, dict[str, int]]] = [(name, {}) for name in thinkers.TASKS]
+    cases: list[tuple[str, dict[str, Any]]] = [(x, {}) for x in thinkers.TASKS if x != "text"]
     cases += [(name, ANY_BASE) for name in ("sort", "add", "arithmetic", "factorise")]
     cases += [("multiply", dict(min_digits=40, max_digits=40)), ("add", dict(max_digits=100))]
+    if options.text is not None:
+        kinds = [(kind, context) for kind in KINDS for context in (64, 256)]
+        cases = [("text", dict(vocabulary=x, context=n, path=options.text)) for x, n in kinds]
     print("task         settings                 width   make ms  learn ms   ratio")
     ratios = []
     for name, own in cases:
         made, learned = measure(name, own, rounds)
         ratios.append(learned / made)
-        what = "any base" if own is ANY_BASE else ", ".join(f"{k}={v}" for k, v in own.items())
+        shown = [f"{k}={v}" for k, v in own.items() if k != "path"]
+        what = "any base" if own is ANY_BASE else ", ".join(shown)
         width = thinkers.build_task(name, **own).max_length - 1
         print(
             f"{name:12} {what:24} {width:5} {made:9.3f} {learned:9.2f} {learned / made:7.0f}",

@@ -1,8 +1,9 @@
 """Does train() cost more than the plain loop that one would write by hand?
 
 python benchmarks/training_rate.py [--updates 150] [--repeats 7]
+python benchmarks/training_rate.py --recipe shakespeare/decoder --text tinyshakespeare.txt
 
-Both train add/decoder in this process on one thread, in turn: the same layers, optimiser, batches
+Both train a decoder in this process on one thread, in turn: the same layers, optimiser, batches
 and log lines. The plain loop calls the layers themselves. Time is `time.process_time` between the
 batch after the warm-up and the last batch, so neither start nor final save count.
 """
@@ -20,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from thinkers import RECIPES, models, optimizers, tasks
-from thinkers.config import Config
+from thinkers.config import Config, override
 from thinkers.training import train
 
 WARM_UP = 20
@@ -88,9 +89,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--updates", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--recipe", default="add/decoder", help="of a decoder without dropout")
+    parser.add_argument("--text", help="what a recipe on text learns from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = RECIPES["add/decoder"]()
+    flags = [] if arguments.text is None else [f"--task.path={arguments.text}"]
+    recipe = override(RECIPES[arguments.recipe](), flags=flags)
     settings = dataclasses.replace(
         recipe.training,
         num_updates=arguments.updates,
