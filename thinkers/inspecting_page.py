@@ -79,6 +79,8 @@ def summary(seen: Inspection, labels: Labels) -> str:
     latest = int(settled.max())
     if steps == 1:
         return f"{said} It takes one step, so there is nothing to compare it with."
+    if not seen.distance.any():
+        return f"{said} The states that are read out are the same at every step."
     if latest == 1:
         return f"{said} No position changes its answer after the first step."
     changed = int((settled > 1).sum())
@@ -232,10 +234,10 @@ def rounded(x: Tensor, digits: int) -> Any:
 def facts(seen: Inspection) -> list[tuple[str, Any]]:
     model = seen.model
     size = sum(p.numel() for p in model.parameters())
-    trained = model.config.num_steps
+    usual = model.check_steps(None)
     rows = [
         ("model", f"{model.name}, {size:,} parameters, {model.config.dim} wide"),
-        ("thinking steps", f"{seen.num_steps}, as configured: {trained}"),
+        ("thinking steps", f"{seen.num_steps}, as configured: {usual}"),
         ("prompt", seen.prompt),
         ("tokens read", len(seen.tokens)),
     ]

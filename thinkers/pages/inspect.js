@@ -82,6 +82,15 @@
     cells[place][step].tabIndex = 0;
   };
 
+  const intoView = () => {
+    const frame = find("frame"), cell = cells[place][step], names = rows[place].cells[0];
+    const left = cell.offsetLeft - names.offsetWidth, top = cell.offsetTop - heads[0].offsetHeight;
+    const right = cell.offsetLeft + cell.offsetWidth - frame.clientWidth;
+    const bottom = cell.offsetTop + cell.offsetHeight - frame.clientHeight;
+    frame.scrollLeft = Math.max(right, Math.min(left, frame.scrollLeft));
+    frame.scrollTop = Math.max(bottom, Math.min(top, frame.scrollTop));
+  };
+
   // The plane -------------------------------------------------------------------------------
 
   const plane = find("plane"), all = data.plane.flat();
@@ -119,7 +128,7 @@
     ["moved by, relative to its length", data.moved, 1],
     ["cosine with the step before", data.cosine, 1],
     ["share that answers as in the end", settled, 0],
-  ].filter(([, , from]) => steps > from).map(([name, values, from]) => {
+  ].filter(([, , from]) => steps - from > 1).map(([name, values, from]) => {
     const figure = make(find("charts"), "figure");
     make(figure, "figcaption", {}, name);
     const shown = values.slice(from);
@@ -129,25 +138,24 @@
       "aria-label": `${name}: ${means.map(short).join(", ")}` });
     const low = Math.min(0, everything.reduce((a, b) => Math.min(a, b)));
     const high = everything.reduce((a, b) => Math.max(a, b)) || 1;
-    const x = (s) => steps - from > 1 ? 40 + 210 * (s - from) / (steps - 1 - from) : 145;
+    const x = (s) => 40 + 210 * (s - from) / (steps - 1 - from);
     const y = (value) => 108 - 98 * (value - low) / (high - low || 1);
     for (const value of [low, high]) {
       make(svg, "line", { x1: 40, x2: 250, y1: y(value), y2: y(value) });
       make(svg, "text", { x: 35, y: y(value) + 4, "text-anchor": "end" }, tick(value));
     }
     make(svg, "text", { x: x(from), y: 125, "text-anchor": "middle" }, from + 1);
-    if (steps - from > 1) make(svg, "text", { x: x(steps - 1), y: 125, "text-anchor": "middle" }, steps);
+    make(svg, "text", { x: x(steps - 1), y: 125, "text-anchor": "middle" }, steps);
     const cursor = make(svg, "line", { class: "cursor", y1: 10, y2: 108 });
-    const line = (pick) => shown.map((row, i) => `${x(i + from).toFixed(1)},${y(pick(row)).toFixed(1)}`);
-    const draw = (points) => points.length > 1 ? points.join(" ")
-      : `${points[0]} ${points[0].replace(/^[^,]*/, (at) => Number(at) + 4)}`;
-    make(svg, "polyline", { points: draw(line((row) => mean(asked(row)))) });
+    const line = (pick) => shown
+      .map((row, i) => `${x(i + from).toFixed(1)},${y(pick(row)).toFixed(1)}`).join(" ");
+    make(svg, "polyline", { points: line((row) => mean(asked(row))) });
     const mine = make(svg, "polyline", { class: "mine" });
     return () => {
       const where = x(Math.max(step, from));
       cursor.setAttribute("x1", where);
       cursor.setAttribute("x2", where);
-      mine.setAttribute("points", draw(line((row) => row[place])));
+      mine.setAttribute("points", line((row) => row[place]));
     };
   });
 
@@ -163,7 +171,7 @@
   const showMap = (index) => {
     const { rows: height, columns: width, shares } = data.attention[index], map = maps[index];
     const share = document.querySelector(`.share[data-map="${index}"]`);
-    share.textContent = `${(100 * shares[step][place]).toFixed(1)} % of what the chosen position reads`;
+    share.textContent = `${(100 * shares[step][place]).toFixed(1)} % of the weight at the chosen position`;
     if (!map) return;
     const canvas = canvases[index], pen = canvas.getContext("2d");
     const image = new ImageData(width, height);
@@ -211,6 +219,7 @@
     find("number").textContent = `${step + 1} of ${steps}`;
     find("said").textContent = data.says[step];
     mark();
+    intoView();
     showDetails();
     showPlane();
     charts.forEach((draw) => draw());
@@ -235,7 +244,7 @@
     if (!move) return;
     event.preventDefault();
     go(step + move[0], place + move[1]);
-    cells[place][step].focus();
+    cells[place][step].focus({ preventScroll: true });
   });
   dark.addEventListener("change", show);
   show();

@@ -1,0 +1,335 @@
+"""Inspection and ablation: numbers against a slow account of them, and what users may get wrong."""
+
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from model_cases import CASES, NAMES, ids, tiny
+from torch import nn
+
+import thinkers
+from thinkers import cli, inspecting_page
+from thinkers.ablating import WAYS, Altered, ablate, over_examples, thoughts_of
+from thinkers.errors import UsageError
+from thinkers.inspecting import inspect, is_end, label, principal_plane
+from thinkers.models.base import Config, Model, Thought
+
+
+def adder(name, **own):
+    task = thinkers.build_task("add", max_digits=2)
+    sizes = {"vocab_size": task.vocab_size, "max_length": task.max_length}
+    return tiny(name, own, **sizes), task
+
+
+class Lines(thinkers.Task):
+    """A task without answers, as texts are: token i is the i-th letter."""
+
+    Config = SimpleNamespace
+    vocab_size, max_length, headline, higher_is_better = 13, 67, "loss", False
+
+    def encode(self, text):
+        return ["abcdefghijkl ".index(x) for x in text]
+
+    def decode(self, tokens):
+        return "".join("abcdefghijkl "[int(x)] for x in tokens)
+
+    def batch(self, update, batch_size, split="train"):
+        raise AssertionError
+
+    def score(self, model, split="test", num_examples=2000, num_steps=None):
+        raise AssertionError
+
+    def grade(self, model, split="test", num_examples=2000, num_steps=None):
+        tokens = ids(num_examples, 23, seed=3)
+        with torch.no_grad():
+            return -model.score(tokens, num_steps=num_steps).mean(1).double()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", [None, 3])
+def test_what_is_seen_is_what_the_model_computes(name, steps):
+    model, task = adder(name)
+    steps = None if name in ("decoder", "deepsight") else steps
+    seen = inspect(model, "12+34=", steps, task=task)
+    assert seen.tokens[:6] == task.encode("12+34=") and seen.first == 5
+    said = model.answer(
+        torch.tensor([seen.tokens[:6]]), torch.tensor([6]), task.answer_length(), steps
+    )[0]
+    assert seen.answer == task.decode(said)
+    assert seen.tokens[6:] == said[: len(seen.tokens) - 6].tolist()
+    with torch.no_grad():
+        lengths = torch.tensor([6])
+        thought = model(
+            torch.tensor([seen.tokens]), steps, prompt_lengths=lengths, keep_states=True
+        )
+        states, chances = thought.states[0], model.read_out(thought.states)[0].softmax(-1)
+    assert seen.num_steps == len(states) == model.check_steps(steps)
+    for k in range(seen.num_steps):
+        for t in range(len(seen.tokens)):
+            order = chances[k, t].argsort(descending=True)
+            assert seen.answers.tokens[k, t].tolist() == order[:5].tolist()
+            exact = [float(x) for x in chances[k, t].double()]
+            entropy = -sum(p * math.log2(p) for p in exact if p)
+            assert float(seen.answers.entropy[k, t]) == pytest.approx(entropy, abs=1e-4)
+            if not k:
+                assert seen.distance[k, t] == 0 and not seen.flips[k, t]
+                continue
+            a, b = states[k - 1, t].double(), states[k, t].double()
+            assert float(seen.distance[k, t]) == pytest.approx(float((b - a).norm()), rel=1e-6)
+            assert float(seen.moved[k, t]) == pytest.approx(
+                float((b - a).norm() / a.norm()), rel=1e-6
+            )
+            cosine = float(a @ b / a.norm() / b.norm())
+            assert float(seen.cosine[k, t]) == pytest.approx(cosine, abs=1e-6)
+            assert bool(seen.flips[k, t]) == bool(
+                chances[k, t].argmax() != chances[k - 1, t].argmax()
+            )
+    best = seen.answers.tokens[..., 0]
+    for t, settled in enumerate(seen.settled.tolist()):
+        assert (best[settled - 1 :, t] == best[-1, t]).all()
+        assert settled == 1 or best[settled - 2, t] != best[-1, t]
+
+
+@pytest.mark.parametrize(("name", "own"), CASES)
+def test_every_variant_can_be_inspected_on_a_text_and_gets_a_page(name, own, tmp_path):
+    if name == "thoughtsformer" and own.get("num_classes"):
+        pytest.skip("classes are no tokens")
+    model, task = tiny(name, own), Lines(SimpleNamespace())
+    seen = inspect(model, "abc cab jag", None, tmp_path / "a.html", task=task)
+    assert seen.answer is None and seen.first == 0 and len(seen.tokens) == 11
+    page = (tmp_path / "a.html").read_text()
+    assert "goes on with" in page and len(page) < 300_000
+    assert any("goes on with" in line for line in inspecting_page.told(seen))
+    assert model.training is False
+
+
+def test_the_plane_holds_the_directions_of_largest_variance():
+    torch.manual_seed(0)
+    states = torch.randn(3, 5, 7, dtype=torch.float64) * torch.tensor([9, 1, 4, 1, 1, 1, 1.0])
+    plane, explained = principal_plane(states)
+    flat = states.flatten(0, 1) - states.flatten(0, 1).mean(0)
+    u, s, _ = torch.linalg.svd(flat, full_matrices=False)
+    share = s[:2] ** 2 / (s**2).sum()
+    assert explained == pytest.approx(share.tolist())
+    expected = (u * s)[:, :2]
+    found = plane.flatten(0, 1)
+    torch.testing.assert_close(found.abs(), expected.abs())
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 5), (3, 4, 1)])
+def test_a_plane_of_too_few_states_is_flat(shape):
+    plane, explained = principal_plane(torch.ones(shape, dtype=torch.float64))
+    assert plane.shape == (*shape[:2], 2) and not plane.any() and explained == (0.0, 0.0)
+
+
+def test_tokens_without_a_text_have_a_label():
+    task = thinkers.build_task("add", max_digits=2)
+    one = task.encode("1+1=")[0]
+    (end,) = [x for x in range(task.vocab_size) if is_end(task, x, one)]
+    assert label(task, end, one) == "[end]" and label(task, one, one) == "1"
+    silent = [x for x in range(task.vocab_size) if task.decode([x]) == "" and x != end]
+    assert [label(task, x, one) for x in silent] == [f"[{x}]" for x in silent]
+    assert label(Lines(SimpleNamespace()), 12, 0) == "␣"
+
+
+def test_inspecting_refuses_what_it_cannot_read():
+    model, task = adder("looped")
+    with pytest.raises(UsageError, match="an empty prompt"):
+        inspect(model, "", task=task)
+    with pytest.raises(UsageError, match="must be one of"):
+        inspect(model, "12*34=", task=task)
+    with pytest.raises(ValueError, match="num_steps must be an integer in 1 .. 4"):
+        inspect(model, "1+1=", 5, task=task)
+    with pytest.raises(UsageError, match="task must be given"):
+        inspect(model, "1+1=")
+    with pytest.raises(UsageError, match="a prompt of 68 tokens"):
+        inspect(tiny("looped"), "a" * 68, task=Lines(SimpleNamespace()))
+
+
+def test_a_long_prompt_makes_a_page_of_bounded_pictures(tmp_path):
+    model = tiny("thoughtsformer", max_length=331, max_steps=16)
+    text = "abc hij " * 41
+    inspect(model, text, 16, tmp_path / "a.html", task=Lines(SimpleNamespace()))
+    page = (tmp_path / "a.html").read_text()
+    data = json.loads(re.search(r'(?s)id="data">(.*?)</script>', page)[1])
+    words, thoughts = data["attention"]
+    assert words["rows"] == words["columns"] == 164 and thoughts["columns"] == 15
+    assert len(page) < 3_000_000
+
+
+# Ablation ---------------------------------------------------------------------------------------
+
+
+class Echo(Model):
+    """Hands two thoughts on, [row, step, 1], and answers with what came of them."""
+
+    name = "echo"
+    Config = Config
+
+    def __init__(self):
+        super().__init__(Config(vocab_size=5, num_steps=2))
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, tokens, num_steps=None, lengths=None, prompt_lengths=None, keep_states=False):
+        b = len(tokens)
+        self.seen = []
+        for step in range(2):
+            thought = torch.stack(
+                [torch.arange(b) * 1.0, torch.full((b,), step * 1.0), torch.ones(b)], -1
+            )[:, None]
+            self.seen.append(self.hand_on(thought, step)[:, 0])
+        return Thought(torch.zeros(b, tokens.shape[1], 5))
+
+    def prefill(self, *args):
+        raise AssertionError
+
+    extend = read_out = flops = prefill
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_puts_what_it_says_in_place(way):
+    model = Echo()
+    Altered(model, way)(torch.zeros(4, 3, dtype=torch.int64))
+    first, second = model.seen
+    own = [torch.tensor([[0.0, s, 1], [1, s, 1], [2, s, 1], [3, s, 1]]) for s in (0.0, 1.0)]
+    if way == "zeros":
+        assert not first.any() and not second.any()
+    elif way == "another example's":
+        assert torch.equal(first, own[0][[3, 0, 1, 2]]) and torch.equal(
+            second, own[1][[3, 0, 1, 2]]
+        )
+    elif way == "shuffled steps":
+        assert torch.equal(first, own[1]) and torch.equal(second, own[0])
+    else:
+        assert (first[:, 1] == 0).all() and (second[:, 1:] == 1).all()
+        assert first[:, 0].std() > 0.1 and not torch.equal(first[:, 0], second[:, 0])
+    assert model._replacement is None
+
+
+def test_noise_has_the_mean_and_the_deviation_of_the_thoughts():
+    thought = torch.randn(500, 7, 3) * torch.tensor([1.0, 5, 0.1]) + torch.tensor([0.0, 3, -2])
+    drawn = WAYS["noise"]([thought], 0, torch.Generator().manual_seed(1)).flatten(0, 1)
+    thought = thought.flatten(0, 1)
+    torch.testing.assert_close(drawn.std(0), thought.std(0), rtol=0.05, atol=0)
+    assert ((drawn - thought).mean(0).abs() < 0.1 * thought.std(0)).all()
+    assert not torch.allclose(drawn, thought)
+
+
+def test_a_donor_is_never_the_example_itself():
+    with pytest.raises(UsageError, match="judged alone"):
+        WAYS["another example's"]([torch.ones(1, 4, 3)], 0, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("name", "num"),
+    [("looped", 2), ("thoughtsformer", 2), ("reasoning_tokens", 1), ("thinker", 3)],
+)
+def test_the_thoughts_of_a_pass_are_counted(name, num):
+    assert thoughts_of(tiny(name), 3) == num
+
+
+@pytest.mark.parametrize("name", ["looped", "thoughtsformer", "reasoning_tokens", "thinker"])
+def test_ablation_grades_the_same_examples_with_and_without_thoughts(name):
+    model, task = adder(name)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = ablate(model, 3, 37, task=task)
+    assert found.metric == "exact" and found.num_examples == 37 and found.num_steps == 3
+    assert found.score == pytest.approx(task.score(model, num_examples=37, num_steps=3)["exact"])
+    ways = [way for way in WAYS if way != "shuffled steps" or thoughts_of(model, 3) > 1]
+    assert [effect.way for effect in found.effects] == ways
+    for effect in found.effects:
+        assert effect.lost.value == pytest.approx(found.score - effect.score)
+        assert effect.lost.low <= effect.lost.value <= effect.lost.high
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert found == ablate(model, 3, 37, task=task)
+
+
+def test_of_a_loss_more_is_worse():
+    model, task = tiny("thoughtsformer"), Lines(SimpleNamespace())
+    found = ablate(model, 3, 41, task=task)
+    for effect in found.effects:
+        assert effect.lost.value == pytest.approx(effect.score - found.score)
+    assert any(effect.lost.value for effect in found.effects)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("decoder", 1), ("deepsight", 1), ("looped", 1), ("reasoning_tokens", 0)]
+)
+def test_a_model_that_hands_no_thought_on_is_refused(name, steps):
+    model, task = adder(name)
+    with pytest.raises(UsageError, match=f"{name} at {steps} step"):
+        ablate(model, steps, 10, task=task)
+
+
+def test_an_interval_over_examples_is_that_of_the_bootstrap():
+    rng = np.random.default_rng(5)
+    effects = rng.choice([-1.0, 0.0, 1.0], 400, p=[0.1, 0.6, 0.3])
+    found = over_examples(effects)
+    half = 2.576 * effects.std() / 20
+    assert found.value == effects.mean()
+    assert found.low == pytest.approx(effects.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(effects.mean() + half, abs=0.1 * half)
+    assert over_examples(np.zeros(9)).low == over_examples(np.zeros(9)).high == 0
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(300):
+        found = over_examples(rng.choice([0.0, 1.0], 200, p=[0.7, 0.3]))
+        held += found.low <= 0.3 <= found.high
+    assert held >= 0.97 * 300
+
+
+# The command line -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    words = ["train", "add/looped", "--out", str(folder), "--training.num_updates", "2"]
+    assert cli.main([*words, "--model.dim", "32", "--training.evaluate_examples", "5"]) == 0
+    return folder
+
+
+def test_the_command_prints_each_step_and_writes_a_page(run, tmp_path, capsys):
+    out = tmp_path / "report.html"
+    words = ["inspect", str(run), "--prompt", "12+34=", "--num-steps", "3", "--out", str(out)]
+    assert cli.main([*words, "--ablate", "--num_examples", "11"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["step", "would", "answer"]
+    assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "3"]
+    assert lines[4].startswith("After 3 thinking steps looped answers")
+    assert sum(line.startswith(tuple(WAYS)) for line in lines) == 4
+    assert lines[-1] == f"report {out}"
+    page = out.read_text()
+    assert "Does the thought matter?" in page and "What it thinks of 12+34=" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--prompt TEXT, or --ablate"),
+        (["--prompt", "1+1=", "--num_examples", "5"], "--num_examples without --ablate"),
+        (["--prompt="], "an empty prompt"),
+        (["--prompt", "1+x="], "must be one of"),
+        (["--prompt", "1+1=", "--num_steps", "99"], "num_steps must be an integer in 1 .. "),
+        (["--prompt", "1+1=", "--num_steps", "x"], "a whole number"),
+        (["--ablate", "--num_steps", "1"], "hands no thought on"),
+        (["--ablate", "--num_examples", "1"], "at least 2"),
+        (["--promt", "1+1="], "--prompt"),
+    ],
+)
+def test_what_is_wrong_is_told_in_three_lines(run, words, told, capsys):
+    assert cli.main(["inspect", str(run), *words]) == 2
+    error = capsys.readouterr().err
+    assert told in error and len(error.splitlines()) <= 3
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert cli.main(["inspect", str(tmp_path), "--prompt", "1+1="]) == 2
+    assert "must be the folder of a run" in capsys.readouterr().err
