@@ -8,6 +8,7 @@ they leave their deviation unknown.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -65,18 +66,25 @@ def _interval(
     by_seed, by_both, freedom = _variances(groups)
     if freedom == 0:
         return Interval(value, -np.inf, np.inf)
-    rng = np.random.default_rng(0)
     number = len(effects)
-    drawn = rng.integers(0, number, (RESAMPLES, number), dtype=np.int32)
-    shifts = effects[drawn].mean(1) - value
+    shifts = _resamples(number) @ (effects - value)
     by_example = float(effects.var(ddof=1)) / number if number > 1 else 0.0
     if by_example:
         # What differs by chance from run to run is in the deviation of the seeds already.
         shifts *= np.sqrt(max(0.0, 1 - by_both / by_example))
-    spread = np.sqrt(by_seed) * rng.standard_t(freedom, DRAWS)
+    spread = np.sqrt(by_seed) * np.random.default_rng(0).standard_t(freedom, DRAWS)
     draws = value + spread + np.resize(shifts, DRAWS)
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, float(low), float(high))
+
+
+@lru_cache(maxsize=1)
+def _resamples(number: int) -> Float[np.ndarray, "r n"]:
+    """The share of each example in examples drawn again; the same ones for every difference."""
+    rng = np.random.default_rng(1)
+    drawn = (rng.integers(0, number, number) for _ in range(RESAMPLES))
+    counts = np.stack([np.bincount(row, minlength=number) for row in drawn])
+    return (counts / number).astype(np.float32)
 
 
 def _variances(groups: list[Grades]) -> tuple[float, float, int]:
