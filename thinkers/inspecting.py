@@ -39,6 +39,7 @@ class Inspection:
     """What was seen of one prompt; k counts thinking steps from the first, t positions.
 
     Args:
+        run: The folder of the model; empty for one that comes without.
         tokens: What was read: the prompt and, where the task has answers, the model's own.
         prompt_length: How many of them are the prompt; None where a text is gone on with.
         answer: What the model answers in the end; None where a text is gone on with.
@@ -55,6 +56,7 @@ class Inspection:
 
     model: Model
     task: Task
+    run: str
     prompt: str
     tokens: list[int]
     prompt_length: int | None
@@ -108,7 +110,7 @@ def inspect(
     """
     model, task = model_and_task(run, task)
     with evaluating(model):
-        seen = look(model, task, prompt, model.check_steps(num_steps))
+        seen = look(model, task, prompt, model.check_steps(num_steps), folder_of(run))
     if out is not None:
         from thinkers.inspecting_page import write
 
@@ -129,7 +131,15 @@ def model_and_task(run: Run | Model | str | Path, task: Task | None) -> tuple[Mo
     return checkpoints.load(run).to(find_device("auto")), task
 
 
-def look(model: Model, task: Task, prompt: str, num_steps: int) -> Inspection:
+def folder_of(run: Run | Model | str | Path) -> str:
+    """What the run is called by."""
+    if isinstance(run, Model):
+        return ""
+    return str(run.folder if isinstance(run, Run) else run)
+
+
+def look(model: Model, task: Task, prompt: str, num_steps: int, run: str = "") -> Inspection:
+    """The inspection of a model in evaluation mode."""
     given = task.encode(prompt)
     if not given:
         raise problem("an empty prompt", "a question such as 12+34=", "write one")
@@ -164,6 +174,7 @@ def look(model: Model, task: Task, prompt: str, num_steps: int) -> Inspection:
     return Inspection(
         model=model,
         task=task,
+        run=run,
         prompt=prompt,
         tokens=row[0].tolist(),
         prompt_length=None if lengths is None else len(given),

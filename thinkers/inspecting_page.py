@@ -241,7 +241,9 @@ def facts(seen: Inspection) -> list[tuple[str, Any]]:
         ("prompt", seen.prompt),
         ("tokens read", len(seen.tokens)),
     ]
-    return rows if seen.answer is None else [*rows, ("answer", seen.answer)]
+    if seen.answer is not None:
+        rows.append(("answer", seen.answer))
+    return [("run", seen.run), *rows] if seen.run else rows
 
 
 # Ablation -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Pages and pictures of results: one self-contained HTML file, and PNG."""
 
 import base64
+import functools
 import hashlib
 import io
 import json
@@ -177,6 +178,11 @@ def as_data(value: Any) -> str:
 
 def render(template: str, **values: Any) -> Any:
     """A template of `pages` with these values, each escaped, as markup for `Section.markup`."""
+    return _report("markupsafe").Markup(_template(template).render(values))
+
+
+@functools.cache
+def _template(name: str) -> Any:
     jinja2 = _report("jinja2")
     environment = jinja2.Environment(
         autoescape=True,
@@ -185,8 +191,7 @@ def render(template: str, **values: Any) -> Any:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    text = environment.from_string(_text(template)).render(values)
-    return _report("markupsafe").Markup(text)
+    return environment.from_string(_text(name))
 
 
 def visible(text: str) -> str:
