@@ -7,6 +7,7 @@ from typing import Any
 
 from thinkers.errors import UsageError
 from thinkers.tasks.arithmetic import Add, Arithmetic, Factorise, Multiply, Subtract
+from thinkers.tasks.babi import Babi
 from thinkers.tasks.base import SPLITS as SPLITS
 from thinkers.tasks.base import Task as Task
 from thinkers.tasks.sequences import Copy, Jump, Reverse, Rotate, RunningSum, Shift, Sort
@@ -28,6 +29,7 @@ TASKS: dict[str, type[Task]] = {
     "factorise": Factorise,
     "text": Text,
     "star_graph": StarGraph,
+    "babi": Babi,
 }
 
 

@@ -1,0 +1,101 @@
+"""Our own stories, against a solver that reads nothing but their sentences."""
+
+import collections
+
+import numpy as np
+import pytest
+from story_solver import solve
+
+from thinkers.tasks import worlds
+from thinkers.tasks.babi import LONGEST, Babi, parse
+from thinkers.tasks.draws import Dice, hashed, mix, mixed
+
+KINDS = list(worlds.KINDS)
+
+
+def stories(kind, split, count):
+    text = "".join(worlds.tell(kind, split, number) for number in range(count))
+    found = parse(text.encode(), "test")
+    assert len(found) == count
+    return found
+
+
+def questions(story):
+    """(statements before it, the question) of each question."""
+    facts = []
+    for line in story:
+        if line.answer is None:
+            facts.append(line.text)
+        else:
+            yield list(facts), line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_answer_follows_from_the_sentences(kind, split):
+    answers = collections.Counter()
+    for story in stories(kind, split, 60):
+        assert len(story) <= worlds.MOST_LINES
+        for facts, line in questions(story):
+            assert solve(facts, line.text) == line.answer, "\n".join([*facts, line.text])
+            assert len(facts) >= worlds.OPENING
+            answers[line.answer] += 1
+    # No answer is so common that it could be guessed.
+    assert len(answers) > 1 and answers.most_common(1)[0][1] < 0.62 * answers.total()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != 7])
+def test_the_supporting_facts_are_enough(kind):
+    """What a question is said to rest on answers it alone, the pronoun's owner included."""
+    for story in stories(kind, "valid", 30):
+        for line in story:
+            if line.answer is not None:
+                facts = [story[number - 1].text for number in line.support]
+                assert facts and solve(facts, line.text, whole=False) == line.answer, line
+
+
+def test_support_of_counting_is_all_that_somebody_did():
+    for story in stories(7, "valid", 30):
+        for line in story:
+            if line.answer is not None:
+                name = line.text.split()[4]
+                facts = [story[number - 1].text for number in line.support]
+                assert facts and all(fact.startswith(name) for fact in facts)
+                assert solve(facts, line.text) == line.answer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_splits_share_no_beginning(kind):
+    seen = {}
+    for split in ("train", "valid", "test"):
+        for story in stories(kind, split, 60):
+            opening = tuple(line.text for line in story[: worlds.OPENING])
+            assert seen.setdefault(opening, split) == split
+    assert len(set(seen.values())) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_story_is_a_function_of_its_number(kind):
+    texts = [worlds.tell(kind, "train", number) for number in range(17)]
+    assert texts == [worlds.tell(kind, "train", number) for number in range(17)]
+    assert len(set(texts)) == 17
+
+
+def test_all_words_are_known_and_all_stories_short_enough():
+    task = Babi(Babi.Config(kinds=tuple(KINDS), num_stories=20, num_held_out=5))
+    for split in ("train", "valid", "test"):
+        for example in task.examples(split):
+            assert len(example.prompt) + len(example.answer) <= LONGEST
+    used = {token for split in ("train",) for x in task.examples(split) for token in x.prompt}
+    assert len(used) > 0.8 * len(task.words)
+
+
+def test_hashing_tells_numbers_apart_and_dice_are_fair():
+    seen = {hashed(*x) for x in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (2**64,), (2**80,))}
+    assert len(seen) == 8
+    for number in (0, 1, 5, 2**63, 2**64 - 1):
+        assert mixed(number) == int(mix(np.array([number], np.uint64))[0])
+    dice = Dice(5)
+    counts = collections.Counter(dice.below(6) for _ in range(3000))
+    assert set(counts) == set(range(6)) and max(abs(n - 500) for n in counts.values()) < 120
+    assert all(sorted(dice.deal("abc", 3)) == ["a", "b", "c"] for _ in range(5))
