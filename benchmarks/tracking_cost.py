@@ -59,11 +59,13 @@ def measure(name: str, num_updates: int) -> tuple[float, float, float]:
 
     base = sinks.SINKS[name]
     watched = type(base.__name__, (base,), {method: timed(method) for method in spent})
-    real, sinks.SINKS[name] = sinks.SINKS[name], watched
+    home = os.getcwd()
+    sinks.SINKS[name] = watched
     config = thinkers.RECIPES["add/decoder"]()
     training = replace(config.training, num_updates=num_updates, device="cpu")
     try:
         with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)  # where MLflow puts its files
             os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
             start = time.perf_counter()
             thinkers.train(
@@ -72,8 +74,9 @@ def measure(name: str, num_updates: int) -> tuple[float, float, float]:
                 tracking=name,  # type: ignore[arg-type]
             )
             whole = time.perf_counter() - start
+            os.chdir(home)
     finally:
-        sinks.SINKS[name] = real
+        sinks.SINKS[name] = base
     return spent["__init__"], spent["send"] + spent["finish"], whole - spent["__init__"]
 
 

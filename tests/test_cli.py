@@ -1,5 +1,6 @@
 """The command line: what it prints, what it ends with, and how it refuses."""
 
+import json
 import os
 import re
 import resource
@@ -276,6 +277,10 @@ def test_train_evaluate_generate_and_extend(here, capsys):
     assert cli.main(["evaluate", "a", "--num_steps=1,3", "--num-examples", "11"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["steps", "1", "3"]
+    assert cli.main(["evaluate", "a", "--num_steps=3", "--num_examples=11", "--out=s.json"]) == 0
+    (told,) = json.loads((here / "s.json").read_text())["scores"].items()
+    assert told == ("3", thinkers.evaluate("a", num_steps=3, num_examples=11)[0])
+    capsys.readouterr()
     assert cli.main(["generate", "a", "--prompt", "12+34=", "--num_steps", "2"]) == 0
     assert capsys.readouterr().out.startswith("12+34=")
     for prompt in ("", "12+x=", "1" * 50):

@@ -76,6 +76,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     evaluating.add_argument("folder", metavar="RUN")
     evaluating.add_argument("--num_steps", metavar="1,2,4", help="all worth testing by default")
     evaluating.add_argument("--num_examples", metavar="N", default="2000")
+    evaluating.add_argument("--out", metavar="FILE", help="where to put the scores, as JSON, too")
     evaluating.set_defaults(run=commands.evaluate)
 
     generating = verbs.add_parser(
