@@ -395,3 +395,13 @@ def test_grades_are_the_score_example_by_example():
     assert set(grades.tolist()) == {0.0, 1.0}
     assert torch.equal(task.grade(model, "test", 600), grades)
     assert task.merit({"exact": 0.25}) == 0.25
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("bases", [{}, dict(min_in_base=3, max_out_base=16)])
+def test_blanks_need_not_be_typed(name, bases):
+    task = build_task(name, blanks=True, **bases)
+    batch = task.batch(0, 97)
+    for row, length in zip(batch.tokens.tolist(), batch.prompt_lengths.tolist(), strict=True):
+        typed = task.decode(row[:length])
+        assert task.encode(typed) == task.encode(typed.replace("_", "")) == row[:length]

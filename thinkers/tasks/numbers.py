@@ -303,7 +303,12 @@ class NumberTask(Task):
         return self.answer_width(self.config.sizes[-1]) + 1
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text such as `12+34=` or `12+34=46`, without the end token."""
+        """The tokens of a text such as `12+34=` or `12+34=46`, without the end token.
+
+        Where the task has blanks, they need not be typed.
+        """
+        if self.config.blanks:
+            text = vocabulary.widen(text, self.config.sizes[-1], reverse=self.are_numbers)
         return vocabulary.encode(
             text,
             marks=self.marks,

@@ -64,6 +64,17 @@ def encode(text: str, *, marks: str, in_bases: range, out_bases: range, reverse:
     return tokens
 
 
+def widen(text: str, width: int, *, reverse: bool) -> str:
+    """`text` with blanks that make each number, or the one sequence, asked about `width` wide."""
+    head, colon, body = text.rpartition(":")
+    question, equals, answer = body.partition("=")
+    justify = str.rjust if reverse else str.ljust
+    wide = _RUN.sub(
+        lambda run: justify(run[0], width, "_"), question.translate(_UPPER), 0 if reverse else 1
+    )
+    return head + colon + wide + equals + answer
+
+
 def decode(tokens: Iterable[int] | Int[Tensor, " t"], *, reverse: bool) -> str:
     """The text of `tokens`, up to the end token; padding is not shown."""
     bases, body = [], ""
