@@ -119,7 +119,7 @@ def contents(seen: Inspection, labels: Labels) -> dict[str, Any]:
         "over": "the positions of the answer" if prompted else "all positions",
         "rows": rows,
         "explained": f"{100 * sum(seen.explained):.0f} %",
-        "attention": [(name, about(x, seen), "") for name, x in seen.attention.items()],
+        "attention": [(name, about(x), "") for name, x in seen.attention.items()],
         "others": [other(name, x, seen, labels) for name, x in seen.others.items()],
         "elements": seen.model.elements,
         "pictured": pictured,
@@ -147,17 +147,21 @@ def cells(read: ReadOut, labels: Labels, names: Sequence[str], flips: Tensor | N
 def other(name: str, read: ReadOut, seen: Inspection, labels: Labels) -> dict[str, Any]:
     """The table of vectors that are not the states."""
     columns, rows, _ = read.tokens.shape
+    parts = 1
     if name in seen.by_position:
         names = [labels[x] for x in seen.tokens]
         about, corner = "one for each position and column", "read"
     else:
         names = [str(n + 1) for n in range(rows)]
         about, corner = "a row for each, a column for each step", ""
+        if columns > seen.num_steps:
+            parts = columns // seen.num_steps
+            about += f", from 1 to {seen.num_steps} for one part of the text after the other"
     return {
         "name": name,
         "about": about,
         "corner": corner,
-        "columns": range(1, columns + 1),
+        "columns": [n % max(columns // parts, 1) + 1 for n in range(columns)],
         "rows": cells(read, labels, names, None),
     }
 
@@ -170,11 +174,10 @@ def says(seen: Inspection, labels: Labels) -> list[str]:
     return [reports.visible(seen.task.decode(row.tolist())) for row in best[:, seen.first :]]
 
 
-def about(weights: Float[Tensor, "k t n"], seen: Inspection) -> str:
+def about(weights: Float[Tensor, "k t n"]) -> str:
     _, rows, columns = weights.shape
-    if columns == rows:
-        return "a column for each position"
-    return "a column for each" if columns > 1 else "one column"
+    what = "a column for each position" if columns == rows else f"{columns} columns"
+    return f"({what}; the most is {float(weights.max()):.2f})"
 
 
 def numbers(seen: Inspection, labels: Labels) -> dict[str, Any]:
@@ -186,6 +189,7 @@ def numbers(seen: Inspection, labels: Labels) -> dict[str, Any]:
     return {
         "steps": seen.num_steps,
         "first": seen.first,
+        "place": len(seen.tokens) - 1 if seen.prompt_length is None else seen.first,
         "positions": [labels[x] for x in seen.tokens],
         "labels": [labels[x] for x in used],
         "says": says(seen, labels),
@@ -212,7 +216,8 @@ def picture(weights: Float[Tensor, "k t n"], seen: Inspection) -> dict[str, Any]
     if side > 1:
         padded = F.pad(weights, (0, -n % across, 0, -t % side))
         weights = F.avg_pool2d(padded[:, None], (side, across))[:, 0] * across
-    packed = zlib.compress((255 * weights.clamp(0, 1).sqrt()).round().byte().numpy().tobytes(), 9)
+    scaled = 255 * (weights / weights.max().clamp(min=1e-12)).clamp(0, 1).sqrt()
+    packed = zlib.compress(scaled.round().byte().numpy().tobytes(), 9)
     return {
         "rows": weights.shape[1],
         "columns": weights.shape[2],

@@ -8,7 +8,7 @@
   const heads = [...find("grid").tHead.rows[0].cells].slice(1, steps + 1);
   const says = [...document.querySelectorAll(".say")];
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  let step = steps - 1, place = data.first;
+  let step = steps - 1, place = data.place;
 
   const make = (parent, name, attributes = {}, text) => {
     const svg = /^(svg|g|circle|polyline|line|text|title)$/.test(name);
