@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -298,10 +299,10 @@ def _write_grades(home: Path, grades: Mapping[int, np.ndarray], points: np.ndarr
 def _read_result(folder: Path, line: Mapping[str, Any]) -> Result:
     file = folder / line["run"] / GRADES
     try:
-        with np.load(file, allow_pickle=False) as found:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
             grades = {int(k): found[f"steps_{k}"] for k in line["scores"]}
             return Result(line, grades, found["points"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DamagedError(f"{file} must hold the grades of a run: {error}") from None
 
 

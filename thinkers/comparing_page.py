@@ -1,13 +1,22 @@
-"""What a comparison shows and says: its table, its page, and sentences that claim no more."""
+"""What a comparison shows: its table on the terminal, and its page."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thinkers import intervals, reports
-from thinkers.comparing import PAGE, Comparison, Result
-from thinkers.intervals import Interval
+from thinkers import reports
+from thinkers.comparing import PAGE, Comparison
+from thinkers.findings import (
+    UNITS,
+    Findings,
+    Point,
+    between,
+    conclusion,
+    limits,
+    signed,
+    verdict,
+)
 from thinkers.reports import INK, Section
 
 if TYPE_CHECKING:
@@ -19,151 +28,6 @@ COLOURS = (
     *("#c24b4b", "#2a9c9c", "#808890"),
 )
 MARKERS = "osD^vPX*h"
-UNITS = {"flops": "FLOPs", "parameters": "updates", "seconds": "seconds of process time"}
-Point = tuple[float, Interval]
-
-
-class Findings:
-    """The numbers of a comparison, each with how sure it is.
-
-    Attributes:
-        scores: {contender: {thinking steps: score}}.
-        differences: {contender: by how much it is better than the first}, of all but the first.
-        thinking: {contender: by how much the usual number of steps is better than the fewest}.
-        curves: {contender: [(training FLOPs, score)]}.
-    """
-
-    def __init__(self, comparison: Comparison):
-        self.comparison = comparison
-        self.results = {name: runs for name, runs in comparison.results.items() if runs}
-        self.usual = {name: runs[0].line["num_steps"] for name, runs in self.results.items()}
-        self.grades = {name: _grades(runs) for name, runs in self.results.items()}
-        self.scores = {
-            name: {k: intervals.mean(x) for k, x in by_steps.items()}
-            for name, by_steps in self.grades.items()
-        }
-        self.first = comparison.plan.contenders[0].name
-        self.differences = {
-            name: self._better(self.at_usual(name), self.at_usual(self.first))
-            for name in self.results
-            if name != self.first and self.first in self.results
-        }
-        self.thinking = {
-            name: self._better(x[self.usual[name]], x[min(x)], same_runs=True)
-            for name, x in self.grades.items()
-            if min(x) < self.usual[name]
-        }
-        self.curves = {name: _curve(runs) for name, runs in self.results.items()}
-
-    def at_usual(self, name: str) -> np.ndarray:
-        return self.grades[name][self.usual[name]]
-
-    def score(self, name: str) -> Interval:
-        return self.scores[name][self.usual[name]]
-
-    def mean_of(self, name: str, what: str) -> float | None:
-        """The mean over runs of a number in their lines; None if it is not known of all."""
-        values = [run.line[what] for run in self.results[name]]
-        return None if None in values else float(np.mean(values))
-
-    def _better(self, a: np.ndarray, b: np.ndarray, same_runs: bool = False) -> Interval:
-        if not self.comparison.plan.higher_is_better:
-            a, b = b, a
-        return intervals.difference(a, b, same_runs=same_runs)
-
-
-def verdict(difference: Interval) -> str:
-    """What an interval of a difference says."""
-    if not difference.is_distinguishable:
-        return "not distinguishable"
-    return "better" if difference.value > 0 else "worse"
-
-
-def conclusion(findings: Findings) -> str:
-    """What can be concluded, in one sentence or two."""
-    plan = findings.comparison.plan
-    if findings.first not in findings.results:
-        return f"Nothing can be concluded: no run of {findings.first} could be judged."
-    if plan.seeds < 2:
-        return "Nothing can be concluded from one seed: another might have learned otherwise."
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
-    for name, difference in findings.differences.items():
-        groups[verdict(difference)].append(name)
-    parts = [
-        f"{_listed(groups[word])} {_is(groups[word])} {word} than {findings.first}"
-        for word in ("better", "worse")
-        if groups[word]
-    ]
-    if unclear := groups["not distinguishable"]:
-        parts.append(f"{_listed(unclear)} cannot be told apart from {findings.first}")
-    if not parts:
-        return f"{findings.first} alone was judged: {_percent(findings.score(findings.first))}."
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def limits(findings: Findings) -> list[str]:
-    """What cannot be concluded, a sentence each."""
-    plan, told = findings.comparison.plan, []
-    if findings.differences and plan.seeds > 1:
-        widest = max((x.high - x.low) / 2 for x in findings.differences.values())
-        told.append(
-            f"With {plan.seeds} seeds and {plan.num_examples:,} examples a difference is seen if "
-            f"it is larger than about {_points(widest)} in the least certain pair here; what is "
-            "not distinguishable is not shown to be equal."
-        )
-        number = len(findings.differences)
-        told.append(
-            f"Each interval holds the truth in 99 of 100 comparisons; {number} "
-            f"{'pair is' if number == 1 else 'pairs are'} judged here, so about "
-            f"{number} in 100 such pages {'shows' if number == 1 else 'show'} a difference "
-            "that is none."
-        )
-    for name, difference in findings.thinking.items():
-        told.append(_thinking(findings, name, difference))
-    told += [sentence for name in findings.results if (sentence := _falls(findings, name))]
-    told.append(
-        f"All of this holds for {plan.task} as set here, for models of this size and for this "
-        "budget; another learning rate, task or budget may turn it round."
-    )
-    return told + _unequal(findings)
-
-
-def _thinking(findings: Findings, name: str, difference: Interval) -> str:
-    fewest, usual = min(findings.grades[name]), findings.usual[name]
-    if findings.comparison.plan.seeds < 2:
-        return f"Whether {name} gains by thinking cannot be told from one seed."
-    span = f"{_points(difference.value)} ({_span(difference)}) at {usual} steps against {fewest}"
-    if not difference.is_distinguishable:
-        return f"{name} is not shown to gain by thinking: {span}."
-    gains = "gains" if difference.value > 0 else "loses"
-    return f"{name} {gains} by thinking: {span}."
-
-
-def _falls(findings: Findings, name: str) -> str:
-    sign = 1 if findings.comparison.plan.higher_is_better else -1
-    grades = {k: sign * x for k, x in findings.grades[name].items()}
-    fall = intervals.worst_fall(grades)
-    if fall is None:
-        return ""
-    return (
-        f"{name} gets worse with more thinking: {_points(fall.loss.value)} ({_span(fall.loss)}) "
-        f"worse at {fall.deep} steps than at {fall.shallow}."
-    )
-
-
-def _unequal(findings: Findings) -> list[str]:
-    """Where runs did not get what they were to have, by more than a hundredth."""
-    plan = findings.comparison.plan
-    what = {"flops": "flops", "parameters": "updates", "seconds": "seconds"}[plan.match]
-    told = []
-    for name in findings.results:
-        used = findings.mean_of(name, what)
-        if used is not None and abs(used - plan.budget) > 0.01 * plan.budget:
-            told.append(
-                f"{name} used {used:.3g} {UNITS[plan.match]}, not the {plan.budget:.3g} allowed."
-            )
-    return told
 
 
 def terminal_table(comparison: Comparison) -> str:
@@ -172,8 +36,8 @@ def terminal_table(comparison: Comparison) -> str:
     rows = [("model", comparison.plan.headline, "99 % interval", f"against {findings.first}", "")]
     for name in findings.results:
         score, difference = findings.score(name), findings.differences.get(name)
-        told = ("", "") if difference is None else (_signed(difference), verdict(difference))
-        rows.append((name, f"{score.value:.4f}", _between(score), *told))
+        told = ("", "") if difference is None else (signed(difference), verdict(difference))
+        rows.append((name, f"{score.value:.4f}", between(score), *told))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     failed = [f"{x['model']}, seed {x['seed']}: failed, {x['error']}" for x in comparison.failures]
@@ -230,9 +94,9 @@ def scores_section(findings: Findings) -> Section:
     plan, rows = findings.comparison.plan, []
     for name in findings.results:
         score, difference = findings.score(name), findings.differences.get(name)
-        told = ("", "") if difference is None else (_signed(difference), verdict(difference))
+        told = ("", "") if difference is None else (signed(difference), verdict(difference))
         seeds = ", ".join(f"{run.line['score']:.3f}" for run in findings.results[name])
-        rows.append((name, f"{score.value:.4f}", _between(score), *told, seeds))
+        rows.append((name, f"{score.value:.4f}", between(score), *told, seeds))
     return Section(
         text=f"Each model was trained over {plan.seeds} seeds with equal "
         f"{_equal(plan.match)} and judged on the same {plan.num_examples:,} held-out examples, at "
@@ -396,58 +260,9 @@ def _finish(figure: "Figure", axes: "Axes") -> None:
         text.set_parse_math(False)
 
 
-def _grades(runs: Sequence[Result]) -> dict[int, np.ndarray]:
-    return {k: np.stack([run.grades[k] for run in runs]) for k in runs[0].grades}
-
-
-def _curve(runs: Sequence[Result]) -> list[Point]:
-    """Where seeds have as many checkpoints, which they do unless their work was cut."""
-    number = min(len(run.points) for run in runs)
-    flops = [np.mean([run.line["curve"][i]["flops"] for run in runs]) for i in range(number)]
-    return [
-        (float(flops[i]), intervals.mean(np.stack([run.points[i] for run in runs])))
-        for i in range(number)
-    ]
-
-
 def _equal(match: str) -> str:
     return {
         "flops": "parameters and training FLOPs",
         "parameters": "parameters and updates",
         "seconds": "parameters and process time",
     }[match]
-
-
-def _between(interval: Interval) -> str:
-    if not np.isfinite([interval.low, interval.high]).all():
-        return "unknown"
-    return f"{interval.low:.3f} to {interval.high:.3f}"
-
-
-def _signed(interval: Interval) -> str:
-    span = (
-        "unknown"
-        if not np.isfinite(interval.low)
-        else f"{interval.low:+.3f} to {interval.high:+.3f}"
-    )
-    return f"{interval.value:+.4f} ({span})"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:.1f} points"
-
-
-def _span(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
-
-
-def _percent(interval: Interval) -> str:
-    return f"{interval.value:.1%} ({_between(interval)})"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _is(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"

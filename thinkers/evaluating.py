@@ -57,7 +57,7 @@ def find_fall(
     grades = {}
     for k in _depths(model, num_steps):
         grade = task.grade(model, split, num_examples, k).numpy()
-        grades[model.check_steps(k)] = sign * grade[None]
+        grades[model.check_steps(k)] = sign * grade
     return worst_fall(grades)
 
 

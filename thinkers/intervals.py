@@ -116,32 +116,28 @@ class Fall:
     loss: Interval
 
 
-def worst_fall(grades: Mapping[int, Grades], confidence: float = CONFIDENCE) -> Fall | None:
-    """The largest loss between two depths, fewer steps first, that chance does not explain.
+def worst_fall(
+    grades: Mapping[int, Float[np.ndarray, " n"]], confidence: float = CONFIDENCE
+) -> Fall | None:
+    """The largest loss from fewer steps to more, of one trained model, that is not by chance.
 
     All pairs of depths are looked at, so each must be as sure as keeps them all at `confidence`
-    (Bonferroni). With one seed, the question is about these weights, and examples alone vary.
+    (Bonferroni).
 
     Args:
-        grades: {thinking steps: grades}, more being better.
+        grades: {thinking steps: the grade of each example}, more being better.
     """
     depths = sorted(grades)
     pairs = [(low, high) for i, low in enumerate(depths) for high in depths[i + 1 :]]
     each = 1 - (1 - confidence) / max(1, len(pairs))
-    falls = []
-    for low, high in pairs:
-        loss = _paired(grades[low] - grades[high], each)
-        if loss.is_distinguishable and loss.value > 0:
-            falls.append(Fall(low, high, loss))
+    losses = [Fall(*pair, _paired(grades[pair[0]] - grades[pair[1]], each)) for pair in pairs]
+    falls = [fall for fall in losses if fall.loss.is_distinguishable and fall.loss.value > 0]
     return max(falls, key=lambda fall: fall.loss.value, default=None)
 
 
-def _paired(losses: Grades, confidence: float) -> Interval:
-    """The mean of losses of the same runs; of one run, as its examples leave it unsure."""
-    if len(losses) > 1:
-        return _interval(losses.mean(0), [losses], confidence)
-    number = losses.shape[1]
-    value = float(losses.mean())
+def _paired(losses: Float[np.ndarray, " n"], confidence: float) -> Interval:
+    """The mean loss, as the examples leave it unsure."""
+    number, value = len(losses), float(losses.mean())
     if number < 2:
         return Interval(value, -np.inf, np.inf)
     z = NormalDist().inv_cdf((1 + confidence) / 2)

@@ -42,8 +42,11 @@ def contenders(
     Args:
         flags: Settings for all, such as --task.max_digits=2.
     """
-    judged = _task_settings(task, names)
-    bases = [override(_base(name, judged), (), flags) for name in names]
+    from thinkers import RECIPES
+
+    recipes = [make() for make in RECIPES.values()]
+    judged = _task_settings(task, names, recipes)
+    bases = [override(_base(name, judged, recipes), (), flags) for name in names]
     wanted = parameters(bases[0].model)
     found = [
         Contender(name, replace(base, model=fit(base.model, parameters, wanted)))
@@ -52,45 +55,39 @@ def contenders(
     if not controls:
         return found
     reference = _reference(found)
-    decoder = override(_base("decoder", judged), (), flags)
+    decoder = override(_base("decoder", judged, recipes), (), flags)
     makers = {"pause": _pause, "untied": _untied, "wider": _wider}
     return found + [makers[name](decoder, reference, wanted) for name in controls]
 
 
-def _task_settings(task: str, names: Sequence[str]) -> Any:
+def _task_settings(task: str, names: Sequence[str], recipes: Sequence[Config]) -> Any:
     """What is asked: as in the first recipe on this task, those of the named models first."""
     from thinkers import MODELS, TASKS
 
     kind = TASKS[task].Config  # type: ignore[attr-defined]
-    recipes = [recipe for recipe in _recipes() if type(recipe.task) is kind]
+    usable = [recipe for recipe in recipes if type(recipe.task) is kind]
     named = [MODELS[name].Config for name in names]  # type: ignore[attr-defined]
     places = {own: place for place, own in enumerate(named)}
-    recipes.sort(key=lambda recipe: places.get(type(recipe.model), len(named)))
-    return recipes[0].task if recipes else kind()
+    usable.sort(key=lambda recipe: places.get(type(recipe.model), len(named)))
+    return usable[0].task if usable else kind()
 
 
-def _base(name: str, judged: Any) -> Config:
+def _base(name: str, judged: Any, recipes: Sequence[Config]) -> Config:
     """The recipe of a model on this task, else its recipe on another, else that of a decoder."""
     from thinkers import MODELS
 
     kind = MODELS[name].Config  # type: ignore[attr-defined]
-    found = [recipe for recipe in _recipes() if type(recipe.model) is kind]
+    found = [recipe for recipe in recipes if type(recipe.model) is kind]
     found.sort(key=lambda recipe: type(recipe.task) is not type(judged))
     if found:
         recipe = found[0]
     else:
-        recipe = next(x for x in _recipes() if x.recipe == "add/decoder")
+        recipe = next(x for x in recipes if x.recipe == "add/decoder")
         common = {f.name: getattr(recipe.model, f.name) for f in fields(models.base.Config)}
         recipe = replace(recipe, model=kind(**common))
     told = recipe.recipe if found and recipe.task == judged else ""
     model = replace(recipe.model, **sizes(judged))
     return replace(recipe, recipe=told, model=model, task=judged)
-
-
-def _recipes() -> list[Config]:
-    from thinkers import RECIPES
-
-    return [make() for make in RECIPES.values()]
 
 
 def _reference(found: Sequence[Contender]) -> Contender:

@@ -61,7 +61,7 @@ class Plan:
     def of(**asked: Any) -> "Plan":
         """The plan of what was asked for; None of a setting is its default."""
         plan = _checked(**asked)
-        flags = [f"--{key}={_text(value)}" for key, value in plan.settings.items()]
+        flags = [f"--{key}={value}" for key, value in plan.settings.items()]
         found = tuple(contenders(plan.task, plan.models, plan.controls, flags))
         rates = {one.name: seconds_per_update(one.config) for one in found}
         plan = replace(plan, contenders=found, rates=rates)
@@ -231,7 +231,7 @@ def _checked(
         seeds=3 if seeds is None else seeds,
         lrs=tuple(float(lr) for lr in lrs),
         controls=tuple(controls),
-        settings=dict(settings),
+        settings={key: _text(value) for key, value in sorted(settings.items())},
         num_examples=2000 if num_examples is None else num_examples,
     )
 
@@ -303,4 +303,6 @@ def _text(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={_text(x)}" for key, x in sorted(value.items()))
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

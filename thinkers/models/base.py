@@ -193,7 +193,8 @@ class Model(Watched, nn.Module, ABC):
         self, batch: Batch, num_steps: int | None = None, training: bool = False
     ) -> int:
         """The `flops` of answering these rows, or of learning from them."""
-        return self.flops(*batch.tokens.shape, num_steps, training)  # type: ignore[misc]
+        rows, length = batch.tokens.shape
+        return self.flops(rows, length, num_steps, training)
 
     def counts(self, batch: Batch | Int[Tensor, "b t"]) -> dict[str, int]:
         """The number of terms of each part of the loss, found without running the model."""
