@@ -131,6 +131,13 @@ def test_settings_that_cannot_be(own, told):
         Text.Config(**own)
 
 
+def test_every_text_that_is_none_is_refused(poem):
+    for vocabulary in ("byte", "character", "bpe"):
+        task = text(poem, vocabulary=vocabulary)
+        with pytest.raises(UsageError, match=r"'\\udcff' at character 3"):
+            task.encode("9 V\udcff")
+
+
 def test_a_text_shorter_than_a_row_is_refused(tmp_path):
     (tmp_path / "short.txt").write_text("abcdefghij" * 7)
     with pytest.raises(DataError, match="7 tokens to be judged on\nexpected: at least 8, one more"):

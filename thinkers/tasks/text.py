@@ -226,7 +226,11 @@ class Text(Task):
         if self.vocabulary is None:
             raise problem("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
         try:
+            text.encode()
             return self.vocabulary.encode(text).tolist()
+        except UnicodeEncodeError as error:
+            what = f"{error.object[error.start]!r} at character {error.start}"
+            raise problem(f"{what}, which is half a letter", "text in UTF-8", "write it") from None
         except UnknownCharacter as error:
             shown = "".join(piece.decode() for piece in self.vocabulary.pieces[:100])
             raise problem(

@@ -84,7 +84,7 @@ class Bytes(Vocabulary):
         super().__init__([bytes([i]) for i in range(256)])
 
     def encode(self, text: str) -> Int64[np.ndarray, " t"]:
-        return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
+        return np.frombuffer(text.encode(), np.uint8)
 
     def state(self) -> dict[str, Any]:
         return {"kind": self.kind}
@@ -122,7 +122,7 @@ def characters_of(texts: Iterable[str]) -> str:
 
 
 def _codes(text: str) -> UInt32[np.ndarray, " t"]:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
 class BytePairs(Vocabulary):
