@@ -4,7 +4,8 @@ python benchmarks/text_preparing.py [--megabytes 1000] [--vocabularies byte char
 
 A process of its own prepares a generated file, every tenth letter of which takes two bytes, in a
 cache that was empty. Reading the cache again is timed too. Ends with 1 if bytes take 1 GB of
-memory or more, or less than 20 MB are prepared in a second of process time. Everything is deleted afterwards.
+memory or more, or less than 20 MB are prepared in a second of process time. Everything is deleted
+afterwards.
 """
 
 import argparse
@@ -29,7 +30,7 @@ waited = time.perf_counter() - start[1]
 tokens = sum(len(task.tokens(split)) for split in ("train", "test"))
 batch = task.batch(0, 2)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": seconds, "waited": waited, "tokens": tokens, "peak": peak, "base": base}))
+print(json.dumps(dict(seconds=seconds, waited=waited, tokens=tokens, peak=peak, base=base)))
 """
 
 
@@ -70,8 +71,8 @@ def main() -> int:
                 )
                 rate, peak = size / 1e6 / found["seconds"], found["peak"] / 1024
                 print(
-                    f"{kind:9} {turn:14} {size / 1e6:,.0f} MB in {found['seconds']:.1f} s of process time "
-                    f"({found['waited']:.0f} s went by), "
+                    f"{kind:9} {turn:14} {size / 1e6:,.0f} MB in {found['seconds']:.1f} s of "
+                    f"process time ({found['waited']:.0f} s went by), "
                     f"{rate:.0f} MB/s, {found['tokens']:,} tokens, peak memory {peak:,.0f} MiB, "
                     f"{(found['peak'] - found['base']) / 1024:,.0f} of them for it",
                     flush=True,
