@@ -5,7 +5,7 @@ import json
 import torch
 
 import thinkers
-from thinkers import cli, published
+from thinkers import cli, commands, published
 from thinkers.models.thinker import Thinker
 
 SETTINGS = {
@@ -70,4 +70,4 @@ def test_what_cannot_be_imported_is_refused(tmp_path, capsys):
 
 
 def test_the_command_knows_every_system():
-    assert set(cli.SYSTEMS) == set(published.SYSTEMS)
+    assert set(commands.SYSTEMS) == set(published.SYSTEMS)

@@ -126,6 +126,13 @@ def test_a_plane_of_too_few_states_is_flat(shape):
     assert plane.shape == (*shape[:2], 2) and not plane.any() and explained == (0.0, 0.0)
 
 
+def test_a_model_may_be_asked_not_to_think(tmp_path):
+    model, task = adder("reasoning_tokens")
+    seen = inspect(model, "1+1=", 0, tmp_path / "a.html", task=task)
+    assert seen.asked == 0 and seen.num_steps == 1
+    assert inspecting_page.told(seen)[-1].startswith("Unthinking, reasoning_tokens answers")
+
+
 def test_tokens_without_a_text_have_a_label():
     task = thinkers.build_task("add", max_digits=2)
     one = task.encode("1+1=")[0]
@@ -322,6 +329,8 @@ def test_the_command_prints_each_step_and_writes_a_page(run, tmp_path, capsys):
         (["--ablate", "--num_steps", "1"], "hands no thought on"),
         (["--ablate", "--num_examples", "1"], "at least 2"),
         (["--promt", "1+1="], "--prompt"),
+        (["--prompt", "1+1=", "--out", "/none/at/all.html"], "a folder that exists"),
+        (["--ablate", "--out", "/tmp"], "a folder that exists"),
     ],
 )
 def test_what_is_wrong_is_told_in_three_lines(run, words, told, capsys):

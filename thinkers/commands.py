@@ -251,6 +251,13 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
             "found: --num_examples without --ablate, which alone takes examples\n"
             "to do: leave it out, or add --ablate"
         )
+    if options.out is not None and not (
+        Path(options.out).parent.is_dir() and not Path(options.out).is_dir()
+    ):
+        raise UsageError(
+            f"found: --out {options.out}\nexpected: a file in a folder that exists\n"
+            "to do: make the folder, or choose another path"
+        )
     from thinkers import inspecting_page as pages
 
     num_steps = None if options.num_steps is None else whole("--num_steps", options.num_steps, 0)

@@ -40,6 +40,7 @@ class Inspection:
 
     Args:
         run: The folder of the model; empty for one that comes without.
+        asked: The number of thinking steps; a model may take none, and has a state all the same.
         tokens: What was read: the prompt and, where the task has answers, the model's own.
         prompt_length: How many of them are the prompt; None where a text is gone on with.
         answer: What the model answers in the end; None where a text is gone on with.
@@ -57,6 +58,7 @@ class Inspection:
     model: Model
     task: Task
     run: str
+    asked: int
     prompt: str
     tokens: list[int]
     prompt_length: int | None
@@ -175,6 +177,7 @@ def look(model: Model, task: Task, prompt: str, num_steps: int, run: str = "") -
         model=model,
         task=task,
         run=run,
+        asked=num_steps,
         prompt=prompt,
         tokens=row[0].tolist(),
         prompt_length=None if lengths is None else len(given),

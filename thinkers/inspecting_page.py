@@ -68,9 +68,11 @@ def shortened(text: str, length: int = 60) -> str:
 def summary(seen: Inspection, labels: Labels) -> str:
     """What the model says, and when it stopped changing its mind."""
     steps = seen.num_steps
-    after = f"After {steps} thinking step{'s' if steps > 1 else ''}"
+    after = (
+        f"After {steps} thinking step{'s' if steps > 1 else ''}" if seen.asked else "Unthinking,"
+    )
     if seen.answer is not None:
-        said = f"{after} {seen.model.name} answers {shortened(seen.answer)}."
+        said = f"{after} {seen.model.name} answers {shortened(seen.answer) or 'nothing'}."
     else:
         best = labels[int(seen.answers.tokens[-1, -1, 0])]
         chance = float(seen.answers.probabilities[-1, -1, 0])
@@ -242,7 +244,7 @@ def facts(seen: Inspection) -> list[tuple[str, Any]]:
     usual = model.check_steps(None)
     rows = [
         ("model", f"{model.name}, {size:,} parameters, {model.config.dim} wide"),
-        ("thinking steps", f"{seen.num_steps}, as configured: {usual}"),
+        ("thinking steps", f"{seen.asked}, as configured: {usual}"),
         ("prompt", seen.prompt),
         ("tokens read", len(seen.tokens)),
     ]
