@@ -254,3 +254,14 @@ def test_calls_that_cannot_be_are_refused(call, words):
 def test_a_score_of_no_examples_is_refused():
     with pytest.raises(UsageError, match="num_examples must be an integer at least 1, got 0"):
         StarGraph(SMALL).score(Knowing(None, str), num_examples=0)
+
+
+def test_the_recipes_differ_in_the_model_alone():
+    one, other = (thinkers.RECIPES[f"star_graph/{name}"]() for name in ("decoder", "deepsight"))
+    assert one.task == other.task == StarGraph.Config()
+    assert one.training == other.training
+    sizes = []
+    for config in (one, other):
+        model = thinkers.models.from_config(config.model)
+        sizes.append(sum(parameter.numel() for parameter in model.parameters()))
+    assert abs(sizes[0] / sizes[1] - 1) < 0.15
