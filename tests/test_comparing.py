@@ -1,0 +1,492 @@
+"""compare: equal means, one set of examples, what resumes, what fails, and what is said of it."""
+
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_reports import Reader
+
+import thinkers
+from thinkers import comparing, matching, plans, runs
+from thinkers.cli import main
+from thinkers.comparing import append_line, compare, read, read_lines
+from thinkers.errors import DamagedError, Interrupted, UsageError
+from thinkers.findings import Findings, conclusion, limits, verdict
+from thinkers.intervals import Interval
+from thinkers.models import MODELS
+from thinkers.models.looped import Looped
+from thinkers.plans import Plan
+
+SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
+FLAGS = [f"--{key}={value}" for key, value in SMALL.items()]
+BUDGET = 2e8
+
+
+def small(out, models=("decoder", "looped"), **own):
+    asked = dict(budget=BUDGET, seeds=2, num_examples=31, settings=SMALL, out=out)
+    return compare("add", list(models), **(asked | own))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_disk():
+    """Nothing here loses power: waiting for the disk is left out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A comparison by the command line, of two models and two seeds."""
+    folder = tmp_path_factory.mktemp("compared") / "a"
+    line = ["compare", "add", "--models", "decoder,looped", "--budget", f"{BUDGET:g}", *FLAGS]
+    assert main([*line, "--seeds", "2", "--num_examples", "31", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The same folder, to be spoiled."""
+    return shutil.copytree(finished, tmp_path / "b")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs that are trained from here on, by name."""
+    names, train = [], comparing.train
+
+    def spy(*args, **own):
+        names.append((own.get("resume") or args[1]).name)
+        return train(*args, **own)
+
+    monkeypatch.setattr(comparing, "train", spy)
+    return names
+
+
+# what is equal
+
+
+@pytest.mark.parametrize("first", ["decoder", "thinker", "deepsight"])
+def test_all_models_are_of_the_size_of_the_first(first):
+    names = [first, *(name for name in MODELS if name != first)]
+    found = matching.contenders("add", names, (), [])
+    sizes = [sum(p.numel() for p in MODELS[x.name](x.config.model).parameters()) for x in found]
+    own = thinkers.RECIPES[f"add/{first}"]().model
+    assert found[0].config.model == own
+    assert max(sizes) <= 1.03 * min(sizes)
+
+
+def test_controls_work_as_much_as_the_model_that_thinks():
+    names = ["decoder", "thinker", "looped"]
+    found = {x.name: x for x in matching.contenders("add", names, matching.CONTROLS, [])}
+    looped = found["looped"].config
+    work = matching.answer_flops(looped)
+    for name in ("untied", "wider"):
+        assert matching.answer_flops(found[name].config) == pytest.approx(work, rel=0.03)
+    # fillers come one by one: none of the whole numbers is nearer
+    model, task = found["pause"].config.model, looped.task
+    off = [
+        abs(matching.work_of(replace(model, num_fillers=n), task) - work)
+        for n in (model.num_fillers - 1, model.num_fillers, model.num_fillers + 1)
+    ]
+    assert off[1] == min(off)
+    sizes = {name: matching.parameters(x.config.model) for name, x in found.items()}
+    assert sizes["pause"] == pytest.approx(sizes["decoder"], rel=0.03)
+    untied = found["untied"].config.model
+    assert untied.num_layers == 1 + 4 * 1 + 1 and untied.dim == looped.model.dim
+    assert found["wider"].config.model.dim > found["decoder"].config.model.dim
+    assert found["wider"].config.model.num_layers == found["decoder"].config.model.num_layers
+
+
+@pytest.mark.parametrize("name", ["decoder", "looped", "thinker"])
+def test_the_last_update_of_a_plan_reaches_the_budget(name):
+    (one,) = matching.contenders("add", [name], (), FLAGS)
+    config = Plan.of(**asked(models=[name], budget=3e8)).config(one, 5)
+    model, task = MODELS[name](config.model), thinkers.build_task("add", 5, max_digits=1)
+    used = []
+    for update in range(config.training.num_updates):
+        steps = comparing_steps(update, config.training)
+        batch = task.batch(update, config.training.batch_size)
+        used.append(model.batch_flops(batch, steps, training=True))
+    assert sum(used) >= 3e8 > sum(used[:-1])
+
+
+def comparing_steps(update, settings):
+    from thinkers.learning import thinking_steps
+
+    return thinking_steps(update, settings)
+
+
+def asked(**own):
+    nothing = dict(match=None, budget=None, seeds=None, lrs=[], controls=[], num_examples=None)
+    return dict(task="add", models=["decoder"], settings=SMALL) | nothing | own
+
+
+def test_equal_updates_and_equal_seconds():
+    plan = Plan.of(**asked(match="parameters", budget="12", models=["decoder", "looped"]))
+    lengths = [plan.config(one, 0).training.num_updates for one in plan.contenders]
+    assert lengths == [12, 12] and plan.config(plan.contenders[0], 0).training.max_flops is None
+    plan = Plan.of(**asked(budget="0.5 min", models=["decoder", "looped"]))
+    assert (plan.match, plan.budget) == ("seconds", 30)
+    for one in plan.contenders:
+        updates = plan.config(one, 0).training.num_updates
+        assert updates * plan.rates[one.name] == pytest.approx(30, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "budget, match, wanted",
+    [
+        (None, None, ("flops", 2e12)),
+        (None, "seconds", ("seconds", 60)),
+        ("2e13", None, ("flops", 2e13)),
+        (3e9, "flops", ("flops", 3e9)),
+        ("5min", None, ("seconds", 300)),
+        ("90s", "seconds", ("seconds", 90)),
+        ("1.5h", None, ("seconds", 5400)),
+        ("7", "seconds", ("seconds", 7)),
+        (500, "parameters", ("parameters", 500)),
+    ],
+)
+def test_a_budget_is_read_in_its_unit(budget, match, wanted):
+    assert plans._budget(match, budget) == wanted
+
+
+def test_settings_come_from_the_nearest_recipe():
+    sort = {x.name: x.config for x in matching.contenders("sort", ["decoder", "thinker"], (), [])}
+    assert sort["thinker"].recipe == "sort/thinker" and sort["decoder"].recipe == ""
+    assert sort["decoder"].task == sort["thinker"].task
+    assert sort["thinker"].task == thinkers.RECIPES["sort/thinker"]().task
+    assert sort["decoder"].training == thinkers.RECIPES["add/decoder"]().training
+    (shift,) = matching.contenders("shift", ["looped"], (), ["--task.max_length=5"])
+    assert shift.config.task.max_length == 5
+    assert shift.config.model.max_length == thinkers.tasks.from_config(shift.config.task).max_length
+
+
+# what comes of it
+
+
+def test_every_run_is_in_the_results_with_what_it_took(finished):
+    lines = read_lines(finished / "results.jsonl")
+    assert [(x["model"], x["seed"]) for x in lines] == [
+        (name, seed) for seed in (0, 1) for name in ("decoder", "looped")
+    ]
+    for line in lines:
+        assert line["status"] == "done" and line["seconds"] > 0
+        assert line["memory"] is None or line["memory"] > 2**26
+        model = thinkers.load(finished / line["run"])
+        assert line["parameters"] == sum(p.numel() for p in model.parameters())
+        assert list(line["scores"]) == [str(k) for k in model.step_counts]
+        assert line["score"] == line["scores"][str(line["num_steps"])]
+        flops = [point["flops"] for point in line["curve"]]
+        assert flops == sorted(flops) and flops[-1] == line["flops"] >= BUDGET
+        assert line["curve"][-1]["update"] == line["updates"]
+        assert len(line["curve"]) >= 9
+
+
+def test_all_are_judged_on_the_same_examples_at_every_depth(finished):
+    comparison = read(finished)
+    task = thinkers.tasks.from_config(comparison.plan.contenders[0].config.task, 0)
+    for results in comparison.results.values():
+        for result in results:
+            model = thinkers.load(finished / result.line["run"])
+            for k in model.step_counts:
+                wanted = task.grade(model, "test", 31, k)
+                assert torch.equal(torch.from_numpy(result.grades[k]), wanted)
+            usual = result.line["num_steps"]
+            assert np.array_equal(result.points[-1], result.grades[usual])
+
+
+def test_the_schedule_ends_with_the_budget(finished):
+    for line in read_lines(finished / "results.jsonl"):
+        training = runs.read_record(finished / line["run"])["config"]["training"]
+        assert training["num_updates"] == line["updates"]
+        assert training["seed"] == line["seed"] and training["max_flops"] == BUDGET
+
+
+def test_the_page_stands_alone_and_says_what_the_table_says(finished, capsys):
+    page = (finished / "report.html").read_text()
+    found = Reader(page)
+    assert main(["compare", "--out", str(finished), "--resume"]) == 0
+    out = capsys.readouterr().out
+    sentence = conclusion(Findings(read(finished)))
+    assert sentence in out and sentence in found.text
+    assert f"page {finished}/report.html" in out
+    assert not [a for _, a in found.tags if any(key[:2] == "on" for key in a)]
+    for words in ("training FLOPs", "FLOPs of an answer", "thinking steps", "process seconds"):
+        assert words in found.text
+    assert [tag for tag, _ in found.tags].count("figure") == 3
+
+
+# what is said
+
+
+def test_a_verdict_needs_an_interval_without_zero_and_with_variance():
+    assert verdict(Interval(0.1, 0.05, 0.15)) == "better"
+    assert verdict(Interval(-0.1, -0.15, -0.05)) == "worse"
+    assert verdict(Interval(0.1, -0.01, 0.2)) == "not distinguishable"
+    assert verdict(Interval(0.1, 0.1, 0.1)) == "not distinguishable"
+    assert verdict(Interval(0.1, -math.inf, math.inf)) == "not distinguishable"
+
+
+def graded(comparison, scores, seeds=3, number=400, higher_is_better=True):
+    """The comparison with made-up grades: {name: {steps: share of right answers}}."""
+    rng, results = np.random.default_rng(29), {}
+    for name, by_steps in scores.items():
+        results[name] = []
+        for seed in range(seeds):
+            grades = {k: (rng.random(number) < p).astype(float) for k, p in by_steps.items()}
+            usual = 4 if 4 in grades else min(grades)
+            line = dict(comparison.results["decoder"][0].line, model=name, seed=seed)
+            line |= dict(num_steps=usual, score=float(grades[usual].mean()))
+            line |= dict(scores={str(k): float(x.mean()) for k, x in grades.items()})
+            results[name].append(comparing.Result(line, grades, grades[usual][None]))
+    plan = replace(comparison.plan, seeds=seeds)
+    return replace(comparison, plan=plan, results=results)
+
+
+def test_what_is_concluded_and_what_is_not(finished):
+    made = graded(
+        read(finished),
+        {"decoder": {1: 0.5}, "looped": {1: 0.3, 2: 0.6, 4: 0.9, 8: 0.4}, "thinker": {4: 0.5}},
+    )
+    findings = Findings(made)
+    assert conclusion(findings) == (
+        "Looped is better than decoder; thinker cannot be told apart from decoder."
+    )
+    told = " ".join(limits(findings))
+    assert "looped gains by thinking" in told
+    assert re.search(r"looped gets worse with more thinking in 3 of 3 runs, .* 4 steps to 8", told)
+    assert "2 pairs are judged here, so about 2 in 100" in told
+    one = Findings(graded(read(finished), {"decoder": {1: 0.5}, "looped": {4: 0.9}}, seeds=1))
+    assert "one seed" in conclusion(one)
+
+
+def test_of_a_loss_less_is_better(finished, monkeypatch):
+    monkeypatch.setattr(thinkers.TASKS["add"], "higher_is_better", False)
+    made = graded(read(finished), {"decoder": {1: 0.5}, "looped": {1: 0.9, 4: 0.2, 8: 0.6}})
+    findings = Findings(made)
+    assert conclusion(findings) == "Looped is better than decoder."
+    assert findings.thinking["looped"].value > 0
+    assert "looped gets worse with more thinking" in " ".join(limits(findings))
+
+
+# going on
+
+
+def test_what_is_finished_is_not_done_again(copied, trained):
+    small(copied, resume=True)
+    assert trained == []
+    lines = (copied / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (copied / "results.jsonl").write_bytes(b"".join([*lines[:3], lines[3][:40]]))  # killed
+    shutil.rmtree(copied / "runs" / "looped-1")
+    comparison = compare(out=copied, resume=True)
+    assert trained == ["looped-1"]
+    again = read_lines(copied / "results.jsonl")
+    old = json.loads(lines[3])
+    assert [(x["model"], x["seed"]) for x in again][3:] == [("looped", 1)]
+    assert again[3]["scores"] == old["scores"] and again[3]["curve"] == old["curve"]
+    assert len(comparison.results["looped"]) == 2
+
+
+def test_more_seeds_may_be_asked_and_nothing_else(copied, trained):
+    comparison = compare("add", out=copied, resume=True, seeds=3)
+    assert trained == ["decoder-2", "looped-2"] and len(comparison.results["decoder"]) == 3
+    for own, found in (
+        (dict(seeds=2), "--seeds 2 with --resume"),
+        (dict(budget=3e8), "--budget 300000000.0 with --resume"),
+        (dict(models=["decoder"]), "--models decoder with --resume"),
+        (dict(settings={"model.dim": 8}), "--settings"),
+        (dict(task="sort"), "--task sort with --resume"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(found)):
+            compare(out=copied, resume=True, **own)
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    train, came = comparing.train, []
+
+    def stopped(config=None, out=None, **own):
+        came.append(out or own["resume"])
+        if len(came) == 2:
+            train(config, out, until=3)
+            raise Interrupted("stopped", 15)
+        return train(config, out, **own)
+
+    monkeypatch.setattr(comparing, "train", stopped)
+    line = ["compare", "add", "--models", "decoder,looped", "--budget", "1e8", *FLAGS]
+    line += ["--seeds", "1", "--num_examples", "11", "--out", str(tmp_path / "a")]
+    assert main(line) == 143
+    assert f"thinkers compare --out {tmp_path / 'a'} --resume" in capsys.readouterr().err
+    assert len(read_lines(tmp_path / "a" / "results.jsonl")) == 1
+    assert main(line) == 2  # without --resume
+    assert main([*line, "--resume"]) == 0
+    assert [path.name for path in came] == ["decoder-0", "looped-0", "looped-0"]
+    (_, line) = read_lines(tmp_path / "a" / "results.jsonl")
+    fresh = compare(
+        "add",
+        ["looped"],
+        budget=1e8,
+        seeds=1,
+        num_examples=11,
+        settings=SMALL | {"model.dim": 16},
+        out=tmp_path / "b",
+    )
+    assert line["seconds"] > 0
+    assert len(line["curve"]) >= 9 and fresh.exit_code == 0
+
+
+class Broken(Looped):
+    """Its loss is not a number after a few updates."""
+
+    name = "broken"
+    calls = 0
+
+    class Config(Looped.Config):
+        pass
+
+    def loss(self, batch, num_steps=None, counts=None):
+        Broken.calls += 1
+        found = super().loss(batch, num_steps, counts)
+        return replace(found, total=found.total * (math.nan if Broken.calls > 30 else 1))
+
+
+def test_a_run_that_fails_is_told_and_stops_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(MODELS, "broken", Broken)
+    line = ["compare", "add", "--models", "broken,decoder", "--budget", "1e8", "--seeds", "2"]
+    line += ["--num_examples", "11", "--out", str(tmp_path / "a"), *FLAGS]
+    assert main(line) == 5
+    out = capsys.readouterr().out
+    assert out.count("broken, seed 0: failed, NonFiniteError: update") == 2
+    comparison = read(tmp_path / "a")
+    assert [len(x) for x in comparison.results.values()] == [0, 2]
+    assert "NonFiniteError" in (tmp_path / "a" / "report.html").read_text()
+    assert "Nothing can be concluded" in out
+    Broken.calls = -(10**9)  # mended
+    assert main(["compare", "--out", str(tmp_path / "a"), "--resume"]) == 0
+    assert [len(x) for x in read(tmp_path / "a").results.values()] == [2, 2]
+
+
+def test_the_best_rate_on_the_validation_split_is_taken(tmp_path, trained, monkeypatch):
+    merits = {1e-3: 0.3, 1e-2: 0.7, 2e-3: 0.5}
+    asked_of = []
+
+    def score(self, model, split, *_):
+        asked_of.append(split)
+        return {"exact": merits[(1e-3, 1e-2, 2e-3)[len(asked_of) - 1]]}
+
+    train = comparing.train
+
+    def trained_only(*args, **own):
+        with monkeypatch.context() as patch:
+            patch.setattr("thinkers.training.score_of", lambda *_: {"exact": 0.0})
+            return train(*args, **own)
+
+    monkeypatch.setattr(comparing, "train", trained_only)
+    monkeypatch.setattr(thinkers.TASKS["add"], "score", score)
+    comparison = small(tmp_path / "a", ["decoder"], lrs=[1e-3, 1e-2, 2e-3], seeds=1)
+    assert asked_of == ["valid"] * 3
+    assert trained == [f"decoder-search-{lr}" for lr in ("0.001", "0.01", "0.002")] + ["decoder-0"]
+    assert [x.line["lr"] for x in comparison.results["decoder"]] == [1e-2]
+    assert "3 more runs" in (tmp_path / "a" / "report.html").read_text()
+
+
+# what cannot be
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        (["compare"], "no task"),
+        (["compare", "ad", "--models", "decoder"], "unknown task 'ad'\nexpected: add"),
+        (["compare", "add"], "no models"),
+        (
+            ["compare", "add", "--models", "decoder,lopped"],
+            "unknown model 'lopped'\nexpected: looped",
+        ),
+        (["compare", "add", "--models", "decoder,decoder"], "decoder twice"),
+        (["compare", "add", "--models", "decoder", "--controls", "paws"], "expected: pause"),
+        (["compare", "add", "--models", "decoder", "--controls", "pause"], "a model that thinks"),
+        (["compare", "add", "--models", "thinker", "--controls", "untied"], "add looped"),
+        (["compare", "add", "--models", "decoder", "--match", "flop"], "expected: flops"),
+        (["compare", "add", "--models", "decoder", "--budget", "lots"], "--budget lots"),
+        (["compare", "add", "--models", "decoder", "--budget", "5 parsecs"], "--budget 5 parsecs"),
+        (["compare", "add", "--models", "decoder", "--budget", "0"], "--budget 0"),
+        (["compare", "add", "--models", "decoder", "--budget", "10"], "at least one update"),
+        (
+            ["compare", "add", "--models", "decoder", "--match", "flops", "--budget", "5min"],
+            "a time with --match seconds",
+        ),
+        (["compare", "add", "--models", "decoder", "--lrs", "1e-3,x"], "--lrs 'x'"),
+        (["compare", "add", "--models", "decoder", "--lrs", "-1"], "--lrs -1"),
+        (["compare", "add", "--models", "decoder", "--seeds", "0"], "--seeds 0"),
+        (["compare", "add", "--models", "decoder", "--training.lr=1"], "--training.lr"),
+        (["compare", "add", "--models", "decoder", "--model.hidden=9"], "--model.hidden"),
+        (["compare", "add", "--models", "decoder", "--model.dmi=9"], "--model.dim"),
+        (["compare", "add", "--models", "decoder", "--task.max_digits=x"], "a whole number"),
+        (["compare", "add", "--models", "decoder", "--resume"], "runs/compare-add"),
+        (["compare", "--resume"], "no task"),
+    ],
+)
+def test_what_cannot_be_is_told_in_three_lines_and_leaves_nothing(
+    line, words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(line) == 2
+    told = capsys.readouterr().err
+    assert words in told and len(told.splitlines()) <= 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_that_no_width_reaches_is_refused():
+    model = thinkers.RECIPES["add/decoder"]().model
+    with pytest.raises(UsageError, match="Decoder, which no width brings to 90"):
+        matching.fit(model, matching.parameters, 90)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = ["compare", "add", "--models", "decoder,thinker", "--budget", "1e9", "--dry_run"]
+    assert main([*line, *FLAGS]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["model", "parameters", "updates", "lr", "minutes"]
+    assert [x.split()[0] for x in out[1:3]] == ["decoder", "thinker"]
+    assert out[3].startswith("6 runs, about ") and list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_are_something_else_are_refused(finished, tmp_path):
+    with pytest.raises(UsageError, match="holds a run; go on with --resume"):
+        small(finished)
+    with pytest.raises(UsageError, match="the folder of a comparison, and holds something else"):
+        compare(out=finished / "runs" / "decoder-0", resume=True)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="must be a new folder"):
+        small(tmp_path / "x")
+
+
+def test_damage_is_told_with_its_file(copied):
+    grades = copied / "runs" / "decoder-1" / "grades.npz"
+    grades.write_bytes(grades.read_bytes()[:100])
+    with pytest.raises(DamagedError, match="grades.npz"):
+        read(copied)
+    (copied / "results.jsonl").write_text("{\nnot json\n")
+    with pytest.raises(DamagedError, match="results.jsonl"):
+        read(copied)
+    (copied / "config.json").write_text("{")
+    with pytest.raises(DamagedError, match="config.json"):
+        read(copied)
+
+
+def test_lines_are_whole_whenever_a_writer_is_killed(tmp_path):
+    file = tmp_path / "lines.jsonl"
+    append_line(file, {"a": 1})
+    with file.open("ab") as stream:
+        stream.write(b'{"b": ')
+    assert read_lines(file) == [{"a": 1}]
+    append_line(file, {"c": 2})
+    assert read_lines(file) == [{"a": 1}, {"c": 2}]
