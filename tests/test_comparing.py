@@ -24,7 +24,7 @@ from thinkers.plans import Plan
 
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
 FLAGS = [f"--{key}={value}" for key, value in SMALL.items()]
-BUDGET = 2e8
+BUDGET = 6e7
 
 
 def small(out, models=("decoder", "looped"), **own):
@@ -34,9 +34,10 @@ def small(out, models=("decoder", "looped"), **own):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_disk():
-    """Nothing here loses power: waiting for the disk is left out."""
+    """Nothing here loses power: waiting for the disk is left out, and most checkpoints are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda _: None)
+        patch.setattr(plans, "POINTS", 3)
         yield
 
 
@@ -185,7 +186,7 @@ def test_every_run_is_in_the_results_with_what_it_took(finished):
         flops = [point["flops"] for point in line["curve"]]
         assert flops == sorted(flops) and flops[-1] == line["flops"] >= BUDGET
         assert line["curve"][-1]["update"] == line["updates"]
-        assert len(line["curve"]) >= 9
+        assert len(line["curve"]) in (3, 4)
 
 
 def test_all_are_judged_on_the_same_examples_at_every_depth(finished):
@@ -318,7 +319,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, monkeypatch, c
         return train(config, out, **own)
 
     monkeypatch.setattr(comparing, "train", stopped)
-    line = ["compare", "add", "--models", "decoder,looped", "--budget", "1e8", *FLAGS]
+    line = ["compare", "add", "--models", "decoder,looped", "--budget", "4e7", *FLAGS]
     line += ["--seeds", "1", "--num_examples", "11", "--out", str(tmp_path / "a")]
     assert main(line) == 143
     assert f"thinkers compare --out {tmp_path / 'a'} --resume" in capsys.readouterr().err
@@ -337,7 +338,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, monkeypatch, c
         out=tmp_path / "b",
     )
     assert line["seconds"] > 0
-    assert len(line["curve"]) >= 9 and fresh.exit_code == 0
+    assert len(line["curve"]) >= 3 and fresh.exit_code == 0
 
 
 class Broken(Looped):

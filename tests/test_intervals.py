@@ -95,6 +95,7 @@ def test_a_share_stays_one():
     grades[0, :9] = 0
     found = mean(grades)
     assert found.low == 0 and found.high == 1 and found.value == 0.91
+    assert difference(grades, grades[:, ::-1]) == Interval(0.0, -1.0, 1.0)
 
 
 def test_other_examples_are_refused():

@@ -37,10 +37,7 @@ class Interval:
 
 def mean(grades: Grades, confidence: float = CONFIDENCE) -> Interval:
     """The score, over seeds and examples; a share, of grades 0 and 1, is one from end to end."""
-    found = _interval(grades.mean(0), [grades], confidence)
-    if not np.isin(grades, (0, 1)).all():
-        return found
-    return Interval(found.value, max(0.0, found.low), min(1.0, found.high))
+    return _within(_interval(grades.mean(0), [grades], confidence), 0.0, [grades])
 
 
 def difference(
@@ -55,7 +52,14 @@ def difference(
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"a and b must have the same examples, got {a.shape[1]} and {b.shape[1]}")
     groups = [a - b] if same_runs else [a, b]
-    return _interval(a.mean(0) - b.mean(0), groups, confidence)
+    return _within(_interval(a.mean(0) - b.mean(0), groups, confidence), -1.0, [a, b])
+
+
+def _within(found: Interval, least: float, groups: list[Grades]) -> Interval:
+    """Of grades 0 and 1, what a share, or a difference of shares, can be."""
+    if not all(np.isin(grades, (0, 1)).all() for grades in groups):
+        return found
+    return Interval(found.value, max(least, found.low), min(1.0, found.high))
 
 
 def _interval(
