@@ -191,6 +191,14 @@ def test_a_model_that_reads_the_future_is_not_judged(poem):
         text(poem).score(model)
 
 
+def test_a_model_that_reads_the_future_is_not_trained(poem, tmp_path):
+    recipe = thinkers.RECIPES["shakespeare/thoughtsformer"]()
+    config = override(recipe, flags=[f"--task.path={poem}", "--model.causal=false"])
+    with pytest.raises(UsageError, match="needs a causal model"):
+        thinkers.train(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # runs
 
 
@@ -296,6 +304,8 @@ def test_a_run_is_judged_on_another_text(trained, tmp_path):
         thinkers.evaluate(trained, flags=[f"--task.path={tmp_path / 'other.txt'}"])
     with pytest.raises(UsageError, match="--task.test_path"):
         thinkers.evaluate(trained, flags=["--task.test_pat=x"])
+    with pytest.raises(UsageError, match="a run keeps its vocabulary"):
+        thinkers.evaluate(trained, flags=["--task.vocabulary=byte"])
 
 
 def test_a_run_is_not_resumed_with_another_text(poem, tmp_path):

@@ -271,6 +271,7 @@ def _prepare(
     torch.manual_seed(settings.seed)
     model = models.from_config(config.model).to(ranks.device)
     check_random_steps(model, settings)
+    task.check(model)
     task.batch(0, settings.batch_size)  # what cannot be made is found before anything is written
     if settings.init_from is not None and not update:
         start_from(model, settings.init_from)

@@ -99,6 +99,9 @@ class Task(ABC):
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
         """The text of `tokens`."""
 
+    def check(self, model: Any) -> None:  # noqa: B027, most can be learned by all models
+        """UsageError if this model cannot learn this task."""
+
     def keep(self, folder: Path) -> None:  # noqa: B027, most need no more than their Config
         """Write beside the config.json of a run what using the run will need of its task."""
 

@@ -84,6 +84,10 @@ class Text(Task):
         self.vocabulary: Vocabulary | None = None
         if run is not None:
             self.vocabulary = from_state(run["vocabulary"], KEPT)
+            if self.vocabulary.kind != self.config.vocabulary:
+                found = f"--task.vocabulary {self.config.vocabulary}"
+                todo = "leave it out; a run keeps its vocabulary"
+                raise problem(found, f"{self.vocabulary.kind}, that of the run", todo)
         elif self.config.path:
             source = find(self.config.path, self.config.max_bytes)
             share = 1.0 if self.config.valid_path else TRAIN_SHARE
@@ -198,8 +202,7 @@ class Text(Task):
         self, model: Any, split: str, num_examples: int, num_steps: int | None
     ) -> tuple[Float64[Tensor, " n"], Int64[np.ndarray, " n"]]:
         """The nats of each window, and its number of bytes."""
-        if not model.causal:
-            raise ValueError(NOT_CAUSAL.format(what="predicting a text"))
+        self.check(model)
         whole("num_examples", num_examples, 1)
         tokens, length = self.tokens(split), self.config.context
         count = (len(tokens) - 1) // length
@@ -218,6 +221,10 @@ class Text(Task):
                 nats.append(losses.double().sum(1).cpu())
                 sizes.append(self.vocabulary.lengths[rows[:, 1:].numpy()].sum(1))
         return torch.cat(nats), np.concatenate(sizes)
+
+    def check(self, model: Any) -> None:
+        if not model.causal:
+            raise UsageError(NOT_CAUSAL.format(what="predicting a text"))
 
     # text and tokens
 
