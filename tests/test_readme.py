@@ -24,7 +24,10 @@ def test_the_example_stands_in_the_readme_is_short_and_runs(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_name_flags_that_exist(command, capsys):
+def test_the_commands_name_flags_that_exist(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("THINKERS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    Path("input.txt").write_text("some words\n" * 99)
     words = command.replace('"', "").split()[1:]
     own, settings = cli.split(words)
     options = cli.command_line()[0].parse_args(own)
