@@ -46,10 +46,14 @@ def add_thinker() -> Config:
 
 
 def add_thoughtsformer() -> Config:
-    """Adds up to 3 digits by trains of thought: every position thinks before it answers."""
+    """Adds up to 3 digits by trains of thought: every position thinks before it answers.
+
+    Two layers that think twice: one layer that thought four times learned as well with one seed
+    and stayed at 41 % with the next.
+    """
     training = learning(2000, lr=3e-3)
     return Config.fit(
-        ThoughtsFormer, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4
+        ThoughtsFormer, Add.Config(max_digits=3), training, dim=64, num_layers=2, num_steps=2
     )
 
 
