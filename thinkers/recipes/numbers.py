@@ -29,9 +29,12 @@ def add_decoder() -> Config:
 
 
 def add_looped() -> Config:
-    """Adds up to 3 digits by one layer run again and again, from 2 to 6 times in training."""
-    training = learning(2600, lr=3e-3, random_steps=(2, 6))
-    return Config.fit(Looped, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4)
+    """Adds up to 3 digits by two layers run again and again, from 1 to 3 times in training.
+
+    One layer run from 2 to 6 times, at the same cost, left one seed of three at 96 %.
+    """
+    training = learning(2600, lr=3e-3, random_steps=(1, 3))
+    return Config.fit(Looped, Add.Config(max_digits=3), training, dim=64, num_layers=2, num_steps=2)
 
 
 def add_thinker() -> Config:
