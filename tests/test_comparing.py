@@ -12,7 +12,7 @@ import torch
 from test_reports import Reader
 
 import thinkers
-from thinkers import comparing, matching, plans, runs
+from thinkers import comparing, matching, plans, runs, sinks
 from thinkers.cli import main
 from thinkers.comparing import append_line, compare, read, read_lines
 from thinkers.errors import DamagedError, Interrupted, UsageError
@@ -491,3 +491,36 @@ def test_lines_are_whole_whenever_a_writer_is_killed(tmp_path):
     assert read_lines(file) == [{"a": 1}]
     append_line(file, {"c": 2})
     assert read_lines(file) == [{"a": 1}, {"c": 2}]
+
+
+def test_tracking_is_told_of_each_run_and_of_the_comparison(tmp_path, monkeypatch):
+    told = []
+
+    class Recording(sinks.Sink):
+        module = "json"
+
+        def __init__(self, folder, record):
+            self.name = folder.name
+            told.append((self.name, "open", record["config"].get("task")))
+
+        def send(self, lines):
+            told.append((self.name, "send", lines))
+
+        def finish(self, status):
+            pages = {file.name for file in (tmp_path / "a").glob("*.html")}
+            told.append((self.name, status, pages))
+
+    monkeypatch.setitem(sinks.SINKS, "recording", Recording)
+    found = small(tmp_path / "a", seeds=1, tracking="recording")
+    opened = [name for name, what, _ in told if what == "open"]
+    assert opened == ["decoder-0", "looped-0", "a"]
+    assert [status for _, status, _ in told if status == "FINISHED"] == ["FINISHED"] * 3
+    (name, _, (line,)), (_, _, pages) = told[-2:]
+    scores = {model: results[0].line["score"] for model, results in found.results.items()}
+    assert name == "a" and line["test"] == scores and pages == {"report.html"}
+
+
+def test_tracking_that_is_not_installed_is_missed_at_once(tmp_path):
+    with pytest.raises(UsageError, match="one of mlflow, tensorboard"):
+        small(tmp_path / "a", tracking="wandb")
+    assert not (tmp_path / "a").exists()

@@ -118,6 +118,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     comparing.add_argument("--num_examples", metavar="N", help="held-out, 2000 by default")
     comparing.add_argument("--out", metavar="DIR", help="runs/compare-TASK by default")
     comparing.add_argument("--resume", action="store_true", help="do what DIR is missing")
+    comparing.add_argument("--tracking", metavar="NAME", help="mlflow or tensorboard")
     comparing.add_argument(
         "--dry_run", action="store_true", help="print sizes and minutes, and stop"
     )

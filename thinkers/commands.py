@@ -206,7 +206,9 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
     if options.dry_run:
         print(plans.Plan.of(**wishes).table())
         return 0
-    comparison = thinkers.compare(**wishes, out=options.out, resume=options.resume)
+    comparison = thinkers.compare(
+        **wishes, out=options.out, resume=options.resume, tracking=options.tracking
+    )
     print(comparing_page.terminal_table(comparison))
     print(f"page {comparison.folder / comparing_page.PAGE}")
     return comparison.exit_code

@@ -1,6 +1,7 @@
 """compare(task, models): the same task, the same work, several models, and what can be said."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -13,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from thinkers import checkpoints, matching, reports, runs, tasks
+from thinkers import checkpoints, matching, reports, runs, sinks, tasks
 from thinkers.config import Config
 from thinkers.distributed import find_device
 from thinkers.errors import DamagedError, Interrupted, LockedError, ThinkersError, UsageError
@@ -21,6 +22,7 @@ from thinkers.matching import Contender
 from thinkers.metering import metered
 from thinkers.models.base import Model
 from thinkers.plans import Plan
+from thinkers.sinks import Tracking
 from thinkers.training import train
 
 RESULTS, SEARCH, SITTINGS, LOG = "results.jsonl", "search.jsonl", "sittings.jsonl", "log.txt"
@@ -81,6 +83,7 @@ def compare(
     num_examples: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    tracking: Tracking | None = None,
 ) -> Comparison:
     """Train every model over several seeds with equal means, judge all on the same examples.
 
@@ -95,6 +98,7 @@ def compare(
         settings: {"task.max_digits": 2}: of the task, and of all models and trainings.
         out: The folder, runs/compare-TASK if None.
         resume: Go on with the comparison in `out`; what it was asked for may be left out.
+        tracking: Where each run is told of, and the comparison, with its page, when it has ended.
 
     Raises:
         Interrupted: A signal came; what was finished is kept.
@@ -116,6 +120,8 @@ def compare(
 
     for module in ("jinja2", "matplotlib"):
         reports._report(module)  # what the page needs is missed before hours of training
+    if tracking is not None:
+        sinks.check(tracking)
     plan = None if resume else Plan.of(**asked)
     if out is None and task is None:
         raise UsageError("found: no task\nexpected: a name of thinkers list tasks")
@@ -126,13 +132,15 @@ def compare(
         plan.write(folder)
         print(plan.table(), flush=True)
         try:
-            _run_all(folder, plan)
+            _run_all(folder, plan, tracking)
         except Interrupted as error:
             todo = f"go on with thinkers compare --out {folder} --resume"
             number = error.exit_code - 128
             raise Interrupted(f"interrupted, and what was done is kept; {todo}", number) from None
         comparison = read(folder)
         write_page(comparison)
+        if tracking is not None:
+            _track(comparison, tracking)
         return comparison
 
 
@@ -151,7 +159,7 @@ def read(folder: str | Path) -> Comparison:
     return Comparison(path, plan, results, failures)
 
 
-def _run_all(folder: Path, plan: Plan) -> None:
+def _run_all(folder: Path, plan: Plan, tracking: Tracking | None) -> None:
     """Everything that is missing, seed by seed, so that a part of it can be judged early."""
     done = {
         (line["model"], line["seed"])
@@ -166,7 +174,7 @@ def _run_all(folder: Path, plan: Plan) -> None:
             try:
                 if one.name not in rates:
                     rates[one.name] = _find_rate(folder, plan, one)
-                line = _finish(folder, plan, one, seed, rates[one.name])
+                line = _finish(folder, plan, one, seed, rates[one.name], tracking)
             except (Interrupted, LockedError):
                 raise
             except Exception as error:  # told in the results, on the page and by the exit code
@@ -177,12 +185,17 @@ def _run_all(folder: Path, plan: Plan) -> None:
 
 
 def _finish(
-    folder: Path, plan: Plan, one: Contender, seed: int, lr: float | None
+    folder: Path,
+    plan: Plan,
+    one: Contender,
+    seed: int,
+    lr: float | None,
+    tracking: Tracking | None,
 ) -> dict[str, Any]:
     """Train one run and judge it; its line in the results."""
     config = plan.config(one, seed, lr)
     home = folder / "runs" / f"{one.name}-{seed}"
-    seconds, memory = _train(folder, home, config)
+    seconds, memory = _train(folder, home, config, tracking)
     model = checkpoints.load(home).to(find_device(config.training.device))
     task = tasks.from_config(config.task, JUDGED_SEED)
     grades = {k: task.grade(model, "test", plan.num_examples, k).numpy() for k in model.step_counts}
@@ -239,7 +252,9 @@ def _find_rate(folder: Path, plan: Plan, one: Contender) -> float | None:
     return max(usable, key=lambda lr: found[lr]["merit"])
 
 
-def _train(folder: Path, home: Path, config: Config) -> tuple[float | None, int | None]:
+def _train(
+    folder: Path, home: Path, config: Config, tracking: Tracking | None = None
+) -> tuple[float | None, int | None]:
     """Train, or go on training; (process seconds, memory), None where they are not known."""
     name = home.relative_to(folder).as_posix()
     append_line(folder / SITTINGS, {"run": name})
@@ -251,7 +266,7 @@ def _train(folder: Path, home: Path, config: Config) -> tuple[float | None, int 
             metered(find_device(config.training.device)) as meter,
         ):
             is_begun = (home / runs.RECORD).exists()
-            train(resume=home) if is_begun else train(config, home)
+            train(resume=home) if is_begun else train(config, home, tracking=tracking)
     finally:
         if meter is not None:
             end = {"run": name, "seconds": meter.seconds, "memory": meter.memory}
@@ -266,6 +281,21 @@ def _train(folder: Path, home: Path, config: Config) -> tuple[float | None, int 
         None if was_killed else sum(seconds),
         None if None in memory else max(memory),
     )
+
+
+def _track(comparison: Comparison, tracking: Tracking) -> None:
+    """Tell of a comparison as of a run: its settings, the mean scores, its page."""
+    folder = comparison.folder
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    sink = sinks.open_sink(tracking, folder, {"run": name, "config": comparison.plan.asked()})
+    assert sink is not None
+    scores = {
+        name: float(np.mean([result.line["score"] for result in results]))
+        for name, results in comparison.results.items()
+        if results
+    }
+    sink.send([{"update": comparison.plan.seeds, "test": scores}])
+    sink.finish("FAILED" if comparison.failures else "FINISHED")
 
 
 def _curve(
