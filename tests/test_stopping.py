@@ -1,0 +1,51 @@
+"""Signals that come more than once: the same wish told again, and a second wish."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from thinkers import stopping
+from thinkers.stopping import Signals
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_same_wish_told_again_changes_nothing(second):
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(20):
+            os.kill(os.getpid(), second)
+        assert signals.came() == [True, False]
+
+
+def test_told_again_while_work_is_left(monkeypatch):
+    def work():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    start = time.monotonic()
+    with Signals() as signals:
+        assert signals.unless_stopped(work) is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.unless_stopped(work) is None
+    assert time.monotonic() - start < 5
+
+
+def test_a_second_wish_kills_as_usual():
+    code = (
+        "import os, signal, time\n"
+        "from thinkers import stopping\n"
+        "stopping.SAME_WISH = 0.05\n"
+        "with stopping.Signals():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(0.2)\n"
+        "    print('still here', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGTERM and done.stdout == "still here\n"
+    assert stopping.SAME_WISH == 2.0
