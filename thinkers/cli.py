@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -302,4 +303,8 @@ def import_file(file: str) -> None:
 
 def console() -> NoReturn:
     """The entry point of the command."""
-    raise SystemExit(main())
+    code = main()
+    if code > 128:  # all is saved, and the same wish may be told again while the process ends
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(code)

@@ -1,12 +1,15 @@
 """SIGINT and SIGTERM, turned into a flag that the training loop reads after each update."""
 
 import signal
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import TypeVar
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_WISH = 2.0
+"""Seconds."""
 
 
 class Stopped(Exception):
@@ -14,10 +17,15 @@ class Stopped(Exception):
 
 
 class Signals:
-    """While entered, the first signal is remembered in `number`; a second one kills as usual."""
+    """While entered, the first signal is remembered in `number`; a second wish kills as usual.
+
+    What follows within SAME_WISH is the first wish told again: a terminal and torchrun both tell it
+    to the same process.
+    """
 
     def __init__(self) -> None:
         self.number = 0
+        self._came = 0.0
         self._breakable = False
         self._before: dict[int, object] = {}
 
@@ -64,8 +72,10 @@ class Signals:
             return None
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        for other in self._before:
-            signal.signal(other, signal.SIG_DFL)
+        if not self.number:
+            self.number, self._came = number, time.monotonic()
+        elif time.monotonic() - self._came > SAME_WISH:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         if self._breakable:
             raise Stopped
