@@ -217,9 +217,17 @@ def steps_figure(findings: Findings, by_flops: bool) -> "Figure":
             markersize=9,
         )
         ticks |= set(scores)
-    if not by_flops:
+    if by_flops:
+        low, high = axes.get_xlim()
+        marks = [digit * 10.0**power for power in range(20) for digit in (1, 2, 5)]
+        shown = [mark for mark in marks if low <= mark <= high]
+        every = -(-len(shown) // 6) or 1  # more than six labels would touch each other
+        axes.set_xticks(
+            shown[::every], [f"{mark:.0e}".replace("e+0", "e") for mark in shown[::every]]
+        )
+    else:
         axes.set_xticks([max(k, 0.5) for k in sorted(ticks)], [str(k) for k in sorted(ticks)])
-        axes.minorticks_off()
+    axes.minorticks_off()
     _finish(figure, axes)
     return figure
 
