@@ -12,14 +12,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Int
+from torch import Tensor
 
 from thinkers.checkpoints import write_file
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models.base import Batch
 from thinkers.tasks import worlds
-from thinkers.tasks.base import IGNORED, SPLITS, Task, grade_answers, score_answers, whole
+from thinkers.tasks.base import IGNORED, SPLITS, AnswerTask, whole
 from thinkers.tasks.draws import Draws, row_keys
 from thinkers.tasks.text_files import unreadable
 
@@ -52,7 +52,7 @@ class Example(NamedTuple):
     answer: list[int]
 
 
-class Babi(Task):
+class Babi(AnswerTask):
     """Answers questions about a story: who is where, why, how many, is it so.
 
     The form is that of the bAbI tasks (Weston et al. 2015, https://arxiv.org/abs/1502.05698), of
@@ -90,7 +90,6 @@ class Babi(Task):
                 raise UsageError(f"kinds must be among {known} without a path, got {unknown[0]}")
 
     config: Config
-    headline = "exact"
     end_token, pad_token = END, PAD
 
     def __init__(self, config: Any = None, seed: int = 0, run: Mapping[str, Any] | None = None):
@@ -159,32 +158,7 @@ class Babi(Task):
         chosen = Draws(keys).below(len(examples), 1)[:, 0].tolist()
         return rows([examples[i] for i in chosen], keys.view(np.int64))
 
-    def score(
-        self,
-        model: nn.Module,
-        split: str = "test",
-        num_examples: int = 2000,
-        num_steps: int | None = None,
-    ) -> dict[str, float]:
-        """The share of answers that are right, of so many questions or of all that there are."""
-        batches = self._held_out(split, num_examples)
-        found = score_answers(model, batches, self._answer_length, num_steps)
-        return {"exact": found["exact"]}
-
-    def grade(
-        self,
-        model: nn.Module,
-        split: str = "test",
-        num_examples: int = 2000,
-        num_steps: int | None = None,
-    ) -> Float[Tensor, " n"]:
-        """1 for each answer that is right, 0 for the others."""
-        batches = self._held_out(split, num_examples)
-        right, graded = grade_answers(model, batches, self._answer_length, num_steps)
-        return (right == graded).double()
-
-    def _held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
-        whole("num_examples", num_examples, 1)
+    def held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
         examples = self.examples(split)[:num_examples]
         for start in range(0, len(examples), SCORED_AT_ONCE):
             some = examples[start : start + SCORED_AT_ONCE]

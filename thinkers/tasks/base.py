@@ -1,7 +1,7 @@
 """What all tasks share: batches to learn from, examples to be judged on, a score."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -121,6 +121,42 @@ class Task(ABC):
         """Go back to a state that `state_dict` gave."""
         if state:
             raise UsageError(f"state must be empty without a curriculum, got {sorted(state)}")
+
+
+class AnswerTask(Task):
+    """A task whose held-out examples are prompts, each with one right answer."""
+
+    headline = "exact"
+
+    @abstractmethod
+    def held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
+        """So many examples of `split`, or all that there are, the same whoever asks."""
+
+    @abstractmethod
+    def answer_length(self) -> int: ...
+
+    def score(
+        self,
+        model: nn.Module,
+        split: str = "test",
+        num_examples: int = 2000,
+        num_steps: int | None = None,
+    ) -> dict[str, float]:
+        """The share of whole answers that are right, and of answer tokens, the end included."""
+        examples = self.held_out(split, whole("num_examples", num_examples, 1))
+        return score_answers(model, examples, self.answer_length(), num_steps)
+
+    def grade(
+        self,
+        model: nn.Module,
+        split: str = "test",
+        num_examples: int = 2000,
+        num_steps: int | None = None,
+    ) -> Float[Tensor, " n"]:
+        """1 for each whole answer that is right, 0 for the others."""
+        examples = self.held_out(split, whole("num_examples", num_examples, 1))
+        right, graded = grade_answers(model, examples, self.answer_length(), num_steps)
+        return (right == graded).double()
 
 
 def score_answers(

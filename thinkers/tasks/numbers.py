@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int64, UInt64
-from torch import Tensor, nn
+from jaxtyping import Bool, Int, Int64, UInt64
+from torch import Tensor
 
 from thinkers.errors import UsageError
 from thinkers.models.base import Batch
 from thinkers.tasks import vocabulary
-from thinkers.tasks.base import IGNORED, SPLITS, Task, grade_answers, score_answers, whole
+from thinkers.tasks.base import IGNORED, SPLITS, AnswerTask, whole
 from thinkers.tasks.draws import Draws, constants, mix, row_keys
 from thinkers.tasks.vocabulary import BASE, BLANK, END, EQUALS, PAD
 
@@ -54,7 +54,7 @@ class Questions:
             mine[rows] = getattr(other, name)[which]
 
 
-class NumberTask(Task):
+class NumberTask(AnswerTask):
     """Questions about numbers in bases from 2 to 16, answered exactly."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,6 @@ class NumberTask(Task):
             return len(self.in_bases) * len(self.out_bases) > 1
 
     config: Config
-    headline = "exact"
     marks: ClassVar[str] = "="
     """What a text of this task may hold beside digits and blanks."""
     are_numbers: ClassVar[bool] = True
@@ -268,31 +267,7 @@ class NumberTask(Task):
 
     # judging
 
-    def score(
-        self,
-        model: nn.Module,
-        split: str = "test",
-        num_examples: int = 2000,
-        num_steps: int | None = None,
-    ) -> dict[str, float]:
-        """The share of whole answers that are right, and of answer tokens, the end included."""
-        examples = self._held_out(split, num_examples)
-        return score_answers(model, examples, self.answer_length(), num_steps)
-
-    def grade(
-        self,
-        model: nn.Module,
-        split: str = "test",
-        num_examples: int = 2000,
-        num_steps: int | None = None,
-    ) -> Float[Tensor, " n"]:
-        """1 for each whole answer that is right, 0 for the others."""
-        examples = self._held_out(split, num_examples)
-        right, graded = grade_answers(model, examples, self.answer_length(), num_steps)
-        return (right == graded).double()
-
-    def _held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
-        whole("num_examples", num_examples, 1)
+    def held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
         _check_split(split)
         largest = self.config.sizes[-1]
         for i, start in enumerate(range(0, num_examples, SCORED_AT_ONCE)):

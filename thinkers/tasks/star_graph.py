@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64, UInt64
-from torch import Tensor, nn
+from jaxtyping import Int, Int64, UInt64
+from torch import Tensor
 
 from thinkers.errors import UsageError
 from thinkers.models.base import Batch
-from thinkers.tasks.base import IGNORED, SPLITS, Task, grade_answers, score_answers, whole
+from thinkers.tasks.base import IGNORED, SPLITS, AnswerTask, whole
 from thinkers.tasks.draws import Draws, constants, mix, row_keys
 
 SCORED_AT_ONCE = 500
@@ -25,7 +25,7 @@ _GRAPHS = 17
 _WRITTEN = re.compile(r"((\d+,\d+\|)*/\d+,\d+=)?(\d+(,\d+)*)?", re.ASCII)
 
 
-class StarGraph(Task):
+class StarGraph(AnswerTask):
     """From the edges of a star in any order, and from two of its nodes, the path between them.
 
     `degree` arms leave the start; the goal is the end of one of them. The question is
@@ -72,7 +72,6 @@ class StarGraph(Task):
             return 1 + self.degree * (self.path_length - 1)
 
     config: Config
-    headline = "exact"
 
     def __init__(self, config: Any = None, seed: int = 0):
         super().__init__(config, seed)
@@ -175,31 +174,7 @@ class StarGraph(Task):
         tenth = (mix(content) >> np.uint64(32)) % np.uint64(10)
         return np.maximum(tenth.astype(np.int64) - 7, 0)
 
-    def score(
-        self,
-        model: nn.Module,
-        split: str = "test",
-        num_examples: int = 2000,
-        num_steps: int | None = None,
-    ) -> dict[str, float]:
-        """The share of whole paths that are right, written without help, and of their tokens."""
-        examples = self._held_out(split, num_examples)
-        return score_answers(model, examples, self.answer_length(), num_steps)
-
-    def grade(
-        self,
-        model: nn.Module,
-        split: str = "test",
-        num_examples: int = 2000,
-        num_steps: int | None = None,
-    ) -> Float[Tensor, " n"]:
-        """1 for each whole path that is right, 0 for the others."""
-        examples = self._held_out(split, num_examples)
-        right, graded = grade_answers(model, examples, self.answer_length(), num_steps)
-        return (right == graded).double()
-
-    def _held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
-        whole("num_examples", num_examples, 1)
+    def held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
         for i, start in enumerate(range(0, num_examples, SCORED_AT_ONCE)):
             yield self.batch(i, min(SCORED_AT_ONCE, num_examples - start), split)
 
