@@ -14,10 +14,11 @@ from test_reports import Reader
 import thinkers
 from thinkers import comparing, matching, plans, runs, sinks
 from thinkers.cli import main
-from thinkers.comparing import append_line, compare, read, read_lines
+from thinkers.comparing import compare, read
 from thinkers.errors import DamagedError, Interrupted, UsageError
 from thinkers.findings import Findings, conclusion, limits, verdict
 from thinkers.intervals import Interval
+from thinkers.lines import append_line, read_lines
 from thinkers.models import MODELS
 from thinkers.models.looped import Looped
 from thinkers.plans import Plan
@@ -513,7 +514,7 @@ def test_tracking_is_told_of_each_run_and_of_the_comparison(tmp_path, monkeypatc
     monkeypatch.setitem(sinks.SINKS, "recording", Recording)
     found = small(tmp_path / "a", seeds=1, tracking="recording")
     opened = [name for name, what, _ in told if what == "open"]
-    assert opened == ["decoder-0", "looped-0", "a"]
+    assert opened == ["a", "decoder-0", "looped-0"]
     assert [status for _, status, _ in told if status == "FINISHED"] == ["FINISHED"] * 3
     (name, _, (line,)), (_, _, pages) = told[-2:]
     scores = {model: results[0].line["score"] for model, results in found.results.items()}

@@ -17,6 +17,7 @@ import thinkers
 from thinkers import commands
 from thinkers.commands import raise_unknown
 from thinkers.errors import ResourceError, ThinkersError, UsageError
+from thinkers.plugins import import_file
 
 SWITCHES = ("print_config", "dry_run", "debug", "help", "version", "ablate")
 PATHS = ("out", "config", "resume", "import_module")
@@ -119,6 +120,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     comparing.add_argument("--num_examples", metavar="N", help="held-out, 2000 by default")
     comparing.add_argument("--out", metavar="DIR", help="runs/compare-TASK by default")
     comparing.add_argument("--resume", action="store_true", help="do what DIR is missing")
+    comparing.add_argument("--workers", metavar="N", help="runs at once, one core each; 1 if none")
     comparing.add_argument("--tracking", metavar="NAME", help="mlflow or tensorboard")
     comparing.add_argument(
         "--dry_run", action="store_true", help="print sizes and minutes, and stop"
@@ -282,23 +284,6 @@ def explain(error: BaseException, code: int) -> list[str]:
     if isinstance(error, OSError) and error.filename is not None:
         return [f"found: {error.filename}: {error.strerror}", "to do: choose a path that works"]
     return lines or [type(error).__name__]
-
-
-def import_file(file: str) -> None:
-    """Run a user's file, whose purpose is to add to MODELS, TASKS or RECIPES."""
-    import importlib.util
-
-    path = Path(file)
-    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
-    if spec is None or spec.loader is None:
-        raise UsageError(f"found: --import_module {file}\nexpected: the path of a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UsageError(f"found: --import_module {file} ends with {what}") from error
 
 
 def console() -> NoReturn:

@@ -203,11 +203,16 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
         if options.num_examples is None
         else whole("--num_examples", options.num_examples, 1),
     }
+    workers = 1 if options.workers is None else whole("--workers", options.workers, 1)
     if options.dry_run:
-        print(plans.Plan.of(**wishes).table())
+        print(plans.Plan.of(**wishes).table(workers))
         return 0
     comparison = thinkers.compare(
-        **wishes, out=options.out, resume=options.resume, tracking=options.tracking
+        **wishes,
+        out=options.out,
+        resume=options.resume,
+        workers=workers,
+        tracking=options.tracking,
     )
     print(comparing_page.terminal_table(comparison))
     print(f"page {comparison.folder / comparing_page.PAGE}")

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +14,19 @@ import numpy as np
 import torch
 
 from thinkers import checkpoints, matching, reports, runs, sinks, tasks
+from thinkers.checks import check_int
 from thinkers.config import Config
 from thinkers.distributed import find_device
 from thinkers.errors import DamagedError, Interrupted, LockedError, ThinkersError, UsageError
-from thinkers.matching import Contender
+from thinkers.lines import append_line, read_lines
 from thinkers.metering import metered
 from thinkers.models.base import Model
 from thinkers.plans import Plan
-from thinkers.sinks import Tracking
+from thinkers.sinks import Sink, Tracking
 from thinkers.training import train
+from thinkers.workers import run_each
 
-RESULTS, SEARCH, SITTINGS, LOG = "results.jsonl", "search.jsonl", "sittings.jsonl", "log.txt"
+RESULTS, SEARCH, SITTINGS = "results.jsonl", "search.jsonl", "sittings.jsonl"
 PAGE, GRADES = "report.html", "grades.npz"
 POINT_EXAMPLES = 500
 """On how many examples each checkpoint of a run is judged."""
@@ -83,6 +84,7 @@ def compare(
     num_examples: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    workers: int = 1,
     tracking: Tracking | None = None,
 ) -> Comparison:
     """Train every model over several seeds with equal means, judge all on the same examples.
@@ -98,6 +100,7 @@ def compare(
         settings: {"task.max_digits": 2}: of the task, and of all models and trainings.
         out: The folder, runs/compare-TASK if None.
         resume: Go on with the comparison in `out`; what it was asked for may be left out.
+        workers: How many runs are trained at once, each by one thread of a process of its own.
         tracking: Where each run is told of, and the comparison, with its page, when it has ended.
 
     Raises:
@@ -122,6 +125,7 @@ def compare(
         reports._report(module)  # what the page needs is missed before hours of training
     if tracking is not None:
         sinks.check(tracking)
+    check_int("workers", workers, 1)
     plan = None if resume else Plan.of(**asked)
     if out is None and task is None:
         raise UsageError("found: no task\nexpected: a name of thinkers list tasks")
@@ -130,17 +134,21 @@ def compare(
         if plan is None:
             plan = Plan.read(folder).extended(**asked)
         plan.write(folder)
-        print(plan.table(), flush=True)
+        print(plan.table(workers), flush=True)
+        # Opened before the runs, which find a new data base finished, however many begin at once.
+        sink = None if tracking is None else _open_sink(tracking, folder, plan)
         try:
-            _run_all(folder, plan, tracking)
+            _run_all(folder, plan, workers, tracking)
         except Interrupted as error:
+            if sink is not None:
+                sink.finish("KILLED")
             todo = f"go on with thinkers compare --out {folder} --resume"
             number = error.exit_code - 128
             raise Interrupted(f"interrupted, and what was done is kept; {todo}", number) from None
         comparison = read(folder)
         write_page(comparison)
-        if tracking is not None:
-            _track(comparison, tracking)
+        if sink is not None:
+            _tell(sink, comparison)
         return comparison
 
 
@@ -159,42 +167,44 @@ def read(folder: str | Path) -> Comparison:
     return Comparison(path, plan, results, failures)
 
 
-def _run_all(folder: Path, plan: Plan, tracking: Tracking | None) -> None:
+def _run_all(folder: Path, plan: Plan, workers: int, tracking: Tracking | None) -> None:
     """Everything that is missing, seed by seed, so that a part of it can be judged early."""
     done = {
         (line["model"], line["seed"])
         for line in read_lines(folder / RESULTS)
         if line["status"] == "done"
     }
-    rates: dict[str, float | None] = {}
-    for seed in range(plan.seeds):
-        for one in plan.contenders:
-            if (one.name, seed) in done:
-                continue
-            try:
-                if one.name not in rates:
-                    rates[one.name] = _find_rate(folder, plan, one)
-                line = _finish(folder, plan, one, seed, rates[one.name], tracking)
-            except (Interrupted, LockedError):
-                raise
-            except Exception as error:  # told in the results, on the page and by the exit code
-                line = {"status": "failed", **_told(error)}
-            line = {"model": one.name, "seed": seed, **line}
-            append_line(folder / RESULTS, line)
-            print(_news(plan, line), flush=True)
+    names = [one.name for one in plan.contenders]
+    missing = [(x, seed) for seed in range(plan.seeds) for x in names if (x, seed) not in done]
+    seekers = list(dict.fromkeys(name for name, _ in missing)) if plan.lrs else []
+    rates: dict[str, Any] = dict.fromkeys(names)
+    for place, found in run_each(_find_rate, [(folder, name) for name in seekers], workers):
+        rates[seekers[place]] = found
+    jobs = [(folder, name, seed, rates[name], tracking) for name, seed in missing]
+    for place, line in run_each(_finish, jobs, workers):
+        if isinstance(line, LockedError):
+            raise line
+        if isinstance(line, Exception):  # told in the results, on the page and by the exit code
+            line = {"status": "failed", **_told(line)}
+        name, seed = missing[place]
+        line = {"model": name, "seed": seed, **line}
+        append_line(folder / RESULTS, line)
+        print(_news(plan, line), flush=True)
 
 
 def _finish(
-    folder: Path,
-    plan: Plan,
-    one: Contender,
-    seed: int,
-    lr: float | None,
-    tracking: Tracking | None,
+    folder: Path, name: str, seed: int, lr: float | Exception | None, tracking: Tracking | None
 ) -> dict[str, Any]:
-    """Train one run and judge it; its line in the results."""
-    config = plan.config(one, seed, lr)
-    home = folder / "runs" / f"{one.name}-{seed}"
+    """Train one run and judge it; its line in the results.
+
+    Args:
+        lr: The exception that the search for it ended with is what the run ends with.
+    """
+    if isinstance(lr, Exception):
+        raise lr
+    plan = Plan.read(folder)
+    config = plan.config(plan.contender(name), seed, lr)
+    home = folder / "runs" / f"{name}-{seed}"
     seconds, memory = _train(folder, home, config, tracking)
     model = checkpoints.load(home).to(find_device(config.training.device))
     task = tasks.from_config(config.task, JUDGED_SEED)
@@ -220,20 +230,20 @@ def _finish(
     }
 
 
-def _find_rate(folder: Path, plan: Plan, one: Contender) -> float | None:
-    """The best of the learning rates on the validation split; None if there is no choice.
+def _find_rate(folder: Path, name: str) -> float:
+    """The best of the learning rates on the validation split.
 
     Raises:
         ThinkersError: No rate could be trained with.
     """
-    if not plan.lrs:
-        return None
-    found = {line["lr"]: line for line in read_lines(folder / SEARCH) if line["model"] == one.name}
+    plan = Plan.read(folder)
+    one = plan.contender(name)
+    found = {line["lr"]: line for line in read_lines(folder / SEARCH) if line["model"] == name}
     for lr in plan.lrs:
         if lr in found:
             continue
         config = plan.config(one, SEARCH_SEED, lr)
-        home = folder / "runs" / f"{one.name}-search-{lr:g}"
+        home = folder / "runs" / f"{name}-search-{lr:g}"
         try:
             seconds, _ = _train(folder, home, config)
             task = tasks.from_config(config.task, JUDGED_SEED)
@@ -244,11 +254,11 @@ def _find_rate(folder: Path, plan: Plan, one: Contender) -> float | None:
             raise
         except Exception as error:  # a rate too high to train with is not the best
             told = _told(error)
-        found[lr] = {"model": one.name, "lr": lr, **told}
+        found[lr] = {"model": name, "lr": lr, **told}
         append_line(folder / SEARCH, found[lr])
     usable = [lr for lr in plan.lrs if "merit" in found[lr]]
     if not usable:
-        raise ThinkersError(f"no rate of {plan.lrs} trains {one.name}: {found[lr]['error']}")
+        raise ThinkersError(f"no rate of {plan.lrs} trains {name}: {found[lr]['error']}")
     return max(usable, key=lambda lr: found[lr]["merit"])
 
 
@@ -257,11 +267,12 @@ def _train(
 ) -> tuple[float | None, int | None]:
     """Train, or go on training; (process seconds, memory), None where they are not known."""
     name = home.relative_to(folder).as_posix()
+    home.parent.mkdir(exist_ok=True)
     append_line(folder / SITTINGS, {"run": name})
     meter = None
     try:
         with (
-            (folder / LOG).open("a") as log,
+            (home.parent / f"{home.name}.log").open("a") as log,
             contextlib.redirect_stdout(log),
             metered(find_device(config.training.device)) as meter,
         ):
@@ -283,12 +294,16 @@ def _train(
     )
 
 
-def _track(comparison: Comparison, tracking: Tracking) -> None:
-    """Tell of a comparison as of a run: its settings, the mean scores, its page."""
-    folder = comparison.folder
+def _open_sink(tracking: Tracking, folder: Path, plan: Plan) -> Sink:
+    """Where the comparison is told of, as a run is: its settings now, the rest when it ends."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    sink = sinks.open_sink(tracking, folder, {"run": name, "config": comparison.plan.asked()})
+    sink = sinks.open_sink(tracking, folder, {"run": name, "config": plan.asked()})
     assert sink is not None
+    return sink
+
+
+def _tell(sink: Sink, comparison: Comparison) -> None:
+    """The mean scores, and the page."""
     scores = {
         name: float(np.mean([result.line["score"] for result in results]))
         for name, results in comparison.results.items()
@@ -334,29 +349,6 @@ def _read_result(folder: Path, line: Mapping[str, Any]) -> Result:
             return Result(line, grades, found["points"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DamagedError(f"{file} must hold the grades of a run: {error}") from None
-
-
-def append_line(file: Path, line: Mapping[str, Any]) -> None:
-    """Add a line of JSON, on the disk when this returns; what a kill left unfinished goes."""
-    content = (json.dumps(line, allow_nan=False) + "\n").encode()
-    with checkpoints.disk_errors(file, len(content)), file.open("ab+") as stream:
-        stream.seek(0)
-        old = stream.read()
-        stream.truncate(old.rfind(b"\n") + 1)
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The finished lines of a file of JSON lines; none if it is not there."""
-    if not file.exists():
-        return []
-    whole = file.read_bytes().rpartition(b"\n")[0]
-    try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise DamagedError(f"{file} must hold lines of JSON: {error}") from None
 
 
 def _told(error: Exception) -> dict[str, Any]:

@@ -47,5 +47,8 @@ class Interrupted(ThinkersError):
     """A run that was asked to stop and has saved; the exit code is 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int):
-        super().__init__(message)
+        super().__init__(message, signal_number)
         self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return str(self.args[0])

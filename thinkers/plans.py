@@ -179,16 +179,23 @@ class Plan:
         assert self.rates is not None
         return self.config(one, 0).training.num_updates * self.rates[one.name] / 60
 
-    def table(self) -> str:
-        """Who takes part, and what it will take."""
+    def contender(self, name: str) -> Contender:
+        """Who takes part by this name."""
+        return next(one for one in self.contenders if one.name == name)
+
+    def table(self, workers: int = 1) -> str:
+        """Who takes part, and what it will take if so many runs are under way at once."""
         runs_each = self.seeds + len(self.lrs)
         lines = [f"{'model':<18}{'parameters':>11}{'updates':>9}{'lr':>9}{'minutes':>9}"]
         for one in self.contenders:
             size, updates = parameters(one.config.model), self.config(one, 0).training.num_updates
             lr = "search" if self.lrs else f"{one.config.training.lr:g}"
             lines.append(f"{one.name:<18}{size:>11,}{updates:>9,}{lr:>9}{self.minutes(one):>9.1f}")
+        number = len(self.contenders) * runs_each
         total = sum(self.minutes(one) for one in self.contenders) * runs_each
-        lines.append(f"{len(self.contenders) * runs_each} runs, about {total:.0f} minutes in all")
+        minutes = total / min(workers, number)
+        at_once = f", {workers} at once" if workers > 1 else ""
+        lines.append(f"{number} runs{at_once}, about {minutes:.0f} minutes in all")
         return "\n".join(lines)
 
 
