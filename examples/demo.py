@@ -1,19 +1,25 @@
-"""Train a small model to add, and show how its answers depend on how long it thinks.
+"""Train three small models to add with equal means, and show what thinking does to their answers.
 
 python examples/demo.py --out runs/demo
 """
 
 import argparse
+import contextlib
+import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import thinkers
-from thinkers import reports, runs, tasks
+from thinkers import comparing, comparing_page, reports, runs, tasks
 from thinkers.cli import guarded
+from thinkers.models.base import Model
 from thinkers.reports import Section
-from thinkers.tasks.base import left_padded_prompts
+from thinkers.tasks.base import Task, left_padded_prompts
 
+MODELS = ("decoder", "looped", "thinker")
+SHOWN = "thinker"
+BUDGET = 4e12
+"""FLOPs of each training: about four minutes of one core."""
 STEPS = (1, 2, 4, 8, 16)
 
 
@@ -21,21 +27,32 @@ def main() -> int:
     options = parse()
     start = time.monotonic()
     move_aside(options.out)
-    config = thinkers.RECIPES["add/thinker"]()
-    if options.num_updates:
-        training = replace(config.training, num_updates=options.num_updates)
-        config = replace(config, training=training)
-    run = thinkers.train(config, out=options.out)
+    compared = thinkers.compare(
+        "add",
+        MODELS,
+        budget=options.budget,
+        seeds=1,
+        num_examples=options.num_examples,
+        out=options.out / "compared",
+        workers=min(2, os.cpu_count() or 1),
+    )
+    print(comparing_page.terminal_table(compared))
+    if compared.failures:
+        return compared.exit_code
 
-    steps = [n for n in STEPS if n <= run.model.config.max_steps]
-    rows = thinkers.evaluate(run, num_steps=steps, num_examples=options.num_examples)
+    run = options.out / "compared" / compared.results[SHOWN][0].line["run"]
+    record = runs.read_record(run)
+    config = thinkers.Config.from_dict(record["config"])
+    model, task = thinkers.load(run), tasks.from_config(config.task, comparing.JUDGED_SEED)
+    steps = [n for n in STEPS if n <= model.config.max_steps]
+    rows = thinkers.evaluate(model, steps, options.num_examples, task=task)
     scores = {row["num_steps"]: row["exact"] for row in rows}
-    usual = run.model.config.num_steps
+    usual = model.config.num_steps
     minutes = (time.monotonic() - start) / 60
     reports.write_png(
-        reports.accuracy_figure(scores, usual, ink="black"), run.folder / "accuracy.png"
+        reports.accuracy_figure(scores, usual, ink="black"), options.out / "accuracy.png"
     )
-    report = run.folder / "report.html"
+    report = options.out / "report.html"
     reports.write_page(
         report,
         title="A model that thinks before it adds",
@@ -43,10 +60,12 @@ def main() -> int:
         f"after {usual} thinking steps.",
         sections=[
             accuracy_section(rows, usual),
-            examples_section(run, config, steps),
-            settings_section(run, config, minutes),
+            examples_section(model, task, steps),
+            others_section(compared),
+            settings_section(model, config, record, minutes),
         ],
     )
+    print(f"comparison {compared.folder / comparing.PAGE}")
     print(f"work: {60 * minutes:.0f} s")
     print(f"accuracy {scores[usual]:.3f} at {usual} steps, report {report}")
     return 0
@@ -55,7 +74,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--num_updates", type=int, help="train less than the recipe does")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="FLOPs of each training")
     parser.add_argument("--num_examples", type=int, default=2000, help="held-out sums to judge by")
     return parser.parse_args()
 
@@ -67,7 +86,9 @@ def move_aside(folder: Path) -> None:
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
-    with runs.owned(folder, new=False):  # nobody is training in it
+    compared = folder / "compared"
+    free = runs.owned(compared, new=False) if compared.exists() else contextlib.nullcontext()
+    with free:  # nobody is training in it
         folder.rename(aside)
     print(f"the demo before this one is now {aside}")
 
@@ -86,14 +107,13 @@ def accuracy_section(rows: list[dict], usual: int) -> Section:
     )
 
 
-def examples_section(run: thinkers.Run, config: thinkers.Config, steps: list[int]) -> Section:
-    task = tasks.from_config(config.task, config.training.seed)
+def examples_section(model: Model, task: Task, steps: list[int]) -> Section:
     batch = task.batch(0, 8, "test")
     prompts = left_padded_prompts(batch)
     room = task.answer_width(task.config.sizes[-1]) + 1
     columns = []
     for n in steps:
-        answers = run.model.answer(prompts, batch.prompt_lengths, room, n)
+        answers = model.answer(prompts, batch.prompt_lengths, room, n)
         columns.append([task.decode(row.tolist()) for row in answers])
     questions = [
         task.decode(row[:length].tolist())
@@ -107,18 +127,41 @@ def examples_section(run: thinkers.Run, config: thinkers.Config, steps: list[int
     )
 
 
-def settings_section(run: thinkers.Run, config: thinkers.Config, minutes: float) -> Section:
-    record = runs.read_record(run.folder)
-    size = sum(p.numel() for p in run.model.parameters())
-    model = f"{run.model.name}, {size:,} parameters, {config.model.dim} wide"
+def others_section(compared: comparing.Comparison) -> Section:
+    """The other models, which were given the same."""
+    lines = {name: results[0].line for name, results in compared.results.items()}
+    return Section(
+        heading="Beside models that think less",
+        text="As many parameters, the same FLOPs of training, the same held-out sums. One seed "
+        "decides nothing: compared/report.html beside this page has all figures, and what can be "
+        "concluded from them.",
+        columns=("model", "exact", "thinking steps", "updates", "FLOPs of an answer"),
+        rows=[
+            (
+                name,
+                f"{line['score']:.3f}",
+                line["num_steps"],
+                f"{line['updates']:,}",
+                f"{line['answer_flops'][str(line['num_steps'])]:,.0f}",
+            )
+            for name, line in lines.items()
+        ],
+        marked=list(lines).index(SHOWN),
+    )
+
+
+def settings_section(
+    model: Model, config: thinkers.Config, record: dict, minutes: float
+) -> Section:
+    size = sum(p.numel() for p in model.parameters())
+    told = f"{model.name}, {size:,} parameters, {config.model.dim} wide"
     rows = [
-        ("recipe", config.recipe),
-        ("model", model),
+        ("model", told),
         ("updates", f"{config.training.num_updates:,} of {config.training.batch_size} sums"),
-        ("time", f"{minutes:.1f} minutes on {record['device']}, threads: {record['threads']}"),
+        ("time", f"{minutes:.1f} minutes on {record['device']}, all three models"),
         ("seed", config.training.seed),
         ("torch", record["versions"]["torch"]),
-        ("record", "config.json and metrics.jsonl, beside this page"),
+        ("record", "config.json and metrics.jsonl, in compared/runs"),
     ]
     return Section(heading="How it was made", rows=rows)
 

@@ -156,16 +156,18 @@ def test_the_demo_writes_a_picture_and_a_report_and_keeps_the_one_before(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    line = ["demo.py", "--out", "runs/demo", "--num_updates", "2", "--num_examples", "23"]
+    line = ["demo.py", "--out", "runs/demo", "--budget", "2e10", "--num_examples", "23"]
     monkeypatch.setattr(sys, "argv", line)
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="__main__")
         assert ended.value.code == 0
-    *_, work, last = capsys.readouterr().out.splitlines()
+    *_, page, work, last = capsys.readouterr().out.splitlines()
+    assert page == "comparison runs/demo/compared/report.html" and Path(page.split()[1]).exists()
     assert re.fullmatch(r"work: \d+ s", work)
     assert re.fullmatch(r"accuracy \d\.\d{3} at \d+ steps, report runs/demo/report.html", last)
     for folder in (Path("runs/demo"), Path("runs/demo.1")):
         assert (folder / "accuracy.png").read_bytes().startswith(PNG)
         page = (folder / "report.html").read_text()
-        assert stands_alone(page) and "23 held-out sums" in page and "add/thinker" in page
+        assert stands_alone(page) and "23 held-out sums" in page and "compared/runs" in page
+        assert all(name in page for name in ("decoder", "looped", "thinker"))

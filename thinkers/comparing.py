@@ -18,6 +18,7 @@ from thinkers.checks import check_int
 from thinkers.config import Config
 from thinkers.distributed import find_device
 from thinkers.errors import DamagedError, Interrupted, LockedError, ThinkersError, UsageError
+from thinkers.following import Following
 from thinkers.lines import append_line, read_lines
 from thinkers.metering import metered
 from thinkers.models.base import Model
@@ -178,18 +179,19 @@ def _run_all(folder: Path, plan: Plan, workers: int, tracking: Tracking | None) 
     missing = [(x, seed) for seed in range(plan.seeds) for x in names if (x, seed) not in done]
     seekers = list(dict.fromkeys(name for name, _ in missing)) if plan.lrs else []
     rates: dict[str, Any] = dict.fromkeys(names)
-    for place, found in run_each(_find_rate, [(folder, name) for name in seekers], workers):
-        rates[seekers[place]] = found
-    jobs = [(folder, name, seed, rates[name], tracking) for name, seed in missing]
-    for place, line in run_each(_finish, jobs, workers):
-        if isinstance(line, LockedError):
-            raise line
-        if isinstance(line, Exception):  # told in the results, on the page and by the exit code
-            line = {"status": "failed", **_told(line)}
-        name, seed = missing[place]
-        line = {"model": name, "seed": seed, **line}
-        append_line(folder / RESULTS, line)
-        print(_news(plan, line), flush=True)
+    with Following(folder / "runs") as following:
+        for place, found in run_each(_find_rate, [(folder, name) for name in seekers], workers):
+            rates[seekers[place]] = found
+        jobs = [(folder, name, seed, rates[name], tracking) for name, seed in missing]
+        for place, line in run_each(_finish, jobs, workers):
+            if isinstance(line, LockedError):
+                raise line
+            if isinstance(line, Exception):  # told in the results, on the page, by the exit code
+                line = {"status": "failed", **_told(line)}
+            name, seed = missing[place]
+            line = {"model": name, "seed": seed, **line}
+            append_line(folder / RESULTS, line)
+            following.say(_news(plan, line))
 
 
 def _finish(
