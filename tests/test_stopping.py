@@ -49,3 +49,12 @@ def test_a_second_wish_kills_as_usual():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGTERM and done.stdout == "still here\n"
     assert stopping.SAME_WISH == 2.0
+
+
+def test_work_is_not_begun_after_a_signal():
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.unless_stopped(lambda: 5) is None
+        assert signals.unless_stopped(lambda: 5, allowed=False) == 5
+        assert signals.came() == [False, True]
+    assert Signals.first_of([0, 2.0]) == signal.SIGTERM and Signals.first_of([0, 0]) == 0

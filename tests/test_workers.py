@@ -13,7 +13,7 @@ import torch
 import thinkers
 from thinkers.comparing import compare
 from thinkers.errors import Interrupted, NonFiniteError, ThinkersError
-from thinkers.lines import append_line, read_lines
+from thinkers.lines import read_lines
 from thinkers.workers import run_each
 
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
@@ -38,11 +38,6 @@ def ends(how):
     if how == "interrupted":
         raise Interrupted("asked to stop", signal.SIGTERM)
     return how
-
-
-def writes(file, number):
-    for place in range(50):
-        append_line(file, {"job": number, "place": place})
 
 
 def waits(folder, number):
@@ -87,14 +82,6 @@ def test_a_job_that_was_asked_to_stop_stops_all(workers):
     with pytest.raises(Interrupted) as error:
         list(run_each(ends, [("interrupted",), ("fine",)], workers))
     assert error.value.exit_code == 143
-
-
-def test_two_processes_may_add_lines_to_one_file(tmp_path):
-    file = tmp_path / "lines.jsonl"
-    list(run_each(writes, [(file, number) for number in range(3)], 3))
-    lines = read_lines(file)
-    for number in range(3):
-        assert [x["place"] for x in lines if x["job"] == number] == list(range(50))
 
 
 SCRIPT = """

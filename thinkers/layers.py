@@ -1,5 +1,7 @@
 """Leaves that models are made of: projections, feed-forwards, positions. Norms are torch's own."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -112,3 +114,20 @@ def sinusoidal(positions: Int[Tensor, " t"], dim: int, dtype: torch.dtype) -> Fl
     frequencies = 10000.0 ** (-torch.arange(half, device=positions.device, dtype=dtype) / half)
     angles = positions[:, None].to(dtype) * frequencies
     return torch.cat([angles.sin(), angles.cos()], -1)[:, :dim]
+
+
+def initialize(module: nn.Module, num_residuals: int) -> None:
+    """Draw all weights: 1/sqrt(fan-in), the residual branches' last ones divided by their number.
+
+    Embeddings start at 0.02, so that a tied head starts with small logits.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear):
+            std = part.in_features**-0.5
+            if name.endswith(("output", "down")):
+                std /= math.sqrt(num_residuals)
+            nn.init.normal_(part.weight, std=std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -392,20 +391,3 @@ def next_token_loss(
     total = summed / max(1, count if counts is None else counts["next_token"])
     correct = ((logits.detach().argmax(-1) == targets) | ~graded).all(1)
     return Loss(total, {"next_token": total.detach()}, {"next_token": count}, correct)
-
-
-def initialize(module: nn.Module, num_residuals: int) -> None:
-    """Draw all weights: 1/sqrt(fan-in), the residual branches' last ones divided by their number.
-
-    Embeddings start at 0.02, so that a tied head starts with small logits.
-    """
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Linear):
-            std = part.in_features**-0.5
-            if name.endswith(("output", "down")):
-                std /= math.sqrt(num_residuals)
-            nn.init.normal_(part.weight, std=std)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.Embedding):
-            nn.init.normal_(part.weight, std=0.02)

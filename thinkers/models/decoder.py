@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from thinkers.cache import KeyValueCache
 from thinkers.checks import check_int
-from thinkers.layers import Heads, Rotary, SwiGLU, attention_flops, rotate, swiglu_width
+from thinkers.layers import Heads, Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
 from thinkers.models import base
 from thinkers.models.base import (
     IGNORED,
@@ -21,7 +21,6 @@ from thinkers.models.base import (
     Thought,
     as_batch,
     graded_targets,
-    initialize,
     next_token_loss,
 )
 from thinkers.watching import weigh

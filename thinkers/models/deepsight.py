@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from thinkers.cache import KeyValueCache
 from thinkers.checks import check_int
-from thinkers.layers import Heads, Rotary, SwiGLU, attention_flops, rotate, swiglu_width
+from thinkers.layers import Heads, Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
 from thinkers.models import base
-from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, initialize, next_token_loss
+from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
 from thinkers.planning import EmbeddingLoss, PlanLoss, real_positions
 from thinkers.watching import weigh
 

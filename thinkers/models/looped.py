@@ -15,12 +15,13 @@ from thinkers.layers import (
     Rotary,
     SwiGLU,
     attention_flops,
+    initialize,
     rotate,
     sinusoidal,
     swiglu_width,
 )
 from thinkers.models import base
-from thinkers.models.base import Model, Thought, initialize
+from thinkers.models.base import Model, Thought
 from thinkers.watching import weigh
 
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from thinkers.cache import KeyValueCache
 from thinkers.checks import check_int
-from thinkers.layers import Rotary, SwiGLU, attention_flops, rotate, swiglu_width
+from thinkers.layers import Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
 from thinkers.models import base
-from thinkers.models.base import Batch, Loss, Model, Thought, initialize
+from thinkers.models.base import Batch, Loss, Model, Thought
 from thinkers.models.pairs import Factor, Stops, as_factor, asked, seen, stopped, with_thoughts
 from thinkers.ops import masks, stop_grad_attention
 from thinkers.watching import Watch, weigh

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from thinkers.cache import KeyValueCache
 from thinkers.checks import check_int
 from thinkers.disturb import like_learned, mix
-from thinkers.layers import swiglu_width
+from thinkers.layers import initialize, swiglu_width
 from thinkers.models import base
-from thinkers.models.base import IGNORED, Batch, Loss, Model, Thought, as_batch, initialize
+from thinkers.models.base import IGNORED, Batch, Loss, Model, Thought, as_batch
 from thinkers.models.generation import check_call, evaluating
 from thinkers.ops import masks
 from thinkers.processor import (

@@ -17,12 +17,13 @@ from thinkers.layers import (
     Rotary,
     SwiGLU,
     attention_flops,
+    initialize,
     rotate,
     sinusoidal,
     swiglu_width,
 )
 from thinkers.models import base
-from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, initialize, next_token_loss
+from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
 from thinkers.models.trains import Trains, Written
 from thinkers.ops import masks
 

@@ -1,0 +1,128 @@
+"""What a comparison makes equal: sizes, work, updates, seconds, settings."""
+
+from dataclasses import replace
+
+import pytest
+
+import thinkers
+from thinkers import matching, plans
+from thinkers.cli import main
+from thinkers.errors import UsageError
+from thinkers.models import MODELS
+from thinkers.plans import Plan
+
+SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
+FLAGS = [f"--{key}={value}" for key, value in SMALL.items()]
+BUDGET = 6e7
+
+
+@pytest.mark.parametrize("first", ["decoder", "thinker", "deepsight"])
+def test_all_models_are_of_the_size_of_the_first(first):
+    names = [first, *(name for name in MODELS if name != first)]
+    found = matching.contenders("add", names, (), [])
+    sizes = [sum(p.numel() for p in MODELS[x.name](x.config.model).parameters()) for x in found]
+    own = thinkers.RECIPES[f"add/{first}"]().model
+    assert found[0].config.model == own
+    assert max(sizes) <= 1.03 * min(sizes)
+
+
+def test_controls_work_as_much_as_the_model_that_thinks():
+    names = ["decoder", "thinker", "looped"]
+    found = {x.name: x for x in matching.contenders("add", names, matching.CONTROLS, [])}
+    looped = found["looped"].config
+    work = matching.answer_flops(looped)
+    for name in ("untied", "wider"):
+        assert matching.answer_flops(found[name].config) == pytest.approx(work, rel=0.03)
+    # fillers come one by one: none of the whole numbers is nearer
+    model, task = found["pause"].config.model, looped.task
+    off = [
+        abs(matching.work_of(replace(model, num_fillers=n), task) - work)
+        for n in (model.num_fillers - 1, model.num_fillers, model.num_fillers + 1)
+    ]
+    assert off[1] == min(off)
+    sizes = {name: matching.parameters(x.config.model) for name, x in found.items()}
+    assert sizes["pause"] == pytest.approx(sizes["decoder"], rel=0.03)
+    untied = found["untied"].config.model
+    assert untied.num_layers == 1 + 4 * 1 + 1 and untied.dim == looped.model.dim
+    assert found["wider"].config.model.dim > found["decoder"].config.model.dim
+    assert found["wider"].config.model.num_layers == found["decoder"].config.model.num_layers
+
+
+@pytest.mark.parametrize("name", ["decoder", "looped", "thinker"])
+def test_the_last_update_of_a_plan_reaches_the_budget(name):
+    (one,) = matching.contenders("add", [name], (), FLAGS)
+    config = Plan.of(**asked(models=[name], budget=3e8)).config(one, 5)
+    model, task = MODELS[name](config.model), thinkers.build_task("add", 5, max_digits=1)
+    used = []
+    for update in range(config.training.num_updates):
+        steps = comparing_steps(update, config.training)
+        batch = task.batch(update, config.training.batch_size)
+        used.append(model.batch_flops(batch, steps, training=True))
+    assert sum(used) >= 3e8 > sum(used[:-1])
+
+
+def comparing_steps(update, settings):
+    from thinkers.learning import thinking_steps
+
+    return thinking_steps(update, settings)
+
+
+def asked(**own):
+    nothing = dict(match=None, budget=None, seeds=None, lrs=[], controls=[], num_examples=None)
+    return dict(task="add", models=["decoder"], settings=SMALL) | nothing | own
+
+
+def test_equal_updates_and_equal_seconds():
+    plan = Plan.of(**asked(match="parameters", budget="12", models=["decoder", "looped"]))
+    lengths = [plan.config(one, 0).training.num_updates for one in plan.contenders]
+    assert lengths == [12, 12] and plan.config(plan.contenders[0], 0).training.max_flops is None
+    plan = Plan.of(**asked(budget="0.5 min", models=["decoder", "looped"]))
+    assert (plan.match, plan.budget) == ("seconds", 30)
+    for one in plan.contenders:
+        updates = plan.config(one, 0).training.num_updates
+        assert updates * plan.rates[one.name] == pytest.approx(30, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "budget, match, wanted",
+    [
+        (None, None, ("flops", 2e12)),
+        (None, "seconds", ("seconds", 60)),
+        ("2e13", None, ("flops", 2e13)),
+        (3e9, "flops", ("flops", 3e9)),
+        ("5min", None, ("seconds", 300)),
+        ("90s", "seconds", ("seconds", 90)),
+        ("1.5h", None, ("seconds", 5400)),
+        ("7", "seconds", ("seconds", 7)),
+        (500, "parameters", ("parameters", 500)),
+    ],
+)
+def test_a_budget_is_read_in_its_unit(budget, match, wanted):
+    assert plans._budget(match, budget) == wanted
+
+
+def test_settings_come_from_the_nearest_recipe():
+    sort = {x.name: x.config for x in matching.contenders("sort", ["decoder", "thinker"], (), [])}
+    assert sort["thinker"].recipe == "sort/thinker" and sort["decoder"].recipe == ""
+    assert sort["decoder"].task == sort["thinker"].task
+    assert sort["thinker"].task == thinkers.RECIPES["sort/thinker"]().task
+    assert sort["decoder"].training == thinkers.RECIPES["add/decoder"]().training
+    (shift,) = matching.contenders("shift", ["looped"], (), ["--task.max_length=5"])
+    assert shift.config.task.max_length == 5
+    assert shift.config.model.max_length == thinkers.tasks.from_config(shift.config.task).max_length
+
+
+def test_a_size_that_no_width_reaches_is_refused():
+    model = thinkers.RECIPES["add/decoder"]().model
+    with pytest.raises(UsageError, match="Decoder, which no width brings to 90"):
+        matching.fit(model, matching.parameters, 90)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = ["compare", "add", "--models", "decoder,thinker", "--budget", "1e9", "--dry_run"]
+    assert main([*line, *FLAGS]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["model", "parameters", "updates", "lr", "minutes"]
+    assert [x.split()[0] for x in out[1:3]] == ["decoder", "thinker"]
+    assert out[3].startswith("6 runs, about ") and list(tmp_path.iterdir()) == []

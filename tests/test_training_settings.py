@@ -1,0 +1,150 @@
+"""Settings of training: the rate of an update, what is decayed, what cannot be."""
+
+import math
+
+import pytest
+import torch
+from training_cases import lines, losses, make
+
+from thinkers import models, optimizers, runs, tasks, training
+from thinkers.errors import UsageError
+from thinkers.learning import draw, thinking_steps
+from thinkers.training import Training, train
+
+
+def settings_of(**own) -> Training:
+    return Training(**(dict(num_updates=100, warmup_updates=10, lr=2.0, min_lr_ratio=0.1) | own))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "update", "expected"),
+    [
+        ("cosine", 0, 0.2),
+        ("cosine", 9, 2.0),
+        ("cosine", 10, 2.0),
+        ("cosine", 55, 1.1),
+        ("cosine", 100, 0.2),
+        ("linear", 55, 1.1),
+        ("linear", 32, 2.0 - 1.8 * 22 / 90),
+        ("linear", 500, 0.2),
+        ("constant", 99, 2.0),
+    ],
+)
+def test_the_learning_rate_is_a_function_of_the_update(schedule, update, expected):
+    found = optimizers.learning_rate(update, settings_of(schedule=schedule))
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_norms_biases_and_embeddings_are_not_decayed():
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(13, 7), torch.nn.Linear(7, 5), torch.nn.LayerNorm(5)
+    )
+    (adamw,) = optimizers.build(model, settings_of(weight_decay=0.3))
+    decays = {p: g["weight_decay"] for g in adamw.param_groups for p in g["params"]}
+    assert {n: decays[p] for n, p in model.named_parameters()} == {
+        "0.weight": 0.0,
+        "1.weight": 0.3,
+        "1.bias": 0.0,
+        "2.weight": 0.0,
+        "2.bias": 0.0,
+    }
+
+
+def test_muon_takes_the_matrices_of_hidden_layers():
+    model = models.from_config(make().model)
+    adamw, muon = optimizers.build(model, settings_of(optimizer="muon"))
+    names = {p: n for n, p in model.named_parameters()}
+    taken = {names[p] for g in muon.param_groups for p in g["params"]}
+    assert taken == {n for n, p in model.named_parameters() if p.ndim == 2} - {"embedding.weight"}
+    rest = {names[p] for g in adamw.param_groups for p in g["params"]}
+    assert rest | taken == set(names.values()) and not rest & taken
+
+
+def test_thinking_steps_are_drawn_from_the_seed_and_the_update():
+    drawn = [thinking_steps(u, settings_of(random_steps=(2, 5))) for u in range(400)]
+    assert sorted(set(drawn)) == [2, 3, 4, 5]
+    assert all(70 < drawn.count(k) < 130 for k in (2, 3, 4, 5))
+    assert drawn == [thinking_steps(u, settings_of(random_steps=(2, 5))) for u in range(400)]
+    assert drawn != [
+        thinking_steps(u, settings_of(random_steps=(2, 5), seed=1)) for u in range(400)
+    ]
+    assert thinking_steps(0, settings_of()) is None
+    assert draw(1, 23) != draw(12, 3)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (dict(num_updates=0), "num_updates must be an integer at least 1, got 0"),
+        (dict(batch_size=True), "batch_size"),
+        (dict(accumulation=4, batch_size=6), "batch_size must be a multiple of accumulation"),
+        (dict(lr=0.0), "lr must be above 0, got 0.0"),
+        (dict(lr=math.nan), "lr must be above 0, got nan"),
+        (dict(clip=-1.0), "clip"),
+        (dict(min_lr_ratio=1.5), "min_lr_ratio must be in 0 .. 1, got 1.5"),
+        (dict(betas=(0.9, 1.0)), "betas"),
+        (dict(ema=1.0), "ema"),
+        (dict(random_steps=(3, 2)), "random_steps"),
+        (dict(random_steps=(1.5, 2)), "random_steps must be an integer at least 0, got 1.5"),
+        (dict(max_minutes=0), "max_minutes"),
+        (dict(max_flops=-1), "max_flops"),
+        (dict(weight_decay=-0.1), "weight_decay"),
+        (dict(schedule="square"), "schedule must be in .*, got 'square'"),
+        (dict(optimizer="sgd"), "optimizer"),
+        (dict(precision="fp8"), "precision"),
+        (dict(seed=-1), "seed"),
+        (dict(evaluate_every=0), "evaluate_every"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(own, message):
+    with pytest.raises(ValueError, match=message):
+        settings_of(**own)
+
+
+def test_commands_that_cannot_be_are_refused(tmp_path):
+    named = dict(config="add/thinker")
+    for arguments in (named, {}, dict(config=make(), resume=tmp_path), dict(num_updates=3)):
+        with pytest.raises(UsageError, match="a configuration, or a run"):
+            train(**arguments)
+    with pytest.raises(UsageError, match="folder of a run"):
+        train(resume=tmp_path)
+    with pytest.raises(UsageError, match="device"):
+        train(make(settings=dict(device="abacus")), tmp_path / "a")
+    with pytest.raises(UsageError, match="random_steps with 99"):
+        train(make(settings=dict(random_steps=(1, 99))), tmp_path / "a")
+    with pytest.raises(UsageError, match="init_from"):
+        train(make(settings=dict(init_from=str(tmp_path / "none"))), tmp_path / "a")
+    with pytest.raises((ValueError, MemoryError)):
+        train(make(settings=dict(batch_size=2**62)), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_precision_is_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "faster_precision", lambda model, batch: "bf16")
+    settings = dict(precision="auto", num_updates=3, schedule="constant")
+    auto = train(make(settings=settings), tmp_path / "a")
+    assert runs.read_record(auto.folder)["precision"] == "bf16"
+    monkeypatch.setattr(training, "faster_precision", None)
+    train(resume=auto.folder, num_updates=5)
+    plain = train(
+        make(settings=dict(precision="bf16", num_updates=5, schedule="constant")), tmp_path / "b"
+    )
+    assert losses(auto.folder) == losses(plain.folder)
+
+
+def test_the_measured_precision_is_one_of_two():
+    config = make()
+    model = models.from_config(config.model)
+    batch = tasks.from_config(config.task).batch(0, 3)
+    assert training.faster_precision(model, batch) in ("float32", "bf16")
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_operations_cut_a_run(tmp_path):
+    whole = train(make(), tmp_path / "whole")
+    total = lines(whole.folder)[-1]["flops"]
+    cut = train(make(settings=dict(max_flops=0.5 * total)), tmp_path / "cut")
+    assert len(losses(cut.folder)) == 6
+    assert losses(cut.folder) == losses(whole.folder)[:6]
+    train(resume=cut.folder)
+    assert len(losses(cut.folder)) == 6
