@@ -92,13 +92,14 @@ def write_page(comparison: Comparison) -> None:
 def scores_section(findings: Findings) -> Section:
     """The table of scores and of differences to the first."""
     plan, rows = findings.comparison.plan, []
+    number = "one seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
     for name in findings.results:
         score, difference = findings.score(name), findings.differences.get(name)
         told = ("", "") if difference is None else (signed(difference), verdict(difference))
         seeds = ", ".join(f"{run.line['score']:.3f}" for run in findings.results[name])
         rows.append((name, f"{score.value:.4f}", between(score), *told, seeds))
     return Section(
-        text=f"Each model was trained over {plan.seeds} seeds with equal "
+        text=f"Each model was trained over {number} with equal "
         f"{_equal(plan.match)} and judged on the same {plan.num_examples:,} held-out examples, at "
         "the number of thinking steps it was built for. Brackets are 99 % intervals over seeds "
         "and examples.",

@@ -56,8 +56,9 @@ def difference(
 
 
 def _within(found: Interval, least: float, groups: list[Grades]) -> Interval:
-    """Of grades 0 and 1, what a share, or a difference of shares, can be."""
-    if not all(np.isin(grades, (0, 1)).all() for grades in groups):
+    """Of grades 0 and 1, what a share, or a difference of shares, can be; unknown stays unknown."""
+    is_known = np.isfinite([found.low, found.high]).all()
+    if not is_known or not all(np.isin(grades, (0, 1)).all() for grades in groups):
         return found
     return Interval(found.value, max(least, found.low), min(1.0, found.high))
 
