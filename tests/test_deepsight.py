@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from model_cases import ids, tiny
 from torch.nn import functional as F
 
 from thinkers import Batch, build_model
@@ -287,3 +288,50 @@ def test_foresight_of_a_model():
     assert all(torch.isfinite(torch.tensor(list(found.values()))))
     with pytest.raises(ValueError, match="at least 2"):
         foresight(model, [rows()])
+
+
+@pytest.mark.parametrize("weights", ["decay", "decay_normalized", "average"])
+def test_plans_of_tokens_are_judged_by_the_next_graded_tokens(weights):
+    model = tiny("deepsight", plan_loss="tokens", horizon=3, horizon_weights=weights).double()
+    tokens, targets = ids(3, 11), ids(3, 11, seed=1)
+    targets[0, :4] = -100
+    targets[1] = -100
+    lengths = torch.tensor([11, 9, 2])
+    batch = Batch(tokens, targets, None, lengths)
+    _, plan, _ = model.run(tokens)
+    share = [1.0, 1.0, 1.0] if weights == "average" else [1.0, 1 / 2, 1 / 3]
+    whole = 1.0 if weights == "decay" else sum(share)
+    total, count = 0.0, 0
+    for row in range(3):
+        for i in range(11):
+            if i >= int(lengths[row]) or targets[row, i] == -100:
+                continue
+            count += 1
+            for k in range(3):
+                if i + k < int(lengths[row]) and targets[row, i + k] != -100:
+                    x = plan[row, i] @ model.plan_loss.distances[k]
+                    x = x / (x.square().mean() + torch.finfo(torch.float64).eps).sqrt()
+                    logp = (model.embedding.weight @ x).log_softmax(-1)
+                    total = total - share[k] / whole * logp[targets[row, i + k]]
+    loss = model.loss(batch)
+    assert loss.counts["plan"] == model.counts(batch)["plan"] == count == 9
+    torch.testing.assert_close(loss.parts["plan"], total / count, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss.total, loss.parts["next_token"] + loss.parts["plan"])
+
+
+def test_plans_of_questions_alone_cost_nothing():
+    model = tiny("deepsight", plan_loss="tokens", horizon=3)
+    batch = Batch(ids(2, 7), torch.full((2, 7), -100), None, None)
+    assert model.loss(batch).parts["plan"] == 0
+    none = tiny("deepsight", plan_loss="none")
+    assert model.batch_flops(batch, training=True) == none.batch_flops(batch, training=True)
+    graded = Batch(ids(2, 7), ids(2, 7), None, None)
+    assert model.batch_flops(graded, training=True) == model.flops(2, 7, training=True)
+
+
+def test_plans_of_tokens_have_no_mean_no_learned_weights_and_no_foresight():
+    for own in ({"center": True}, {"horizon_weights": "learned"}):
+        with pytest.raises(ValueError, match="plans of tokens"):
+            tiny("deepsight", plan_loss="tokens", **own)
+    with pytest.raises(ValueError, match="plan_loss must be of embeddings"):
+        foresight(tiny("deepsight", plan_loss="tokens"), [])

@@ -1,7 +1,7 @@
 """Checks of what users pass: an error names the value, its place and what is allowed."""
 
 import operator
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -62,3 +62,11 @@ def check_shape(name: str, tokens: Any) -> tuple[int, int]:
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"{name} must have shape (b, t) with b, t >= 1, got {list(tokens.shape)}")
     return tokens.shape[0], tokens.shape[1]
+
+
+def choices(kind: Any) -> list[str | None]:
+    """The choices of a field whose type is a Literal, or one and None."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    found = [word for part in get_args(kind) for word in choices(part)]
+    return [*found, None] if found else []

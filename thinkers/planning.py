@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+IGNORED = -100
+
 
 class PlanLoss(nn.Module):
     """How far plans are from the past and the next tokens, each summed up in one vector.
@@ -53,6 +55,24 @@ class PlanLoss(nn.Module):
             self.shared = weights[0].tolist() if len(weights) == 1 else None
         even = torch.full((config.vocab_size,), 1 / config.vocab_size)
         self.register_buffer("token_frequencies", even, persistent=config.center)
+
+    def count(self, batch: Any) -> int:
+        """How many positions of a batch count."""
+        return int(real_positions(batch)[:, self.reach :].sum())
+
+    def flops(self) -> int:
+        """Of the matrix products of the plan of one position: there are none."""
+        return 0
+
+    def summed(
+        self,
+        model: Any,
+        batch: Any,
+        embedded: Float[Tensor, "b t c"],
+        plan: Float[Tensor, "b t c"],
+    ) -> Float[Tensor, ""]:
+        """The sum over these positions."""
+        return self(plan, model.plan_inputs(embedded), real_positions(batch))
 
     def set_token_counts(self, counts: Int[Tensor, " v"]) -> None:
         """Say how often each token occurs in training, for the mean that `center` subtracts.
@@ -136,6 +156,67 @@ class PlanLoss(nn.Module):
             return future
         share = weights[0].cumsum(0)[exist - 1]
         return future / share.where(exist < self.horizon, 1)[..., None]
+
+
+class TokenLoss(nn.Module):
+    """How unlikely a plan makes each of the next tokens, each read from it by a matrix of its own.
+
+        loss_i = - sum_k w_k log softmax(E norm(W_k plan_i))[token_(i+k)], k = 1 .. d
+
+    The W_k say which token comes when, what a sum of embeddings, or one distribution for all, does
+    not: it is multi-token prediction (Gloeckle et al. 2024, https://arxiv.org/abs/2404.19737) from
+    the middle of the model, by linear heads (Stern et al. 2018, https://arxiv.org/abs/1811.03115).
+    Only graded positions count: a question is not planned.
+
+    Args:
+        config: A configuration of DeepSight; `horizon`, `horizon_weights`, `dim` are read.
+    """
+
+    weights: Tensor
+
+    def __init__(self, config: Any):
+        super().__init__()
+        weights = torch.ones(config.horizon)
+        if config.horizon_weights != "average":
+            weights /= torch.arange(1, config.horizon + 1)
+        if config.horizon_weights != "decay":
+            weights /= weights.sum()
+        self.register_buffer("weights", weights, persistent=False)
+        self.size = config.dim * (config.dim + config.vocab_size)
+        noise = torch.randn(config.horizon, config.dim, config.dim)
+        # Near one another at first, and with them the plan is near what it says.
+        self.distances = nn.Parameter(torch.eye(config.dim) + 0.5 * config.dim**-0.5 * noise)
+
+    def targets(self, batch: Any) -> Int[Tensor, "b t d"]:
+        """The next tokens of every position, -100 where they are not graded."""
+        wanted = batch.targets.where(real_positions(batch), IGNORED)
+        further = range(len(self.weights))
+        return torch.stack([F.pad(wanted, (0, k), value=IGNORED)[:, k:] for k in further], -1)
+
+    def count(self, batch: Any) -> int:
+        """How many positions of a batch count."""
+        return int((self.targets(batch)[..., 0] != IGNORED).sum())
+
+    def flops(self) -> int:
+        """Of the plan of one position."""
+        return 2 * len(self.weights) * self.size
+
+    def summed(
+        self,
+        model: Any,
+        batch: Any,
+        embedded: Float[Tensor, "b t c"],
+        plan: Float[Tensor, "b t c"],
+    ) -> Float[Tensor, ""]:
+        """The sum over these positions."""
+        targets = self.targets(batch)
+        counted = targets[..., 0] != IGNORED
+        turned = torch.einsum("nc,kcd->nkd", plan[counted], self.distances)
+        logits = model.read_out(F.rms_norm(turned, turned.shape[-1:]))
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        wanted = targets[counted]
+        found = logits.log_softmax(-1).gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
+        return -(found.where(wanted != IGNORED, 0) * self.weights.to(found.dtype)).sum()
 
 
 class EmbeddingLoss(nn.Module):
@@ -232,6 +313,8 @@ def foresight(model: Any, batches: Iterable[Any]) -> dict[str, float]:
         embeddings, predicted by it; future_beyond: what share of its error the plan takes away;
         gain_encoder, gain_target: mean sizes of the learned gains (1 where there are none).
     """
+    if not isinstance(model.plan_loss, PlanLoss):
+        raise ValueError("plan_loss must be of embeddings to be measured by foresight")
     seen = [observe(model, batch) for batch in batches]
     if len(seen) < 2:
         raise ValueError(f"batches must be at least 2, to fit and to measure, got {len(seen)}")

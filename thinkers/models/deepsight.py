@@ -4,7 +4,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.cache import KeyValueCache
-from thinkers.checks import check_int
+from thinkers.checks import check_int, choices
 from thinkers.layers import Heads, Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
-from thinkers.planning import EmbeddingLoss, PlanLoss, real_positions
+from thinkers.planning import EmbeddingLoss, PlanLoss, TokenLoss, real_positions
 from thinkers.watching import weigh
 
 Disaffinity = Literal["mse", "cosine", "log_cosine", "none"]
@@ -57,6 +57,7 @@ class DeepSight(Model):
             "positions": "learned",
         },
         {"plan_loss": "none", "embedding_loss": "cosine", "hidden": 40},
+        {"plan_loss": "tokens", "horizon": 3},
     )
 
     @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,8 @@ class DeepSight(Model):
         """What past and future weigh in a plan: alike, by their lengths, or the future alone."""
         plan_norm: Literal["before", "after", "both", "none"] = "after"
         """Whether embeddings are normed before they are summed, after it, both or neither."""
-        plan_loss: Disaffinity = "mse"
+        plan_loss: Literal["mse", "cosine", "log_cosine", "tokens", "none"] = "mse"
+        """How far a plan is from those embeddings, or from saying each of the next tokens."""
         plan_weight: float = 1.0
         """What the planning loss is multiplied by."""
         center: bool = False
@@ -99,9 +101,9 @@ class DeepSight(Model):
         def __post_init__(self) -> None:
             super().__post_init__()
             for field in fields(self):
-                choices, value = words(field.type), getattr(self, field.name)
-                if choices and value not in choices:
-                    raise ValueError(f"{field.name} must be one of {choices}, got {value!r}")
+                known, value = choices(field.type), getattr(self, field.name)
+                if known and value not in known:
+                    raise ValueError(f"{field.name} must be one of {known}, got {value!r}")
             for name in ("horizon", "num_decoder_layers", "num_cross_heads", "hidden"):
                 if name == "horizon" or getattr(self, name) is not None:
                     check_int(name, getattr(self, name), 1)
@@ -115,6 +117,8 @@ class DeepSight(Model):
                 raise ValueError(f"dim must be a multiple of num_cross_heads, got {both}")
             if self.subtract_position and not self.has_positions:
                 raise ValueError("subtract_position must have learned positions, got rotary ones")
+            if self.plan_loss == "tokens" and (self.center or self.horizon_weights == "learned"):
+                raise ValueError("plans of tokens must have neither center nor learned weights")
             if self.bias and not self.published:
                 raise ValueError("bias must be False in the modern variant, got True")
 
@@ -156,7 +160,8 @@ class DeepSight(Model):
         self.bridge = nn.Linear(dim, dim, bias=config.bias)
         self.decoder = nn.ModuleList(Decoding(config) for _ in range(config.decoder_layers))
         self.norm = make_norm(config)
-        self.plan_loss = None if config.plan_loss == "none" else PlanLoss(config)
+        make = TokenLoss if config.plan_loss == "tokens" else PlanLoss
+        self.plan_loss: Any = None if config.plan_loss == "none" else make(config)
         self.embedding_loss = None if config.embedding_loss == "none" else EmbeddingLoss(config)
         initialize(self, num_residuals=2 * config.num_layers + 3 * config.decoder_layers)
 
@@ -234,10 +239,10 @@ class DeepSight(Model):
         return (embedded - mean).detach()
 
     def counts(self, batch: Batch | Int[Tensor, "b t"]) -> dict[str, int]:
-        found = super().counts(batch)
-        real = real_positions(as_batch(batch, self))
+        batch = as_batch(batch, self)
+        found, real = super().counts(batch), real_positions(batch)
         if self.plan_loss is not None:
-            found["plan"] = int(real[:, self.plan_loss.reach :].sum())
+            found["plan"] = self.plan_loss.count(batch)
         if self.embedding_loss is not None:
             found["embedding"] = int(real.sum())
         return found
@@ -263,7 +268,7 @@ class DeepSight(Model):
         answer, real = next_token_loss(self.read_out(state), batch, counts), real_positions(batch)
         total, parts = answer.total, {"next_token": answer.total}
         if self.plan_loss is not None:
-            summed = self.plan_loss(plan, self.plan_inputs(embedded), real)
+            summed = self.plan_loss.summed(self, batch, embedded, plan)
             parts["plan"] = summed / max(1, counts["plan"])
             total = total + config.plan_weight * parts["plan"]
         if self.embedding_loss is not None:
@@ -286,7 +291,18 @@ class DeepSight(Model):
         matrices = sum(x.numel() for x in block.feed_forward.parameters() if x.ndim == 2)
         forward += depth * 2 * rows * matrices
         forward += 2 * rows * config.dim * (config.dim + config.vocab_size)
+        if training and self.plan_loss is not None:
+            forward += rows * self.plan_loss.flops()
         return 3 * forward if training else forward
+
+    def batch_flops(
+        self, batch: Batch, num_steps: int | None = None, training: bool = False
+    ) -> int:
+        found = super().batch_flops(batch, num_steps, training)
+        if not training or self.plan_loss is None:
+            return found
+        unplanned = batch.tokens.numel() - self.plan_loss.count(batch)
+        return found - 3 * unplanned * self.plan_loss.flops()
 
 
 class DeepSightCache(KeyValueCache):
@@ -374,14 +390,6 @@ class Decoding(Encoding):
         kept = None if cache is None else cache.cross
         x = x + self._attend(self.cross_heads, normed, plan, tables[1], kept, cross_slot)
         return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
-
-
-def words(kind: Any) -> list[str | None]:
-    """The choices of a field whose type is a Literal, or one and None."""
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    found = [word for part in get_args(kind) for word in words(part)]
-    return [*found, None] if found else []
 
 
 def make_norm(config: DeepSight.Config) -> nn.Module:
