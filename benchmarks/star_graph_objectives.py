@@ -47,8 +47,8 @@ def main() -> None:
             last = sum(line["next_token"] for line in lines[-20:]) / len(lines[-20:])
             minutes = lines[-1]["minutes"]
             print(
-                f"{name}, seed {seed}: exact {row['exact']:.4f}, next token {last:.4f} in training, "
-                f"{lines[-1]['update']} updates, {minutes:.1f} minutes",
+                f"{name}, seed {seed}: exact {row['exact']:.4f}, next token {last:.4f} in "
+                f"training, {lines[-1]['update']} updates, {minutes:.1f} minutes",
                 flush=True,
             )
 
