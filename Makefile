@@ -16,7 +16,7 @@ timed = start=$$(date +%s); $(1); status=$$?; \
 .PHONY: help setup demo test test-long test-gpu test-triton lint format
 
 help:
-	@echo "make demo       train a small model that thinks, and write a report about it"
+	@echo "make demo       train three small models, two of which think, and write a report"
 	@echo "make test       format, lint, types, and the tests that take minutes in all"
 	@echo "make test-long  the slow tests       make test-gpu  the tests that need a CUDA device"
 	@echo "make test-triton  the GPU kernels on the CPU, in Triton's interpreter: minutes"

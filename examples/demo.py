@@ -12,6 +12,7 @@ from pathlib import Path
 import thinkers
 from thinkers import comparing, comparing_page, reports, runs, tasks
 from thinkers.cli import guarded
+from thinkers.errors import UsageError
 from thinkers.models.base import Model
 from thinkers.reports import Section
 from thinkers.tasks.base import Task, left_padded_prompts
@@ -26,16 +27,7 @@ STEPS = (1, 2, 4, 8, 16)
 def main() -> int:
     options = parse()
     start = time.monotonic()
-    move_aside(options.out)
-    compared = thinkers.compare(
-        "add",
-        MODELS,
-        budget=options.budget,
-        seeds=1,
-        num_examples=options.num_examples,
-        out=options.out / "compared",
-        workers=min(2, os.cpu_count() or 1),
-    )
+    compared = compare(options)
     print(comparing_page.terminal_table(compared))
     if compared.failures:
         return compared.exit_code
@@ -79,18 +71,46 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def move_aside(folder: Path) -> None:
-    """Keep an earlier demo under another name."""
-    if not folder.exists():
-        return
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+def compare(options: argparse.Namespace) -> comparing.Comparison:
+    """All three trained and judged; a demo that was interrupted goes on, a finished one is kept."""
+    folder = options.out / "compared"
+    is_finished = all((options.out / name).exists() for name in ("report.html", "accuracy.png"))
+    is_begun = (folder / runs.RECORD).exists() and not is_finished
+    if options.out.is_file() or (
+        options.out.is_dir() and not is_finished and not is_begun and any(options.out.iterdir())
+    ):
+        raise UsageError(
+            f"found: {options.out}, which holds something else than a demo\n"
+            "expected: an earlier demo, an empty folder, or none\nto do: choose another --out"
+        )
+    aside = move_aside(options.out, folder) if is_finished else None
+    try:
+        return thinkers.compare(
+            "add",
+            MODELS,
+            budget=options.budget,
+            seeds=1,
+            num_examples=options.num_examples,
+            out=folder,
+            resume=is_begun,
+            workers=min(2, os.cpu_count() or 1),
+        )
+    except UsageError:
+        if aside is not None and not options.out.exists():
+            aside.rename(options.out)
+        raise
+
+
+def move_aside(demo: Path, compared: Path) -> Path:
+    """The new place of a finished demo."""
+    demo, number = demo.resolve(), 1
+    while (aside := demo.with_name(f"{demo.name}.{number}")).exists():
         number += 1
-    compared = folder / "compared"
     free = runs.owned(compared, new=False) if compared.exists() else contextlib.nullcontext()
     with free:  # nobody is training in it
-        folder.rename(aside)
+        demo.rename(aside)
     print(f"the demo before this one is now {aside}")
+    return aside
 
 
 def accuracy_section(rows: list[dict], usual: int) -> Section:
@@ -157,11 +177,11 @@ def settings_section(
     told = f"{model.name}, {size:,} parameters, {config.model.dim} wide"
     rows = [
         ("model", told),
-        ("updates", f"{config.training.num_updates:,} of {config.training.batch_size} sums"),
+        ("updates", f"{config.training.num_updates:,}, each of {config.training.batch_size} sums"),
         ("time", f"{minutes:.1f} minutes on {record['device']}, all three models"),
         ("seed", config.training.seed),
         ("torch", record["versions"]["torch"]),
-        ("record", "config.json and metrics.jsonl, in compared/runs"),
+        ("record", "compared/runs: a folder for each model, with config.json and metrics.jsonl"),
     ]
     return Section(heading="How it was made", rows=rows)
 

@@ -2,10 +2,14 @@
 
 import io
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import thinkers
 from thinkers import following
 from thinkers.following import Following, last_progress
 
@@ -64,3 +68,19 @@ def test_a_terminal_has_them_in_place(tmp_path, monkeypatch):
         shown.say("a line that stays")
     assert "810/2600" in told.getvalue() and "a line that stays" in told.getvalue()
     assert "\x1b[2K" in told.getvalue()  # its place is cleared
+
+
+def test_a_reader_that_leaves_does_not_end_the_comparison(tmp_path):
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom thinkers.following import Following\n"
+        f"with Following(Path({str(tmp_path)!r})) as shown:\n"
+        "    for i in range(50):\n        shown.say(f'line {i}')\n        time.sleep(0.01)\n"
+        "Path('done').touch()\n"
+    )
+    root = str(Path(thinkers.__file__).parents[1])
+    line = f'{sys.executable} -c "$0" | head -1'
+    environment = os.environ | {"PYTHONPATH": root}
+    told = subprocess.run(
+        ["bash", "-c", line, script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert told.stdout == "line 0\n" and told.stderr == "" and (tmp_path / "done").exists()

@@ -152,22 +152,42 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch):
         accuracy_figure(SCORES)
 
 
+def demo(*line):
+    """What the demo ends with."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["demo.py", "--out", "runs/demo", "--num_examples", "23", *line])
+        runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="__main__")
+    return ended.value.code
+
+
 def test_the_demo_writes_a_picture_and_a_report_and_keeps_the_one_before(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    line = ["demo.py", "--out", "runs/demo", "--budget", "2e10", "--num_examples", "23"]
-    monkeypatch.setattr(sys, "argv", line)
-    for _ in range(2):
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="__main__")
-        assert ended.value.code == 0
+    assert demo("--budget", "2e10") == 0
     *_, page, work, last = capsys.readouterr().out.splitlines()
     assert page == "comparison runs/demo/compared/report.html" and Path(page.split()[1]).exists()
     assert re.fullmatch(r"work: \d+ s", work)
     assert re.fullmatch(r"accuracy \d\.\d{3} at \d+ steps, report runs/demo/report.html", last)
-    for folder in (Path("runs/demo"), Path("runs/demo.1")):
-        assert (folder / "accuracy.png").read_bytes().startswith(PNG)
-        page = (folder / "report.html").read_text()
-        assert stands_alone(page) and "23 held-out sums" in page and "compared/runs" in page
-        assert all(name in page for name in ("decoder", "looped", "thinker"))
+    assert Path("runs/demo/accuracy.png").read_bytes().startswith(PNG)
+    page = Path("runs/demo/report.html").read_text()
+    assert stands_alone(page) and "23 held-out sums" in page and "compared/runs" in page
+    assert all(name in page for name in ("decoder", "looped", "thinker"))
+
+    assert demo("--budget", "0") == 2 and Path("runs/demo/report.html").exists()  # where it was
+    Path("runs/demo/report.html").unlink()  # as if it had been interrupted
+    assert demo("--budget", "2e10") == 0 and Path("runs/demo/report.html").exists()
+    assert [path.name for path in Path("runs").iterdir()] == ["demo"]
+    functions = runpy.run_path(str(ROOT / "examples" / "demo.py"))
+    assert functions["move_aside"](Path("runs/demo"), Path("runs/demo/compared")).exists()
+    assert [path.name for path in Path("runs").iterdir()] == ["demo.1"]
+
+
+def test_the_demo_moves_nothing_that_is_not_a_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/demo").mkdir(parents=True)
+    Path("runs/demo/thesis.txt").write_text("years")
+    assert demo() == 2 and Path("runs/demo/thesis.txt").read_text() == "years"
+    assert "something else than a demo" in capsys.readouterr().err
+    Path("runs/file").touch()
+    assert demo("--out", "runs/file") == 2 and Path("runs/file").is_file()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_every_job_is_done_once_in_a_process_of_its_own():
 def test_a_job_that_fails_or_dies_stops_no_other():
     found = dict(run_each(ends, [("error",), ("killed",), ("unsendable",), ("fine",)], 2))
     assert isinstance(found[0], NonFiniteError) and str(found[0]) == "not a number"
-    assert isinstance(found[1], ThinkersError) and "code -9" in str(found[1])
+    assert isinstance(found[1], ThinkersError) and "killed by signal 9" in str(found[1])
     assert "Unsendable: lost on the way" in str(found[2])
     assert found[3] == "fine"
 
@@ -147,3 +148,36 @@ def test_what_is_no_number_of_workers_is_refused(workers, tmp_path):
     with pytest.raises((ValueError, TypeError), match="workers"):
         compare("add", ["decoder"], out=tmp_path / "a", workers=workers)
     assert not (tmp_path / "a").exists()
+
+
+UNGUARDED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_workers import square
+from thinkers.workers import run_each
+print(list(run_each(square, [(1,), (2,)], 2)))
+"""
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_a_script_without_a_guard_is_told_so(by_file, tmp_path):
+    script = UNGUARDED.format(tests=str(Path(__file__).parent))
+    (tmp_path / "script.py").write_text(script)
+    line = [sys.executable, str(tmp_path / "script.py")] if by_file else [sys.executable, "-"]
+    environment = os.environ | {"PYTHONPATH": str(Path(thinkers.__file__).parents[1])}
+    given = None if by_file else script
+    ended = subprocess.run(line, env=environment, input=given, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert "UsageError: found: workers that cannot begin" in ended.stderr
+
+
+def slow(seconds):
+    time.sleep(seconds)
+
+
+def test_a_signal_ends_a_job_in_this_process_at_once():
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    start = time.monotonic()
+    with pytest.raises(Interrupted) as error:
+        list(run_each(slow, [(60,), (60,)], 1))
+    assert error.value.exit_code == 143 and time.monotonic() - start < 20

@@ -271,6 +271,7 @@ def _train(
     name = home.relative_to(folder).as_posix()
     home.parent.mkdir(exist_ok=True)
     append_line(folder / SITTINGS, {"run": name})
+    matching.warm_up(config)
     meter = None
     try:
         with (
@@ -318,9 +319,14 @@ def _tell(sink: Sink, comparison: Comparison) -> None:
 def _curve(
     home: Path, model: Model, task: Any, num_examples: int
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """([{update, flops, score}], grades) of each checkpoint of a run, oldest first."""
+    """([{update, flops, score}], grades) of each checkpoint of a run, oldest first.
+
+    What an interruption saved is left out: other runs have no point there.
+    """
     curve, points = [], []
-    for path in checkpoints.saved(home / "checkpoints"):
+    paths = checkpoints.saved(home / "checkpoints")
+    every = runs.read_record(home)["config"]["training"]["checkpoint_every"]
+    for path in [x for x in paths if int(x.name) % every == 0 or x == paths[-1]]:
         checkpoint = checkpoints.read(path)
         model.load_state_dict(checkpoint.tensors.get("ema", checkpoint.tensors["weights"]))
         grades = task.grade(model, "test", num_examples).numpy()

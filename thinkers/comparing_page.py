@@ -47,30 +47,9 @@ def terminal_table(comparison: Comparison) -> str:
 def write_page(comparison: Comparison) -> None:
     """DIR/report.html, one file that needs nothing else."""
     findings, plan = Findings(comparison), comparison.plan
-    names = ", ".join(findings.results)
     sections = [
         scores_section(findings),
-        figure_section(
-            "Score against training",
-            curve_figure(findings),
-            "The score of each model while it was trained, over the FLOPs used until then, on the "
-            "first held-out examples; bands are 99 % intervals over seeds and examples.",
-            f"Score of {names} against training FLOPs",
-        ),
-        figure_section(
-            "Score against the work of an answer",
-            steps_figure(findings, by_flops=True),
-            "FLOPs of reading and answering one row, at every number of thinking steps. A model "
-            "that does not think is one point.",
-            f"Score of {names} against inference FLOPs",
-        ),
-        figure_section(
-            "Score against thinking steps",
-            steps_figure(findings, by_flops=False),
-            "The same weights, asked to think for longer or shorter; the larger mark is the "
-            "number of steps that the model was built for.",
-            f"Score of {names} against thinking steps",
-        ),
+        *(figure_sections(findings) if findings.results else ()),
         Section(heading="What can and cannot be concluded", text=conclusion(findings)),
         *(Section(text=sentence) for sentence in limits(findings)),
         sizes_section(findings),
@@ -93,6 +72,9 @@ def scores_section(findings: Findings) -> Section:
     """The table of scores and of differences to the first."""
     plan, rows = findings.comparison.plan, []
     number = "one seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
+    failed = len(findings.comparison.failures)
+    number += f" ({failed} {'run' if failed == 1 else 'runs'} failed)" if failed else ""
+    less = "" if plan.higher_is_better else f" Of {plan.headline}, less is better."
     for name in findings.results:
         score, difference = findings.score(name), findings.differences.get(name)
         told = ("", "") if difference is None else (signed(difference), verdict(difference))
@@ -101,7 +83,7 @@ def scores_section(findings: Findings) -> Section:
     return Section(
         text=f"Each model was trained over {number} with equal "
         f"{_equal(plan.match)} and judged on the same {plan.num_examples:,} held-out examples, at "
-        "the number of thinking steps it was built for. Brackets are 99 % intervals over seeds "
+        f"the number of thinking steps it was built for.{less} Intervals are of 99 %, over seeds "
         "and examples.",
         columns=(
             "model",
@@ -122,7 +104,7 @@ def sizes_section(findings: Findings) -> Section:
         if one.name in findings.results:
             line, model = findings.results[one.name][0].line, one.config.model
             work = line["answer_flops"][str(line["num_steps"])]
-            width = f"{model.dim} and {getattr(model, 'hidden', None) or 'usual'}"
+            width = f"{model.dim} and {getattr(model, 'hidden', None) or 'its default'}"
             size, steps = f"{line['parameters']:,}", line["num_steps"]
             rows.append((one.name, size, width, steps, f"{work:.3g}"))
     return Section(
@@ -185,8 +167,32 @@ def _rates(findings: Findings) -> str:
     )
 
 
-def figure_section(heading: str, figure: "Figure", text: str, caption: str) -> Section:
-    return Section(heading=heading, text=text, drawing=figure, caption=caption)
+def figure_sections(findings: Findings) -> list[Section]:
+    """The score against what was spent on it."""
+    names = ", ".join(findings.results)
+    return [
+        Section(
+            heading="Score against training",
+            text="The score of each model while it was trained, over the FLOPs used until then, on "
+            "the first held-out examples; bands are 99 % intervals over seeds and examples.",
+            drawing=curve_figure(findings),
+            caption=f"Score of {names} against training FLOPs",
+        ),
+        Section(
+            heading="Score against the work of an answer",
+            text="FLOPs of reading and answering one row, at every number of thinking steps. A "
+            "model that does not think is one point.",
+            drawing=steps_figure(findings, by_flops=True),
+            caption=f"Score of {names} against inference FLOPs",
+        ),
+        Section(
+            heading="Score against thinking steps",
+            text="The same weights, asked to think for longer or shorter; the larger mark is the "
+            "number of steps that the model was built for.",
+            drawing=steps_figure(findings, by_flops=False),
+            caption=f"Score of {names} against thinking steps",
+        ),
+    ]
 
 
 def curve_figure(findings: Findings) -> "Figure":

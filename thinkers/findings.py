@@ -9,8 +9,6 @@ from thinkers.comparing import Comparison, Result
 from thinkers.intervals import Interval
 
 UNITS = {"flops": "FLOPs", "parameters": "updates", "seconds": "seconds of process time"}
-STUDENT = {2: 9.92, 3: 4.60, 4: 3.71, 5: 3.36}
-"""How many deviations wide an interval of 99 % is, by the seeds of each of two models."""
 Point = tuple[float, Interval]
 
 
@@ -45,6 +43,11 @@ class Findings:
             if min(x) < self.usual[name]
         }
         self.curves = {name: _curve(runs) for name, runs in self.results.items()}
+
+    @property
+    def fewest_runs(self) -> int:
+        """Of a model that was judged at all."""
+        return min(len(runs) for runs in self.results.values())
 
     def at_usual(self, name: str) -> np.ndarray:
         return self.grades[name][self.usual[name]]
@@ -85,11 +88,17 @@ def verdict(difference: Interval) -> str:
 
 def conclusion(findings: Findings) -> str:
     """What can be concluded, in one sentence or two."""
-    plan = findings.comparison.plan
     if findings.first not in findings.results:
         return f"Nothing can be concluded: no run of {findings.first} could be judged."
-    if plan.seeds < 2:
-        return "Nothing can be concluded from one seed: another might have learned otherwise."
+    unjudged = [
+        x.name for x in findings.comparison.plan.contenders if x.name not in findings.results
+    ]
+    missing = f" No run of {_listed(unjudged)} could be judged." if unjudged else ""
+    if findings.fewest_runs < 2:
+        return (
+            "Nothing can be concluded from one seed: another might have learned otherwise."
+            f"{missing}"
+        )
     groups: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
     for name, difference in findings.differences.items():
         groups[verdict(difference)].append(name)
@@ -101,22 +110,24 @@ def conclusion(findings: Findings) -> str:
     if unclear := groups["not distinguishable"]:
         parts.append(f"{_listed(unclear)} cannot be told apart from {findings.first}")
     if not parts:
-        return f"{findings.first} alone was judged: {told(findings.score(findings.first))}."
+        return (
+            f"{findings.first} alone was judged: {told(findings.score(findings.first))}.{missing}"
+        )
     text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}."
+    return f"{text[0].upper()}{text[1:]}.{missing}"
 
 
 def limits(findings: Findings) -> list[str]:
     """What cannot be concluded, a sentence each."""
     plan, told = findings.comparison.plan, []
-    if findings.differences and plan.seeds > 1:
+    if findings.differences and findings.fewest_runs > 1:
         widest = max((x.high - x.low) / 2 for x in findings.differences.values())
         if 0 < widest < np.inf:
             told.append(
-                f"With {plan.seeds} seeds and {plan.num_examples:,} examples a difference is seen "
-                f"if it is larger than about {findings.amount(widest)} in the least certain pair "
-                "here; what is not distinguishable is not shown to be equal."
-                f"{_with_more(findings, widest)}"
+                f"With {findings.fewest_runs} seeds and {plan.num_examples:,} examples a "
+                f"difference is seen if it is larger than about {findings.amount(widest)} in the "
+                "least certain pair here; what is not distinguishable is not shown to be equal. "
+                "More seeds see more."
             )
         number = len(findings.differences)
         told.append(
@@ -135,18 +146,9 @@ def limits(findings: Findings) -> list[str]:
     return told + _unequal(findings)
 
 
-def _with_more(findings: Findings, width: float) -> str:
-    """What more seeds would do, where few leave the deviation of seeds itself unsure."""
-    seeds = findings.comparison.plan.seeds
-    if seeds not in STUDENT or seeds == 5:
-        return ""
-    narrower = STUDENT[5] / STUDENT[seeds] * (seeds / 5) ** 0.5
-    return f" Five seeds would bring that to about {findings.amount(narrower * width)}."
-
-
 def _thinking(findings: Findings, name: str, difference: Interval) -> str:
     fewest, usual = min(findings.grades[name]), findings.usual[name]
-    if findings.comparison.plan.seeds < 2:
+    if len(findings.results[name]) < 2:
         return f"Whether {name} gains by thinking cannot be told from one seed."
     gain = f"{findings.amount(difference.value)} ({findings.span(difference)})"
     span = f"{gain} at {usual} steps against {fewest}"

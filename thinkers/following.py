@@ -1,5 +1,6 @@
 """What the runs of a comparison are doing, as they tell it in their logs, while they are at it."""
 
+import os
 import sys
 import threading
 import time
@@ -25,7 +26,7 @@ class Following:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._console = Console(file=sys.stdout)  # whose place a log takes while runs are here
+        self._console = Quiet(file=sys.stdout)  # whose place a log takes while runs are here
         self._ended = threading.Event()
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -61,6 +62,14 @@ class Following:
             else:
                 for line in news:
                     self.say(line)
+
+
+class Quiet(Console):
+    """Says nothing more when its reader has left, where rich's own ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore
 
 
 def last_progress(log: Path) -> str:

@@ -1,7 +1,7 @@
 """What a comparison makes equal before it begins: the size of models, the work of their runs."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from math import ceil
@@ -245,17 +245,25 @@ def updates_for(config: Config, flops: float) -> int:
 
 def seconds_per_update(config: Config) -> float:
     """Process time of an update here and now, found by making some in memory."""
+    ends = [time.process_time() for _ in _updates(config, UNTIMED + TIMED)]
+    return (ends[-1] - ends[UNTIMED - 1]) / TIMED
+
+
+def warm_up(config: Config) -> None:
+    """Make some updates in memory: the first ones of a process take longer than all others."""
+    for _ in _updates(config, UNTIMED):
+        pass
+
+
+def _updates(config: Config, number: int) -> Iterator[int]:
     ranks = Ranks(0, 1, find_device(config.training.device))
     task = tasks.from_config(config.task, config.training.seed)
     model = build(config.model).to(ranks.device)
     learner = Learner(config, model, None, optimizers.build(model, config.training), task)
     forward = LossOf(model)
-    start = 0.0
-    for update in range(UNTIMED + TIMED):
-        if update == UNTIMED:
-            start = time.process_time()
+    for update in range(number):
         batch = task.batch(update, config.training.batch_size)
         num_steps = thinking_steps(update, config.training)
         gradients(forward, learner, batch, num_steps, "float32", [False] * 3, ranks)
         optimizers.step(learner.optimizers, config.training.lr)
-    return (time.process_time() - start) / TIMED
+        yield update

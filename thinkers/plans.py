@@ -119,7 +119,7 @@ class Plan:
             evaluate_every=None,
             evaluate_examples=min(LAST_EXAMPLES, self.num_examples),
             checkpoint_every=ceil(num_updates / POINTS),
-            keep_last=POINTS + 1,
+            keep_last=10 * POINTS,  # interruptions save as well
         )
         return replace(config, training=training)
 
@@ -193,9 +193,10 @@ class Plan:
             lines.append(f"{one.name:<18}{size:>11,}{updates:>9,}{lr:>9}{self.minutes(one):>9.1f}")
         number = len(self.contenders) * runs_each
         total = sum(self.minutes(one) for one in self.contenders) * runs_each
-        minutes = total / min(workers, number)
-        at_once = f", {workers} at once" if workers > 1 else ""
-        lines.append(f"{number} runs{at_once}, about {minutes:.0f} minutes in all")
+        at_once = min(workers, number)
+        what = f"{number} runs" if number > 1 else "1 run"
+        what += f", {at_once} at once" if at_once > 1 else ""
+        lines.append(f"{what}, about {total / at_once:.0f} minutes in all")
         return "\n".join(lines)
 
 

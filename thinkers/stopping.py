@@ -12,7 +12,7 @@ SAME_WISH = 2.0
 """Seconds."""
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """A signal that came while nothing would be lost by leaving at once."""
 
 

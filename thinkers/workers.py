@@ -1,23 +1,27 @@
 """Jobs in processes of their own, a few at a time: what one does to its process harms no other."""
 
+import contextlib
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 
-from thinkers.errors import Interrupted, ThinkersError
+from thinkers.errors import Interrupted, ThinkersError, UsageError
 from thinkers.plugins import import_file, imported_files
 from thinkers.stopping import Signals
 
 PAUSE = 0.1
 """Seconds between two looks at whether a signal came."""
+READY = "ready"
+"""What a process says when it has begun."""
 
 
 def run_each(
@@ -34,12 +38,21 @@ def run_each(
 
     Raises:
         Interrupted: A signal came.
+        UsageError: Other processes cannot begin, for want of `if __name__ == "__main__":`.
     """
     if workers == 1:
-        for place, job in enumerate(jobs):
-            yield place, _outcome(work, job)
+        yield from _here(work, jobs)
     elif jobs:
         yield from _spread(work, jobs, workers)
+
+
+def _here(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    with Signals() as signals:
+        for place, job in enumerate(jobs):
+            found = signals.unless_stopped(partial(_outcome, work, job))
+            if signals.number:
+                raise Interrupted("interrupted", signals.number)
+            yield place, found
 
 
 def _outcome(work: Callable[..., Any], job: tuple[Any, ...]) -> Any:
@@ -68,7 +81,13 @@ def _spread(
                 ready = set(wait(list(under_way), PAUSE))
                 for reader in [reader for reader in under_way if reader in ready]:
                     place, process = under_way.pop(reader)
-                    yield place, _result(reader, process)
+                    found = _result(reader, process)
+                    if found is READY:
+                        under_way[reader] = place, process
+                    elif signals.number and isinstance(found, Exception):
+                        raise Interrupted("interrupted", signals.number)
+                    else:
+                        yield place, found
         finally:
             _end([process for _, process in under_way.values()])
 
@@ -78,7 +97,12 @@ def _begin(work: Callable[..., Any], job: tuple[Any, ...]) -> tuple[Connection, 
     context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(work, job, imported_files(), writer))
-    process.start()
+    # A terminal tells of Ctrl-C to all: this process hears it, and says it to the others.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     writer.close()  # the child's end alone is open: when it dies, reading ends
     return reader, process
 
@@ -88,11 +112,28 @@ def _result(reader: Connection, process: BaseProcess) -> Any:
         found = reader.recv()
     except EOFError:
         process.join()
-        found = ThinkersError(f"its process ended with code {process.exitcode}")
+        found = _death(process)
+    if found == READY:
+        process.ready = True  # type: ignore[attr-defined]
+        return READY
     process.join()
     if isinstance(found, Interrupted):  # someone stopped this process alone
         raise found
     return found
+
+
+def _death(process: BaseProcess) -> Exception:
+    """What is to be said of a process that ended without a result."""
+    code = process.exitcode or 0
+    if not hasattr(process, "ready") and code > 0:
+        raise UsageError(
+            "found: workers that cannot begin (their own error stands above)\n"
+            'expected: a script, in a file, that calls this below if __name__ == "__main__":\n'
+            "to do: write it so, or use one worker"
+        )
+    if code < 0:
+        return ThinkersError(f"killed by signal {-code}, perhaps for want of memory")
+    return ThinkersError(f"its process ended with code {code}")
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:
@@ -107,7 +148,7 @@ def _work(
     work: Callable[..., Any], job: tuple[Any, ...], files: Sequence[str], writer: Connection
 ) -> None:
     """What the other process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the parent says it by SIGTERM
+    writer.send(READY)
     threading.Thread(target=_follow, daemon=True).start()
     torch.set_num_threads(1)
     for file in files:
@@ -116,7 +157,8 @@ def _work(
         found = _outcome(work, job)
     except Interrupted as error:
         found = error
-    writer.send(_sendable(found) if isinstance(found, Exception) else found)
+    with contextlib.suppress(OSError):  # nobody is left to read it
+        writer.send(_sendable(found) if isinstance(found, Exception) else found)
 
 
 def _sendable(error: Exception) -> Exception:

@@ -1,0 +1,117 @@
+"""What is said of a comparison, and how sure it is: of grades that are made up."""
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import thinkers
+from thinkers import comparing, comparing_page
+from thinkers.comparing import compare, read
+from thinkers.findings import Findings, conclusion, limits, verdict
+from thinkers.intervals import Interval
+
+SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A comparison whose grades are replaced."""
+    folder = tmp_path_factory.mktemp("compared") / "a"
+    models = ["decoder", "looped"]
+    compare("add", models, budget=6e7, seeds=1, num_examples=31, settings=SMALL, out=folder)
+    return folder
+
+
+def test_a_verdict_needs_an_interval_without_zero_and_with_variance():
+    assert verdict(Interval(0.1, 0.05, 0.15)) == "better"
+    assert verdict(Interval(-0.1, -0.15, -0.05)) == "worse"
+    assert verdict(Interval(0.1, -0.01, 0.2)) == "not distinguishable"
+    assert verdict(Interval(0.1, 0.1, 0.1)) == "not distinguishable"
+    assert verdict(Interval(0.1, -math.inf, math.inf)) == "not distinguishable"
+
+
+def graded(comparison, scores, seeds=3, number=400, higher_is_better=True):
+    """The comparison with made-up grades: {name: {steps: share of right answers}}."""
+    rng, results = np.random.default_rng(29), {}
+    for name, by_steps in scores.items():
+        results[name] = []
+        for seed in range(seeds):
+            grades = {k: (rng.random(number) < p).astype(float) for k, p in by_steps.items()}
+            usual = 4 if 4 in grades else min(grades)
+            line = dict(comparison.results["decoder"][0].line, model=name, seed=seed)
+            line |= dict(num_steps=usual, score=float(grades[usual].mean()))
+            line |= dict(scores={str(k): float(x.mean()) for k, x in grades.items()})
+            results[name].append(comparing.Result(line, grades, grades[usual][None]))
+    plan = replace(comparison.plan, seeds=seeds)
+    return replace(comparison, plan=plan, results=results)
+
+
+def test_what_is_concluded_and_what_is_not(finished):
+    made = graded(
+        read(finished),
+        {"decoder": {1: 0.5}, "looped": {1: 0.3, 2: 0.6, 4: 0.9, 8: 0.4}, "thinker": {4: 0.5}},
+    )
+    findings = Findings(made)
+    assert conclusion(findings) == (
+        "Looped is better than decoder; thinker cannot be told apart from decoder."
+    )
+    told = " ".join(limits(findings))
+    assert "looped gains by thinking" in told
+    assert re.search(r"looped gets worse with more thinking in 3 of 3 runs, .* 4 steps to 8", told)
+    assert "2 pairs are judged here, so about 2 in 100" in told
+    one = Findings(graded(read(finished), {"decoder": {1: 0.5}, "looped": {4: 0.9}}, seeds=1))
+    assert "one seed" in conclusion(one)
+
+
+def test_of_a_loss_less_is_better(finished, monkeypatch):
+    monkeypatch.setattr(thinkers.TASKS["add"], "higher_is_better", False)
+    made = graded(read(finished), {"decoder": {1: 0.5}, "looped": {1: 0.9, 4: 0.2, 8: 0.6}})
+    findings = Findings(made)
+    assert conclusion(findings) == "Looped is better than decoder."
+    assert findings.thinking["looped"].value > 0
+    assert "looped gets worse with more thinking" in " ".join(limits(findings))
+
+
+def failed(comparison, *which):
+    """The same, where these runs (name, seed) failed."""
+    results = {
+        name: [run for run in runs if (name, run.line["seed"]) not in which]
+        for name, runs in comparison.results.items()
+    }
+    lines = [
+        dict(model=n, seed=s, status="failed", error="it broke", exit_code=1) for n, s in which
+    ]
+    return replace(comparison, results=results, failures=lines)
+
+
+def test_runs_that_failed_are_not_counted(finished):
+    made = graded(read(finished), {"decoder": {1: 0.5}, "looped": {2: 0.9, 4: 0.9}}, seeds=2)
+    one = Findings(failed(made, ("looped", 1)))
+    assert "from one seed" in conclusion(one)
+    told = " ".join(limits(one))
+    assert "2 seeds" not in told and "cannot be told from one seed" in told
+    none = Findings(failed(made, ("looped", 0), ("looped", 1)))
+    assert conclusion(none).startswith("decoder alone was judged")
+    assert conclusion(none).endswith("No run of looped could be judged.")
+    page = comparing_page.scores_section(one).text
+    assert "over 2 seeds (1 run failed)" in page
+
+
+def test_a_page_is_written_when_all_runs_failed(finished):
+    made = graded(read(finished), {"decoder": {1: 0.5}, "looped": {4: 0.9}}, seeds=1)
+    everything = failed(made, ("decoder", 0), ("looped", 0))
+    comparing_page.write_page(everything)
+    page = (finished / "report.html").read_text()
+    assert "Nothing can be concluded" in page and page.count("it broke") == 2
+    assert "Nothing can be concluded" in comparing_page.terminal_table(everything)
+
+
+def test_one_seed_draws_no_bands_and_leaves_intervals_unknown(finished):
+    findings = Findings(graded(read(finished), {"decoder": {1: 0.5}, "looped": {4: 0.9}}, seeds=1))
+    rows = comparing_page.scores_section(findings).rows
+    assert [row[2] for row in rows] == ["unknown", "unknown"] and "(unknown)" in rows[1][3]
+    axes = comparing_page.steps_figure(findings, by_flops=False).axes[0]
+    assert not axes.collections
