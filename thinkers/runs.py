@@ -79,7 +79,8 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
 
 def _require_record(folder: Path) -> None:
     if not (folder / RECORD).exists():
-        raise UsageError(f"{folder} must be the folder of a run, and holds no {RECORD}")
+        found = f"holds no {RECORD}" if folder.is_dir() else "there is none"
+        raise UsageError(f"{folder} must be the folder of a run, and {found}")
 
 
 def _refuse_contents(folder: Path) -> None:
