@@ -25,7 +25,9 @@ def answer(run: str | Path, prompt: str, num_steps: int | None = None) -> str:
     task = runs.task_of(Path(run))
     tokens = task.encode(prompt)
     if not tokens:
-        raise problem("an empty prompt", "a question such as 12+34=, or the beginning of a text", "write one")
+        raise problem(
+            "an empty prompt", "a question such as 12+34=, or the beginning of a text", "write one"
+        )
     model = _model_of(run)
     device = next(model.parameters()).device
     room = model.config.max_length - len(tokens)

@@ -144,7 +144,9 @@ def look(model: Model, task: Task, prompt: str, num_steps: int, run: str = "") -
     """The inspection of a model in evaluation mode."""
     given = task.encode(prompt)
     if not given:
-        raise problem("an empty prompt", "a question such as 12+34=, or the beginning of a text", "write one")
+        raise problem(
+            "an empty prompt", "a question such as 12+34=, or the beginning of a text", "write one"
+        )
     most = model.config.max_length - (task.answer_length() is not None)
     if len(given) > most:
         raise problem(f"a prompt of {len(given)} tokens", f"at most {most}", "shorten it")
