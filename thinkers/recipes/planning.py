@@ -19,7 +19,7 @@ def planned(lr: float, **own: Any) -> Training:
 def decoder() -> Config:
     """Finds paths of 5 nodes by next-token prediction alone, which learns to follow, not to choose.
 
-    More than twice as large as `star_graph/deepsight`: 64 wide, without plans, some seeds know the
+    Nearly twice as large as `star_graph/deepsight`: 64 wide, without plans, some seeds know the
     labels of a graph and nothing else after 14,000 updates.
     """
     settings = dict(dim=128, num_layers=3, num_heads=8)
