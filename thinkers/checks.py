@@ -1,6 +1,7 @@
 """Checks of what users pass: an error names the value, its place and what is allowed."""
 
 import operator
+from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -64,9 +65,16 @@ def check_shape(name: str, tokens: Any) -> tuple[int, int]:
     return tokens.shape[0], tokens.shape[1]
 
 
-def choices(kind: Any) -> list[str | None]:
-    """The choices of a field whose type is a Literal, or one and None."""
+def check_choices(config: Any) -> None:
+    """ValueError if a field whose type is a Literal, or one and None, has another value."""
+    for field in fields(config):
+        known, value = _choices(field.type), getattr(config, field.name)
+        if known and value not in known:
+            raise ValueError(f"{field.name} must be one of {known}, got {value!r}")
+
+
+def _choices(kind: Any) -> list[str | None]:
     if get_origin(kind) is Literal:
         return list(get_args(kind))
-    found = [word for part in get_args(kind) for word in choices(part)]
+    found = [word for part in get_args(kind) for word in _choices(part)]
     return [*found, None] if found else []

@@ -3,7 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.cache import KeyValueCache
-from thinkers.checks import check_int, choices
+from thinkers.checks import check_choices, check_int
 from thinkers.layers import Heads, Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
 from thinkers.planning import EmbeddingLoss, PlanLoss, TokenLoss, real_positions
 from thinkers.watching import weigh
 
-Disaffinity = Literal["mse", "cosine", "log_cosine", "none"]
 Table = tuple[Tensor, Tensor] | None
 
 
@@ -91,7 +90,7 @@ class DeepSight(Model):
         """Whether plans are of embeddings less their mean; see PlanLoss.set_token_counts."""
         subtract_position: bool = False
         """Whether the next token's learned position is taken away before the output."""
-        embedding_loss: Disaffinity = "none"
+        embedding_loss: Literal["mse", "cosine", "log_cosine", "none"] = "none"
         """What pulls the running mean of the embeddings towards the plan, if anything."""
         embedding_weight: float = 1.0
         bias: bool = False
@@ -100,10 +99,7 @@ class DeepSight(Model):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for field in fields(self):
-                known, value = choices(field.type), getattr(self, field.name)
-                if known and value not in known:
-                    raise ValueError(f"{field.name} must be one of {known}, got {value!r}")
+            check_choices(self)
             for name in ("horizon", "num_decoder_layers", "num_cross_heads", "hidden"):
                 if name == "horizon" or getattr(self, name) is not None:
                     check_int(name, getattr(self, name), 1)
