@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 import thinkers
 from thinkers import matching, plans
@@ -126,3 +127,20 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, cap
     assert out[0].split() == ["model", "parameters", "updates", "lr", "minutes"]
     assert [x.split()[0] for x in out[1:3]] == ["decoder", "thinker"]
     assert out[3].startswith("6 runs, about ") and list(tmp_path.iterdir()) == []
+
+
+def test_rates_are_of_one_thread(monkeypatch):
+    (one,) = matching.contenders("add", ["decoder"], (), FLAGS)
+    gradients, seen = matching.gradients, []
+
+    def spy(*arguments):
+        seen.append(torch.get_num_threads())
+        return gradients(*arguments)
+
+    monkeypatch.setattr(matching, "gradients", spy)
+    torch.set_num_threads(2)
+    try:
+        assert matching.seconds_per_update(one.config) > 0
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

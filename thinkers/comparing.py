@@ -4,14 +4,13 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
 
 from thinkers import checkpoints, matching, reports, runs, sinks, tasks
 from thinkers.checks import check_int
@@ -20,7 +19,7 @@ from thinkers.distributed import find_device
 from thinkers.errors import DamagedError, Interrupted, LockedError, ThinkersError, UsageError
 from thinkers.following import Following
 from thinkers.lines import append_line, read_lines
-from thinkers.metering import metered
+from thinkers.metering import metered, one_thread
 from thinkers.models.base import Model
 from thinkers.plans import Plan
 from thinkers.sinks import Sink, Tracking
@@ -131,7 +130,7 @@ def compare(
     if out is None and task is None:
         raise UsageError("found: no task\nexpected: a name of thinkers list tasks")
     folder = Path(out) if out is not None else Path("runs") / f"compare-{task}"
-    with runs.owned(folder, new=not resume), _one_thread():
+    with runs.owned(folder, new=not resume), one_thread():
         if plan is None:
             plan = Plan.read(folder).extended(**asked)
         plan.write(folder)
@@ -372,14 +371,3 @@ def _news(plan: Plan, line: Mapping[str, Any]) -> str:
         return f"{who}: failed, {line['error']}"
     seconds = "" if line["seconds"] is None else f", {line['seconds']:.1f} s of process time"
     return f"{who}: {plan.headline} {line['score']:.4f}{seconds}"
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch, so that process time is the same on a machine that is shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

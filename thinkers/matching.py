@@ -13,6 +13,7 @@ from thinkers import models, optimizers, tasks
 from thinkers.config import Config, override, problem, sizes
 from thinkers.distributed import Ranks, find_device
 from thinkers.learning import Learner, LossOf, gradients, thinking_steps
+from thinkers.metering import one_thread
 from thinkers.models.base import Batch, Model
 
 TOLERANCE = 0.014
@@ -245,7 +246,8 @@ def updates_for(config: Config, flops: float) -> int:
 
 def seconds_per_update(config: Config) -> float:
     """Process time of an update here and now, found by making some in memory."""
-    ends = [time.process_time() for _ in _updates(config, UNTIMED + TIMED)]
+    with one_thread():
+        ends = [time.process_time() for _ in _updates(config, UNTIMED + TIMED)]
     return (ends[-1] - ends[UNTIMED - 1]) / TIMED
 
 

@@ -45,6 +45,17 @@ def metered(device: torch.device) -> Iterator[Meter]:
             meter.memory = _highest()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch, so that process time is the same on a machine that is shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _reset() -> bool:
     """Begin a new peak of the process; whether the system can: Linux alone does."""
     if sys.platform != "linux":
