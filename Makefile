@@ -29,7 +29,7 @@ demo: setup
 	@$(BIN)/python examples/demo.py --out runs/demo
 
 test: setup
-	@$(call timed,$(LINT) && $(PYTEST) -n 2 --durations 10)
+	@$(call timed,$(LINT) && $(PYTEST) -n 2 --durations 10 && $(PYTEST) -m alone)
 
 test-long: setup
 	@$(call timed,$(PYTEST) -n 2 -m slow --durations 10)

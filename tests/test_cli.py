@@ -194,6 +194,7 @@ def test_a_bad_line_ends_with_2_in_three_lines_and_leaves_nothing(line, message,
     assert sorted(path.name for path in here.iterdir()) == sorted(FILES)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "line",
     [
@@ -204,11 +205,13 @@ def test_a_bad_line_ends_with_2_in_three_lines_and_leaves_nothing(line, message,
     ],
 )
 def test_a_mistake_is_told_within_3_seconds_of_process_time(line, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(thinkers.__file__).parents[1])}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # users keep what Python has compiled
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = subprocess.run(
         [sys.executable, "-m", "thinkers", *line],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(thinkers.__file__).parents[1])},
+        env=environment,
         capture_output=True,
         text=True,
     )
