@@ -289,6 +289,10 @@ def test_train_evaluate_generate_and_extend(here, capsys):
     for prompt in ("", "12+x=", "1" * 50):
         assert cli.main(["generate", "a", f"--prompt={prompt}"]) == 2
     assert cli.main(["generate", "a", "--prompt=1+2=", "--num_steps=99"]) == 2
+    capsys.readouterr()
+    assert cli.main(["generate", "a", "--prompt=12+34"]) == 2
+    assert "'12+34', which asks nothing yet" in capsys.readouterr().err
+    assert cli.main(["generate", "a", "--prompt=12+34=4"]) == 0  # an answer that is begun
     assert cli.main([*ADD, *TINY, "--out=a"]) == 2
     assert "--resume a" in capsys.readouterr().err
     assert cli.main(["train", "--resume", "a", "--training.num-updates", "5"]) == 0

@@ -13,6 +13,7 @@ from thinkers.distributed import find_device
 from thinkers.models.base import Model
 from thinkers.models.generation import check_sampling
 from thinkers.models.generation import stream as next_tokens
+from thinkers.tasks.base import AnswerTask
 from thinkers.tasks.text import Text
 
 
@@ -28,6 +29,9 @@ def answer(run: str | Path, prompt: str, num_steps: int | None = None) -> str:
         raise problem(
             "an empty prompt", "a question such as 12+34=, or the beginning of a text", "write one"
         )
+    if isinstance(task, AnswerTask) and task.closing not in prompt:
+        asked = f"a prompt that asks by {task.closing}, such as {prompt[-30:]}{task.closing}"
+        raise problem(f"{prompt[-30:]!r}, which asks nothing yet", asked, f"add {task.closing}")
     model = _model_of(run)
     device = next(model.parameters()).device
     room = model.config.max_length - len(tokens)

@@ -127,6 +127,8 @@ class AnswerTask(Task):
     """A task whose held-out examples are prompts, each with one right answer."""
 
     headline = "exact"
+    closing: ClassVar[str] = ""
+    """What every prompt holds before there is something to answer."""
 
     @abstractmethod
     def held_out(self, split: str, num_examples: int) -> Iterator[Batch]:

@@ -101,6 +101,7 @@ class NumberTask(AnswerTask):
             return len(self.in_bases) * len(self.out_bases) > 1
 
     config: Config
+    closing = "="
     marks: ClassVar[str] = "="
     """What a text of this task may hold beside digits and blanks."""
     are_numbers: ClassVar[bool] = True
