@@ -301,3 +301,36 @@ def test_calls_that_cannot_be_are_refused(call, words):
     with pytest.raises(UsageError) as caught:
         call(Babi(Babi.Config(**SMALL)))
     assert all(word in str(caught.value) for word in words)
+
+
+def test_the_curriculum_begins_with_the_shortest_stories_and_resumes():
+    own = dict(kinds=(1, 2), num_stories=60, num_held_out=10, curriculum=True, window=20)
+    task = Babi(Babi.Config(**own), seed=3)
+
+    def longest(batch):
+        stop = task.encode(".")[0]
+        return max(row[:n].tolist().count(stop) for row, n in zip(*batch[:2], strict=True))
+
+    def drawn(which, split="train"):
+        batch = which.batch(7, 211, split)
+        return batch.tokens, batch.prompt_lengths
+
+    plain = Babi(Babi.Config(**own | dict(curriculum=False)), seed=3)
+    sizes = [x.num_statements for x in plain.examples("train")]
+    assert min(sizes) == 2 and longest(drawn(plain)) > 8
+    found = []
+    for _ in range(max(sizes) - 1):
+        found.append(longest(drawn(task)))
+        state = json.loads(json.dumps(task.state_dict()))
+        task.observe(torch.arange(20) < 18)
+    wanted = [max(x for x in sizes if x <= d) for d in range(2, max(sizes) + 1)]
+    assert found[:6] == wanted[:6] == [2, 3, 4, 5, 6, 7]  # later ones are rarely drawn
+    assert state["difficulty"] == max(sizes) == task.difficulty
+    again = Babi(Babi.Config(**own), seed=3)
+    again.load_state_dict(state)
+    assert torch.equal(drawn(again)[0], drawn(task)[0])
+    assert torch.equal(drawn(again, "test")[0], drawn(plain, "test")[0])
+    with pytest.raises(UsageError, match="difficulty must be an integer in 2"):
+        again.load_state_dict(state | {"difficulty": max(sizes) + 1})
+    with pytest.raises(UsageError, match="threshold must be above 0"):
+        Babi.Config(curriculum=True, threshold=0)

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,8 @@ from thinkers.checkpoints import write_file
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models.base import Batch
 from thinkers.tasks import worlds
-from thinkers.tasks.base import IGNORED, SPLITS, AnswerTask, whole
+from thinkers.tasks.base import IGNORED, SPLITS, whole
+from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.draws import Draws, row_keys
 from thinkers.tasks.text_files import unreadable
 
@@ -50,9 +52,10 @@ class Example(NamedTuple):
 
     prompt: list[int]
     answer: list[int]
+    num_statements: int
 
 
-class Babi(AnswerTask):
+class Babi(CurriculumTask):
     """Answers questions about a story: who is where, why, how many, is it so.
 
     The form is that of the bAbI tasks (Weston et al. 2015, https://arxiv.org/abs/1502.05698), of
@@ -74,12 +77,20 @@ class Babi(AnswerTask):
         """Our own stories to train on, of each kind."""
         num_held_out: int = 200
         """Our own stories of each kind for the split valid, and as many for test."""
+        curriculum: bool = False
+        """Train on the questions with the fewest statements before them first, and on one more
+        each time they are mastered."""
+        threshold: float = 0.9
+        """The running accuracy at which the curriculum moves on."""
+        window: int = 2000
+        """The number of examples that the running accuracy looks back on."""
 
         def __post_init__(self) -> None:
             if self.answers not in ("written", "chosen"):
                 raise UsageError(f"answers must be written or chosen, got {self.answers!r}")
             for name in ("num_stories", "num_held_out"):
                 whole(name, getattr(self, name), 1)
+            check_curriculum(self)
             for kind in self.kinds:
                 whole("kinds", kind, 1, 20)
             if not self.kinds or len(set(self.kinds)) < len(self.kinds):
@@ -116,6 +127,7 @@ class Babi(AnswerTask):
             examples = [x for split in SPLITS for x in self.examples(split)]
             self._answer_length = max(len(x.answer) for x in examples)
             self.max_length = max(len(x.prompt) for x in examples) + self._answer_length
+        self.begin(self._sizes() if self.config.curriculum and run is None else range(1))
 
     def answer_length(self) -> int:
         return self._answer_length
@@ -140,22 +152,42 @@ class Babi(AnswerTask):
 
     def _examples_of(self, story: Story) -> Iterator[Example]:
         facts: list[int] = []
+        count = 0
         for line in story:
             tokens = self._tokens(line.text)
             if line.answer is None:
                 facts += tokens
+                count += 1
             elif self.config.answers == "chosen":
-                yield Example(facts + tokens, [self.tokens_of[line.answer.lower()]])
+                yield Example(facts + tokens, [self.tokens_of[line.answer.lower()]], count)
             else:
-                yield Example(facts + tokens, [*self._tokens(line.answer), END])
+                yield Example(facts + tokens, [*self._tokens(line.answer), END], count)
+
+    def _sizes(self) -> range:
+        """From the fewest to the most statements before a question of training."""
+        found = [x.num_statements for x in self.examples("train")]
+        return range(min(found), max(found) + 1)
+
+    @cached_property
+    def _graded(self) -> list[Example]:
+        """The examples of training, those with the fewest statements first."""
+        return sorted(self.examples("train"), key=lambda x: x.num_statements)
 
     def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
-        """Questions drawn for one update: a row depends on (seed, split, update, row) alone."""
+        """Questions drawn for one update.
+
+        A row depends on (seed, split, update, row) alone, and in training on the curriculum's
+        difficulty: the most statements before a question.
+        """
         whole("update", update, 0, 2**63 - 1)
         whole("batch_size", batch_size, 1)
         examples = self.examples(split)
+        count = len(examples)
+        if self.config.curriculum and split == "train":
+            examples = self._graded
+            count = bisect_right(examples, self.difficulty, key=lambda x: x.num_statements)
         keys = row_keys(self.seed, SPLITS.index(split), np.array([update]), batch_size)[0]
-        chosen = Draws(keys).below(len(examples), 1)[:, 0].tolist()
+        chosen = Draws(keys).below(count, 1)[:, 0].tolist()
         return rows([examples[i] for i in chosen], keys.view(np.int64))
 
     def held_out(self, split: str, num_examples: int) -> Iterator[Batch]:

@@ -6,7 +6,7 @@ splits valid and test, whatever the seed, the sizes drawn and the padding.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from thinkers.errors import UsageError
 from thinkers.models.base import Batch
 from thinkers.tasks import vocabulary
-from thinkers.tasks.base import IGNORED, SPLITS, AnswerTask, whole
+from thinkers.tasks.base import IGNORED, SPLITS, whole
+from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.draws import Draws, constants, mix, row_keys
 from thinkers.tasks.vocabulary import BASE, BLANK, END, EQUALS, PAD
 
@@ -54,7 +55,7 @@ class Questions:
             mine[rows] = getattr(other, name)[which]
 
 
-class NumberTask(AnswerTask):
+class NumberTask(CurriculumTask):
     """Questions about numbers in bases from 2 to 16, answered exactly."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -79,9 +80,7 @@ class NumberTask(AnswerTask):
             whole("max_in_base", self.max_in_base, self.min_in_base, 16)
             whole("min_out_base", self.min_out_base, 2, 16)
             whole("max_out_base", self.max_out_base, self.min_out_base, 16)
-            whole("window", self.window, 1)
-            if not 0 < self.threshold <= 1:
-                raise UsageError(f"threshold must be above 0 and at most 1, got {self.threshold}")
+            check_curriculum(self)
 
         @property
         def sizes(self) -> range:
@@ -115,8 +114,7 @@ class NumberTask(AnswerTask):
     def __init__(self, config: Any = None, seed: int = 0):
         super().__init__(config, seed)
         sizes = self.config.sizes
-        self.difficulty = sizes[0] if self.config.curriculum else sizes[-1]
-        self.accuracy = 0.0
+        self.begin(sizes)
         self._widths = {size: self._measure(size) for size in sizes}
         self.max_length = sum(self._widths[sizes[-1]])
         self._memo: tuple[Any, Batch | None] = (None, None)
@@ -296,30 +294,6 @@ class NumberTask(AnswerTask):
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
         """The text of `tokens`, up to the end token."""
         return vocabulary.decode(tokens, reverse=self.are_numbers)
-
-    # curriculum
-
-    def observe(self, correct: Bool[Tensor, " b"]) -> None:
-        """Follow the accuracy in training; at the threshold, allow one more digit or element."""
-        if not self.config.curriculum or not len(correct):
-            return
-        share = int(correct.sum()) / len(correct)
-        self.accuracy += (share - self.accuracy) * min(1.0, len(correct) / self.config.window)
-        if self.accuracy >= self.config.threshold and self.difficulty < self.config.sizes[-1]:
-            self.difficulty += 1
-            self.accuracy = 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """The difficulty, which is the largest size in training, and the running accuracy."""
-        return {"difficulty": self.difficulty, "accuracy": self.accuracy}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state that `state_dict` gave."""
-        if set(state) != {"difficulty", "accuracy"}:
-            raise UsageError(f"state must hold difficulty and accuracy, got {sorted(state)}")
-        sizes = self.config.sizes
-        self.difficulty = whole("difficulty", state["difficulty"], sizes[0], sizes[-1])
-        self.accuracy = float(state["accuracy"])
 
 
 def _close_up(parts: Fields, width: int) -> tuple[np.ndarray, np.ndarray]:
