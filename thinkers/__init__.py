@@ -43,9 +43,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _import(name: str) -> Any:
-    """A module of the package, and torch with the first: an eighth faster with no garbage sought.
+    """A module of the package, and torch with the first: faster while no garbage is sought.
 
-    An import makes next to none, and torch's makes millions of objects to search.
+    An import makes next to none, and torch's makes very many objects to search.
     """
     collecting = gc.isenabled()
     gc.disable()
