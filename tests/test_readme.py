@@ -10,7 +10,8 @@ from thinkers import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^(thinkers .*?)(?: +#.*)?$", README, re.MULTILINE)
+WHOLE_LINES = README.replace("\\\n", "")
+COMMANDS = re.findall(r"^(thinkers .*?)(?: +#.*)?$", WHOLE_LINES, re.MULTILINE)
 
 
 def test_the_example_stands_in_the_readme_is_short_and_runs(tmp_path, monkeypatch, capsys):
