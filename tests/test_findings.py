@@ -33,7 +33,7 @@ def test_a_verdict_needs_an_interval_without_zero_and_with_variance():
     assert verdict(Interval(0.1, -math.inf, math.inf)) == "not distinguishable"
 
 
-def graded(comparison, scores, seeds=3, number=400, higher_is_better=True):
+def graded(comparison, scores, seeds=3, number=400, higher_is_better=True, asked=None):
     """The comparison with made-up grades: {name: {steps: share of right answers}}."""
     rng, results = np.random.default_rng(29), {}
     for name, by_steps in scores.items():
@@ -44,7 +44,9 @@ def graded(comparison, scores, seeds=3, number=400, higher_is_better=True):
             line = dict(comparison.results["decoder"][0].line, model=name, seed=seed)
             line |= dict(num_steps=usual, score=float(grades[usual].mean()))
             line |= dict(scores={str(k): float(x.mean()) for k, x in grades.items()})
-            results[name].append(comparing.Result(line, grades, grades[usual][None]))
+            points = grades[usual][None]
+            questions = np.arange(number) if asked is None else asked
+            results[name].append(comparing.Result(line, grades, points, questions))
     plan = replace(comparison.plan, seeds=seeds)
     return replace(comparison, plan=plan, results=results)
 
@@ -64,6 +66,19 @@ def test_what_is_concluded_and_what_is_not(finished):
     assert "2 pairs are judged here, so about 2 in 100" in told
     one = Findings(graded(read(finished), {"decoder": {1: 0.5}, "looped": {4: 0.9}}, seeds=1))
     assert "one seed" in conclusion(one)
+
+
+def test_what_is_asked_again_and_again_is_counted_once(finished):
+    scores = {"decoder": {1: 0.5}, "looped": {1: 0.5, 4: 0.6}, "thinker": {4: 0.5}}
+    asked = np.repeat(np.arange(20), 20)
+    often = Findings(graded(read(finished), scores, asked=asked))
+    once = Findings(graded(read(finished), scores))
+    assert often.score("looped").value == pytest.approx(once.score("looped").value)
+    assert often.score("looped") != once.score("looped")
+    assert often.curves["looped"][0][1] == often.score("looped")
+    assert often.differences["looped"] != once.differences["looped"]
+    assert " examples (20 different ones" in " ".join(limits(often))
+    assert "different ones" not in " ".join(limits(once))
 
 
 def test_of_a_loss_less_is_better(finished, monkeypatch):

@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from thinkers.intervals import Interval, difference, mean, worst_fall
+from thinkers.intervals import Interval, by_question, difference, mean, worst_fall
 
 T = {2: 9.925, 4: 4.604, 6: 3.707}
 """Student's t, 99.5 %, by degrees of freedom, from a printed table."""
@@ -96,6 +96,59 @@ def test_a_share_stays_one():
     found = mean(grades)
     assert found.low == 0 and found.high == 1 and found.value == 0.91
     assert difference(grades, grades[:, ::-1]) == Interval(0.0, -1.0, 1.0)
+
+
+def test_grades_of_a_question_are_summed_where_it_is_first_asked():
+    grades = np.array([[1.0, 0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0, 1.0]])
+    found = by_question(grades, np.array([7, 3, 7, 2, 3]))
+    apart = np.array([[2 - 1.2, 0 - 1.2, 1 - 0.6], [0 - 1.2, 2 - 1.2, 1 - 0.6]])
+    assert found == pytest.approx(0.6 + apart * 3 / 5)
+    assert found.mean(1) == pytest.approx(grades.mean(1))
+    assert (by_question(np.ones((2, 5)), np.array([7, 3, 7, 2, 3])) == 1).all()
+    assert by_question(grades, None) is grades
+    with pytest.raises(ValueError, match="5 examples"):
+        by_question(grades, np.arange(4))
+
+
+def test_asking_all_seven_times_makes_nothing_surer():
+    rng = np.random.default_rng(11)
+    a, b = asked(rng, [0.7, 0.75, 0.72], 211), asked(rng, [0.6, 0.68, 0.63], 211)
+    questions = np.tile(rng.permutation(211), 7)
+    often = [np.tile(x, 7) for x in (a, b)]
+    order = by_question(often[0], questions)
+    assert order == pytest.approx(a)
+    for once, seven in (
+        (mean(a), mean(often[0], questions)),
+        (difference(a, b), difference(*often, questions)),
+        (difference(a, b, same_runs=True), difference(*often, questions, same_runs=True)),
+    ):
+        assert [seven.value, seven.low, seven.high] == pytest.approx(
+            [once.value, once.low, once.high]
+        )
+    blind = difference(*often)
+    assert blind.high - blind.low < difference(a, b).high - difference(a, b).low
+
+
+def test_drawing_questions_again_spreads_the_score_as_the_interval_says():
+    rng = np.random.default_rng(13)
+    questions = rng.geometric(0.01, 1500)
+    known = asked(rng, [0.8], 2000)[0][questions]
+    flipped = (known + (rng.random(1500) < 0.1)) % 2
+    found = mean(np.stack([flipped] * 3) + rng.normal(0, 1e-9, (3, 1500)), questions)
+    names = np.unique(questions)
+    right = np.array([flipped[questions == x].sum() for x in names])
+    count = np.array([(questions == x).sum() for x in names])
+    again = rng.integers(0, len(names), (4000, len(names)))
+    drawn = right[again].sum(1) / count[again].sum(1)
+    low, high = np.quantile(drawn, [0.005, 0.995])
+    assert found.high - found.low == pytest.approx(high - low, rel=0.12)
+
+
+def test_a_fall_on_one_question_asked_often_may_be_chance():
+    shallow, deep = np.ones(300), np.r_[np.zeros(30), np.ones(270)]
+    questions = np.r_[np.zeros(30), np.arange(1, 271)].astype(int)
+    assert worst_fall({1: shallow, 2: deep}).loss.value == pytest.approx(0.1)
+    assert worst_fall({1: shallow, 2: deep}, questions) is None
 
 
 def test_other_examples_are_refused():

@@ -320,3 +320,19 @@ def test_blanks_need_not_be_typed(name, bases):
     for row, length in zip(batch.tokens.tolist(), batch.prompt_lengths.tolist(), strict=True):
         typed = task.decode(row[:length])
         assert task.encode(typed) == task.encode(typed.replace("_", "")) == row[:length]
+
+
+def test_questions_that_are_asked_again_are_known():
+    task = build_task("add")
+    texts = [
+        task.decode(row[:length])
+        for batch in task.held_out("test", 700)
+        for row, length in zip(batch.tokens, batch.prompt_lengths.tolist(), strict=True)
+    ]
+    questions = task.questions("test", 700)
+    assert len(questions) == 700 and questions.max() + 1 == len(set(texts)) < 700
+    assert all(
+        (questions[i] == questions[j]) == (texts[i] == texts[j])
+        for i in range(0, 700, 7)
+        for j in range(700)
+    )

@@ -13,7 +13,7 @@ from torch import Tensor
 from thinkers.checks import check_int
 from thinkers.config import problem
 from thinkers.inspecting import model_and_task
-from thinkers.intervals import CONFIDENCE, Interval
+from thinkers.intervals import CONFIDENCE, Interval, by_question
 from thinkers.models.base import Model
 from thinkers.models.generation import evaluating
 from thinkers.tasks import SPLITS, Task
@@ -128,12 +128,14 @@ def ablate(
         )
     sign = 1 if task.higher_is_better else -1
     own = task.grade(model, split, num_examples, steps).numpy()
+    questions = task.questions(split, num_examples)
     effects = []
     for way in WAYS:
         if way == "shuffled steps" and handed < 2:
             continue
         grades = task.grade(Altered(model, way), split, num_examples, steps).numpy()  # type: ignore
-        effects.append(Effect(way, float(grades.mean()), over_examples(sign * (own - grades))))
+        lost = over_examples(by_question(sign * (own - grades), questions))
+        effects.append(Effect(way, float(grades.mean()), lost))
     found = Ablation(model.name, task.headline, float(own.mean()), steps, len(own), tuple(effects))
     if out is not None:
         from thinkers.inspecting_page import write

@@ -44,11 +44,13 @@ class Result:
         line: What results.jsonl holds of it.
         grades: {thinking steps: the headline of each held-out example}.
         points: The same at the usual number of steps, of each checkpoint in line["curve"].
+        questions: Which question each example asks, by its number.
     """
 
     line: Mapping[str, Any]
     grades: Mapping[int, np.ndarray]
     points: np.ndarray
+    questions: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,10 @@ def _finish(
     grades = {k: task.grade(model, "test", plan.num_examples, k).numpy() for k in model.step_counts}
     usual = usual_steps(model)
     curve, points = _curve(home, model, task, min(POINT_EXAMPLES, plan.num_examples))
-    _write_grades(home, grades, points)
+    questions = task.questions("test", plan.num_examples)
+    if questions is None:
+        questions = np.arange(len(grades[usual]))
+    _write_grades(home, grades, points, questions)
     checkpoints.prune(home / "checkpoints", 1)
     return {
         "status": "done",
@@ -341,9 +346,12 @@ def usual_steps(model: Model) -> int:
     return model.config.num_steps if model.config.num_steps in counts else counts[0]
 
 
-def _write_grades(home: Path, grades: Mapping[int, np.ndarray], points: np.ndarray) -> None:
+def _write_grades(
+    home: Path, grades: Mapping[int, np.ndarray], points: np.ndarray, questions: np.ndarray
+) -> None:
     buffer = io.BytesIO()
-    arrays = {f"steps_{k}": x for k, x in grades.items()} | {"points": points}
+    arrays = {f"steps_{k}": x for k, x in grades.items()}
+    arrays |= {"points": points, "questions": questions}
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     checkpoints.write_file(home / GRADES, buffer.getvalue())
 
@@ -353,7 +361,7 @@ def _read_result(folder: Path, line: Mapping[str, Any]) -> Result:
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
             grades = {int(k): found[f"steps_{k}"] for k in line["scores"]}
-            return Result(line, grades, found["points"])
+            return Result(line, grades, found["points"], found["questions"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DamagedError(f"{file} must hold the grades of a run: {error}") from None
 

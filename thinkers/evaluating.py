@@ -58,7 +58,7 @@ def find_fall(
     for k in _depths(model, num_steps):
         grade = task.grade(model, split, num_examples, k).numpy()
         grades[model.check_steps(k)] = sign * grade
-    return worst_fall(grades)
+    return worst_fall(grades, task.questions(split, num_examples))
 
 
 def _depths(model: Model, num_steps: Sequence[int | None] | int | None) -> Sequence[int | None]:

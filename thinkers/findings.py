@@ -27,8 +27,9 @@ class Findings:
         self.results = {name: runs for name, runs in comparison.results.items() if runs}
         self.usual = {name: runs[0].line["num_steps"] for name, runs in self.results.items()}
         self.grades = {name: _grades(runs) for name, runs in self.results.items()}
+        self.questions = next((x[0].questions for x in self.results.values()), None)
         self.scores = {
-            name: {k: intervals.mean(x) for k, x in by_steps.items()}
+            name: {k: intervals.mean(x, self.questions) for k, x in by_steps.items()}
             for name, by_steps in self.grades.items()
         }
         self.first = comparison.plan.contenders[0].name
@@ -76,7 +77,7 @@ class Findings:
     def _better(self, a: np.ndarray, b: np.ndarray, same_runs: bool = False) -> Interval:
         if not self.comparison.plan.higher_is_better:
             a, b = b, a
-        return intervals.difference(a, b, same_runs=same_runs)
+        return intervals.difference(a, b, self.questions, same_runs=same_runs)
 
 
 def verdict(difference: Interval) -> str:
@@ -124,7 +125,7 @@ def limits(findings: Findings) -> list[str]:
         widest = max((x.high - x.low) / 2 for x in findings.differences.values())
         if 0 < widest < np.inf:
             told.append(
-                f"With {findings.fewest_runs} seeds and {plan.num_examples:,} examples a "
+                f"With {findings.fewest_runs} seeds and {_examples(findings)} a "
                 f"difference is seen if it is larger than about {findings.amount(widest)} in the "
                 "least certain pair here; what is not distinguishable is not shown to be equal. "
                 "More seeds see more."
@@ -146,6 +147,15 @@ def limits(findings: Findings) -> list[str]:
     return told + _unequal(findings)
 
 
+def _examples(findings: Findings) -> str:
+    """How many there are, and how many of them differ."""
+    text = f"{findings.comparison.plan.num_examples:,} examples"
+    questions = findings.questions
+    if questions is None or (different := len(np.unique(questions))) == len(questions):
+        return text
+    return f"{text} ({different:,} different ones, by which intervals are drawn)"
+
+
 def _thinking(findings: Findings, name: str, difference: Interval) -> str:
     fewest, usual = min(findings.grades[name]), findings.usual[name]
     if len(findings.results[name]) < 2:
@@ -162,7 +172,10 @@ def _falls(findings: Findings, name: str) -> str:
     """In how many runs more thinking answers worse, each judged by itself."""
     sign = 1 if findings.comparison.plan.higher_is_better else -1
     runs = findings.results[name]
-    found = [intervals.worst_fall({k: sign * x for k, x in run.grades.items()}) for run in runs]
+    found = [
+        intervals.worst_fall({k: sign * x for k, x in run.grades.items()}, run.questions)
+        for run in runs
+    ]
     falls = [fall for fall in found if fall is not None]
     if not falls:
         return ""
@@ -196,8 +209,9 @@ def _curve(runs: Sequence[Result]) -> list[Point]:
     """Where seeds have as many checkpoints, which they do unless their work was cut."""
     number = min(len(run.points) for run in runs)
     flops = [np.mean([run.line["curve"][i]["flops"] for run in runs]) for i in range(number)]
+    asked = runs[0].questions[: runs[0].points.shape[1]]  # the first of them
     return [
-        (float(flops[i]), intervals.mean(np.stack([run.points[i] for run in runs])))
+        (float(flops[i]), intervals.mean(np.stack([run.points[i] for run in runs]), asked))
         for i in range(number)
     ]
 

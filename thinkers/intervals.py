@@ -3,7 +3,7 @@
 A score differs from the truth for two reasons: other seeds would have learned otherwise, and other
 examples would have been asked. Examples are many, so they are drawn again (Efron 1979); seeds are
 too few for that, three make 27 draws at most, so their mean is spread by Student's t, as wide as
-they leave their deviation unknown.
+they leave their deviation unknown. Examples that ask the same are drawn together.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,15 @@ from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 CONFIDENCE = 0.99
 DRAWS, RESAMPLES = 20_000, 500
 
 Grades = Float[np.ndarray, "s n"]
 """Of s seeds on n examples, the same examples in the same order for all that are compared."""
+Questions = Int[np.ndarray, " n"] | None
+"""Which question each example asks, by its number; None where none is repeated."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,19 @@ class Interval:
         return self.low < self.high and not self.low <= 0 <= self.high
 
 
-def mean(grades: Grades, confidence: float = CONFIDENCE) -> Interval:
+def mean(grades: Grades, questions: Questions = None, confidence: float = CONFIDENCE) -> Interval:
     """The score, over seeds and examples; a share, of grades 0 and 1, is one from end to end."""
-    return _within(_interval(grades.mean(0), [grades], confidence), 0.0, [grades])
+    asked = by_question(grades, questions)
+    return _within(_interval(asked.mean(0), [asked], confidence), 0.0, [grades])
 
 
 def difference(
-    a: Grades, b: Grades, *, same_runs: bool = False, confidence: float = CONFIDENCE
+    a: Grades,
+    b: Grades,
+    questions: Questions = None,
+    *,
+    same_runs: bool = False,
+    confidence: float = CONFIDENCE,
 ) -> Interval:
     """By how much the score of `a` is above that of `b`, paired over examples.
 
@@ -51,8 +59,31 @@ def difference(
     """
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"a and b must have the same examples, got {a.shape[1]} and {b.shape[1]}")
+    given = [a, b]
+    a, b = by_question(a, questions), by_question(b, questions)
     groups = [a - b] if same_runs else [a, b]
-    return _within(_interval(a.mean(0) - b.mean(0), groups, confidence), -1.0, [a, b])
+    return _within(_interval(a.mean(0) - b.mean(0), groups, confidence), -1.0, given)
+
+
+def by_question(
+    grades: Float[np.ndarray, "*s n"], questions: Questions
+) -> Float[np.ndarray, "*s m"]:
+    """The grades of m questions, in the order in which they are first asked.
+
+    Each is how far the examples that ask it lie from the mean, in sum: drawing questions again then
+    draws the mean of all their examples, to first order (the ratio of two sums).
+    """
+    if questions is None:
+        return grades
+    number = grades.shape[-1]
+    if questions.shape != (number,):
+        raise ValueError(f"questions must be of {number} examples, got {questions.shape}")
+    _, first, place = np.unique(questions, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))
+    center = grades.mean(-1, keepdims=True)
+    apart = np.zeros((*grades.shape[:-1], len(first)))
+    np.add.at(apart, (..., order[place]), grades - center)
+    return center + apart * (len(first) / number)
 
 
 def _within(found: Interval, least: float, groups: list[Grades]) -> Interval:
@@ -122,7 +153,9 @@ class Fall:
 
 
 def worst_fall(
-    grades: Mapping[int, Float[np.ndarray, " n"]], confidence: float = CONFIDENCE
+    grades: Mapping[int, Float[np.ndarray, " n"]],
+    questions: Questions = None,
+    confidence: float = CONFIDENCE,
 ) -> Fall | None:
     """The largest loss from fewer steps to more, of one trained model, that is not by chance.
 
@@ -135,7 +168,8 @@ def worst_fall(
     depths = sorted(grades)
     pairs = [(low, high) for i, low in enumerate(depths) for high in depths[i + 1 :]]
     each = 1 - (1 - confidence) / max(1, len(pairs))
-    losses = [Fall(*pair, _paired(grades[pair[0]] - grades[pair[1]], each)) for pair in pairs]
+    asked = {k: by_question(x, questions) for k, x in grades.items()}
+    losses = [Fall(*pair, _paired(asked[pair[0]] - asked[pair[1]], each)) for pair in pairs]
     falls = [fall for fall in losses if fall.loss.is_distinguishable and fall.loss.value > 0]
     return max(falls, key=lambda fall: fall.loss.value, default=None)
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
 from thinkers.errors import UsageError
@@ -79,6 +80,12 @@ class Task(ABC):
         The same examples in the same order for every model, so that models can be compared in
         pairs.
         """
+
+    def questions(
+        self, split: str = "test", num_examples: int = 2000
+    ) -> Int64[np.ndarray, " n"] | None:
+        """Which question each graded example asks, by its number; None where none is repeated."""
+        return None
 
     def merit(self, scores: Mapping[str, float]) -> float:
         """The headline among `scores`, turned so that more is better."""
@@ -159,6 +166,15 @@ class AnswerTask(Task):
         examples = self.held_out(split, whole("num_examples", num_examples, 1))
         right, graded = grade_answers(model, examples, self.answer_length(), num_steps)
         return (right == graded).double()
+
+    def questions(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
+        numbers: dict[tuple[int, ...], int] = {}
+        found = []
+        for batch in self.held_out(split, whole("num_examples", num_examples, 1)):
+            assert batch.prompt_lengths is not None
+            for row, length in zip(batch.tokens, batch.prompt_lengths.tolist(), strict=True):
+                found.append(numbers.setdefault(tuple(row[:length].tolist()), len(numbers)))
+        return np.array(found)
 
 
 def score_answers(
