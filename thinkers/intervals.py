@@ -82,7 +82,7 @@ def by_question(
     order = np.argsort(np.argsort(first))
     center = grades.mean(-1, keepdims=True)
     apart = np.zeros((*grades.shape[:-1], len(first)))
-    np.add.at(apart, (..., order[place]), grades - center)
+    np.add.at(apart.T, order[place], (grades - center).T)
     return center + apart * (len(first) / number)
 
 
