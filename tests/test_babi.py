@@ -11,7 +11,8 @@ import thinkers
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models import Batch
 from thinkers.recipes.numbers import learning
-from thinkers.tasks.babi import IGNORED, KEPT, Babi, Line, parse, read, told
+from thinkers.tasks.babi import IGNORED, KEPT, Babi
+from thinkers.tasks.stories import Line, parse, read, told
 
 SMALL = dict(num_stories=20, num_held_out=10)
 
@@ -303,34 +304,42 @@ def test_calls_that_cannot_be_are_refused(call, words):
     assert all(word in str(caught.value) for word in words)
 
 
-def test_the_curriculum_begins_with_the_shortest_stories_and_resumes():
-    own = dict(kinds=(1, 2), num_stories=60, num_held_out=10, curriculum=True, window=20)
+def test_the_curriculum_goes_by_kinds_and_by_the_length_of_stories_and_resumes():
+    own = dict(kinds=(2, 1), num_stories=60, num_held_out=10, curriculum=True, window=20)
     task = Babi(Babi.Config(**own), seed=3)
-
-    def longest(batch):
-        stop = task.encode(".")[0]
-        return max(row[:n].tolist().count(stop) for row, n in zip(*batch[:2], strict=True))
-
-    def drawn(which, split="train"):
-        batch = which.batch(7, 211, split)
-        return batch.tokens, batch.prompt_lengths
-
     plain = Babi(Babi.Config(**own | dict(curriculum=False)), seed=3)
-    sizes = [x.num_statements for x in plain.examples("train")]
-    assert min(sizes) == 2 and longest(drawn(plain)) > 8
-    found = []
-    for _ in range(max(sizes) - 1):
-        found.append(longest(drawn(task)))
+    stop, things = task.encode(".")[0], set(task.encode("apple book coin lamp rope spoon"))
+
+    def lesson(batch):
+        """The kind (2 asks for things) and the number of statements, the same in all rows."""
+        pairs = zip(batch.tokens.tolist(), batch.prompt_lengths.tolist(), strict=True)
+        prompts = [row[:n] for row, n in pairs]
+        found = {(1 - (p[-2] in things), p.count(stop)) for p in prompts}
+        assert len(found) == 1
+        return found.pop()
+
+    wanted = sorted({(0, x.prompt.count(stop)) for x in plain.examples("train") if x.lesson[0] < 1})
+    wanted += [(1, n) for n in (2, 4, 6, 8, 10)]
+    assert wanted[0] == (0, 2) and len(task.levels) == len(wanted)
+    for last in range(len(wanted)):
+        drawn = [lesson(task.batch(update, 7)) for update in range(200)]
+        assert set(drawn) <= set(wanted[: last + 1])
+        if wanted[last][0] == 1:
+            again = sum(kind == 0 for kind, _ in drawn)
+            assert 60 < again < 140 and set(drawn) >= {(1, n) for _, n in wanted[-5 : last + 1]}
+        elif last < 5:
+            assert set(drawn) == set(wanted[: last + 1])
         state = json.loads(json.dumps(task.state_dict()))
         task.observe(torch.arange(20) < 18)
-    wanted = [max(x for x in sizes if x <= d) for d in range(2, max(sizes) + 1)]
-    assert found[:6] == wanted[:6] == [2, 3, 4, 5, 6, 7]  # later ones are rarely drawn
-    assert state["difficulty"] == max(sizes) == task.difficulty
+    assert state["difficulty"] == len(wanted) - 1 == task.difficulty
+    sizes = {x.count(stop) for row in [plain.batch(7, 211)] for x in row.tokens.tolist()}
+    assert len(sizes) > 5
     again = Babi(Babi.Config(**own), seed=3)
     again.load_state_dict(state)
-    assert torch.equal(drawn(again)[0], drawn(task)[0])
-    assert torch.equal(drawn(again, "test")[0], drawn(plain, "test")[0])
-    with pytest.raises(UsageError, match="difficulty must be an integer in 2"):
-        again.load_state_dict(state | {"difficulty": max(sizes) + 1})
+    assert torch.equal(again.batch(8, 31).tokens, task.batch(8, 31).tokens)
+    assert torch.equal(again.batch(8, 13).keys, task.batch(8, 31).keys[:13])
+    assert torch.equal(again.batch(8, 13, "test").tokens, plain.batch(8, 13, "test").tokens)
+    with pytest.raises(UsageError, match="difficulty must be an integer in 0"):
+        again.load_state_dict(state | {"difficulty": len(wanted)})
     with pytest.raises(UsageError, match="threshold must be above 0"):
         Babi.Config(curriculum=True, threshold=0)

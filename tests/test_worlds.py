@@ -7,8 +7,9 @@ import pytest
 from story_solver import solve
 
 from thinkers.tasks import worlds
-from thinkers.tasks.babi import LONGEST, Babi, parse
+from thinkers.tasks.babi import LONGEST, Babi
 from thinkers.tasks.draws import Dice, hashed, mix, mixed
+from thinkers.tasks.stories import parse
 
 KINDS = list(worlds.KINDS)
 

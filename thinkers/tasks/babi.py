@@ -3,11 +3,10 @@
 import hashlib
 import json
 import re
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +21,8 @@ from thinkers.models.base import Batch
 from thinkers.tasks import worlds
 from thinkers.tasks.base import IGNORED, SPLITS, whole
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
-from thinkers.tasks.draws import Draws, row_keys
+from thinkers.tasks.draws import Draws, mix, row_keys
+from thinkers.tasks.stories import Story, read_splits, told
 from thinkers.tasks.text_files import unreadable
 
 SCORED_AT_ONCE = 250
@@ -35,24 +35,13 @@ END, PAD, FIRST = 0, 1, 2
 _PART = re.compile(r"[^\s.?,]+|[.?,]")
 
 
-class Line(NamedTuple):
-    """A statement, or a question with its answer and the numbers of the lines that support it."""
-
-    text: str
-    answer: str | None = None
-    support: tuple[int, ...] = ()
-
-
-Story = list[Line]
-"""Line 1 first."""
-
-
 class Example(NamedTuple):
     """A question with the statements before it, and its answer, end token included, as tokens."""
 
     prompt: list[int]
     answer: list[int]
-    num_statements: int
+    lesson: tuple[int, int]
+    """The place of its kind among `kinds`, and the number of statements before it."""
 
 
 class Babi(CurriculumTask):
@@ -78,8 +67,8 @@ class Babi(CurriculumTask):
         num_held_out: int = 200
         """Our own stories of each kind for the split valid, and as many for test."""
         curriculum: bool = False
-        """Train on the questions with the fewest statements before them first, and on one more
-        each time they are mastered."""
+        """Train on one kind after the other, and of each on the questions with the fewest
+        statements before them first; what comes next is added when this is mastered."""
         threshold: float = 0.9
         """The running accuracy at which the curriculum moves on."""
         window: int = 2000
@@ -115,7 +104,7 @@ class Babi(CurriculumTask):
         if run is not None:
             self.words = tuple(run["words"])
         elif self.config.path:
-            stories = [story for split in SPLITS for story in self.stories(split)]
+            stories = [x for split in SPLITS for kind in self.stories(split) for x in kind]
             self.words = words_of(stories, joined=self.config.answers == "chosen")
         self.tokens_of = {x: token for token, x in enumerate((*MARKS, *self.words), FIRST)}
         self.vocab_size = FIRST + len(self.tokens_of)
@@ -127,30 +116,36 @@ class Babi(CurriculumTask):
             examples = [x for split in SPLITS for x in self.examples(split)]
             self._answer_length = max(len(x.answer) for x in examples)
             self.max_length = max(len(x.prompt) for x in examples) + self._answer_length
-        self.begin(self._sizes() if self.config.curriculum and run is None else range(1))
+        has_lessons = self.config.curriculum and run is None
+        self.begin(range(len(self._lessons)) if has_lessons else range(1))
 
     def answer_length(self) -> int:
         return self._answer_length
 
-    def stories(self, split: str) -> Sequence[Story]:
-        """The stories of a split."""
+    def stories(self, split: str) -> Sequence[Sequence[Story]]:
+        """The stories of a split, by kind."""
         if split not in SPLITS:
             raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         config = self.config
         if config.path:
             return read_splits(Path(config.path), config.kinds)[split]
         count = config.num_stories if split == "train" else config.num_held_out
-        return [story for kind in config.kinds for story in told(kind, split, count)]
+        return [told(kind, split, count) for kind in config.kinds]
 
     def examples(self, split: str) -> list[Example]:
         """The questions of a split, mixed."""
         if split not in self._examples:
-            found = [x for story in self.stories(split) for x in self._examples_of(story)]
+            found = [
+                example
+                for place, stories in enumerate(self.stories(split))
+                for story in stories
+                for example in self._examples_of(story, place)
+            ]
             keys = row_keys(0, SPLITS.index(split), np.arange(1), len(found))[0]
             self._examples[split] = [found[i] for i in np.argsort(keys, kind="stable")]
         return self._examples[split]
 
-    def _examples_of(self, story: Story) -> Iterator[Example]:
+    def _examples_of(self, story: Story, kind: int) -> Iterator[Example]:
         facts: list[int] = []
         count = 0
         for line in story:
@@ -159,35 +154,47 @@ class Babi(CurriculumTask):
                 facts += tokens
                 count += 1
             elif self.config.answers == "chosen":
-                yield Example(facts + tokens, [self.tokens_of[line.answer.lower()]], count)
+                answer = [self.tokens_of[line.answer.lower()]]
+                yield Example(facts + tokens, answer, (kind, count))
             else:
-                yield Example(facts + tokens, [*self._tokens(line.answer), END], count)
-
-    def _sizes(self) -> range:
-        """From the fewest to the most statements before a question of training."""
-        found = [x.num_statements for x in self.examples("train")]
-        return range(min(found), max(found) + 1)
+                yield Example(facts + tokens, [*self._tokens(line.answer), END], (kind, count))
 
     @cached_property
-    def _graded(self) -> list[Example]:
-        """The examples of training, those with the fewest statements first."""
-        return sorted(self.examples("train"), key=lambda x: x.num_statements)
+    def _lessons(self) -> dict[tuple[int, int], list[Example]]:
+        """The examples of training by lesson, in the order in which they are learned."""
+        found: dict[tuple[int, int], list[Example]] = {}
+        for example in sorted(self.examples("train"), key=lambda x: x.lesson):
+            found.setdefault(example.lesson, []).append(example)
+        return found
+
+    def _lesson(self, draws: Draws) -> list[Example]:
+        """The examples of one lesson, as likely as it has examples.
+
+        Half of the time it is of the kind that is being learned, else of one learned before.
+        """
+        lessons = list(self._lessons)[: self.difficulty + 1]
+        *before, kind = sorted({kind for kind, _ in lessons})
+        again, which = draws.below(2, 1)[0, 0], draws.below(max(1, len(before)), 1)[0, 0]
+        if before and again:
+            kind = before[which]
+        own = [self._lessons[lesson] for lesson in lessons if lesson[0] == kind]
+        ends = np.cumsum([len(x) for x in own])
+        return own[int(np.searchsorted(ends, draws.below(ends[-1], 1)[0, 0], side="right"))]
 
     def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
         """Questions drawn for one update.
 
         A row depends on (seed, split, update, row) alone, and in training on the curriculum's
-        difficulty: the most statements before a question.
+        difficulty, the number of the latest lesson; all rows are then of one lesson, about equally
+        long.
         """
         whole("update", update, 0, 2**63 - 1)
         whole("batch_size", batch_size, 1)
         examples = self.examples(split)
-        count = len(examples)
-        if self.config.curriculum and split == "train":
-            examples = self._graded
-            count = bisect_right(examples, self.difficulty, key=lambda x: x.num_statements)
         keys = row_keys(self.seed, SPLITS.index(split), np.array([update]), batch_size)[0]
-        chosen = Draws(keys).below(count, 1)[:, 0].tolist()
+        if self.config.curriculum and split == "train":
+            examples = self._lesson(Draws(mix(keys[:1])))
+        chosen = Draws(keys).below(len(examples), 1)[:, 0].tolist()
         return rows([examples[i] for i in chosen], keys.view(np.int64))
 
     def held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
@@ -290,102 +297,3 @@ def words_of(stories: Iterable[Story], joined: bool) -> tuple[str, ...]:
             answer = (line.answer or "").lower()
             found.update([answer] if joined and answer else _PART.findall(answer))
     return tuple(sorted(found - set(MARKS)))
-
-
-@lru_cache(maxsize=8)
-def told(kind: int, split: str, count: int) -> tuple[Story, ...]:
-    """So many of our own stories, read as a file of them would be."""
-    text = "".join(worlds.tell(kind, split, number) for number in range(count))
-    return tuple(parse(text.encode(), f"stories of kind {kind}"))
-
-
-def read_splits(path: Path, kinds: Sequence[int]) -> dict[str, list[Story]]:
-    """The stories of a folder or file, by split.
-
-    Of a folder's training files every tenth story is for valid; of a single file the ninth and
-    tenth of each ten are for valid and test.
-    """
-    found: dict[str, list[Story]] = {split: [] for split in SPLITS}
-    if path.is_dir():
-        for kind in kinds:
-            train, test = (_only(path, kind, part) for part in ("train", "test"))
-            for number, story in enumerate(read(train)):
-                found["valid" if number % 10 == 9 else "train"].append(story)
-            found["test"] += read(test)
-    else:
-        for number, story in enumerate(read(path)):
-            found[{8: "valid", 9: "test"}.get(number % 10, "train")].append(story)
-    for split, stories in found.items():
-        if not any(line.answer is not None for story in stories for line in story):
-            raise unreadable(
-                str(path), f"no question for {split}", "at least ten stories", "take a larger file"
-            )
-    return found
-
-
-def _only(folder: Path, kind: int, part: str) -> Path:
-    pattern = f"qa{kind}_*{part}.txt"
-    files = sorted(folder.glob(pattern))
-    if len(files) != 1:
-        found = f"{len(files)} files {pattern}"
-        raise unreadable(str(folder), found, "one", "set --task.path or --task.kinds")
-    return files[0]
-
-
-def read(file: Path) -> list[Story]:
-    """The stories of a file in the format of bAbI.
-
-    Raises:
-        DataError: naming the file, and the line that cannot be.
-    """
-    try:
-        return parse(file.read_bytes(), str(file))
-    except OSError as error:
-        why = error.strerror or "it cannot be read"
-        raise unreadable(str(file), why, "a file of stories", "set --task.path") from None
-
-
-def parse(data: bytes, source: str) -> list[Story]:
-    """The stories of a text in the format of bAbI: see `read`."""
-    stories: list[Story] = []
-    for place, raw in enumerate(data.splitlines(), 1):
-        where = f"{source}, line {place}"
-        try:
-            text = raw.decode("utf-8-sig" if place == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            found = f"byte {error.start} is {raw[error.start]:#04x}"
-            raise unreadable(where, found, "UTF-8", "convert the file") from None
-        if not text.strip():
-            continue
-        number, line = _line(text, where)
-        if number == 1:
-            stories.append([])
-        elif not stories or number != len(stories[-1]) + 1:
-            wanted = f"1 or {len(stories[-1]) + 1}" if stories else "1"
-            raise unreadable(where, f"number {number}", wanted, "number the lines of a story")
-        story = stories[-1]
-        if line.answer is not None:
-            for fact in line.support:
-                if not 1 <= fact <= len(story) or story[fact - 1].answer is not None:
-                    wanted = "numbers of statements before it in its story"
-                    raise unreadable(where, f"supporting fact {fact}", wanted, "correct it")
-        story.append(line)
-    if not stories:
-        raise unreadable(source, "no story", "numbered lines", "take another file")
-    return stories
-
-
-def _line(text: str, where: str) -> tuple[int, Line]:
-    number, _, rest = text.strip().partition(" ")
-    if not (number.isascii() and number.isdigit()) or not rest.strip():
-        raise unreadable(where, repr(text[:40]), "a number, a space and a sentence", "correct it")
-    sentence, *others = (part.strip() for part in rest.split("\t"))
-    if not others:
-        return int(number), Line(sentence)
-    facts = others[1].split() if len(others) == 2 else []
-    answer = others[0]
-    numbers = all(fact.isascii() and fact.isdigit() for fact in facts)
-    if len(others) != 2 or not sentence or not all(answer.split(",")) or not numbers:
-        wanted = "a question, its answer and the numbers of supporting lines, between tabs"
-        raise unreadable(where, repr(text[:60]), wanted, "correct it")
-    return int(number), Line(sentence, answer, tuple(int(fact) for fact in facts))
