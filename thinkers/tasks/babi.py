@@ -170,12 +170,12 @@ class Babi(CurriculumTask):
     def _lesson(self, draws: Draws) -> list[Example]:
         """The examples of one lesson, as likely as it has examples.
 
-        Half of the time it is of the kind that is being learned, else of one learned before.
+        One time in four it is of a kind learned before, else of the one that is being learned.
         """
         lessons = list(self._lessons)[: self.difficulty + 1]
         *before, kind = sorted({kind for kind, _ in lessons})
-        again, which = draws.below(2, 1)[0, 0], draws.below(max(1, len(before)), 1)[0, 0]
-        if before and again:
+        turn, which = draws.below(4, 1)[0, 0], draws.below(max(1, len(before)), 1)[0, 0]
+        if before and turn == 0:
             kind = before[which]
         own = [self._lessons[lesson] for lesson in lessons if lesson[0] == kind]
         ends = np.cumsum([len(x) for x in own])
