@@ -8,6 +8,7 @@ import torch
 from story_solver import solve
 
 import thinkers
+from thinkers import estimating, matching
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models import Batch
 from thinkers.recipes.numbers import learning
@@ -302,6 +303,41 @@ def test_calls_that_cannot_be_are_refused(call, words):
     with pytest.raises(UsageError) as caught:
         call(Babi(Babi.Config(**SMALL)))
     assert all(word in str(caught.value) for word in words)
+
+
+def test_stories_are_told_when_they_are_needed(monkeypatch):
+    def told(*_):
+        raise AssertionError("stories were told")
+
+    monkeypatch.setattr("thinkers.tasks.babi.told", told)
+    for name in ("babi/looped", "babi/thoughtsformer", "babi/thinker"):
+        config = thinkers.RECIPES[name]()
+        assert config.task.curriculum and Babi(config.task).difficulty == 0
+
+
+def test_questions_about_one_story_are_bound_together():
+    task = Babi(Babi.Config(kinds=(1, 2), num_stories=30, num_held_out=30))
+    asked, examples = task.questions("test", 100), task.examples("test")
+    assert len(asked) == 100 and len(set(task.questions("test").tolist())) == 60
+    first = task.encode(".")[0]
+    openings = [tuple(x.prompt[: x.prompt.index(first)]) for x in examples[:100]]
+    assert all(
+        openings[i] == openings[j] for i in range(100) for j in range(100) if asked[i] == asked[j]
+    )
+
+
+def test_an_estimate_is_of_the_end_of_the_curriculum(monkeypatch):
+    own = dict(kinds=(1,), num_stories=50, num_held_out=10, curriculum=True)
+    task = Babi(Babi.Config(**own))
+    task.finish_curriculum()
+    assert task.difficulty == 4
+    config = thinkers.Config.fit(
+        thinkers.MODELS["decoder"], Babi.Config(**own), learning(40, batch_size=7), dim=16
+    )
+    model = thinkers.build_model("decoder", **vars(config.model))
+    costs = [model.batch_flops(task.batch(u, 7), 1, training=True) for u in range(32)]
+    assert estimating.estimate(config).flops == pytest.approx(sum(costs) / 32)
+    assert matching.updates_for(config, 100 * sum(costs) / 32) in (100, 101)
 
 
 def test_the_curriculum_goes_by_kinds_and_by_the_length_of_stories_and_resumes():

@@ -12,7 +12,7 @@ import torch
 from test_reports import Reader
 
 import thinkers
-from thinkers import comparing, plans, runs, sinks
+from thinkers import comparing, plans, runs, sinks, tasks
 from thinkers.cli import main
 from thinkers.comparing import compare, read
 from thinkers.errors import DamagedError, Interrupted, UsageError
@@ -20,6 +20,7 @@ from thinkers.findings import Findings, conclusion
 from thinkers.lines import read_lines
 from thinkers.models import MODELS
 from thinkers.models.looped import Looped
+from thinkers.tasks.base import questions_of
 
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
 FLAGS = [f"--{key}={value}" for key, value in SMALL.items()]
@@ -302,6 +303,20 @@ def test_folders_that_are_something_else_are_refused(finished, tmp_path):
     (tmp_path / "x" / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="must be a new folder"):
         small(tmp_path / "x")
+
+
+def test_grades_of_examples_that_nobody_numbered_count_one_by_one(finished, copied):
+    file = copied / "runs" / "decoder-1" / "grades.npz"
+    with np.load(file) as found:
+        arrays = {name: found[name] for name in found.files if name != "questions"}
+    np.savez(file, **arrays)
+    result = read(copied).results["decoder"][1]
+    assert (result.questions == np.arange(len(result.grades[1]))).all()
+    task = tasks.build_task("add")
+    grades = result.grades[1]
+    assert len(set(questions_of(task, "test", len(grades), grades).tolist())) < len(grades)
+    shorter = questions_of(task, "test", len(grades), grades[:9])
+    assert (shorter == np.arange(9)).all()
 
 
 def test_damage_is_told_with_its_file(copied):

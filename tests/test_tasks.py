@@ -243,6 +243,9 @@ def test_running_accuracy_looks_back_on_a_window():
     assert task.accuracy == 0.5
     task.observe(torch.ones(9, dtype=torch.bool))
     assert task.state_dict() == {"difficulty": 2, "accuracy": 0.0}
+    for _ in range(300):
+        task.observe(torch.ones(3, dtype=torch.bool))
+    assert task.difficulty == 3
 
 
 @pytest.mark.parametrize("name, width", [("add", 8), ("rotate", 13), ("factorise", 4)])

@@ -13,10 +13,11 @@ from torch import Tensor
 from thinkers.checks import check_int
 from thinkers.config import problem
 from thinkers.inspecting import model_and_task
-from thinkers.intervals import CONFIDENCE, Interval, by_question
+from thinkers.intervals import CONFIDENCE, Interval, by_question, within
 from thinkers.models.base import Model
 from thinkers.models.generation import evaluating
 from thinkers.tasks import SPLITS, Task
+from thinkers.tasks.base import questions_of
 from thinkers.training import Run
 
 RESAMPLES = 10_000
@@ -107,7 +108,8 @@ def ablate(
 ) -> Ablation:
     """What the headline of a run loses when its thoughts are replaced, on held-out examples.
 
-    The intervals are of 99 %, over examples in pairs: of these weights, had others been asked.
+    The intervals are of 99 %, over questions in pairs: of these weights, had other questions been
+    held out.
 
     Args:
         run: What `train` returned, its folder, or a model or model folder together with `task`.
@@ -128,14 +130,14 @@ def ablate(
         )
     sign = 1 if task.higher_is_better else -1
     own = task.grade(model, split, num_examples, steps).numpy()
-    questions = task.questions(split, num_examples)
+    questions = questions_of(task, split, num_examples, own)
     effects = []
     for way in WAYS:
         if way == "shuffled steps" and handed < 2:
             continue
         grades = task.grade(Altered(model, way), split, num_examples, steps).numpy()  # type: ignore
         lost = over_examples(by_question(sign * (own - grades), questions))
-        effects.append(Effect(way, float(grades.mean()), lost))
+        effects.append(Effect(way, float(grades.mean()), within(lost, -1.0, [own, grades])))
     found = Ablation(model.name, task.headline, float(own.mean()), steps, len(own), tuple(effects))
     if out is not None:
         from thinkers.inspecting_page import write

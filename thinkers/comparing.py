@@ -23,6 +23,7 @@ from thinkers.metering import metered, one_thread
 from thinkers.models.base import Model
 from thinkers.plans import Plan
 from thinkers.sinks import Sink, Tracking
+from thinkers.tasks.base import questions_of
 from thinkers.training import train
 from thinkers.workers import run_each
 
@@ -214,9 +215,7 @@ def _finish(
     grades = {k: task.grade(model, "test", plan.num_examples, k).numpy() for k in model.step_counts}
     usual = usual_steps(model)
     curve, points = _curve(home, model, task, min(POINT_EXAMPLES, plan.num_examples))
-    questions = task.questions("test", plan.num_examples)
-    if questions is None:
-        questions = np.arange(len(grades[usual]))
+    questions = questions_of(task, "test", plan.num_examples, grades[usual])
     _write_grades(home, grades, points, questions)
     checkpoints.prune(home / "checkpoints", 1)
     return {
@@ -361,7 +360,9 @@ def _read_result(folder: Path, line: Mapping[str, Any]) -> Result:
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
             grades = {int(k): found[f"steps_{k}"] for k in line["scores"]}
-            return Result(line, grades, found["points"], found["questions"])
+            number = grades[line["num_steps"]].size
+            asked = found["questions"] if "questions" in found else np.arange(number)
+            return Result(line, grades, found["points"], asked)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DamagedError(f"{file} must hold the grades of a run: {error}") from None
 

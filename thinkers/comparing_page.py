@@ -82,9 +82,9 @@ def scores_section(findings: Findings) -> Section:
         rows.append((name, f"{score.value:.4f}", between(score), *told, seeds))
     return Section(
         text=f"Each model was trained over {number} with equal "
-        f"{_equal(plan.match)} and judged on the same {plan.num_examples:,} held-out examples, at "
-        f"the number of thinking steps it was built for.{less} Intervals are of 99 %, over seeds "
-        "and examples.",
+        f"{_equal(plan.match)} and judged on the same {len(findings.questions):,} held-out "
+        f"examples, at the number of thinking steps it was built for.{less} Intervals are of 99 %, "
+        "over seeds and questions.",
         columns=(
             "model",
             plan.headline,

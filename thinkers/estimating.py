@@ -15,6 +15,7 @@ from thinkers.learning import Learner, LossOf, check_random_steps, gradients, th
 from thinkers.training import start_from
 
 TIMED_UPDATES = 4
+COUNTED_UPDATES = 32
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Estimate:
     """What a training needs.
 
     Args:
-        flops: Floating-point operations of one update, averaged over those that were timed.
+        flops: Floating-point operations of one update, with a curriculum of one at its end.
         memory: The most bytes that the process, or the device, held at once.
         minutes: For all updates, scoring left out.
     """
@@ -56,22 +57,28 @@ def estimate(config: Config) -> Estimate:
     if precision == "float64":
         model.double()
 
-    seconds, flops = [], []
+    task.finish_curriculum()
+    flops = [
+        model.batch_flops(
+            task.batch(update, settings.batch_size), thinking_steps(update, settings), training=True
+        )
+        for update in range(min(COUNTED_UPDATES, settings.num_updates))
+    ]
+    rates = []
     for update in range(min(TIMED_UPDATES, settings.num_updates)):
         start = time.perf_counter()
         batch = task.batch(update, settings.batch_size)
         num_steps = thinking_steps(update, settings)
-        flops.append(model.batch_flops(batch, num_steps, training=True))
         gradients(forward, learner, batch, num_steps, precision, [False] * 3, ranks)
         optimizers.step(learner.optimizers, settings.lr)
         if ranks.device.type == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+        rates.append((time.perf_counter() - start) / flops[update])
     return Estimate(
         parameters=sum(p.numel() for p in model.parameters()),
         flops=statistics.mean(flops),
         memory=_peak(ranks.device),
-        minutes=statistics.median(seconds) * settings.num_updates / 60,
+        minutes=statistics.median(rates) * statistics.mean(flops) * settings.num_updates / 60,
     )
 
 

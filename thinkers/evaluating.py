@@ -11,6 +11,7 @@ from thinkers.errors import UsageError
 from thinkers.intervals import Fall, worst_fall
 from thinkers.models.base import Model
 from thinkers.tasks import SPLITS, Task
+from thinkers.tasks.base import questions_of
 from thinkers.training import Run
 
 
@@ -58,7 +59,7 @@ def find_fall(
     for k in _depths(model, num_steps):
         grade = task.grade(model, split, num_examples, k).numpy()
         grades[model.check_steps(k)] = sign * grade
-    return worst_fall(grades, task.questions(split, num_examples))
+    return worst_fall(grades, questions_of(task, split, num_examples, grade))
 
 
 def _depths(model: Model, num_steps: Sequence[int | None] | int | None) -> Sequence[int | None]:

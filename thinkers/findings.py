@@ -27,7 +27,7 @@ class Findings:
         self.results = {name: runs for name, runs in comparison.results.items() if runs}
         self.usual = {name: runs[0].line["num_steps"] for name, runs in self.results.items()}
         self.grades = {name: _grades(runs) for name, runs in self.results.items()}
-        self.questions = next((x[0].questions for x in self.results.values()), None)
+        self.questions = next((x[0].questions for x in self.results.values()), np.arange(0))
         self.scores = {
             name: {k: intervals.mean(x, self.questions) for k, x in by_steps.items()}
             for name, by_steps in self.grades.items()
@@ -122,10 +122,10 @@ def limits(findings: Findings) -> list[str]:
     """What cannot be concluded, a sentence each."""
     plan, told = findings.comparison.plan, []
     if findings.differences and findings.fewest_runs > 1:
-        widest = max((x.high - x.low) / 2 for x in findings.differences.values())
+        widest = max(max(x.high - x.value, x.value - x.low) for x in findings.differences.values())
         if 0 < widest < np.inf:
             told.append(
-                f"With {findings.fewest_runs} seeds and {_examples(findings)} a "
+                f"With {findings.fewest_runs} seeds and {examples(findings)} a "
                 f"difference is seen if it is larger than about {findings.amount(widest)} in the "
                 "least certain pair here; what is not distinguishable is not shown to be equal. "
                 "More seeds see more."
@@ -147,13 +147,11 @@ def limits(findings: Findings) -> list[str]:
     return told + _unequal(findings)
 
 
-def _examples(findings: Findings) -> str:
+def examples(findings: Findings) -> str:
     """How many there are, and how many of them differ."""
-    text = f"{findings.comparison.plan.num_examples:,} examples"
-    questions = findings.questions
-    if questions is None or (different := len(np.unique(questions))) == len(questions):
-        return text
-    return f"{text} ({different:,} different ones, by which intervals are drawn)"
+    number, different = len(findings.questions), len(np.unique(findings.questions))
+    told = f" ({different:,} different ones, by which intervals are drawn)"
+    return f"{number:,} examples{told * (different < number)}"
 
 
 def _thinking(findings: Findings, name: str, difference: Interval) -> str:

@@ -299,8 +299,8 @@ def ablated(found: Ablation, heading: str) -> Section:
         heading=heading,
         text=f"What is lost of {found.metric} {found.score:.4f} (at {found.num_steps} steps, on "
         f"{found.num_examples:,} held-out examples) when every thought that one step hands on is "
-        "replaced. The intervals are of 99 %, over examples in pairs: they say how other examples "
-        "would have come out with these weights, not how other seeds would have learned.",
+        "replaced. The intervals are of 99 %, over questions in pairs: they say how other "
+        "questions would have come out with these weights, not how other seeds would have learned.",
         drawing=losses(found),
         caption="; ".join(
             f"{e.way}: {e.lost.value:.4f} lost, {e.lost.low:.4f} to {e.lost.high:.4f}"

@@ -1,9 +1,9 @@
 """How sure a score or a difference of scores is, from the grades of few seeds on many examples.
 
 A score differs from the truth for two reasons: other seeds would have learned otherwise, and other
-examples would have been asked. Examples are many, so they are drawn again (Efron 1979); seeds are
-too few for that, three make 27 draws at most, so their mean is spread by Student's t, as wide as
-they leave their deviation unknown. Examples that ask the same are drawn together.
+questions would have been held out. Questions are many, so they are drawn again (Efron 1979), with
+all examples that ask them; seeds are too few for that, three make 27 draws at most, so their mean
+is spread by Student's t, as wide as they leave their deviation unknown.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class Interval:
 def mean(grades: Grades, questions: Questions = None, confidence: float = CONFIDENCE) -> Interval:
     """The score, over seeds and examples; a share, of grades 0 and 1, is one from end to end."""
     asked = by_question(grades, questions)
-    return _within(_interval(asked.mean(0), [asked], confidence), 0.0, [grades])
+    return within(_interval(asked.mean(0), [asked], confidence), 0.0, [grades])
 
 
 def difference(
@@ -62,7 +62,7 @@ def difference(
     given = [a, b]
     a, b = by_question(a, questions), by_question(b, questions)
     groups = [a - b] if same_runs else [a, b]
-    return _within(_interval(a.mean(0) - b.mean(0), groups, confidence), -1.0, given)
+    return within(_interval(a.mean(0) - b.mean(0), groups, confidence), -1.0, given)
 
 
 def by_question(
@@ -86,7 +86,7 @@ def by_question(
     return center + apart * (len(first) / number)
 
 
-def _within(found: Interval, least: float, groups: list[Grades]) -> Interval:
+def within(found: Interval, least: float, groups: list[Grades]) -> Interval:
     """Of grades 0 and 1, what a share, or a difference of shares, can be; unknown stays unknown."""
     is_known = np.isfinite([found.low, found.high]).all()
     if not is_known or not all(np.isin(grades, (0, 1)).all() for grades in groups):

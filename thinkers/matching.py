@@ -22,6 +22,8 @@ CONTROLS = ("pause", "untied", "wider")
 UNTIMED, TIMED = 3, 20
 SAMPLE = 100
 """Rows over which the work of an answer is a mean."""
+CURRICULUM_SAMPLE = 32
+"""Updates over which the work of one is a mean, where lessons differ."""
 WIDEST = 16
 """Feed-forwards are at most so many times as wide as the stream, and at least a quarter of it."""
 
@@ -205,6 +207,16 @@ def rows_of(task: Any, number: int) -> Batch:
     return tasks.from_config(task).batch(0, number, "valid")
 
 
+@lru_cache(maxsize=2)
+def learned_last(task: Any, number: int) -> tuple[Batch, ...]:
+    """Batches as training will see them, with a curriculum at its end."""
+    if not getattr(task, "curriculum", False):
+        return (rows_of(task, number),)
+    learned = tasks.from_config(task)
+    learned.finish_curriculum()
+    return tuple(learned.batch(update, number) for update in range(CURRICULUM_SAMPLE))
+
+
 def answer_flops(config: Config, num_steps: int | None = None) -> float:
     """The work of reading and answering one row."""
     return work_of(config.model, config.task, num_steps)
@@ -222,10 +234,11 @@ def updates_for(config: Config, flops: float) -> int:
     rows are shorter at first, training ends below.
     """
     settings, model = config.training, build(config.model)
-    batch = rows_of(config.task, settings.batch_size)
+    batches = learned_last(config.task, settings.batch_size)
 
-    def cost(num_steps: int | None) -> int:
-        return model.batch_flops(batch, num_steps, training=True)
+    def cost(num_steps: int | None) -> float:
+        costs = [model.batch_flops(batch, num_steps, training=True) for batch in batches]
+        return sum(costs) / len(costs)
 
     if flops < cost(thinking_steps(0, settings)):
         raise problem(
@@ -237,7 +250,7 @@ def updates_for(config: Config, flops: float) -> int:
         return ceil(flops / cost(None))
     low, high = settings.random_steps
     costs = {num_steps: cost(num_steps) for num_steps in range(low, high + 1)}
-    done = used = 0
+    done, used = 0, 0.0
     while used < flops:
         used += costs[thinking_steps(done, settings)]  # type: ignore[index]
         done += 1
@@ -260,6 +273,7 @@ def warm_up(config: Config) -> None:
 def _updates(config: Config, number: int) -> Iterator[int]:
     ranks = Ranks(0, 1, find_device(config.training.device))
     task = tasks.from_config(config.task, config.training.seed)
+    task.finish_curriculum()
     model = build(config.model).to(ranks.device)
     learner = Learner(config, model, None, optimizers.build(model, config.training), task)
     forward = LossOf(model)

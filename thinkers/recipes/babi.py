@@ -11,8 +11,10 @@ from thinkers.tasks.babi import Babi
 
 
 def stories(**own: Any) -> Babi.Config:
-    """Stories of kind 1, then of kind 2 as well; with 10,000 of each, models learn them by heart."""
-    return Babi.Config(kinds=(1, 2), num_stories=30_000, curriculum=True, window=1000, **own)
+    """Stories of kind 1, then of kind 2 as well; of 10,000 each, some are learned by heart."""
+    return Babi.Config(
+        kinds=(1, 2), num_stories=30_000, curriculum=True, threshold=0.8, window=1000, **own
+    )
 
 
 def looped() -> Config:
@@ -35,7 +37,7 @@ def looped() -> Config:
 
 def thoughtsformer() -> Config:
     """Says where people and things are by one word, from trains of thought that read both ways."""
-    training = learning(10_000, lr=5e-4, batch_size=32, random_steps=(1, 2))
+    training = learning(9500, lr=5e-4, batch_size=32, random_steps=(1, 2))
     return Config.fit(
         ThoughtsFormer,
         stories(answers="chosen"),
@@ -50,11 +52,19 @@ def thoughtsformer() -> Config:
 
 
 def thinker() -> Config:
-    """Says where people and things are, from latents that have read the story in sections.
+    """Says where people and things are, from latents that have read the whole story.
 
-    With more latents than a story has statements, each can hold one.
+    With more latents than most stories have statements, each can hold one.
     """
-    training = learning(6000, lr=2e-3, batch_size=32, random_steps=(3, 5))
+    training = learning(8000, lr=5e-4, batch_size=32, random_steps=(1, 2))
     return Config.fit(
-        Thinker, stories(), training, dim=64, num_layers=2, num_steps=4, num_latents=24
+        Thinker,
+        stories(),
+        training,
+        dim=128,
+        num_heads=8,
+        num_layers=2,
+        hidden=512,
+        num_latents=12,
+        num_steps=2,
     )

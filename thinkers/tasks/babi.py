@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 from torch import Tensor
 
 from thinkers.checkpoints import write_file
@@ -42,6 +42,8 @@ class Example(NamedTuple):
     answer: list[int]
     lesson: tuple[int, int]
     """The place of its kind among `kinds`, and the number of statements before it."""
+    story: int
+    """The number of its story in its split."""
 
 
 class Babi(CurriculumTask):
@@ -116,8 +118,7 @@ class Babi(CurriculumTask):
             examples = [x for split in SPLITS for x in self.examples(split)]
             self._answer_length = max(len(x.answer) for x in examples)
             self.max_length = max(len(x.prompt) for x in examples) + self._answer_length
-        has_lessons = self.config.curriculum and run is None
-        self.begin(range(len(self._lessons)) if has_lessons else range(1))
+        self.difficulty = 0
 
     def answer_length(self) -> int:
         return self._answer_length
@@ -135,17 +136,17 @@ class Babi(CurriculumTask):
     def examples(self, split: str) -> list[Example]:
         """The questions of a split, mixed."""
         if split not in self._examples:
+            stories = [(x, kind) for kind, some in enumerate(self.stories(split)) for x in some]
             found = [
                 example
-                for place, stories in enumerate(self.stories(split))
-                for story in stories
-                for example in self._examples_of(story, place)
+                for number, (story, kind) in enumerate(stories)
+                for example in self._examples_of(story, kind, number)
             ]
             keys = row_keys(0, SPLITS.index(split), np.arange(1), len(found))[0]
             self._examples[split] = [found[i] for i in np.argsort(keys, kind="stable")]
         return self._examples[split]
 
-    def _examples_of(self, story: Story, kind: int) -> Iterator[Example]:
+    def _examples_of(self, story: Story, kind: int, number: int) -> Iterator[Example]:
         facts: list[int] = []
         count = 0
         for line in story:
@@ -155,9 +156,19 @@ class Babi(CurriculumTask):
                 count += 1
             elif self.config.answers == "chosen":
                 answer = [self.tokens_of[line.answer.lower()]]
-                yield Example(facts + tokens, answer, (kind, count))
+                yield Example(facts + tokens, answer, (kind, count), number)
             else:
-                yield Example(facts + tokens, [*self._tokens(line.answer), END], (kind, count))
+                answer = [*self._tokens(line.answer), END]
+                yield Example(facts + tokens, answer, (kind, count), number)
+
+    @cached_property
+    def levels(self) -> range:  # type: ignore[override]
+        """The numbers of the lessons; stories are told when the first is asked for."""
+        return range(len(self._lessons) if self.config.curriculum else 1)
+
+    def questions(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
+        """The story of each: those of one story share its statements."""
+        return np.array([x.story for x in self.examples(split)[:num_examples]])
 
     @cached_property
     def _lessons(self) -> dict[tuple[int, int], list[Example]]:
@@ -241,11 +252,12 @@ class Babi(CurriculumTask):
         Raises:
             DataError: The run was begun with other stories.
         """
+        asked = [(x.prompt, x.answer) for x in self.examples("train")]
         state = {
             "words": list(self.words),
             "max_length": self.max_length,
             "answer_length": self._answer_length,
-            "stories": hashlib.sha256(repr(self.examples("train")).encode()).hexdigest(),
+            "stories": hashlib.sha256(repr(asked).encode()).hexdigest(),
         }
         if not (folder / KEPT).exists():
             write_file(folder / KEPT, (json.dumps(state, indent=1) + "\n").encode())

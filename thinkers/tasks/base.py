@@ -84,7 +84,11 @@ class Task(ABC):
     def questions(
         self, split: str = "test", num_examples: int = 2000
     ) -> Int64[np.ndarray, " n"] | None:
-        """Which question each graded example asks, by its number; None where none is repeated."""
+        """Which question each example of `grade` asks, by its number; None where all differ.
+
+        Examples that ask the same, or are bound together otherwise, count as one where it is told
+        how sure a score is.
+        """
         return None
 
     def merit(self, scores: Mapping[str, float]) -> float:
@@ -120,6 +124,9 @@ class Task(ABC):
     def observe(self, correct: Bool[Tensor, " b"]) -> None:  # noqa: B027, most have no curriculum
         """Move the curriculum by what was right in one update, in the order of the batch."""
 
+    def finish_curriculum(self) -> None:  # noqa: B027, most have no curriculum
+        """Go to the end of the curriculum, where examples are as they will be longest."""
+
     def state_dict(self) -> dict[str, Any]:
         """The state of the curriculum, of plain numbers."""
         return {}
@@ -128,6 +135,15 @@ class Task(ABC):
         """Go back to a state that `state_dict` gave."""
         if state:
             raise UsageError(f"state must be empty without a curriculum, got {sorted(state)}")
+
+
+def questions_of(
+    task: Task, split: str, num_examples: int, grades: Float[np.ndarray, "*s n"]
+) -> Int64[np.ndarray, " n"]:
+    """What each of these grades of `task` was asked; all different if that is not known."""
+    asked = task.questions(split, num_examples)
+    number = grades.shape[-1]
+    return np.arange(number) if asked is None or len(asked) != number else asked
 
 
 class AnswerTask(Task):

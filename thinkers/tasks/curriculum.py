@@ -9,6 +9,9 @@ from torch import Tensor
 from thinkers.errors import UsageError
 from thinkers.tasks.base import AnswerTask, whole
 
+ROUNDING = 1e-9
+"""A mean of nothing but right answers may end that far below 1."""
+
 
 def check_curriculum(config: Any) -> None:
     """UsageError if no curriculum can go by the `threshold` and `window` of a task's Config."""
@@ -21,14 +24,15 @@ class CurriculumTask(AnswerTask):
     """A task that may begin with its easiest examples.
 
     Its Config holds `curriculum`, `threshold` and `window`; `difficulty` is the hardest that a
-    training example may now be.
+    training example may now be, one of `levels`.
     """
 
-    def begin(self, levels: Sequence[int]) -> None:
-        """Start at the easiest of these levels; without a curriculum, at the hardest."""
-        self.levels = levels
-        self.difficulty = levels[0] if self.config.curriculum else levels[-1]
-        self.accuracy = 0.0
+    levels: Sequence[int]
+    difficulty: int
+    accuracy = 0.0
+
+    def finish_curriculum(self) -> None:
+        self.difficulty = self.levels[-1]
 
     def observe(self, correct: Bool[Tensor, " b"]) -> None:
         """Follow the accuracy in training; at the threshold, allow the next level."""
@@ -36,7 +40,8 @@ class CurriculumTask(AnswerTask):
             return
         share = int(correct.sum()) / len(correct)
         self.accuracy += (share - self.accuracy) * min(1.0, len(correct) / self.config.window)
-        if self.accuracy >= self.config.threshold and self.difficulty < self.levels[-1]:
+        is_mastered = self.accuracy >= self.config.threshold - ROUNDING
+        if is_mastered and self.difficulty < self.levels[-1]:
             self.difficulty += 1
             self.accuracy = 0.0
 

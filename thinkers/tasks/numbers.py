@@ -114,7 +114,8 @@ class NumberTask(CurriculumTask):
     def __init__(self, config: Any = None, seed: int = 0):
         super().__init__(config, seed)
         sizes = self.config.sizes
-        self.begin(sizes)
+        self.levels = sizes
+        self.difficulty = sizes[0] if self.config.curriculum else sizes[-1]
         self._widths = {size: self._measure(size) for size in sizes}
         self.max_length = sum(self._widths[sizes[-1]])
         self._memo: tuple[Any, Batch | None] = (None, None)
