@@ -1,7 +1,5 @@
 """Recipes on stories: models that read what happened and say who is where."""
 
-from typing import Any
-
 from thinkers.config import Config
 from thinkers.models.looped import Looped
 from thinkers.models.thinker import Thinker
@@ -10,10 +8,10 @@ from thinkers.recipes.numbers import learning
 from thinkers.tasks.babi import Babi
 
 
-def stories(**own: Any) -> Babi.Config:
+def stories() -> Babi.Config:
     """Stories of kind 1, then of kind 2 as well; of 10,000 each, some are learned by heart."""
     return Babi.Config(
-        kinds=(1, 2), num_stories=30_000, curriculum=True, threshold=0.8, window=1000, **own
+        kinds=(1, 2), num_stories=30_000, curriculum=True, threshold=0.8, window=1000
     )
 
 
@@ -36,18 +34,17 @@ def looped() -> Config:
 
 
 def thoughtsformer() -> Config:
-    """Says where people and things are by one word, from trains of thought that read both ways."""
-    training = learning(9500, lr=5e-4, batch_size=32, random_steps=(1, 2))
+    """Says where people and things are, from trains of one or two thoughts at every word."""
+    training = learning(9000, lr=5e-4, batch_size=32, random_steps=(1, 2))
     return Config.fit(
         ThoughtsFormer,
-        stories(answers="chosen"),
+        stories(),
         training,
         dim=128,
         num_heads=8,
         num_layers=2,
-        hidden=128,
+        hidden=512,
         num_steps=2,
-        causal=False,
     )
 
 
