@@ -174,7 +174,7 @@ def figure_sections(findings: Findings) -> list[Section]:
         Section(
             heading="Score against training",
             text="The score of each model while it was trained, over the FLOPs used until then, on "
-            "the first held-out examples; bands are 99 % intervals over seeds and examples.",
+            "some held-out examples; bands are 99 % intervals over seeds and questions.",
             drawing=curve_figure(findings),
             caption=f"Score of {names} against training FLOPs",
         ),
