@@ -1,5 +1,7 @@
 """Recipes on stories: models that read what happened and say who is where."""
 
+from dataclasses import replace
+
 from thinkers.config import Config
 from thinkers.models.looped import Looped
 from thinkers.models.thinker import Thinker
@@ -7,12 +9,8 @@ from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.recipes.numbers import learning
 from thinkers.tasks.babi import Babi
 
-
-def stories() -> Babi.Config:
-    """Stories of kind 1, then of kind 2 as well; of 10,000 each, some are learned by heart."""
-    return Babi.Config(
-        kinds=(1, 2), num_stories=30_000, curriculum=True, threshold=0.8, window=1000
-    )
+STORIES = Babi.Config(kinds=(1, 2), num_stories=30_000, curriculum=True, threshold=0.8, window=1000)
+"""Kind 1, then kind 2 as well; of 10,000 stories each, some are learned by heart."""
 
 
 def looped() -> Config:
@@ -20,7 +18,7 @@ def looped() -> Config:
     training = learning(9000, lr=5e-4, batch_size=32, random_steps=(1, 2))
     return Config.fit(
         Looped,
-        stories(),
+        STORIES,
         training,
         dim=128,
         num_heads=8,
@@ -34,17 +32,18 @@ def looped() -> Config:
 
 
 def thoughtsformer() -> Config:
-    """Says where people and things are, from trains of one or two thoughts at every word."""
-    training = learning(9000, lr=5e-4, batch_size=32, random_steps=(1, 2))
+    """Says where people and things are by one word, from trains of thought that read both ways."""
+    training = learning(10_000, lr=5e-4, batch_size=32, random_steps=(1, 2))
     return Config.fit(
         ThoughtsFormer,
-        stories(),
+        replace(STORIES, answers="chosen", threshold=0.9),
         training,
         dim=128,
         num_heads=8,
         num_layers=2,
-        hidden=512,
+        hidden=128,
         num_steps=2,
+        causal=False,
     )
 
 
@@ -56,7 +55,7 @@ def thinker() -> Config:
     training = learning(8000, lr=5e-4, batch_size=32, random_steps=(1, 2))
     return Config.fit(
         Thinker,
-        stories(),
+        STORIES,
         training,
         dim=128,
         num_heads=8,
