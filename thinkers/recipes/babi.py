@@ -10,7 +10,7 @@ from thinkers.recipes.numbers import learning
 from thinkers.tasks.babi import Babi
 
 STORIES = Babi.Config(kinds=(1, 2), num_stories=30_000, curriculum=True, threshold=0.8, window=1000)
-"""Kind 1, then kind 2 as well; of 10,000 stories each, some are learned by heart."""
+"""Stories of kind 1, then of kind 2 as well."""
 
 
 def looped() -> Config:
