@@ -9,13 +9,13 @@ from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.recipes.numbers import learning
 from thinkers.tasks.babi import Babi
 
-STORIES = Babi.Config(kinds=(1, 2), num_stories=30_000, curriculum=True, threshold=0.8, window=1000)
+STORIES = Babi.Config(kinds=(1, 2), num_stories=30_000, curriculum=True, window=1000)
 """Stories of kind 1, then of kind 2 as well."""
 
 
 def looped() -> Config:
-    """Says where people and things are, by two layers run once or twice over the story."""
-    training = learning(9000, lr=5e-4, batch_size=32, random_steps=(1, 2))
+    """Says where people and things are, by two layers run from 1 to 3 times over the story."""
+    training = learning(7000, lr=1e-3, batch_size=32, optimizer="muon", random_steps=(1, 3))
     return Config.fit(
         Looped,
         STORIES,
@@ -26,17 +26,17 @@ def looped() -> Config:
         num_prelude_layers=0,
         num_coda_layers=0,
         injection="add",
-        hidden=512,
-        num_steps=2,
+        hidden=128,
+        num_steps=3,
     )
 
 
 def thoughtsformer() -> Config:
     """Says where people and things are by one word, from trains of thought that read both ways."""
-    training = learning(10_000, lr=5e-4, batch_size=32, random_steps=(1, 2))
+    training = learning(5000, lr=1e-3, batch_size=32, optimizer="muon")
     return Config.fit(
         ThoughtsFormer,
-        replace(STORIES, answers="chosen", threshold=0.9),
+        replace(STORIES, answers="chosen"),
         training,
         dim=128,
         num_heads=8,
@@ -52,7 +52,7 @@ def thinker() -> Config:
 
     With more latents than most stories have statements, each can hold one.
     """
-    training = learning(8000, lr=5e-4, batch_size=32, random_steps=(1, 2))
+    training = learning(3000, lr=1e-3, batch_size=32, optimizer="muon")
     return Config.fit(
         Thinker,
         STORIES,
@@ -60,7 +60,7 @@ def thinker() -> Config:
         dim=128,
         num_heads=8,
         num_layers=2,
-        hidden=512,
+        hidden=256,
         num_latents=12,
         num_steps=2,
     )

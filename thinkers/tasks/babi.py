@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -69,7 +70,7 @@ class Babi(CurriculumTask):
         num_held_out: int = 200
         """Our own stories of each kind for the split valid, and as many for test."""
         curriculum: bool = False
-        """Train on one kind after the other, and of each on the questions with the fewest
+        """Train on one kind after the other, and of the first on the questions with the fewest
         statements before them first; what comes next is added when this is mastered."""
         threshold: float = 0.9
         """The running accuracy at which the curriculum moves on."""
@@ -163,12 +164,21 @@ class Babi(CurriculumTask):
 
     @cached_property
     def levels(self) -> range:  # type: ignore[override]
-        """The numbers of the lessons; stories are told when the first is asked for."""
-        return range(len(self._lessons) if self.config.curriculum else 1)
+        """The numbers of the stages; stories are told when the first is asked for."""
+        return range(len(self._stages) if self.config.curriculum else 1)
 
     def questions(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
         """The story of each: those of one story share its statements."""
         return np.array([x.story for x in self.examples(split)[:num_examples]])
+
+    @cached_property
+    def _stages(self) -> list[int]:
+        """How many lessons are given at each stage: of the first kind one more, of another all.
+
+        Who has found how to look up one thing learns to look up more from stories of any length.
+        """
+        kinds = [kind for kind, _ in self._lessons]
+        return [i for i, (x, y) in enumerate(pairwise([*kinds, None]), 1) if x == 0 or x != y]
 
     @cached_property
     def _lessons(self) -> dict[tuple[int, int], list[Example]]:
@@ -183,7 +193,7 @@ class Babi(CurriculumTask):
 
         One time in four it is of a kind learned before, else of the one that is being learned.
         """
-        lessons = list(self._lessons)[: self.difficulty + 1]
+        lessons = list(self._lessons)[: self._stages[self.difficulty]]
         *before, kind = sorted({kind for kind, _ in lessons})
         turn, which = draws.below(4, 1)[0, 0], draws.below(max(1, len(before)), 1)[0, 0]
         if before and turn == 0:
@@ -196,7 +206,7 @@ class Babi(CurriculumTask):
         """Questions drawn for one update.
 
         A row depends on (seed, split, update, row) alone, and in training on the curriculum's
-        difficulty, the number of the latest lesson; all rows are then of one lesson, about equally
+        difficulty, the number of the stage; all rows are then of one lesson, about equally
         long.
         """
         whole("update", update, 0, 2**63 - 1)
