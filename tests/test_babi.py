@@ -354,20 +354,20 @@ def test_the_curriculum_goes_by_kinds_and_by_the_length_of_stories_and_resumes()
         assert len(found) == 1
         return found.pop()
 
-    wanted = sorted({(0, x.prompt.count(stop)) for x in plain.examples("train") if x.lesson[0] < 1})
-    wanted += [(1, n) for n in (2, 4, 6, 8, 10)]
-    assert wanted[0] == (0, 2) and len(task.levels) == len(wanted)
-    for last in range(len(wanted)):
+    first = sorted({(0, x.prompt.count(stop)) for x in plain.examples("train") if x.lesson[0] < 1})
+    second = {(1, n) for n in (2, 4, 6, 8, 10)}
+    assert first[0] == (0, 2) and len(task.levels) == len(first) + 1
+    assert len(Babi(Babi.Config(**own | dict(kinds=(2, 1, 6)))).levels) == len(first) + 2
+    for last in task.levels:
         drawn = [lesson(task.batch(update, 7)) for update in range(200)]
-        assert set(drawn) <= set(wanted[: last + 1])
-        if wanted[last][0] == 1:
-            again = sum(kind == 0 for kind, _ in drawn)
-            assert 30 < again < 70 and set(drawn) >= {(1, n) for _, n in wanted[-5 : last + 1]}
+        assert set(drawn) <= {*first[: last + 1], *(second if last == len(first) else ())}
+        if last == len(first):
+            assert 30 < sum(kind == 0 for kind, _ in drawn) < 70 and set(drawn) >= second
         elif last < 5:
-            assert set(drawn) == set(wanted[: last + 1])
+            assert set(drawn) == set(first[: last + 1])
         state = json.loads(json.dumps(task.state_dict()))
         task.observe(torch.arange(20) < 18)
-    assert state["difficulty"] == len(wanted) - 1 == task.difficulty
+    assert state["difficulty"] == len(first) == task.difficulty
     sizes = {x.count(stop) for row in [plain.batch(7, 211)] for x in row.tokens.tolist()}
     assert len(sizes) > 5
     again = Babi(Babi.Config(**own), seed=3)
@@ -376,6 +376,6 @@ def test_the_curriculum_goes_by_kinds_and_by_the_length_of_stories_and_resumes()
     assert torch.equal(again.batch(8, 13).keys, task.batch(8, 31).keys[:13])
     assert torch.equal(again.batch(8, 13, "test").tokens, plain.batch(8, 13, "test").tokens)
     with pytest.raises(UsageError, match="difficulty must be an integer in 0"):
-        again.load_state_dict(state | {"difficulty": len(wanted)})
+        again.load_state_dict(state | {"difficulty": len(first) + 1})
     with pytest.raises(UsageError, match="threshold must be above 0"):
         Babi.Config(curriculum=True, threshold=0)
