@@ -1,7 +1,7 @@
 """Which questions of kind 2, where a thing is, does a model of stories get wrong?
 
 python benchmarks/story_mistakes.py
-python benchmarks/story_mistakes.py runs/babi-looped
+python benchmarks/story_mistakes.py runs/babi-looped-0
 
 Held-out questions are sorted by what else was taken or left. Without a run it is told what a reader
 is worth who knows all about people and things, but not which thing is asked for, and answers for
@@ -61,7 +61,7 @@ def main() -> int:
     found = [x for story in task.stories("test")[kind] for x in asked(story)]
     show("who ignores the thing", [group for group, _ in found], [right for _, right in found])
     if folder:
-        model = thinkers.load_model(folder)
+        model = thinkers.load(folder).eval()
         with torch.no_grad():
             batches = task.held_out("test", len(task.examples("test")))
             right = [x for batch in batches for x in model.loss(batch).correct.tolist()]
@@ -76,7 +76,8 @@ def show(who: str, groups: list[int], right: list[bool]) -> None:
     print(f"{who}: {sum(right) / len(right):.3f} of {len(right)}")
     for number, text in enumerate(GROUPS):
         some = [ok for group, ok in zip(groups, right, strict=True) if group == number]
-        print(f"  {text:<52} {sum(some) / len(some):.3f} of {len(some)}")
+        share = f"{sum(some) / len(some):.3f}" if some else "-"
+        print(f"  {text:<52} {share} of {len(some)}")
 
 
 if __name__ == "__main__":

@@ -214,6 +214,46 @@ def test_whoever_reads_both_ways_learns_and_is_scored(tmp_path):
     written = replace(task, answers="written")
     with pytest.raises(ValueError, match="causal"):
         Babi(written).score(run.model, num_examples=5)
+    for call in (thinkers.train, estimating.estimate):
+        with pytest.raises(UsageError, match="answers=chosen, or causal=True"):
+            call(replace(config, task=written))
+    with pytest.raises(UsageError, match="answers=chosen"):
+        matching.contenders("babi", ["looped", "thoughtsformer"], [], ["--task.num_stories=5"])
+
+
+@pytest.mark.parametrize("answers", ["written", "chosen"])
+def test_a_curriculum_of_three_kinds_gives_each_when_it_is_due_and_all_of_them_again(answers):
+    own = dict(kinds=(7, 1, 2), num_stories=40, num_held_out=5, answers=answers)
+    task = Babi(Babi.Config(curriculum=True, **own), seed=1)
+    other = Babi(Babi.Config(curriculum=True, **own), seed=2)
+    lessons = {tuple(x.prompt): x.lesson for x in task.examples("train")}
+    counts = [sorted({n for kind, n in lessons.values() if kind == k}) for k in range(3)]
+    assert len(task.levels) == len(counts[0]) + 2 and min(map(len, counts)) > 3
+
+    def drawn(of):
+        found = []
+        for update in range(400):
+            batch = of.batch(update, 3)
+            prompts = zip(batch.tokens.tolist(), batch.prompt_lengths.tolist(), strict=True)
+            (lesson,) = {lessons[tuple(row[:n])] for row, n in prompts}
+            found.append(lesson)
+        return found
+
+    for level in task.levels:
+        task.difficulty = level
+        found = drawn(task)
+        kind = max(0, level - len(counts[0]) + 1)
+        given = {(0, n) for n in counts[0][: level + 1]}
+        given |= {(k, n) for k in range(1, kind + 1) for n in counts[k]}
+        assert set(found) <= given
+        wanted = [0.25 / max(1, kind)] * kind + [0.75 if kind else 1.0]
+        for k, share in enumerate(wanted):
+            sizes = {x: sum(y == x for y in lessons.values()) for x in given if x[0] == k}
+            expected = {x: 400 * share * n / sum(sizes.values()) for x, n in sizes.items()}
+            assert all(abs(found.count(x) - n) < 5 * n**0.5 for x, n in expected.items() if n > 8)
+            assert sum(x[0] == k for x in found) / 400 == pytest.approx(share, abs=0.06)
+    other.finish_curriculum()
+    assert drawn(other) != found
 
 
 def test_a_run_answers_where_its_files_are_no_more(tmp_path, folder):
@@ -357,7 +397,6 @@ def test_the_curriculum_goes_by_kinds_and_by_the_length_of_stories_and_resumes()
     first = sorted({(0, x.prompt.count(stop)) for x in plain.examples("train") if x.lesson[0] < 1})
     second = {(1, n) for n in (2, 4, 6, 8, 10)}
     assert first[0] == (0, 2) and len(task.levels) == len(first) + 1
-    assert len(Babi(Babi.Config(**own | dict(kinds=(2, 1, 6)))).levels) == len(first) + 2
     for last in task.levels:
         drawn = [lesson(task.batch(update, 7)) for update in range(200)]
         assert set(drawn) <= {*first[: last + 1], *(second if last == len(first) else ())}
@@ -373,7 +412,9 @@ def test_the_curriculum_goes_by_kinds_and_by_the_length_of_stories_and_resumes()
     again = Babi(Babi.Config(**own), seed=3)
     again.load_state_dict(state)
     assert torch.equal(again.batch(8, 31).tokens, task.batch(8, 31).tokens)
-    assert torch.equal(again.batch(8, 13).keys, task.batch(8, 31).keys[:13])
+    short, long = again.batch(8, 13), task.batch(8, 31)
+    assert torch.equal(short.keys, long.keys[:13])
+    assert torch.equal(short.tokens, long.tokens[:13, : short.tokens.shape[1]])
     assert torch.equal(again.batch(8, 13, "test").tokens, plain.batch(8, 13, "test").tokens)
     with pytest.raises(UsageError, match="difficulty must be an integer in 0"):
         again.load_state_dict(state | {"difficulty": len(first) + 1})

@@ -49,6 +49,7 @@ def estimate(config: Config) -> Estimate:
     task = tasks.from_config(config.task, settings.seed)
     model = models.from_config(config.model).to(ranks.device)
     check_random_steps(model, settings)
+    task.check(model)
     if settings.init_from is not None:
         start_from(model, settings.init_from)
     learner = Learner(config, model, None, optimizers.build(model, settings), task)

@@ -55,6 +55,8 @@ def contenders(
         Contender(name, replace(base, model=fit(base.model, parameters, wanted)))
         for name, base in zip(names, bases, strict=True)
     ]
+    for one in found:
+        tasks.from_config(one.config.task).check(build(one.config.model))
     if not controls:
         return found
     reference = _reference(found)

@@ -94,6 +94,7 @@ class Babi(CurriculumTask):
 
     config: Config
     end_token, pad_token = END, PAD
+    remedy = "set answers=chosen, or causal=True"
 
     def __init__(self, config: Any = None, seed: int = 0, run: Mapping[str, Any] | None = None):
         """
@@ -178,7 +179,9 @@ class Babi(CurriculumTask):
         Who has found how to look up one thing learns to look up more from stories of any length.
         """
         kinds = [kind for kind, _ in self._lessons]
-        return [i for i, (x, y) in enumerate(pairwise([*kinds, None]), 1) if x == 0 or x != y]
+        return [
+            i for i, (x, y) in enumerate(pairwise([*kinds, None]), 1) if x == kinds[0] or x != y
+        ]
 
     @cached_property
     def _lessons(self) -> dict[tuple[int, int], list[Example]]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
+from thinkers.checks import NOT_CAUSAL
 from thinkers.errors import UsageError
 from thinkers.models.base import Batch
 
@@ -152,6 +153,8 @@ class AnswerTask(Task):
     headline = "exact"
     closing: ClassVar[str] = ""
     """What every prompt holds before there is something to answer."""
+    remedy: ClassVar[str] = "set causal=True"
+    """What helps a model that reads the future, which can say one token and no more."""
 
     @abstractmethod
     def held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
@@ -159,6 +162,11 @@ class AnswerTask(Task):
 
     @abstractmethod
     def answer_length(self) -> int: ...
+
+    def check(self, model: Any) -> None:
+        if not model.causal and self.answer_length() > 1:
+            wrong = NOT_CAUSAL.format(what="writing answers")
+            raise UsageError(f"{wrong}; {self.remedy}")
 
     def score(
         self,
