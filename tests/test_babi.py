@@ -223,7 +223,7 @@ def test_whoever_reads_both_ways_learns_and_is_scored(tmp_path):
 
 @pytest.mark.parametrize("answers", ["written", "chosen"])
 def test_a_curriculum_of_three_kinds_gives_each_when_it_is_due_and_all_of_them_again(answers):
-    own = dict(kinds=(7, 1, 2), num_stories=40, num_held_out=5, answers=answers)
+    own = dict(kinds=(7, 1, 2), num_stories=40, num_held_out=5, answers=answers, whole_kinds=True)
     task = Babi(Babi.Config(curriculum=True, **own), seed=1)
     other = Babi(Babi.Config(curriculum=True, **own), seed=2)
     lessons = {tuple(x.prompt): x.lesson for x in task.examples("train")}
@@ -394,19 +394,20 @@ def test_the_curriculum_goes_by_kinds_and_by_the_length_of_stories_and_resumes()
         assert len(found) == 1
         return found.pop()
 
-    first = sorted({(0, x.prompt.count(stop)) for x in plain.examples("train") if x.lesson[0] < 1})
-    second = {(1, n) for n in (2, 4, 6, 8, 10)}
-    assert first[0] == (0, 2) and len(task.levels) == len(first) + 1
-    for last in task.levels:
+    wanted = sorted({(0, x.prompt.count(stop)) for x in plain.examples("train") if x.lesson[0] < 1})
+    wanted += [(1, n) for n in (2, 4, 6, 8, 10)]
+    assert wanted[0] == (0, 2) and len(task.levels) == len(wanted)
+    for last in range(len(wanted)):
         drawn = [lesson(task.batch(update, 7)) for update in range(200)]
-        assert set(drawn) <= {*first[: last + 1], *(second if last == len(first) else ())}
-        if last == len(first):
-            assert 30 < sum(kind == 0 for kind, _ in drawn) < 70 and set(drawn) >= second
+        assert set(drawn) <= set(wanted[: last + 1])
+        if wanted[last][0] == 1:
+            again = sum(kind == 0 for kind, _ in drawn)
+            assert 30 < again < 70 and set(drawn) >= {(1, n) for _, n in wanted[-5 : last + 1]}
         elif last < 5:
-            assert set(drawn) == set(first[: last + 1])
+            assert set(drawn) == set(wanted[: last + 1])
         state = json.loads(json.dumps(task.state_dict()))
         task.observe(torch.arange(20) < 18)
-    assert state["difficulty"] == len(first) == task.difficulty
+    assert state["difficulty"] == len(wanted) - 1 == task.difficulty
     sizes = {x.count(stop) for row in [plain.batch(7, 211)] for x in row.tokens.tolist()}
     assert len(sizes) > 5
     again = Babi(Babi.Config(**own), seed=3)
@@ -417,6 +418,6 @@ def test_the_curriculum_goes_by_kinds_and_by_the_length_of_stories_and_resumes()
     assert torch.equal(short.tokens, long.tokens[:13, : short.tokens.shape[1]])
     assert torch.equal(again.batch(8, 13, "test").tokens, plain.batch(8, 13, "test").tokens)
     with pytest.raises(UsageError, match="difficulty must be an integer in 0"):
-        again.load_state_dict(state | {"difficulty": len(first) + 1})
+        again.load_state_dict(state | {"difficulty": len(wanted)})
     with pytest.raises(UsageError, match="threshold must be above 0"):
         Babi.Config(curriculum=True, threshold=0)

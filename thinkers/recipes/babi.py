@@ -9,13 +9,15 @@ from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.recipes.numbers import learning
 from thinkers.tasks.babi import Babi
 
-STORIES = Babi.Config(kinds=(1, 2), num_stories=30_000, curriculum=True, window=1000)
-"""Stories of kind 1, then of kind 2 as well."""
+STORIES = Babi.Config(kinds=(1, 2), num_stories=30_000, curriculum=True, threshold=0.8, window=1000)
+"""Stories of kind 1, then of kind 2 as well, both from the shortest on."""
+WHOLE = replace(STORIES, threshold=0.9, whole_kinds=True)
+"""Stories of kind 1 from the shortest on, then all of kind 2."""
 
 
 def looped() -> Config:
-    """Says where people and things are, by two layers run from 1 to 3 times over the story."""
-    training = learning(7000, lr=1e-3, batch_size=32, optimizer="muon", random_steps=(1, 3))
+    """Says where people and things are, by two layers run once or twice over the story."""
+    training = learning(9000, lr=5e-4, batch_size=32, random_steps=(1, 2))
     return Config.fit(
         Looped,
         STORIES,
@@ -26,8 +28,8 @@ def looped() -> Config:
         num_prelude_layers=0,
         num_coda_layers=0,
         injection="add",
-        hidden=128,
-        num_steps=3,
+        hidden=512,
+        num_steps=2,
     )
 
 
@@ -36,7 +38,7 @@ def thoughtsformer() -> Config:
     training = learning(5000, lr=1e-3, batch_size=32, optimizer="muon")
     return Config.fit(
         ThoughtsFormer,
-        replace(STORIES, answers="chosen"),
+        replace(WHOLE, answers="chosen"),
         training,
         dim=128,
         num_heads=8,
@@ -55,7 +57,7 @@ def thinker() -> Config:
     training = learning(3000, lr=1e-3, batch_size=32, optimizer="muon")
     return Config.fit(
         Thinker,
-        STORIES,
+        WHOLE,
         training,
         dim=128,
         num_heads=8,

@@ -70,8 +70,10 @@ class Babi(CurriculumTask):
         num_held_out: int = 200
         """Our own stories of each kind for the split valid, and as many for test."""
         curriculum: bool = False
-        """Train on one kind after the other, and of the first on the questions with the fewest
+        """Train on one kind after the other, and of each on the questions with the fewest
         statements before them first; what comes next is added when this is mastered."""
+        whole_kinds: bool = False
+        """Whether a curriculum adds each kind but the first whole."""
         threshold: float = 0.9
         """The running accuracy at which the curriculum moves on."""
         window: int = 2000
@@ -174,14 +176,10 @@ class Babi(CurriculumTask):
 
     @cached_property
     def _stages(self) -> list[int]:
-        """How many lessons are given at each stage: of the first kind one more, of another all.
-
-        Who has found how to look up one thing learns to look up more from stories of any length.
-        """
+        """How many lessons are given at each stage: one more, or all of another kind."""
         kinds = [kind for kind, _ in self._lessons]
-        return [
-            i for i, (x, y) in enumerate(pairwise([*kinds, None]), 1) if x == kinds[0] or x != y
-        ]
+        singly = {kinds[0]} if self.config.whole_kinds else set(kinds)
+        return [i for i, (x, y) in enumerate(pairwise([*kinds, None]), 1) if x in singly or x != y]
 
     @cached_property
     def _lessons(self) -> dict[tuple[int, int], list[Example]]:
