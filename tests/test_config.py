@@ -6,8 +6,8 @@ import json
 import pytest
 
 from thinkers import RECIPES
-from thinkers.config import Config, dump, nearest, override, parse
-from thinkers.errors import UsageError
+from thinkers.config import Config, dump, override, parse
+from thinkers.errors import UsageError, nearest
 from thinkers.models.decoder import Decoder
 from thinkers.tasks.arithmetic import Add
 from thinkers.training import Training

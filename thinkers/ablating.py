@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thinkers.checks import check_int
-from thinkers.config import problem
+from thinkers.errors import usage_error
 from thinkers.inspecting import model_and_task
 from thinkers.intervals import CONFIDENCE, Interval, by_question, within
 from thinkers.models.base import Model
@@ -34,7 +34,7 @@ def zeros(train: Train, step: int, rng: torch.Generator) -> Tensor:
 
 def others(train: Train, step: int, rng: torch.Generator) -> Tensor:
     if len(train[step]) < 2:
-        raise problem(
+        raise usage_error(
             "an example that is judged alone, so that there is no other to take thoughts from",
             "batches of at least two",
             "change the number of examples",
@@ -117,13 +117,13 @@ def ablate(
         out: Where a page goes that shows it, one HTML file.
     """
     if split not in SPLITS:
-        raise problem(f"split {split!r}", ", ".join(SPLITS), "choose one")
+        raise usage_error(f"split {split!r}", ", ".join(SPLITS), "choose one")
     check_int("num_examples", num_examples, 2)
     model, task = model_and_task(run, task)
     steps = model.check_steps(num_steps)
     handed = thoughts_of(model, steps)
     if not handed:
-        raise problem(
+        raise usage_error(
             f"{model.name} at {steps} step{'s' * (steps != 1)}, which hands no thought on",
             "a model with a thought between its input and its answer",
             "inspect another model, or more steps",

@@ -8,8 +8,8 @@ import torch
 
 from thinkers import checkpoints, runs
 from thinkers.checks import check_int
-from thinkers.config import problem
 from thinkers.distributed import find_device
+from thinkers.errors import usage_error
 from thinkers.models.base import Model
 from thinkers.models.generation import check_sampling
 from thinkers.models.generation import stream as next_tokens
@@ -26,12 +26,12 @@ def answer(run: str | Path, prompt: str, num_steps: int | None = None) -> str:
     task = runs.task_of(Path(run))
     tokens = task.encode(prompt)
     if not tokens:
-        raise problem(
+        raise usage_error(
             "an empty prompt", "a question such as 12+34=, or the beginning of a text", "write one"
         )
     if isinstance(task, AnswerTask) and task.closing not in prompt:
         asked = f"a prompt that asks by {task.closing}, such as {prompt[-30:]}{task.closing}"
-        raise problem(f"{prompt[-30:]!r}, which asks nothing yet", asked, f"add {task.closing}")
+        raise usage_error(f"{prompt[-30:]!r}, which asks nothing yet", asked, f"add {task.closing}")
     model = _model_of(run)
     device = next(model.parameters()).device
     room = model.config.max_length - len(tokens)
@@ -39,7 +39,7 @@ def answer(run: str | Path, prompt: str, num_steps: int | None = None) -> str:
     room = room if longest is None else min(room, longest)
     if room < 1:
         longest = model.config.max_length - 1
-        raise problem(f"a prompt of {len(tokens)} tokens", f"at most {longest}", "shorten it")
+        raise usage_error(f"a prompt of {len(tokens)} tokens", f"at most {longest}", "shorten it")
     row = torch.tensor([tokens], device=device)
     lengths = torch.tensor([len(tokens)], device=device)
     with torch.no_grad():
@@ -101,10 +101,10 @@ def stream(
     check_sampling(temperature, top_k, top_p)
     task = runs.task_of(Path(run))
     if not isinstance(task, Text):
-        raise problem(f"{run}, a run that answers", "a run on text", "thinkers.answer asks it")
+        raise usage_error(f"{run}, a run that answers", "a run on text", "thinkers.answer asks it")
     tokens = task.encode(prompt)
     if not tokens:
-        raise problem("an empty prompt", "the beginning of a text", "write one")
+        raise usage_error("an empty prompt", "the beginning of a text", "write one")
     model = _model_of(run)
     device = next(model.parameters()).device
     rows = torch.tensor([tokens] * num_samples, device=device)

@@ -294,6 +294,6 @@ def whole(flag: str, text: str, least: int) -> int:
 
 def raise_unknown(what: str, name: str, known: Any, todo: str) -> NoReturn:
     """The error of a name that does not exist, with the nearest that does."""
-    from thinkers.config import nearest, problem
+    from thinkers.errors import nearest, usage_error
 
-    raise problem(f"unknown {what}", nearest(name, known), todo)
+    raise usage_error(f"unknown {what}", nearest(name, known), todo)

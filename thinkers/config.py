@@ -1,11 +1,10 @@
 """Config: the whole recipe of a run as one value, and the parser of its overrides."""
 
 import dataclasses
-import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jsonargparse
 import yaml
 
-from thinkers.errors import UsageError
+from thinkers.errors import UsageError, nearest, usage_error
 
 if TYPE_CHECKING:
     from thinkers.training import Training
@@ -22,22 +21,6 @@ PARTS = ("model", "task", "training")
 FOLLOWERS = {"vocab_size": "vocabulary", "max_length": "longest row"}
 """Settings of a model that follow its task, and what of the task they must hold."""
 LARGEST_FILE = 1_000_000
-
-
-def problem(found: str, expected: str, todo: str) -> UsageError:
-    """An error in the three lines that a person reads."""
-    return UsageError(f"found: {found}\nexpected: {expected}\nto do: {todo}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like `name`; a bare field name finds its dotted one."""
-    names = sorted(known)
-    if "." not in name:
-        ends = {x.rpartition(".")[2]: x for x in reversed(names)}
-        close = difflib.get_close_matches(name, ends, n=1, cutoff=0.75)
-        if close:
-            return ends[close[0]]
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
 
 
 @dataclass(frozen=True)
@@ -59,7 +42,7 @@ class Config:
         for field, needed in sizes(self.task).items():
             given = getattr(self.model, field)
             if given < needed:
-                raise problem(
+                raise usage_error(
                     f"model.{field} {given}",
                     f"at least {needed}, the {FOLLOWERS[field]} of the task",
                     f"set --model.{field} {needed}, or leave it out to follow the task",
@@ -104,7 +87,7 @@ def parts_of(data: Mapping[str, Any]) -> tuple[Any, Any, "Training"]:
 
     for part in PARTS:
         if not isinstance(data.get(part), Mapping):
-            raise problem(f"a configuration without {part}", " and ".join(PARTS), "add it")
+            raise usage_error(f"a configuration without {part}", " and ".join(PARTS), "add it")
     model, task, training = (dict(data[part]) for part in PARTS)
     return (
         _build(_class_named(model, "model", MODELS), model, "model"),
@@ -164,11 +147,13 @@ def override_task(task: Any, flags: Sequence[str]) -> Any:
         name = flag[2:].partition("=")[0]
         if name not in known:
             todo = "a run is judged with its own model; --task.* are the settings of its task"
-            raise problem(f"--{name}", f"--{nearest(name, known)}", todo)
+            raise usage_error(f"--{name}", f"--{nearest(name, known)}", todo)
     try:
         settings = reader.parse_args(list(flags)).as_dict()["task"]
     except jsonargparse.ArgumentError as error:
-        raise problem(" ".join(str(error).split()), "a value of its type", "change it") from None
+        raise usage_error(
+            " ".join(str(error).split()), "a value of its type", "change it"
+        ) from None
     return _build(type(task), settings, "task")
 
 
@@ -181,7 +166,7 @@ def parse(config: Config, files: Sequence[str], flags: Sequence[str]) -> dict[st
     for shown, token in tokens:
         key = token[2:].partition("=")[0]
         if key not in known:
-            raise problem(
+            raise usage_error(
                 f"{shown}, which {config.recipe or 'this configuration'} does not have",
                 f"--{nearest(key, known)}",
                 f"thinkers train {config.recipe or 'RECIPE'} --print_config lists every setting",
@@ -228,21 +213,21 @@ def _read_file(file: str) -> list[tuple[str, str]]:
             raise yaml.YAMLError(f"{len(raw)} bytes")
         data = _Loader(raw.decode()).get_single_data()
     except OSError as error:
-        raise problem(f"--config {file}: {error.strerror}", "a YAML file", todo) from None
+        raise usage_error(f"--config {file}: {error.strerror}", "a YAML file", todo) from None
     except UnicodeDecodeError as error:
         where = f"byte {error.start} is not UTF-8"
-        raise problem(f"--config {file}: {where}", "a YAML file in UTF-8", todo) from None
+        raise usage_error(f"--config {file}: {where}", "a YAML file in UTF-8", todo) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         what = " ".join(str(error).split()) or type(error).__name__
-        raise problem(f"--config {file}: {what[:200]}", "a YAML file", todo) from None
+        raise usage_error(f"--config {file}: {what[:200]}", "a YAML file", todo) from None
     tokens = []
     for part, settings in (data or {}).items() if isinstance(data or {}, dict) else [("", data)]:
         if part in PARTS and isinstance(settings, dict):
             tokens += [(f"{part}.{k} in {file}", _token(part, k, v)) for k, v in settings.items()]
         elif part not in PARTS:
-            raise problem(f"{part or data!r} in {file}", ", ".join(PARTS), todo)
+            raise usage_error(f"{part or data!r} in {file}", ", ".join(PARTS), todo)
         else:
-            raise problem(f"{part}: {settings!r} in {file}", f"the settings of {part}", todo)
+            raise usage_error(f"{part}: {settings!r} in {file}", f"the settings of {part}", todo)
     return tokens
 
 
@@ -255,7 +240,7 @@ def _type_problem(config: Config, message: str, tokens: list[str]) -> UsageError
     """What jsonargparse says about a value, in three lines."""
     found = re.search(r'key "([^"]+)"', message)
     if not found:
-        return problem(" ".join(message.split()), "a setting and its value", "see --help")
+        return usage_error(" ".join(message.split()), "a setting and its value", "see --help")
     key = found[1]
     given = [token for token in tokens if token.startswith(f"--{key}=")]
     value = given[-1].partition("=")[2] if given else "nothing"
@@ -265,7 +250,7 @@ def _type_problem(config: Config, message: str, tokens: list[str]) -> UsageError
     )
     usual = getattr(getattr(config, part), field, None)
     expected = f"{_describe(hint)}; the recipe has {json.dumps(usual, default=str)}"
-    return problem(f"--{key} {value!r}", expected, f"write --{key} VALUE, or leave it out")
+    return usage_error(f"--{key} {value!r}", expected, f"write --{key} VALUE, or leave it out")
 
 
 def _describe(hint: Any) -> str:
@@ -278,9 +263,11 @@ def _describe(hint: Any) -> str:
 def _check_finite(key: str, value: Any) -> None:
     for x in value if isinstance(value, tuple | list) else [value]:
         if isinstance(x, int) and not -(2**63) <= x < 2**63:
-            raise problem(f"--{key} {x}", "a number of at most 64 bits", f"change --{key}")
+            raise usage_error(f"--{key} {x}", "a number of at most 64 bits", f"change --{key}")
         if isinstance(x, float) and not math.isfinite(x):
-            raise problem(f"--{key} {x}", "a finite number", f"leave --{key} out for the default")
+            raise usage_error(
+                f"--{key} {x}", "a finite number", f"leave --{key} out for the default"
+            )
 
 
 def _given(value: Any) -> dict[str, Any]:
@@ -305,7 +292,7 @@ def _class_named(settings: dict[str, Any], kind: str, registry: Mapping[str, Any
     name = settings.pop("name", None)
     if not isinstance(name, str) or name not in registry:
         close = nearest(str(name), registry)
-        raise problem(f"unknown {kind} {name!r}", close, "add yours with --import_module FILE")
+        raise usage_error(f"unknown {kind} {name!r}", close, "add yours with --import_module FILE")
     return registry[name].Config
 
 
@@ -314,7 +301,9 @@ def _build(kind: type, settings: dict[str, Any], part: str) -> Any:
     known = [f.name for f in dataclasses.fields(kind) if f.init]
     for field in settings:
         if field not in known:
-            raise problem(f"unknown {part}.{field}", nearest(field, known), "remove or rename it")
+            raise usage_error(
+                f"unknown {part}.{field}", nearest(field, known), "remove or rename it"
+            )
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     try:
         return kind(**tuples)
@@ -327,5 +316,5 @@ def _value_problem(message: str, part: str, known: list[str]) -> UsageError:
     field = next((word for word in re.findall(r"\w+", message) if word in known), None)
     flag = f"--{part}.{field}" if field else f"the settings --{part}.*"
     if not parts:
-        return problem(f"a value in {part} that cannot be", message, f"change {flag}")
-    return problem(f"{flag} {parts[2]}", parts[1], f"change {flag}")
+        return usage_error(f"a value in {part} that cannot be", message, f"change {flag}")
+    return usage_error(f"{flag} {parts[2]}", parts[1], f"change {flag}")

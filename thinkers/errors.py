@@ -1,5 +1,8 @@
 """What can go wrong, by exit code; errors say what was found, what was expected, what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class ThinkersError(Exception):
     """An error that a person can act on; `exit_code` is what the command line ends with."""
@@ -52,3 +55,19 @@ class Interrupted(ThinkersError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def usage_error(found: str, expected: str, todo: str) -> UsageError:
+    """Build a UsageError in three lines: the value found, the rule, the fix."""
+    return UsageError(f"found: {found}\nexpected: {expected}\nto do: {todo}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name most like `name`; a bare field name also finds its dotted form."""
+    names = sorted(known)
+    if "." not in name:
+        ends = {x.rpartition(".")[2]: x for x in reversed(names)}
+        close = difflib.get_close_matches(name, ends, n=1, cutoff=0.75)
+        if close:
+            return ends[close[0]]
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers import checkpoints, runs
-from thinkers.config import problem
 from thinkers.distributed import find_device
-from thinkers.errors import UsageError
+from thinkers.errors import UsageError, usage_error
 from thinkers.models.base import Model
 from thinkers.models.generation import evaluating
 from thinkers.tasks import Task
@@ -144,12 +143,12 @@ def look(model: Model, task: Task, prompt: str, num_steps: int, run: str = "") -
     """The inspection of a model in evaluation mode."""
     given = task.encode(prompt)
     if not given:
-        raise problem(
+        raise usage_error(
             "an empty prompt", "a question such as 12+34=, or the beginning of a text", "write one"
         )
     most = model.config.max_length - (task.answer_length() is not None)
     if len(given) > most:
-        raise problem(f"a prompt of {len(given)} tokens", f"at most {most}", "shorten it")
+        raise usage_error(f"a prompt of {len(given)} tokens", f"at most {most}", "shorten it")
     device = next(model.parameters()).device
     row, lengths, said = torch.tensor([given], device=device), None, None
     if (longest := task.answer_length()) is not None:

@@ -16,9 +16,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from thinkers import optimizers
 from thinkers.checkpoints import Checkpoint
-from thinkers.config import Config, problem
+from thinkers.config import Config
 from thinkers.distributed import Ranks
-from thinkers.errors import DamagedError, NonFiniteError
+from thinkers.errors import DamagedError, NonFiniteError, usage_error
 from thinkers.models.base import Batch, Loss, Model
 from thinkers.stopping import Signals
 
@@ -146,7 +146,7 @@ def check_random_steps(model: Model, settings: "Training") -> None:
             model.check_steps(num_steps)
         except ValueError as error:
             expected, _, found = str(error).rpartition(", got ")
-            raise problem(
+            raise usage_error(
                 f"--training.random_steps with {found}", expected, "choose steps it can take"
             ) from None
 

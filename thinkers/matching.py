@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from thinkers import models, optimizers, tasks
-from thinkers.config import Config, override, problem, sizes
+from thinkers.config import Config, override, sizes
 from thinkers.distributed import Ranks, find_device
+from thinkers.errors import usage_error
 from thinkers.learning import Learner, LossOf, gradients, thinking_steps
 from thinkers.metering import one_thread
 from thinkers.models.base import Batch, Model
@@ -99,7 +100,7 @@ def _reference(found: Sequence[Contender]) -> Contender:
     """Whose thinking the controls do without: looped if it is there, else the first that thinks."""
     thinking = [one for one in found if len(build(one.config.model).step_counts) > 1]
     if not thinking:
-        raise problem(
+        raise usage_error(
             f"--controls with {', '.join(one.name for one in found)}",
             "a model that thinks, whose work the controls take over",
             "add one to --models, such as looped",
@@ -124,7 +125,7 @@ def _untied(decoder: Config, reference: Contender, wanted: int) -> Contender:
     """A decoder as deep as looped is when it has thought: each step has weights of its own."""
     looped = reference.config.model
     if reference.name != "looped":
-        raise problem(
+        raise usage_error(
             "--controls untied without looped",
             "looped among --models: its core is what is untied",
             "add looped to --models",
@@ -185,7 +186,7 @@ def fit(model: Any, measure: Callable[[Any], float], wanted: float) -> Any:
         if is_near(candidate):
             return candidate
     name = type(model).__qualname__.partition(".")[0]
-    raise problem(
+    raise usage_error(
         f"{name}, which no width brings to {wanted:,.0f}",
         f"a size that {name} can have within 3 %",
         "choose other sizes with --model.*, or name the models in another order",
@@ -243,7 +244,7 @@ def updates_for(config: Config, flops: float) -> int:
         return sum(costs) / len(costs)
 
     if flops < cost(thinking_steps(0, settings)):
-        raise problem(
+        raise usage_error(
             f"--budget {flops:g} for {model.name}",
             f"at least one update, {cost(thinking_steps(0, settings)):.3g} FLOPs",
             "allow more",

@@ -10,8 +10,8 @@ from typing import Any
 
 from thinkers import runs
 from thinkers.checks import check_int
-from thinkers.config import Config, nearest, problem
-from thinkers.errors import DamagedError, UsageError
+from thinkers.config import Config
+from thinkers.errors import DamagedError, UsageError, nearest, usage_error
 from thinkers.matching import (
     CONTROLS,
     Contender,
@@ -80,13 +80,13 @@ class Plan:
         wanted = _checked(**{**self.asked(), **given})
         for key in given:
             if key != "seeds" and getattr(wanted, key) != mine[key]:
-                raise problem(
+                raise usage_error(
                     f"--{key} {_shown(given[key])} with --resume",
                     f"{_shown(mine[key])}, as the comparison in the folder has it",
                     "leave it out, or begin another with --out",
                 )
         if wanted.seeds < self.seeds:
-            raise problem(
+            raise usage_error(
                 f"--seeds {wanted.seeds} with --resume",
                 f"at least {self.seeds}, which the comparison in the folder has",
                 "leave it out",
@@ -221,14 +221,16 @@ def _checked(
     _several("models", models, MODELS)
     _several("controls", controls, CONTROLS)
     if not models:
-        raise problem("no models", f"names such as {', '.join(list(MODELS)[:3])}", "add --models")
+        raise usage_error(
+            "no models", f"names such as {', '.join(list(MODELS)[:3])}", "add --models"
+        )
     match, amount = _budget(match, budget)
     for name, value in (("seeds", seeds), ("num_examples", num_examples)):
         if value is not None:
             check_int(name, value, 1)
     for lr in lrs:
         if not 0 < lr < float("inf"):
-            raise problem(f"--lrs {lr}", "learning rates above 0", "change --lrs")
+            raise usage_error(f"--lrs {lr}", "learning rates above 0", "change --lrs")
     for key in settings:
         _check_setting(key, match)
     return Plan(
@@ -248,53 +250,57 @@ def _known(kind: str, name: Any, known: Any) -> None:
     if name not in known:
         found = f"no {kind}" if name is None else f"unknown {kind} {name!r}"
         expected = nearest(str(name), known) if name is not None else ", ".join(known)
-        raise problem(found, expected, f"choose from {', '.join(known)}")
+        raise usage_error(found, expected, f"choose from {', '.join(known)}")
 
 
 def _several(kind: str, names: Sequence[str], known: Any) -> None:
     for name in names:
         _known(kind.removesuffix("s"), name, known)
         if not re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z0-9_-]", name):
-            raise problem(f"{kind} {name!r}", "letters, digits, . _ and -", "rename it")
+            raise usage_error(f"{kind} {name!r}", "letters, digits, . _ and -", "rename it")
         if list(names).count(name) > 1 or (kind == "models" and name in CONTROLS):
-            raise problem(f"--{kind} with {name} twice", "each once", f"change --{kind}")
+            raise usage_error(f"--{kind} with {name} twice", "each once", f"change --{kind}")
 
 
 def _check_setting(key: str, match: str) -> None:
     part, _, field = key.partition(".")
     if part == "training" and field in OWN:
-        raise problem(
+        raise usage_error(
             f"--{key}", "settings that a comparison does not make itself", "see --budget and --lrs"
         )
     if key == "model.hidden":
-        raise problem(f"--{key}", "another size: hidden makes the models equal", "set --model.dim")
+        raise usage_error(
+            f"--{key}", "another size: hidden makes the models equal", "set --model.dim"
+        )
 
 
 def _budget(match: str | None, budget: str | float | None) -> tuple[str, float]:
     """(what is equal, how much): of a number with a unit, seconds."""
     if match is not None and match not in DEFAULTS:
-        raise problem(f"--match {match}", nearest(match, DEFAULTS), f"one of {', '.join(DEFAULTS)}")
+        raise usage_error(
+            f"--match {match}", nearest(match, DEFAULTS), f"one of {', '.join(DEFAULTS)}"
+        )
     if budget is None:
         chosen = match or "flops"
         return chosen, DEFAULTS[chosen]
     parts = re.fullmatch(r"([0-9.]+(?:[eE][+-]?[0-9]+)?) *([a-z]*)", str(budget).strip())
     amount, unit = _number(parts[1]) if parts else None, parts[2] if parts else ""
     if amount is None or (unit and unit not in UNITS):
-        raise problem(
+        raise usage_error(
             f"--budget {budget}",
             "FLOPs such as 2e13, a time such as 5min, or a number of updates",
             "change --budget",
         )
     chosen = match or ("seconds" if unit else "flops")
     if unit and chosen != "seconds":
-        raise problem(
+        raise usage_error(
             f"--budget {budget} with --match {chosen}",
             "a time with --match seconds",
             "leave --match out, or give the budget without a unit",
         )
     amount *= UNITS.get(unit, 1)
     if chosen == "parameters" and amount != int(amount):
-        raise problem(f"--budget {budget}", "a whole number of updates", "change --budget")
+        raise usage_error(f"--budget {budget}", "a whole number of updates", "change --budget")
     return chosen, amount
 
 

@@ -14,9 +14,9 @@ import torch
 
 from thinkers import checkpoints, models, optimizers, runs, sinks, tasks
 from thinkers.checks import check_int
-from thinkers.config import Config, problem
+from thinkers.config import Config
 from thinkers.distributed import Ranks, is_first, join
-from thinkers.errors import Interrupted, UsageError
+from thinkers.errors import Interrupted, UsageError, usage_error
 from thinkers.learning import (
     Learner,
     LossOf,
@@ -309,7 +309,7 @@ def _newest(folder: Path, run_id: str) -> int:
 def start_from(model: Model, folder: str) -> None:
     """Give `model` the weights of a model folder."""
     if not Path(folder).is_dir():
-        raise problem(
+        raise usage_error(
             f"--training.init_from {folder}",
             "the folder that Model.save wrote, or that of a run",
             "change --training.init_from",
@@ -376,7 +376,7 @@ def _farewell(update: int, folder: Path) -> str:
 
 def _check_longer(num_updates: int, planned: int) -> None:
     if num_updates < planned:
-        raise problem(
+        raise usage_error(
             f"--training.num_updates {num_updates}",
             f"at least {planned}, for which the run was planned",
             "leave it out to go on as planned",

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from thinkers.checkpoints import to_json, write_file
 from thinkers.checks import NOT_CAUSAL
-from thinkers.config import problem
-from thinkers.errors import DamagedError, DataError, UsageError
+from thinkers.errors import DamagedError, DataError, UsageError, usage_error
 from thinkers.models.base import Batch
 from thinkers.models.generation import evaluating
 from thinkers.tasks.base import SPLITS, Task, whole
@@ -87,7 +86,7 @@ class Text(Task):
             if self.vocabulary.kind != self.config.vocabulary:
                 found = f"--task.vocabulary {self.config.vocabulary}"
                 todo = "leave it out; a run keeps its vocabulary"
-                raise problem(found, f"{self.vocabulary.kind}, that of the run", todo)
+                raise usage_error(found, f"{self.vocabulary.kind}, that of the run", todo)
         elif self.config.path:
             source = find(self.config.path, self.config.max_bytes)
             share = 1.0 if self.config.valid_path else TRAIN_SHARE
@@ -134,7 +133,7 @@ class Text(Task):
 
     def _training_text(self) -> Prepared:
         if not self.config.path:
-            raise problem("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
+            raise usage_error("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
         found = self._prepared(self.config.path)
         if self._run is not None and self._run["text"] not in (None, found.digest):
             raise unreadable(
@@ -231,23 +230,25 @@ class Text(Task):
     def encode(self, text: str) -> list[int]:
         """The tokens of a text; UsageError naming a character that has none."""
         if self.vocabulary is None:
-            raise problem("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
+            raise usage_error("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
         try:
             text.encode()
             return self.vocabulary.encode(text).tolist()
         except UnicodeEncodeError as error:
             what = f"{error.object[error.start]!r} at character {error.start}"
-            raise problem(f"{what}, which is half a letter", "text in UTF-8", "write it") from None
+            raise usage_error(
+                f"{what}, which is half a letter", "text in UTF-8", "write it"
+            ) from None
         except UnknownCharacter as error:
             shown = "".join(piece.decode() for piece in self.vocabulary.pieces[:100])
-            raise problem(
+            raise usage_error(
                 str(error), f"characters of the text: {shown!r}", "write others"
             ) from None
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
         """The text of `tokens`."""
         if self.vocabulary is None:
-            raise problem("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
+            raise usage_error("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
         return self.vocabulary.decode(int(token) for token in tokens)
 
     # runs
