@@ -22,8 +22,8 @@ import torch
 
 import thinkers
 from thinkers import recipes
-from thinkers.checkpoints import write_file
 from thinkers.config import override
+from thinkers.files import write_file
 from thinkers.runs import read_record
 from thinkers.tasks.text_files import find
 

@@ -13,6 +13,7 @@ import torch
 from thinkers import checkpoints, runs
 from thinkers.checkpoints import Checkpoint
 from thinkers.errors import DamagedError, LockedError, ResourceError, UsageError
+from thinkers.files import disk_errors, write_file
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -144,7 +145,7 @@ def test_a_full_disk_loses_nothing_and_says_how_much_was_needed(tmp_path):
         with pytest.raises(ResourceError, match=r"00000005: \d+ bytes needed, \d+ bytes free"):
             checkpoints.save(tmp_path, made(5), "run")
         with pytest.raises(ResourceError):
-            checkpoints.write_file(tmp_path / "00000003" / "state.json", bytes(200))
+            write_file(tmp_path / "00000003" / "state.json", bytes(200))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == ["00000003"]
@@ -153,7 +154,7 @@ def test_a_full_disk_loses_nothing_and_says_how_much_was_needed(tmp_path):
 
 def test_other_troubles_of_the_disk_are_not_called_full(tmp_path):
     with pytest.raises(OSError, match="Input/output") as caught:
-        with checkpoints.disk_errors(tmp_path / "x", 5):
+        with disk_errors(tmp_path / "x", 5):
             raise OSError(errno.EIO, "Input/output error")
     assert not isinstance(caught.value, ResourceError)
 

@@ -16,8 +16,8 @@ from thinkers import comparing, plans, runs, sinks, tasks
 from thinkers.cli import main
 from thinkers.comparing import compare, read
 from thinkers.errors import DamagedError, Interrupted, UsageError
+from thinkers.files import read_lines
 from thinkers.findings import Findings, conclusion
-from thinkers.lines import read_lines
 from thinkers.models import MODELS
 from thinkers.models.looped import Looped
 from thinkers.tasks.base import questions_of

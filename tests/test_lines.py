@@ -1,6 +1,6 @@
 """Files of JSON lines: whole after a kill, whole with several writers."""
 
-from thinkers.lines import append_line, read_lines
+from thinkers.files import append_line, read_lines
 from thinkers.workers import run_each
 
 

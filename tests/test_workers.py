@@ -14,7 +14,7 @@ import torch
 import thinkers
 from thinkers.comparing import compare
 from thinkers.errors import Interrupted, NonFiniteError, ThinkersError
-from thinkers.lines import read_lines
+from thinkers.files import read_lines
 from thinkers.workers import run_each
 
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}

@@ -5,24 +5,21 @@ other file. It is written under a temporary name, synced, and renamed: what bear
 complete. One whose bytes have changed since is renamed aside, never deleted.
 """
 
-import errno
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from thinkers.errors import DamagedError, DataError, ResourceError
+from thinkers.errors import DamagedError, DataError
+from thinkers.files import disk_errors, sync_folder, to_json, write_new
 from thinkers.models import Model, load_model
 
 FORMAT = 1
@@ -66,7 +63,7 @@ def save(
         with disk_errors(final, sum(map(len, files.values()))):
             temporary.mkdir(parents=True)
             for name, content in files.items():
-                _write(temporary / name, content)
+                write_new(temporary / name, content)
             sync_folder(temporary)
             temporary.rename(final)
             sync_folder(folder)
@@ -176,59 +173,8 @@ def prune(folder: Path, keep_last: int) -> None:
             shutil.rmtree(doomed)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace a file at once and for good: it has its old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        with disk_errors(path, len(content)):
-            _write(temporary, content)
-            temporary.replace(path)
-            sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder last."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def disk_errors(path: Path, needed: int) -> Iterator[None]:
-    """Turn a full disk, or a quota, into a ResourceError that says how much was wanted."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        code = getattr(error, "errno", None)
-        if code not in full and not any(f"os error {x}" in str(error) for x in full):
-            raise
-        free = shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
-        raise ResourceError(
-            f"cannot write {path}: {needed} bytes needed, {free} bytes free; make room and go on "
-            f"with --resume, nothing saved before is lost"
-        ) from error
-
-
-def to_json(value: Any) -> bytes:
-    """One canonical form: equal values are equal bytes."""
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
 def _pack(tensors: Tensors) -> bytes:
     return safetensors.torch.save({name: x.detach().contiguous() for name, x in tensors.items()})
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("xb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _manifest(files: Mapping[str, bytes], update: int, run_id: str, score: float | None) -> bytes:

@@ -110,7 +110,7 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
         values = "  ".join(f"{row[name]:>9.4f}" for name in metrics)
         print(f"{row['num_steps']:>5}  {values}")
     if options.out is not None:
-        from thinkers.checkpoints import to_json, write_file
+        from thinkers.files import to_json, write_file
 
         write_file(Path(options.out), to_json({"scores": {str(r["num_steps"]): r for r in rows}}))
     warn_of_falls(options.folder, rows, num_examples, settings)

@@ -17,8 +17,8 @@ from thinkers.checks import check_int
 from thinkers.config import Config
 from thinkers.distributed import find_device
 from thinkers.errors import DamagedError, Interrupted, LockedError, ThinkersError, UsageError
+from thinkers.files import append_line, read_lines, write_file
 from thinkers.following import Following
-from thinkers.lines import append_line, read_lines
 from thinkers.metering import metered, one_thread
 from thinkers.models.base import Model
 from thinkers.plans import Plan
@@ -352,7 +352,7 @@ def _write_grades(
     arrays = {f"steps_{k}": x for k, x in grades.items()}
     arrays |= {"points": points, "questions": questions}
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    checkpoints.write_file(home / GRADES, buffer.getvalue())
+    write_file(home / GRADES, buffer.getvalue())
 
 
 def _read_result(folder: Path, line: Mapping[str, Any]) -> Result:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thinkers.checkpoints import write_file
 from thinkers.errors import UsageError
+from thinkers.files import write_file
 from thinkers.version import __version__
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from thinkers import tasks
-from thinkers.checkpoints import disk_errors, sync_folder, to_json, write_file
 from thinkers.config import Config, override_task, parts_of
 from thinkers.errors import DamagedError, LockedError, UsageError
+from thinkers.files import disk_errors, sync_folder, to_json, write_file
 from thinkers.models.base import Model
 from thinkers.tasks import Task
 from thinkers.version import __version__

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from thinkers.checkpoints import disk_errors, write_file
 from thinkers.errors import Interrupted
+from thinkers.files import disk_errors, write_file
 from thinkers.sinks import Sink, Status
 
 SECONDS_BETWEEN_LINES = 10.0

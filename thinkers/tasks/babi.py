@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
-from thinkers.checkpoints import write_file
 from thinkers.errors import DamagedError, DataError, UsageError
+from thinkers.files import write_file
 from thinkers.models.base import Batch
 from thinkers.tasks import worlds
 from thinkers.tasks.base import IGNORED, SPLITS, whole

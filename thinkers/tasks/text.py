@@ -13,9 +13,9 @@ from jaxtyping import Float, Float64, Int, Int64, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.checkpoints import to_json, write_file
 from thinkers.checks import NOT_CAUSAL
 from thinkers.errors import DamagedError, DataError, UsageError, usage_error
+from thinkers.files import to_json, write_file
 from thinkers.models.base import Batch
 from thinkers.models.generation import evaluating
 from thinkers.tasks.base import SPLITS, Task, whole
