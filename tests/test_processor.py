@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from thinkers.disturb import like_learned, normal, uniform
+from thinkers.disturb import like_learned
+from thinkers.prng import normal, uniform
 from thinkers.processor import (
     Disturb,
     LatentStore,

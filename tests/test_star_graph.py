@@ -9,7 +9,7 @@ import torch
 import thinkers
 from thinkers.errors import UsageError
 from thinkers.models import Batch
-from thinkers.tasks.draws import Draws, row_keys
+from thinkers.prng import Draws, row_keys
 from thinkers.tasks.star_graph import StarGraph, distinct
 
 SMALL = StarGraph.Config(degree=3, path_length=4, num_labels=13, num_graphs=500)

@@ -162,7 +162,7 @@ def test_splits_share_nothing_and_hold_everything(name):
 def test_splits_are_8_1_1_of_a_large_space():
     task = build_task("multiply", min_digits=5, max_digits=5)
     keys = build_task("copy").batch(0, 20_000).keys.numpy().view("uint64")
-    from thinkers.tasks.draws import Draws
+    from thinkers.prng import Draws
 
     counts = torch.from_numpy(task.split_of(task.draw(Draws(keys), 5))).bincount() / 20_000
     assert counts.tolist() == pytest.approx([0.8, 0.1, 0.1], abs=0.01)

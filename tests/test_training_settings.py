@@ -8,7 +8,8 @@ from training_cases import lines, losses, make
 
 from thinkers import models, optimizers, runs, tasks, training
 from thinkers.errors import UsageError
-from thinkers.learning import draw, thinking_steps
+from thinkers.learning import thinking_steps
+from thinkers.prng import draw
 from thinkers.training import Training, train
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from story_solver import solve
 
+from thinkers.prng import Dice, hashed, mix, mix_int
 from thinkers.tasks import worlds
 from thinkers.tasks.babi import LONGEST, Babi
-from thinkers.tasks.draws import Dice, hashed, mix, mixed
 from thinkers.tasks.stories import parse
 
 KINDS = list(worlds.KINDS)
@@ -95,7 +95,7 @@ def test_hashing_tells_numbers_apart_and_dice_are_fair():
     seen = {hashed(*x) for x in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (2**64,), (2**80,))}
     assert len(seen) == 8
     for number in (0, 1, 5, 2**63, 2**64 - 1):
-        assert mixed(number) == int(mix(np.array([number], np.uint64))[0])
+        assert mix_int(number) == int(mix(np.array([number], np.uint64))[0])
     dice = Dice(5)
     counts = collections.Counter(dice.below(6) for _ in range(3000))
     assert set(counts) == set(range(6)) and max(abs(n - 500) for n in counts.values()) < 120

@@ -1,11 +1,11 @@
 """Disturb: noise, drops and resets of latents between steps, each row's from a key of its own."""
 
-import math
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from thinkers.prng import normal, uniform
 
 
 @dataclass(frozen=True)
@@ -53,36 +53,3 @@ def like_learned(
     """Random latents with the mean and the deviation of the learned ones."""
     drawn = normal(keys, stream, (number, learned.shape[1]), learned.dtype)
     return learned.mean() + learned.std() * drawn
-
-
-def uniform(
-    keys: Int[Tensor, " b"], stream: int, shape: tuple[int, ...], dtype: torch.dtype
-) -> Tensor:
-    """Numbers in [0, 1), the same for a key wherever it stands in the batch (b, *shape).
-
-    Counters hashed by the finaliser of splitmix64 (Steele et al. 2014,
-    https://doi.org/10.1145/2660193.2660195).
-    """
-    count = torch.arange(math.prod(shape), device=keys.device).view(shape)
-    seeds = mix(keys + mix(torch.tensor(stream + 1, device=keys.device)))
-    bits = mix(seeds.view(-1, *[1] * len(shape)) + count * GOLDEN)
-    return ((bits >> 11) & (2**53 - 1)).to(torch.float64).div(2**53).to(dtype)
-
-
-def normal(
-    keys: Int[Tensor, " b"], stream: int, shape: tuple[int, ...], dtype: torch.dtype
-) -> Tensor:
-    """Standard normal numbers by the Box-Muller transform of `uniform` ones."""
-    u, angle = uniform(keys, stream, (2, *shape), torch.float64).unbind(1)
-    return ((-2 * (1 - u).log()).sqrt() * (2 * math.pi * angle).cos()).to(dtype)
-
-
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-
-
-def mix(x: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
-    """Each number scattered over all 64 bits."""
-    x = (x + GOLDEN) ^ (((x + GOLDEN) >> 30) & (2**34 - 1))
-    x = x * (0xBF58476D1CE4E5B9 - 2**64)
-    x = (x ^ ((x >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
-    return x ^ ((x >> 31) & (2**33 - 1))

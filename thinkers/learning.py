@@ -1,6 +1,5 @@
 """What happens in an update, and what is kept of it: everything that a checkpoint holds."""
 
-import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from thinkers.config import Config
 from thinkers.distributed import Ranks
 from thinkers.errors import DamagedError, NonFiniteError, usage_error
 from thinkers.models.base import Batch, Loss, Model
+from thinkers.prng import draw, seed_generators
 from thinkers.stopping import Signals
 
 if TYPE_CHECKING:
@@ -125,12 +125,6 @@ class LossOf(nn.Module):
         return self.model.loss(batch, num_steps, counts)
 
 
-def draw(*numbers: int) -> int:
-    """63 random bits that are a function of `numbers`."""
-    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
-
-
 def thinking_steps(update: int, settings: "Training") -> int | None:
     """How many steps this update thinks; None is what the model has."""
     if settings.random_steps is None:
@@ -149,14 +143,6 @@ def check_random_steps(model: Model, settings: "Training") -> None:
             raise usage_error(
                 f"--training.random_steps with {found}", expected, "choose steps it can take"
             ) from None
-
-
-def seed_generators(device: torch.device, *numbers: int) -> None:
-    """Make what torch draws next, dropout for one, a function of `numbers`."""
-    # torch.manual_seed visits every kind of device, which takes as long as a small layer.
-    torch.default_generator.manual_seed(draw(*numbers))
-    if device.type == "cuda":
-        torch.cuda.manual_seed(draw(*numbers))
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

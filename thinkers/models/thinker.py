@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from thinkers.cache import KeyValueCache
 from thinkers.checks import check_int
-from thinkers.disturb import like_learned, mix
+from thinkers.disturb import like_learned
 from thinkers.layers import initialize, swiglu_width
 from thinkers.models import base
 from thinkers.models.base import IGNORED, Batch, Loss, Model, Thought, as_batch
 from thinkers.models.generation import check_call, evaluating
 from thinkers.ops import masks
+from thinkers.prng import mix_tensor
 from thinkers.processor import (
     Disturb,
     FixedTextInput,
@@ -673,7 +674,7 @@ def answer_room(targets: Int[Tensor, "b t"], prompt_lengths: Int[Tensor, " b"]) 
 def boundary_keys(keys: Int[Tensor, " b"], sections: int) -> Int[Tensor, " r"]:
     """A key for each boundary of each row."""
     numbers = torch.arange(sections, device=keys.device)
-    return mix(keys[:, None] + mix(numbers)).flatten()
+    return mix_tensor(keys[:, None] + mix_tensor(numbers)).flatten()
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.checks import check_int
-from thinkers.disturb import uniform
 from thinkers.layers import (
     Heads,
     Rotary,
@@ -26,6 +25,7 @@ from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
 from thinkers.models.trains import Trains, Written
 from thinkers.ops import masks
+from thinkers.prng import uniform
 
 Table = tuple[Tensor, Tensor] | None
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from thinkers.errors import UsageError
+from thinkers.prng import Draws
 from thinkers.tasks import integers
 from thinkers.tasks.base import whole
-from thinkers.tasks.draws import Draws
 from thinkers.tasks.numbers import Fields, NumberTask, Questions
 from thinkers.tasks.vocabulary import MARKS, MINUS, NEGATIVE, PLUS, POWER, TIMES
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.files import write_file
 from thinkers.models.base import Batch
+from thinkers.prng import Draws, mix, row_keys
 from thinkers.tasks import worlds
 from thinkers.tasks.base import IGNORED, SPLITS, whole
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
-from thinkers.tasks.draws import Draws, mix, row_keys
 from thinkers.tasks.stories import Story, read_splits, told
 from thinkers.tasks.text_files import unreadable
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from thinkers.errors import UsageError
 from thinkers.models.base import Batch
+from thinkers.prng import Draws, constants, mix, row_keys
 from thinkers.tasks import vocabulary
 from thinkers.tasks.base import IGNORED, SPLITS, whole
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
-from thinkers.tasks.draws import Draws, constants, mix, row_keys
 from thinkers.tasks.vocabulary import BASE, BLANK, END, EQUALS, PAD
 
 Fields = list[Int64[np.ndarray, "n _"]]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
+from thinkers.prng import Draws
 from thinkers.tasks.base import whole
-from thinkers.tasks.draws import Draws
 from thinkers.tasks.integers import num_digits
 from thinkers.tasks.numbers import Fields, NumberTask, Questions
 from thinkers.tasks.vocabulary import COMMA

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from thinkers.errors import UsageError
 from thinkers.models.base import Batch
+from thinkers.prng import Draws, constants, mix, row_keys
 from thinkers.tasks.base import IGNORED, SPLITS, AnswerTask, whole
-from thinkers.tasks.draws import Draws, constants, mix, row_keys
 
 SCORED_AT_ONCE = 500
 BLOCK_ROWS = 1 << 13

@@ -18,8 +18,8 @@ from thinkers.errors import DamagedError, DataError, UsageError, usage_error
 from thinkers.files import to_json, write_file
 from thinkers.models.base import Batch
 from thinkers.models.generation import evaluating
+from thinkers.prng import GOLDEN, mix, row_keys
 from thinkers.tasks.base import SPLITS, Task, whole
-from thinkers.tasks.draws import GOLDEN, mix, row_keys
 from thinkers.tasks.text_cache import TRAIN_SHARE, Prepared, prepare, vocabulary_of
 from thinkers.tasks.text_files import find, unreadable
 from thinkers.tasks.text_vocabulary import UnknownCharacter, Vocabulary, from_state

@@ -9,8 +9,8 @@ so no question with the lines before it is in two.
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
+from thinkers.prng import Dice, hashed
 from thinkers.tasks.base import SPLITS
-from thinkers.tasks.draws import Dice, hashed
 
 WOMEN = ("Anna", "Clara", "Emma", "Greta")
 MEN = ("Boris", "Daniel", "Felix", "Hugo")

@@ -5,10 +5,14 @@ A stream is a 64-bit key; its i-th number is the finaliser of SplitMix64 (Steele
 2**64.
 """
 
+import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+import torch
+from jaxtyping import Int, Int64, UInt64
+from torch import Tensor
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
@@ -76,7 +80,7 @@ class Dice:
     def below(self, bound: int) -> int:
         """A number of 0 .. bound - 1."""
         self.used += 1
-        return (mixed(self.key + self.used * int(GOLDEN)) >> 32) * bound >> 32
+        return (mix_int(self.key + self.used * int(GOLDEN)) >> 32) * bound >> 32
 
     def pick(self, choices: Sequence[str]) -> str:
         """One of these."""
@@ -92,15 +96,63 @@ def hashed(*numbers: int) -> int:
     """64 bits that depend on all of these, however large they are."""
     found = 0
     for number in numbers:
-        found = mixed(found + number.bit_length() + 1)
+        found = mix_int(found + number.bit_length() + 1)
         for place in range(0, number.bit_length(), 64):
-            found = mixed(found + int(GOLDEN) * ((number >> place & _ONES) + 1))
+            found = mix_int(found + int(GOLDEN) * ((number >> place & _ONES) + 1))
     return found
 
 
-def mixed(x: int) -> int:
-    """As `mix`, for one number: many times faster than an array of one."""
+def mix_int(x: int) -> int:
+    """`mix` of one Python integer, many times faster than an array of one."""
     x &= _ONES
     x = (x ^ x >> 30) * int(_FIRST) & _ONES
     x = (x ^ x >> 27) * int(_SECOND) & _ONES
     return x ^ x >> 31
+
+
+def draw(*numbers: int) -> int:
+    """63 random bits that are a function of `numbers`."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def seed_generators(device: torch.device, *numbers: int) -> None:
+    """Make what torch draws next, dropout for one, a function of `numbers`."""
+    # torch.manual_seed visits every kind of device, which takes as long as a small layer.
+    torch.default_generator.manual_seed(draw(*numbers))
+    if device.type == "cuda":
+        torch.cuda.manual_seed(draw(*numbers))
+
+
+_GOLDEN_SIGNED = int(GOLDEN) - 2**64
+"""GOLDEN as torch holds it, in int64."""
+
+
+def uniform(
+    keys: Int[Tensor, " b"], stream: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """Numbers in [0, 1), the same for a key wherever it stands in the batch (b, *shape).
+
+    Counters hashed by the finaliser of splitmix64 (Steele et al. 2014,
+    https://doi.org/10.1145/2660193.2660195).
+    """
+    count = torch.arange(math.prod(shape), device=keys.device).view(shape)
+    seeds = mix_tensor(keys + mix_tensor(torch.tensor(stream + 1, device=keys.device)))
+    bits = mix_tensor(seeds.view(-1, *[1] * len(shape)) + count * _GOLDEN_SIGNED)
+    return ((bits >> 11) & (2**53 - 1)).to(torch.float64).div(2**53).to(dtype)
+
+
+def normal(
+    keys: Int[Tensor, " b"], stream: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """Standard normal numbers by the Box-Muller transform of `uniform` ones."""
+    u, angle = uniform(keys, stream, (2, *shape), torch.float64).unbind(1)
+    return ((-2 * (1 - u).log()).sqrt() * (2 * math.pi * angle).cos()).to(dtype)
+
+
+def mix_tensor(x: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
+    """Each number scattered over all 64 bits."""
+    x = (x + _GOLDEN_SIGNED) ^ (((x + _GOLDEN_SIGNED) >> 30) & (2**34 - 1))
+    x = x * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
+    return x ^ ((x >> 31) & (2**33 - 1))
