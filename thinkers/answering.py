@@ -8,7 +8,7 @@ import torch
 
 from thinkers import checkpoints, runs
 from thinkers.checks import check_int
-from thinkers.distributed import find_device
+from thinkers.devices import find_device
 from thinkers.errors import usage_error
 from thinkers.models.base import Model
 from thinkers.models.generation import check_sampling

@@ -12,15 +12,16 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from thinkers import checkpoints, matching, reports, runs, sinks, tasks
+from thinkers import checkpoints, matching, runs, sinks, tasks
 from thinkers.checks import check_int
 from thinkers.config import Config
-from thinkers.distributed import find_device
+from thinkers.devices import find_device
 from thinkers.errors import DamagedError, Interrupted, LockedError, ThinkersError, UsageError
 from thinkers.files import append_line, read_lines, write_file
 from thinkers.following import Following
 from thinkers.metering import metered, one_thread
 from thinkers.models.base import Model
+from thinkers.optional import require
 from thinkers.plans import Plan
 from thinkers.sinks import Sink, Tracking
 from thinkers.tasks.base import questions_of
@@ -125,7 +126,9 @@ def compare(
     from thinkers.comparing_page import write_page
 
     for module in ("jinja2", "matplotlib"):
-        reports._report(module)  # what the page needs is missed before hours of training
+        require(
+            module, "report", "a report"
+        )  # what the page needs is missed before hours of training
     if tracking is not None:
         sinks.check(tracking)
     check_int("workers", workers, 1)

@@ -240,7 +240,7 @@ def steps_figure(findings: Findings, by_flops: bool) -> "Figure":
 
 
 def _axes(findings: Findings, label: str) -> tuple["Figure", "Axes"]:
-    figure = reports._report("matplotlib.figure").Figure(figsize=(5.6, 3.6), layout="constrained")
+    figure = reports.figure(figsize=(5.6, 3.6))
     axes = figure.add_subplot()
     axes.set_xlabel(label, color=INK)
     axes.set_ylabel(findings.comparison.plan.headline, color=INK)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from thinkers.errors import Interrupted, NonFiniteError, UsageError
+from thinkers.devices import find_device
+from thinkers.errors import Interrupted, NonFiniteError
 
 TIMEOUT = timedelta(minutes=5)
 
@@ -97,27 +98,3 @@ def join(device: str) -> Iterator[Ranks]:
         if together:
             distributed.barrier()
         distributed.destroy_process_group()
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this name; "auto" is this rank's CUDA device, or the CPU without one."""
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if name == "auto":
-        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from None
-    found = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-    }
-    if device.type not in found:
-        raise UsageError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
-    if (device.index or 0) >= found[device.type]:
-        number = found[device.type] or "none"
-        raise UsageError(
-            f"device {name!r} must be there, and torch {torch.__version__} finds {number}"
-        )
-    return torch.device("cuda", local) if name == "cuda" else device

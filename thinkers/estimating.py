@@ -10,7 +10,8 @@ import torch
 
 from thinkers import models, optimizers, tasks
 from thinkers.config import Config
-from thinkers.distributed import Ranks, find_device
+from thinkers.devices import find_device
+from thinkers.distributed import Ranks
 from thinkers.learning import Learner, LossOf, check_random_steps, gradients, thinking_steps
 from thinkers.training import start_from
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from thinkers import checkpoints, runs
 from thinkers.checks import check_int
-from thinkers.distributed import find_device
+from thinkers.devices import find_device
 from thinkers.errors import UsageError
 from thinkers.intervals import Fall, worst_fall
 from thinkers.models.base import Model

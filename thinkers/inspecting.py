@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers import checkpoints, runs
-from thinkers.distributed import find_device
+from thinkers.devices import find_device
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.base import Model
 from thinkers.models.generation import evaluating

@@ -11,7 +11,8 @@ import torch
 
 from thinkers import models, optimizers, tasks
 from thinkers.config import Config, override, sizes
-from thinkers.distributed import Ranks, find_device
+from thinkers.devices import find_device
+from thinkers.distributed import Ranks
 from thinkers.errors import usage_error
 from thinkers.learning import Learner, LossOf, gradients, thinking_steps
 from thinkers.metering import one_thread

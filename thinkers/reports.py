@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thinkers.errors import UsageError
 from thinkers.files import write_file
+from thinkers.optional import require
 from thinkers.version import __version__
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ def accuracy_figure(
 
 def figure(figsize: tuple[float, float]) -> "Figure":
     """An empty one, of so many inches."""
-    return _report("matplotlib.figure").Figure(figsize=figsize, layout="constrained")
+    return require("matplotlib.figure", "report", "a report").Figure(
+        figsize=figsize, layout="constrained"
+    )
 
 
 def drawing(figure: "Figure", name: str = "figure") -> str:
@@ -84,7 +86,7 @@ def drawing(figure: "Figure", name: str = "figure") -> str:
     Args:
         name: What the ids in it begin with, so that figures of one page stay apart.
     """
-    matplotlib = _report("matplotlib")
+    matplotlib = require("matplotlib", "report", "a report")
     buffer = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": "thinkers", "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
@@ -135,7 +137,7 @@ def write_page(
         parts: Names of styles and scripts in `pages` that this page has besides.
         data: What its script reads, as JSON.
     """
-    markup = _report("markupsafe").Markup
+    markup = require("markupsafe", "report", "a report").Markup
     style = "".join(_text(name) for name in ("page.css", *parts) if name.endswith(".css"))
     script = "".join(_text(name) for name in parts if name.endswith(".js"))
     shown = [
@@ -178,12 +180,12 @@ def as_data(value: Any) -> str:
 
 def render(template: str, **values: Any) -> Any:
     """A template of `pages` with these values, each escaped, as markup for `Section.markup`."""
-    return _report("markupsafe").Markup(_template(template).render(values))
+    return require("markupsafe", "report", "a report").Markup(_template(template).render(values))
 
 
 @functools.cache
 def _template(name: str) -> Any:
-    jinja2 = _report("jinja2")
+    jinja2 = require("jinja2", "report", "a report")
     environment = jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
@@ -209,16 +211,3 @@ def visible(text: str) -> str:
 
 def _text(name: str) -> str:
     return (Path(__file__).parent / "pages" / name).read_text(encoding="utf-8")
-
-
-def _report(module: str) -> Any:
-    """A module of the extra `report`."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UsageError(
-            f"found: no {module.partition('.')[0]}, which reports are made with\n"
-            'to do: pip install "thinkers[report]"'
-        ) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from thinkers.errors import UsageError
+from thinkers.optional import require
 
 Tracking = Literal["mlflow", "tensorboard"]
 Line = Mapping[str, Any]
@@ -49,7 +50,7 @@ class MLflow(Sink):
     module = "mlflow.tracking"
 
     def __init__(self, folder: Path, record: Mapping[str, Any]):
-        tracking = _extra(self.module, "mlflow")
+        tracking = require(self.module, "mlflow", "--tracking mlflow")
         for name in ("mlflow", "alembic"):  # which tell of every table they make
             logging.getLogger(name).setLevel(logging.WARNING)
         self._entities = importlib.import_module("mlflow.entities")
@@ -109,7 +110,7 @@ class TensorBoard(Sink):
     module = "torch.utils.tensorboard"
 
     def __init__(self, folder: Path, record: Mapping[str, Any]):
-        boards = _extra(self.module, "tensorboard")
+        boards = require(self.module, "tensorboard", "--tracking tensorboard")
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self._writer = boards.SummaryWriter(str(folder / "tensorboard"))
         settings = json.dumps(record["config"], indent=1)
@@ -157,7 +158,7 @@ def check(name: str) -> None:
     """UsageError if nothing is called so, or if it is not installed."""
     if name not in SINKS:
         raise UsageError(f"found: --tracking {name}\nexpected: one of {', '.join(SINKS)}")
-    _extra(SINKS[name].module, name)
+    require(SINKS[name].module, name, f"--tracking {name}")
 
 
 def numbers(line: Line) -> Iterator[tuple[str, float]]:
@@ -178,13 +179,3 @@ def _flat(value: Mapping[str, Any], joint: str, before: str = "") -> Iterator[tu
 def _parts(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(values), size):
         yield values[start : start + size]
-
-
-def _extra(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UsageError(
-            f"found: --tracking {extra}, which is not installed\n"
-            f'to do: pip install "thinkers[{extra}]"'
-        ) from None

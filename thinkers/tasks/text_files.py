@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from thinkers.errors import DataError, UsageError
+from thinkers.errors import DataError
+from thinkers.optional import require
 
 PIECE = 1 << 18
 """Bytes that are read at once."""
@@ -160,7 +161,7 @@ def download(name: str, max_bytes: int | None) -> Path:
 
 def _texts(name: str) -> Iterator[str]:
     name, _, configuration = name.partition(":")
-    load = extra("datasets", "Hugging Face data sets are read").load_dataset
+    load = require("datasets", "text", "a Hugging Face data set").load_dataset
     try:
         rows = iter(load(name, configuration or None, split="train", streaming=True))
         first: dict[str, Any] = next(rows, {"text": ""})
@@ -173,18 +174,6 @@ def _texts(name: str) -> Iterator[str]:
     yield first["text"]
     for row in rows:
         yield row["text"]
-
-
-def extra(module: str, use: str) -> Any:
-    """A module of the extra `text`."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UsageError(
-            f'found: no {module}, with which {use}\nto do: pip install "thinkers[text]"'
-        ) from None
 
 
 @lru_cache(maxsize=64)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int64, UInt32
 
 from thinkers.errors import DamagedError, UsageError
-from thinkers.tasks.text_files import extra
+from thinkers.optional import require
 
 KINDS = ("byte", "character", "bpe")
 AT_ONCE = 1 << 16
@@ -140,7 +140,7 @@ class BytePairs(Vocabulary):
     @classmethod
     def learn(cls, texts: Iterable[str], size: int) -> "BytePairs":
         """The pairs of a text, up to `size` tokens in all."""
-        tokenizers = extra("tokenizers", "byte pairs are learned")
+        tokenizers = require("tokenizers", "text", "a byte-pair vocabulary")
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = tokenizers.trainers.BpeTrainer(
@@ -188,7 +188,7 @@ def from_state(state: Mapping[str, Any], where: str) -> Vocabulary:
         if state["kind"] == "character":
             return Characters(state["characters"])
         if state["kind"] == "bpe":
-            tokenizers = extra("tokenizers", "byte pairs are read")
+            tokenizers = require("tokenizers", "text", "a byte-pair vocabulary")
             return BytePairs(tokenizers.Tokenizer.from_str(json.dumps(state["tokenizer"])))
     except UsageError:
         raise
