@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from thinkers.ops import blocks, chain, dense, flash, masks, pairs, stop_grad, thought
+from thinkers.ops import chain, dense, masks, stop_grad, thought
 
 KNOWN = {
     x.__name__.rpartition(".")[2]: x for x in (blocks, chain, flash, pairs, stop_grad, thought)

@@ -14,7 +14,7 @@ from test_ops_stop_grad import (
 from torch.nn import functional
 
 from thinkers import ops
-from thinkers.ops import dense, masks, stop_grad_attention, triton_ready
+from thinkers.ops import dense, masks, stop_grad_attention, triton_support
 
 
 @pytest.mark.parametrize("stops", STOPS)
@@ -197,14 +197,14 @@ def test_a_named_way_that_cannot_run_raises(monkeypatch):
 
 def test_kernels_say_which_calls_they_lack(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(triton_ready.importlib.util, "find_spec", lambda name: name)
-    assert triton_ready.lacks(torch.empty(2, 3, 5, 256)) is None
-    assert "head dims reach 256, not 257" in triton_ready.lacks(torch.empty(2, 3, 5, 257))
-    assert "float64 is not theirs" in triton_ready.lacks(torch.empty(2, 3, 5, 4).double())
+    monkeypatch.setattr(triton_support.importlib.util, "find_spec", lambda name: name)
+    assert triton_support.lacks(torch.empty(2, 3, 5, 256)) is None
+    assert "head dims reach 256, not 257" in triton_support.lacks(torch.empty(2, 3, 5, 257))
+    assert "float64 is not theirs" in triton_support.lacks(torch.empty(2, 3, 5, 4).double())
     many = torch.empty(65536, 1, 1, 1)
-    assert "batch rows times heads reach 65535, not 65536" in triton_ready.lacks(many)
+    assert "batch rows times heads reach 65535, not 65536" in triton_support.lacks(many)
     monkeypatch.delenv("TRITON_INTERPRET")
-    assert "the kernels run on CUDA" in triton_ready.lacks(torch.empty(2, 3, 5, 4))
+    assert "the kernels run on CUDA" in triton_support.lacks(torch.empty(2, 3, 5, 4))
 
 
 def test_shapes_go_through_on_the_meta_device():

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from thinkers.ops import blocks, dense, masks, stop_grad_attention
+from thinkers.ops import dense, masks, stop_grad_attention, tiled
 
 GOLDEN = Path(__file__).parent / "test_ops_golden"
 
@@ -122,8 +122,8 @@ def test_the_panels_find_output_and_log_sum_exp_alone(causal, mask):
     for b, h, g, t, s, d in SHAPES:
         q, k, v = (x.detach() for x in leaves(b, h, g, t, s, d))
         shown = mask_of(mask, b, h, t, s)
-        problem = blocks.Problem(b, h, g, t, s, causal, shown, 0.6, q.device)
-        out, lse = blocks.forward(q, k, v, problem)
+        problem = tiled.Problem(b, h, g, t, s, causal, shown, 0.6, q.device)
+        out, lse = tiled.forward(q, k, v, problem)
         oracle = dense.stop_grad_attention(q, k, v, causal=causal, mask=shown, scale=0.6)
         torch.testing.assert_close(out, oracle, rtol=1e-11, atol=1e-13)
         assert torch.equal(lse == -torch.inf, (oracle == 0).all(-1))

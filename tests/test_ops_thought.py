@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from thinkers.ops import Chain, blocks, dense, thought_attention
-from thinkers.ops.checks import DTYPES
+from thinkers.ops import Chain, dense, thought_attention
+from thinkers.ops.validation import DTYPES
 
 NAMES = ("out", "dq", "base_dk", "base_dv", "chain_dk", "chain_dv")
 SHAPES = [

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from thinkers.ops.autograd import eager, lowered, no_autocast, one_derivative
-from thinkers.ops.checks import check_backend, check_tensor, check_thought
 from thinkers.ops.thought import BACKENDS, NAME, Reading, choose, read, read_back
+from thinkers.ops.validation import check_backend, check_tensor, check_thought
 
 
 class Chain:

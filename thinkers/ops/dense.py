@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from thinkers.ops.checks import Pairs, check_backend, check_stop_grad, check_thought
+from thinkers.ops.validation import Pairs, check_backend, check_stop_grad, check_thought
 
 
 def stop_grad_attention(

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thinkers.ops import blocks, dense, flash
+from thinkers.ops import cpu_sdpa, dense, tiled
 from thinkers.ops.autograd import eager, lowered, no_autocast, one_derivative
-from thinkers.ops.checks import Pairs, check_backend, check_stop_grad
-from thinkers.ops.triton_ready import lacks as triton_lacks
+from thinkers.ops.triton_support import lacks as triton_lacks
+from thinkers.ops.validation import Pairs, check_backend, check_stop_grad
 
 BACKENDS = ("auto", "dense", "sdpa", "block", "triton")
 NAMES = ("stop_q", "stop_k", "stop_v")
@@ -117,9 +117,9 @@ class Call:
     pairs: tuple[Pairs, ...]
     """The mask, and what stops q, k and v."""
 
-    def problem(self, q: Tensor, k: Tensor, mask: Tensor | None) -> blocks.Problem:
+    def problem(self, q: Tensor, k: Tensor, mask: Tensor | None) -> tiled.Problem:
         (b, h, t, _), (_, g, s, _) = q.shape, k.shape
-        return blocks.Problem(b, h, g, t, s, self.causal, mask, self.scale, q.device)
+        return tiled.Problem(b, h, g, t, s, self.causal, mask, self.scale, q.device)
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
@@ -163,9 +163,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]
     if call.way == "triton":
         return _kernels().forward(q, k, v, call.causal, mask, call.scale)
     if q.device.type == "cpu":
-        bias = flash.bias_of(mask, q.dtype)
-        return flash.forward(q, k, v, call.causal, bias, call.scale)
-    return blocks.forward(q, k, v, call.problem(q, k, mask))
+        bias = cpu_sdpa.bias_of(mask, q.dtype)
+        return cpu_sdpa.forward(q, k, v, call.causal, bias, call.scale)
+    return tiled.forward(q, k, v, call.problem(q, k, mask))
 
 
 def share(
@@ -193,7 +193,7 @@ def share(
         problem = call.problem(q, k, mask)
         stopped = (stops[0], stops[1], stops[2])
         wanted = (needs[0], needs[1], needs[2])
-        found = blocks.backward(grad, q, k, v, out, lse, problem, stopped, wanted)
+        found = tiled.backward(grad, q, k, v, out, lse, problem, stopped, wanted)
     return tuple(x if need else None for x, need in zip(found, needs, strict=False))
 
 
@@ -219,8 +219,8 @@ def _scaled(
     axes = [_axis(stop, q, k) for stop in stops]
     if _same_query(axes, stops):
         grad, stops = grad * _factor(stops[0], q), [None] * 3
-    bias = flash.bias_of(mask, q.dtype)
-    found = flash.backward(grad, q, k, v, out, lse, call.causal, bias, call.scale)
+    bias = cpu_sdpa.bias_of(mask, q.dtype)
+    found = cpu_sdpa.backward(grad, q, k, v, out, lse, call.causal, bias, call.scale)
     rows = [None if stop is None else _factor(stop, q) for stop in stops]
     rows = [x if x is None or i == 0 else x.mT for i, x in enumerate(rows)]
     return tuple(x if row is None else x * row for x, row in zip(found, rows, strict=True))

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thinkers.ops.checks import Pairs
-from thinkers.ops.pairs import Panel, tile
+from thinkers.ops.tiles import Panel, tile
+from thinkers.ops.validation import Pairs
 
 PANEL = 2048
 """Queries for which functions are evaluated at once."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from thinkers.ops import dense, stop_grad
 from thinkers.ops.autograd import eager, lowered, no_autocast, one_derivative
-from thinkers.ops.checks import check_backend, check_thought
 from thinkers.ops.stop_grad import Call, Way
+from thinkers.ops.validation import check_backend, check_thought
 
 BACKENDS = ("auto", "dense", "fused", "block", "triton")
 NAME = "thought_attention"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thinkers.ops.checks import Pairs
-from thinkers.ops.pairs import Keep, Panel, keeps, tile
+from thinkers.ops.tiles import Keep, Panel, keeps, tile
+from thinkers.ops.validation import Pairs
 
 PANEL = 128
 """Queries of a panel, over the heads that share a key head: fewer make the products slow."""

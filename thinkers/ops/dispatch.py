@@ -7,8 +7,8 @@ from torch import Tensor
 
 from thinkers.ops import stop_grad, thought
 from thinkers.ops.autograd import lowered
-from thinkers.ops.checks import check_backend, check_stop_grad, check_thought
 from thinkers.ops.stop_grad import Way
+from thinkers.ops.validation import check_backend, check_stop_grad, check_thought
 
 
 def explain(name: str, *args: Any, **settings: Any) -> str:

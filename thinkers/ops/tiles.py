@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thinkers.ops.checks import Pairs, check_value
 from thinkers.ops.masks import Banded
+from thinkers.ops.validation import Pairs, check_value
 
 Shape = tuple[int, int, int, int]
 """(b, h, t, s)"""
