@@ -2,7 +2,7 @@
 
 import torch
 
-from thinkers.cache import KeyValueCache
+from thinkers.nn.kv_cache import KeyValueCache
 
 B, G, D, LAYERS = 3, 2, 5, 2
 PROMPTS = [4, 1, 3]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from thinkers.layers import (
+from thinkers.nn.layers import (
     Heads,
     Rotary,
     SwiGLU,

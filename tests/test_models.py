@@ -10,9 +10,9 @@ from model_cases import CASES, NAMES, SIZE, ids, lesson, tiny
 
 import thinkers
 from thinkers.errors import DamagedError, DataError, UsageError
-from thinkers.layers import initialize
 from thinkers.models import MODELS, Batch, Model, from_config, load_model
 from thinkers.models.base import IGNORED
+from thinkers.nn.layers import initialize
 from thinkers.testing import check_model
 
 COMMON = ("vocab_size", "dim", "num_layers", "num_heads", "num_steps", "max_length")

@@ -7,51 +7,51 @@ import types
 import pytest
 import torch
 
-from thinkers.ops import chain, dense, masks, stop_grad, thought
+from thinkers.ops import chain, cpu_sdpa, dense, masks, stop_grad, thought, tiled, tiles
 
 KNOWN = {
-    x.__name__.rpartition(".")[2]: x for x in (blocks, chain, flash, pairs, stop_grad, thought)
+    x.__name__.rpartition(".")[2]: x for x in (chain, cpu_sdpa, stop_grad, thought, tiled, tiles)
 }
 
 DEFECTS = [
     (
-        "blocks",
+        "tiled",
         "later.shape[1] :].masked_fill_(later, 0.0)",
         "later.shape[1] :].masked_fill_(later, 1.0)",
     ),
-    ("blocks", "edge = max(first, offset + 1)", "edge = max(first, offset + 2)"),
-    ("blocks", "ones.triu_(offset + 1 - edge)", "ones.triu_(offset + 2 - edge)"),
-    ("blocks", "work.multiply(p, keep_v, rows, heads)", "work.multiply(p, keep_k, rows, heads)"),
-    ("blocks", "work.multiply(ds, keep_k, rows, heads)", "work.multiply(ds, keep_q, rows, heads)"),
-    ("blocks", "work.multiply(p.copy_(ds), keep_q, rows, heads)", "ds"),
-    ("blocks", "share.mul_(problem.scale)", "share"),
+    ("tiled", "edge = max(first, offset + 1)", "edge = max(first, offset + 2)"),
+    ("tiled", "ones.triu_(offset + 1 - edge)", "ones.triu_(offset + 2 - edge)"),
+    ("tiled", "work.multiply(p, keep_v, rows, heads)", "work.multiply(p, keep_k, rows, heads)"),
+    ("tiled", "work.multiply(ds, keep_k, rows, heads)", "work.multiply(ds, keep_q, rows, heads)"),
+    ("tiled", "work.multiply(p.copy_(ds), keep_q, rows, heads)", "ds"),
+    ("tiled", "share.mul_(problem.scale)", "share"),
     (
-        "blocks",
+        "tiled",
         "_add(dk[rows, heads, first:last], ds, own, problem.scale)",
         "_add(dk[rows, heads, first:last], ds, own, 1.0)",
     ),
-    ("blocks", "ds.sub_(delta).mul_(p)", "ds.mul_(p)"),
-    ("blocks", "end + self.s - self.t", "end"),
+    ("tiled", "ds.sub_(delta).mul_(p)", "ds.mul_(p)"),
+    ("tiled", "end + self.s - self.t", "end"),
     (
-        "blocks",
+        "tiled",
         "return x if x.shape[1] == 1 else x[:, heads]",
         "return x if x.shape[1] == 1 else x[:, : heads.stop - heads.start]",
     ),
     (
-        "pairs",
+        "tiles",
         "first, last = min(x[0] for x in ranges), max(x[1] for x in ranges)",
         "first, last = max(x[0] for x in ranges), min(x[1] for x in ranges)",
     ),
     (
-        "pairs",
+        "tiles",
         "return Keep((~value).to(dtype), first + start, first + end), active",
         "return Keep(value.to(dtype), first + start, first + end), active",
     ),
-    ("pairs", "first + start, first + end), active", "start, end), active"),
-    ("pairs", "value[:, :, panel.start : panel.end]", "value[:, :, : panel.end - panel.start]"),
-    ("flash", "[(0, s - t, False), (s - t, s, True)]", "[(0, s - t, False), (s - t, s, False)]"),
-    ("flash", "dq = dq + more", "dq = dq"),
-    ("flash", "both = torch.logaddexp(lse, more_lse)", "both = torch.maximum(lse, more_lse)"),
+    ("tiles", "first + start, first + end), active", "start, end), active"),
+    ("tiles", "value[:, :, panel.start : panel.end]", "value[:, :, : panel.end - panel.start]"),
+    ("cpu_sdpa", "[(0, s - t, False), (s - t, s, True)]", "[(0, s - t, False), (s - t, s, False)]"),
+    ("cpu_sdpa", "dq = dq + more", "dq = dq"),
+    ("cpu_sdpa", "both = torch.logaddexp(lse, more_lse)", "both = torch.maximum(lse, more_lse)"),
     (
         "stop_grad",
         "rows = [x if x is None or i == 0 else x.mT for i, x in enumerate(rows)]",
@@ -92,7 +92,7 @@ def planted(name, old, new):
             source = source.replace(old, new)
         copies[key] = source
     made = {}
-    for key in ("pairs", "flash", "blocks", "stop_grad", "thought", "chain"):
+    for key in ("tiles", "cpu_sdpa", "tiled", "stop_grad", "thought", "chain"):
         module = types.ModuleType(f"planted_{key}")
         module.__file__ = KNOWN[key].__file__
         sys.modules[module.__name__] = module
@@ -158,12 +158,12 @@ def check(modules):
 
 
 def small(modules):
-    modules["blocks"].PANEL, modules["blocks"].CACHE = 16, 1500
+    modules["tiled"].PANEL, modules["tiled"].CACHE = 16, 1500
     return modules
 
 
 def test_the_code_as_it_is_passes():
-    check(small(planted("blocks", "PANEL = 128", "PANEL = 16")))
+    check(small(planted("tiled", "PANEL = 128", "PANEL = 16")))
 
 
 @pytest.mark.parametrize(

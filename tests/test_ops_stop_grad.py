@@ -96,8 +96,8 @@ SHAPES = [(2, 6, 3, 37, 37, 5), (1, 4, 4, 19, 41, 3), (3, 4, 1, 41, 19, 2), (2, 
 
 @pytest.fixture
 def small_panels(monkeypatch):
-    monkeypatch.setattr(blocks, "PANEL", 16)
-    monkeypatch.setattr(blocks, "CACHE", 700)
+    monkeypatch.setattr(tiled, "PANEL", 16)
+    monkeypatch.setattr(tiled, "CACHE", 700)
 
 
 @pytest.mark.usefixtures("small_panels")

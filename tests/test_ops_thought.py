@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from thinkers.ops import Chain, dense, thought_attention
+from thinkers.ops import Chain, dense, thought_attention, tiled
 from thinkers.ops.validation import DTYPES
 
 NAMES = ("out", "dq", "base_dk", "base_dv", "chain_dk", "chain_dv")
@@ -56,8 +56,8 @@ def assert_agree(ours, oracle, tolerance=1e-10):
 
 @pytest.fixture
 def small_panels(monkeypatch):
-    monkeypatch.setattr(blocks, "PANEL", 16)
-    monkeypatch.setattr(blocks, "CACHE", 700)
+    monkeypatch.setattr(tiled, "PANEL", 16)
+    monkeypatch.setattr(tiled, "CACHE", 700)
 
 
 @pytest.mark.usefixtures("small_panels")

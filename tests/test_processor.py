@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from thinkers.disturb import like_learned
-from thinkers.prng import normal, uniform
-from thinkers.processor import (
+from thinkers.nn.latent_noise import like_learned
+from thinkers.nn.processor import (
     Disturb,
     LatentStore,
     Memory,
@@ -16,6 +15,7 @@ from thinkers.processor import (
     Read,
     TextInput,
 )
+from thinkers.prng import normal, uniform
 
 DIM, HEADS, HIDDEN, B, INPUTS, LATENTS, KNOWN = 22, 1, 40, 3, 5, 4, 2
 

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from thinkers import testing
-from thinkers.cache import KeyValueCache
 from thinkers.checks import check_int
 from thinkers.models.base import Loss, Thought
 from thinkers.models.decoder import Decoder
 from thinkers.models.looped import Looped
+from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.testing import PROPERTIES, check_model
 
 DEFECTS = {}

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import thinkers
 from thinkers import Batch, published
-from thinkers.layers import sinusoidal
+from thinkers.nn.layers import sinusoidal
 from thinkers.ops import masks
 
 GOLDEN = Path(__file__).parent / "thoughtsformer_golden"

@@ -5,7 +5,7 @@ import torch
 from model_cases import CASES, ids, tiny
 from torch.nn import functional as F
 
-from thinkers.watching import attention_weights, watched, watching
+from thinkers.nn.tracing import attention_weights, watched, watching
 
 T, P = 19, 11
 

@@ -25,7 +25,7 @@ _HOMES = {
     "reproducing": ("reproduce",),
     "inspecting": ("inspect",),
     "ablating": ("ablate",),
-    "processor": ("Disturb", "LatentStore", "Output", "Probe", "Process", "Read"),
+    "nn.processor": ("Disturb", "LatentStore", "Output", "Probe", "Process", "Read"),
     "errors": ("ThinkersError",),
 }
 _MODULES = ("ops", "published", "testing", *_HOMES)

@@ -15,9 +15,9 @@ from thinkers.devices import find_device
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.base import Model
 from thinkers.models.generation import evaluating
+from thinkers.nn.tracing import watching
 from thinkers.tasks import Task
 from thinkers.training import Run
-from thinkers.watching import watching
 
 SHOWN = 5
 """How many of the likeliest tokens are kept."""

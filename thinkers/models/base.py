@@ -23,7 +23,7 @@ from thinkers.checks import (
     describe,
 )
 from thinkers.models.generation import classify, generate
-from thinkers.watching import Watched
+from thinkers.nn.tracing import Watched
 
 IGNORED = -100
 FORMAT = 1

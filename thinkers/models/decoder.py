@@ -9,9 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.cache import KeyValueCache
 from thinkers.checks import check_int
-from thinkers.layers import Heads, Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
 from thinkers.models import base
 from thinkers.models.base import (
     IGNORED,
@@ -23,7 +21,17 @@ from thinkers.models.base import (
     graded_targets,
     next_token_loss,
 )
-from thinkers.watching import weigh
+from thinkers.nn.kv_cache import KeyValueCache
+from thinkers.nn.layers import (
+    Heads,
+    Rotary,
+    SwiGLU,
+    attention_flops,
+    initialize,
+    rotate,
+    swiglu_width,
+)
+from thinkers.nn.tracing import weigh
 
 
 class Decoder(Model):

@@ -11,13 +11,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.cache import KeyValueCache
 from thinkers.checks import check_choices, check_int
-from thinkers.layers import Heads, Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
+from thinkers.nn.kv_cache import KeyValueCache
+from thinkers.nn.layers import (
+    Heads,
+    Rotary,
+    SwiGLU,
+    attention_flops,
+    initialize,
+    rotate,
+    swiglu_width,
+)
+from thinkers.nn.tracing import weigh
 from thinkers.planning import EmbeddingLoss, PlanLoss, TokenLoss, real_positions
-from thinkers.watching import weigh
 
 Table = tuple[Tensor, Tensor] | None
 

@@ -8,9 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.cache import KeyValueCache
 from thinkers.checks import check_int
-from thinkers.layers import (
+from thinkers.models import base
+from thinkers.models.base import Model, Thought
+from thinkers.nn.kv_cache import KeyValueCache
+from thinkers.nn.layers import (
     Heads,
     Rotary,
     SwiGLU,
@@ -20,9 +22,7 @@ from thinkers.layers import (
     sinusoidal,
     swiglu_width,
 )
-from thinkers.models import base
-from thinkers.models.base import Model, Thought
-from thinkers.watching import weigh
+from thinkers.nn.tracing import weigh
 
 
 class Looped(Model):

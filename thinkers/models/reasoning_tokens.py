@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.cache import KeyValueCache
 from thinkers.checks import check_int
-from thinkers.layers import Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought
 from thinkers.models.pairs import Factor, Stops, as_factor, asked, seen, stopped, with_thoughts
+from thinkers.nn.kv_cache import KeyValueCache
+from thinkers.nn.layers import Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
+from thinkers.nn.tracing import Watch, weigh
 from thinkers.ops import masks, stop_grad_attention
-from thinkers.watching import Watch, weigh
 
 HIDDEN = 2**62
 FACTORS = ("near_query", "near_key", "near_value", "far_query", "far_key", "far_value")

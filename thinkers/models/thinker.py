@@ -9,16 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.cache import KeyValueCache
 from thinkers.checks import check_int
-from thinkers.disturb import like_learned
-from thinkers.layers import initialize, swiglu_width
 from thinkers.models import base
 from thinkers.models.base import IGNORED, Batch, Loss, Model, Thought, as_batch
 from thinkers.models.generation import check_call, evaluating
-from thinkers.ops import masks
-from thinkers.prng import mix_tensor
-from thinkers.processor import (
+from thinkers.nn.kv_cache import KeyValueCache
+from thinkers.nn.latent_noise import like_learned
+from thinkers.nn.layers import initialize, swiglu_width
+from thinkers.nn.processor import (
     Disturb,
     FixedTextInput,
     LatentStore,
@@ -30,7 +28,9 @@ from thinkers.processor import (
     SelfAttention,
     TextInput,
 )
-from thinkers.watching import Watch
+from thinkers.nn.tracing import Watch
+from thinkers.ops import masks
+from thinkers.prng import mix_tensor
 
 
 class Thinker(Model):

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.checks import check_int
-from thinkers.layers import (
+from thinkers.models import base
+from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
+from thinkers.models.trains import Trains, Written
+from thinkers.nn.layers import (
     Heads,
     Rotary,
     SwiGLU,
@@ -21,9 +24,6 @@ from thinkers.layers import (
     sinusoidal,
     swiglu_width,
 )
-from thinkers.models import base
-from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
-from thinkers.models.trains import Trains, Written
 from thinkers.ops import masks
 from thinkers.prng import uniform
 

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers.models.base import Config
+from thinkers.nn.tracing import Watch, watched
 from thinkers.ops import Chain, thought_attention
-from thinkers.watching import Watch, watched
 
 
 class Trains:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from thinkers.errors import DataError
 from thinkers.models.thinker import Thinker
-from thinkers.processor import Output, SelfAttention
+from thinkers.nn.processor import Output, SelfAttention
 from thinkers.published.common import Get, dtype_of, keep_all_unread, pick
 
 UNREAD = "embd_in_pos.weight"

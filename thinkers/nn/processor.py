@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.cache import KeyValueCache
-from thinkers.disturb import Disturb
-from thinkers.layers import Rotary, SwiGLU, attention_flops, rotate, sinusoidal
-from thinkers.store import LatentStore, Memory
-from thinkers.watching import weigh
+from thinkers.nn.kv_cache import KeyValueCache
+from thinkers.nn.latent_noise import Disturb
+from thinkers.nn.latent_store import LatentStore, Memory
+from thinkers.nn.layers import Rotary, SwiGLU, attention_flops, rotate, sinusoidal
+from thinkers.nn.tracing import weigh
 
 SelfAttention = Literal["plain", "feed_forward", "none"]
 
