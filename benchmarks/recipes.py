@@ -23,9 +23,9 @@ import torch
 import thinkers
 from thinkers import recipes
 from thinkers.config import override
+from thinkers.data.sources import find
 from thinkers.files import write_file
 from thinkers.runs import read_record
-from thinkers.tasks.text_files import find
 
 
 def main() -> None:

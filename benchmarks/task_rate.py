@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import thinkers
-from thinkers.tasks.text_vocabulary import KINDS
+from thinkers.data.tokenizers import KINDS
 
 ANY_BASE = dict(min_in_base=2, max_in_base=16, min_out_base=2, max_out_base=16)
 ROWS, UPDATES = 64, 64

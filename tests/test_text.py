@@ -13,10 +13,10 @@ from torch import nn
 import thinkers
 from thinkers import cli, runs
 from thinkers.config import Config, override, sizes
+from thinkers.data import token_cache
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models.base import Thought
 from thinkers.models.generation import stream
-from thinkers.tasks import text_cache
 from thinkers.tasks.text import Text
 
 SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
@@ -26,7 +26,7 @@ POEM = "".join(f"{i} Vögel, {i * i} Lieder;\n" for i in range(97))
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("THINKERS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(text_cache, "_known", {})
+    monkeypatch.setattr(token_cache, "_known", {})
 
 
 @pytest.fixture

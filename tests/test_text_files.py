@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from thinkers.data import sources, token_cache, tokenizers
+from thinkers.data.sources import cache_folder, find, read
+from thinkers.data.token_cache import prepare, vocabulary_of
+from thinkers.data.tokenizers import BytePairs, Bytes, Characters, from_state
 from thinkers.errors import DamagedError, DataError, UsageError
-from thinkers.tasks import text_cache, text_files, text_vocabulary
-from thinkers.tasks.text_cache import cache_folder, prepare, vocabulary_of
-from thinkers.tasks.text_files import find, read
-from thinkers.tasks.text_vocabulary import BytePairs, Bytes, Characters, from_state
 
 LINES = "".join(f"Wer reitet so spät durch Nacht und Wind? {i * i}\n" for i in range(211))
 
@@ -24,7 +24,7 @@ LINES = "".join(f"Wer reitet so spät durch Nacht und Wind? {i * i}\n" for i in 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("THINKERS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(text_cache, "_known", {})
+    monkeypatch.setattr(token_cache, "_known", {})
     return tmp_path / "cache"
 
 
@@ -43,7 +43,7 @@ def text_of(source, share=1.0, bad_bytes="error"):
 )
 @given(texts=st.lists(st.text(alphabet="aé∀𝄞\n"), min_size=1, max_size=3), share=st.floats(0, 1))
 def test_any_piece_and_any_cut_give_the_text_back(tmp_path, monkeypatch, texts, share):
-    monkeypatch.setattr(text_files, "PIECE", 3)
+    monkeypatch.setattr(sources, "PIECE", 3)
     folder = tmp_path / "many"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -78,7 +78,7 @@ def test_bad_bytes_are_named_replaced_or_skipped_and_counted(tmp_path, monkeypat
     (tmp_path / "bad.txt").write_bytes(BAD)
     source = find(str(tmp_path / "bad.txt"))
     for piece in (1, 2, 5, 100):
-        monkeypatch.setattr(text_files, "PIECE", piece)
+        monkeypatch.setattr(sources, "PIECE", piece)
         with pytest.raises(DataError, match=r"bad.txt: byte 0xff at offset 2 "):
             text_of(source)
         assert text_of(source, bad_bytes="skip")[0] == "abc(é"
@@ -89,7 +89,7 @@ def test_bad_bytes_are_named_replaced_or_skipped_and_counted(tmp_path, monkeypat
 
 
 def test_an_offset_counts_from_the_start_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "PIECE", 7)
+    monkeypatch.setattr(sources, "PIECE", 7)
     (tmp_path / "a.txt").write_bytes("é".encode() * 50 + b"\x80")
     with pytest.raises(DataError, match="at offset 100 "):
         text_of(find(str(tmp_path / "a.txt")), 0.37)
@@ -156,9 +156,9 @@ def test_tokens_are_bytes_characters_and_frequent_pairs(pairs):
     letters = Characters("\nabé𝄞")
     assert letters.encode("é𝄞\n").tolist() == [3, 4, 0]
     assert letters.decode([4, 1]) == "𝄞a"
-    with pytest.raises(text_vocabulary.UnknownCharacter, match="'c' at character 2"):
+    with pytest.raises(tokenizers.UnknownCharacter, match="'c' at character 2"):
         letters.encode("abc")
-    with pytest.raises(text_vocabulary.UnknownCharacter):
+    with pytest.raises(tokenizers.UnknownCharacter):
         letters.encode("\U0010ffff")
     assert len(pairs) == 300 and b" reitet" in pairs.pieces
     assert len(pairs.encode(LINES)) < len(LINES) / 3
@@ -166,7 +166,7 @@ def test_tokens_are_bytes_characters_and_frequent_pairs(pairs):
 
 def test_pairs_found_in_stretches_are_those_of_the_whole(pairs, monkeypatch):
     whole = pairs.tokenizer.encode(LINES).ids
-    monkeypatch.setattr(text_vocabulary, "AT_ONCE", 997)
+    monkeypatch.setattr(tokenizers, "AT_ONCE", 997)
     assert pairs.encode(LINES).tolist() == whole
 
 
@@ -188,7 +188,7 @@ def lines(tmp_path):
     return find(str(tmp_path / "lines.txt"))
 
 
-@pytest.mark.parametrize("kind", text_vocabulary.KINDS)
+@pytest.mark.parametrize("kind", tokenizers.KINDS)
 def test_prepared_tokens_are_the_text_cut_at_nine_tenths(lines, kind):
     vocabulary = vocabulary_of(lines, kind, 300, "error", 0.9)
     found = prepare(lines, vocabulary, "error")
@@ -210,15 +210,15 @@ def test_pairs_are_learned_from_the_training_part_alone(tmp_path):
 
 def written(monkeypatch):
     """The list that grows by one each time that an entry is made."""
-    made, write = [], text_cache._write
-    monkeypatch.setattr(text_cache, "_write", lambda *a: (made.append(a[1]), write(*a)))
+    made, write = [], token_cache._write
+    monkeypatch.setattr(token_cache, "_write", lambda *a: (made.append(a[1]), write(*a)))
     return made
 
 
 def test_what_is_in_the_cache_is_used_until_the_text_changes(lines, tmp_path, monkeypatch):
     made = written(monkeypatch)
     for _ in range(3):
-        text_cache._known.clear()
+        token_cache._known.clear()
         tokens = prepare(lines, Bytes(), "error").tokens
     assert len(made) == 1
     copy = tmp_path / "elsewhere.txt"
@@ -236,7 +236,7 @@ def test_what_is_in_the_cache_is_used_until_the_text_changes(lines, tmp_path, mo
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "grow"])
 def test_a_damaged_cache_is_made_again(lines, kind, harm, empty_cache):
     def prepared():
-        text_cache._known.clear()
+        token_cache._known.clear()
         vocabulary = vocabulary_of(lines, kind, 300, "error", 0.9)
         return vocabulary.decode(prepare(lines, vocabulary, "error").tokens.tolist())
 
@@ -260,14 +260,14 @@ def test_an_interrupted_preparation_leaves_nothing_that_is_taken_for_whole(lines
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(text_cache._Writer, "_put", killed)
+        patch.setattr(token_cache._Writer, "_put", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(lines, Bytes(), "error")
     folder = cache_folder() / "text"
     assert not [path for path in folder.iterdir() if path.is_dir()]
     key = next(folder.glob(".*.lock")).name[1:-5]
     (folder / f".{key}.tmp").mkdir()  # what a process leaves that was killed for good
-    (folder / f".{key}.tmp" / text_cache.TOKENS).write_bytes(b"half")
+    (folder / f".{key}.tmp" / token_cache.TOKENS).write_bytes(b"half")
     assert Bytes().decode(prepare(lines, Bytes(), "error").tokens.tolist()) == LINES
 
 
@@ -296,13 +296,13 @@ def test_bad_bytes_are_told(tmp_path, capsys):
 
 
 def test_a_text_that_changes_meanwhile_is_refused(lines, monkeypatch):
-    write = text_cache._write
+    write = token_cache._write
 
     def changing(*args):
         write(*args)
         lines.files[0].write_text("other")
 
-    monkeypatch.setattr(text_cache, "_write", changing)
+    monkeypatch.setattr(token_cache, "_write", changing)
     with pytest.raises(DataError, match="changed while it was read"):
         prepare(lines, Bytes(), "error")
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
+from thinkers.data.sources import unreadable
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.files import write_file
 from thinkers.models.base import Batch
@@ -24,7 +25,6 @@ from thinkers.tasks import worlds
 from thinkers.tasks.base import IGNORED, SPLITS, whole
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.stories import Story, read_splits, told
-from thinkers.tasks.text_files import unreadable
 
 SCORED_AT_ONCE = 250
 LONGEST = 8 * worlds.MOST_LINES + 2

@@ -8,9 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from thinkers.data.sources import unreadable
 from thinkers.tasks import worlds
 from thinkers.tasks.base import SPLITS
-from thinkers.tasks.text_files import unreadable
 
 
 class Line(NamedTuple):

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.checks import NOT_CAUSAL
+from thinkers.data.sources import find, unreadable
+from thinkers.data.token_cache import TRAIN_SHARE, Prepared, prepare, vocabulary_of
+from thinkers.data.tokenizers import UnknownCharacter, Vocabulary, from_state
 from thinkers.errors import DamagedError, DataError, UsageError, usage_error
 from thinkers.files import to_json, write_file
 from thinkers.models.base import Batch
 from thinkers.models.generation import evaluating
 from thinkers.prng import GOLDEN, mix, row_keys
 from thinkers.tasks.base import SPLITS, Task, whole
-from thinkers.tasks.text_cache import TRAIN_SHARE, Prepared, prepare, vocabulary_of
-from thinkers.tasks.text_files import find, unreadable
-from thinkers.tasks.text_vocabulary import UnknownCharacter, Vocabulary, from_state
 
 KEPT = "vocabulary.json"
 SCORED_AT_ONCE = 4096

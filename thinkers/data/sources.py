@@ -134,8 +134,6 @@ def download(name: str, max_bytes: int | None) -> Path:
 
     It is streamed once, and taken from the cache from then on.
     """
-    from thinkers.tasks.text_cache import cache_folder
-
     folder = cache_folder() / "datasets"
     key = hashlib.sha256(f"{name} {max_bytes}".encode()).hexdigest()[:16]
     final = folder / f"{key}.txt"
@@ -195,3 +193,9 @@ def _next_character(file: Path, place: int, size: int) -> int:
     while continued < len(following) and following[continued] & 0xC0 == 0x80:
         continued += 1
     return min(place + continued, size)
+
+
+def cache_folder() -> Path:
+    """$THINKERS_CACHE, or ~/.cache/thinkers."""
+    given = os.environ.get("THINKERS_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "thinkers"

@@ -8,7 +8,6 @@ deleted at any time.
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import sys
 import zlib
@@ -21,9 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Integer
 
-from thinkers.errors import UsageError
-from thinkers.tasks.text_files import PIECE, Part, Signature, Source, read, unreadable
-from thinkers.tasks.text_vocabulary import (
+from thinkers.data.sources import PIECE, Part, Signature, Source, cache_folder, read, unreadable
+from thinkers.data.tokenizers import (
     BytePairs,
     Bytes,
     Characters,
@@ -32,6 +30,7 @@ from thinkers.tasks.text_vocabulary import (
     characters_of,
     from_state,
 )
+from thinkers.errors import UsageError
 
 FORMAT = 1
 TRAIN_SHARE = 0.9
@@ -52,12 +51,6 @@ class Prepared:
     boundary: int
     bad_bytes: int
     digest: str
-
-
-def cache_folder() -> Path:
-    """$THINKERS_CACHE, or ~/.cache/thinkers."""
-    given = os.environ.get("THINKERS_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "thinkers"
 
 
 _known: dict[tuple[Signature, str, str], Prepared] = {}
