@@ -3,7 +3,7 @@
 python benchmarks/planning_collapse.py --text shakespeare.txt
 
 Trains on the characters of a text: 3 + 3 layers, width 60, 3 heads, context 64, horizon 6, and
-reports on held-out text, every so many updates, what `thinkers.planning.foresight` measures:
+reports on held-out text, every so many updates, what `benchmarks/foresight.py` measures:
 the planning loss on its own terms and as a share of that of the mean target, the same share of a
 linear predictor that plans nothing, how much of the future the plan holds beyond that predictor,
 and the mean gains of the planning norms. The third model has no planning loss: what its encoder
@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 
 import torch
+from foresight import foresight
 
 from thinkers import Batch, build_model
 from thinkers.models import Model
-from thinkers.planning import PlanLoss, foresight
+from thinkers.models.deepsight_loss import PlanLoss
 
 LENGTH, ROWS = 64, 16
 SIZE = {"dim": 60, "num_layers": 3, "num_heads": 3, "max_length": LENGTH, "horizon": 6}

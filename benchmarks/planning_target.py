@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from thinkers.models.deepsight import DeepSight
-from thinkers.planning import PlanLoss
+from thinkers.models.deepsight_loss import PlanLoss
 
 DIM = 150
 AT_LEAST = {(400, 4): 3.0, (4096, 4): 20.0, (400, 11): 1.5, (4096, 11): 10.0}

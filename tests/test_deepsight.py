@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from foresight import foresight
 from model_cases import ids, tiny
 from torch.nn import functional as F
 
 from thinkers import Batch, build_model
 from thinkers.models.deepsight import DeepSight
-from thinkers.planning import PlanLoss, disaffinity, fixed_weights, foresight, real_positions
+from thinkers.models.deepsight_loss import PlanLoss, disaffinity, fixed_weights, real_positions
 
 LENGTHS = torch.tensor([13, 7, 2, 1])
 

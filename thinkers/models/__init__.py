@@ -15,8 +15,8 @@ from thinkers.models.looped import Looped
 from thinkers.models.reasoning_tokens import ReasoningTokens
 from thinkers.models.thinker import Thinker
 from thinkers.models.thoughtsformer import ThoughtsFormer
-from thinkers.models.unread import PREFIX as UNREAD
-from thinkers.models.unread import keep_unread
+from thinkers.models.unused_weights import PREFIX as UNREAD
+from thinkers.models.unused_weights import keep_unread
 
 MODELS: dict[str, type[Model]] = {
     "decoder": Decoder,

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from thinkers.checks import check_choices, check_int
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
+from thinkers.models.deepsight_loss import EmbeddingLoss, PlanLoss, TokenLoss, real_positions
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.layers import (
     Heads,
@@ -25,7 +26,6 @@ from thinkers.nn.layers import (
     swiglu_width,
 )
 from thinkers.nn.tracing import weigh
-from thinkers.planning import EmbeddingLoss, PlanLoss, TokenLoss, real_positions
 
 Table = tuple[Tensor, Tensor] | None
 

@@ -14,7 +14,15 @@ from torch.nn import functional as F
 from thinkers.checks import check_int
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought
-from thinkers.models.pairs import Factor, Stops, as_factor, asked, seen, stopped, with_thoughts
+from thinkers.models.reasoning_masks import (
+    Factor,
+    Stops,
+    as_factor,
+    asked,
+    seen,
+    stopped,
+    with_thoughts,
+)
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.layers import Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
 from thinkers.nn.tracing import Watch, weigh

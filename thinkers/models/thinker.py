@@ -13,7 +13,7 @@ from thinkers.checks import check_int
 from thinkers.models import base
 from thinkers.models.base import IGNORED, Batch, Loss, Model, Thought, as_batch
 from thinkers.models.generation import check_call, evaluating
-from thinkers.nn.kv_cache import KeyValueCache
+from thinkers.models.thinker_cache import ThinkerCache
 from thinkers.nn.latent_noise import like_learned
 from thinkers.nn.layers import initialize, swiglu_width
 from thinkers.nn.processor import (
@@ -505,7 +505,7 @@ class Thinker(Model):
         num_steps: int,
         prompted: bool,
         capacity: int,
-    ) -> tuple[Float[Tensor, "b v"], "ThinkerCache"]:
+    ) -> tuple[Float[Tensor, "b v"], ThinkerCache]:
         cache = ThinkerCache(self, lengths, num_steps, prompted, capacity)
         t, size = tokens.shape[1], self.config.section
         start = lengths[:, None] - 1
@@ -522,13 +522,13 @@ class Thinker(Model):
         positions = start + torch.arange(1 if prompted else t - int(start[0]), device=start.device)
         return self._write(tokens.gather(1, positions), positions, cache), cache
 
-    def extend(self, tokens: Int[Tensor, " b"], cache: "ThinkerCache") -> Float[Tensor, "b v"]:
+    def extend(self, tokens: Int[Tensor, " b"], cache: ThinkerCache) -> Float[Tensor, "b v"]:
         positions = cache.lengths[:, None]
         cache.append(self, tokens)
         return self._write(tokens[:, None], positions, cache)
 
     def _write(
-        self, tokens: Int[Tensor, "b n"], positions: Int[Tensor, "b n"], cache: "ThinkerCache"
+        self, tokens: Int[Tensor, "b n"], positions: Int[Tensor, "b n"], cache: ThinkerCache
     ) -> Float[Tensor, "b v"]:
         """The logits after these tokens of the section that is being written."""
         n = tokens.shape[1]
@@ -605,61 +605,6 @@ class Thinker(Model):
         """The steps after which an answer is written."""
         every = training and self.config.step_loss == "every"
         return range(steps) if every else range(steps - 1, steps)
-
-
-class ThinkerCache:
-    """The memory that is written from, what is written of the section, and tokens not yet read."""
-
-    def __init__(
-        self,
-        model: Thinker,
-        lengths: Int[Tensor, " b"],
-        num_steps: int,
-        prompted: bool,
-        capacity: int,
-    ):
-        config = model.config
-        self.lengths, self.num_steps = lengths, num_steps
-        self.section = None if prompted else config.section
-        self.slots = config.output_steps * config.num_layers
-        self.room = capacity if prompted else config.section
-        self.heads, self.head_dim = config.num_heads, config.dim // config.num_heads
-        self.inputs: list[Tensor] = []
-        self.pending = lengths.new_zeros(len(lengths), 0)
-        self.remember(model.initial_memory(len(lengths)), offset=1)
-
-    def remember(self, memory: Memory, offset: int = 0) -> None:
-        """Begin a section, to be written from this memory and from this place in it."""
-        self.memory, self.begun, self.offset = memory, offset, offset
-        start = torch.zeros_like(self.lengths)
-        like = memory.keys[0]
-        self.written = KeyValueCache(self.slots, start, self.room, self.heads, self.head_dim, like)
-
-    def append(self, model: Thinker, tokens: Int[Tensor, " b"]) -> None:
-        """One more token per row; where that ends a section, think about all that is finished."""
-        self.lengths = self.lengths + 1
-        if self.section is None:
-            return
-        self.pending = torch.cat([self.pending, tokens[:, None]], 1)
-        if self.pending.shape[1] == self.section:
-            self.read(model, self.pending)
-            self.pending = self.pending[:, :0]
-
-    def read(self, model: Thinker, tokens: Int[Tensor, "b m"]) -> None:
-        """Add finished sections to what is known, and think."""
-        past = self.inputs[0].shape[2] if self.inputs else 0
-        places = torch.arange(past, past + tokens.shape[1], device=tokens.device)
-        parts = model.process.project(model.read.vectors(tokens, places))
-        if self.inputs:
-            parts = [torch.cat(pair, 2) for pair in zip(self.inputs, parts, strict=True)]
-        self.inputs = parts
-        self.remember(model.think(parts, None, self.num_steps)[0][-1])
-
-    def select(self, rows: Int[Tensor, " b"]) -> None:
-        """Keep only these rows."""
-        self.memory, self.inputs = self.memory.select(rows), [x[rows] for x in self.inputs]
-        self.lengths, self.pending = self.lengths[rows], self.pending[rows]
-        self.written.select(rows)
 
 
 def answer_room(targets: Int[Tensor, "b t"], prompt_lengths: Int[Tensor, " b"]) -> int:

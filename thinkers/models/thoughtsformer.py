@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from thinkers.checks import check_int
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
-from thinkers.models.trains import Trains, Written
+from thinkers.models.thought_cache import Trains, Written
 from thinkers.nn.layers import (
     Heads,
     Rotary,

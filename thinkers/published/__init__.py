@@ -8,7 +8,7 @@ from torch import Tensor
 
 from thinkers.errors import DataError, UsageError
 from thinkers.models.base import Model
-from thinkers.models.unread import unread
+from thinkers.models.unused_weights import unread
 from thinkers.published.common import clean, decode
 
 SYSTEMS = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from thinkers.checks import describe
 from thinkers.errors import DataError
 from thinkers.models.base import Model
-from thinkers.models.unread import keep_unread
+from thinkers.models.unused_weights import keep_unread
 
 PREFIX = "_orig_mod."
 

@@ -1,0 +1,65 @@
+"""The cache of a Thinker: the memory that it writes from, and the tokens not yet read."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from thinkers.nn.kv_cache import KeyValueCache
+from thinkers.nn.latent_store import Memory
+
+
+class ThinkerCache:
+    """The memory that is written from, what is written of the section, and tokens not yet read."""
+
+    def __init__(
+        self,
+        model: Any,
+        lengths: Int[Tensor, " b"],
+        num_steps: int,
+        prompted: bool,
+        capacity: int,
+    ):
+        config = model.config
+        self.lengths, self.num_steps = lengths, num_steps
+        self.section = None if prompted else config.section
+        self.slots = config.output_steps * config.num_layers
+        self.room = capacity if prompted else config.section
+        self.heads, self.head_dim = config.num_heads, config.dim // config.num_heads
+        self.inputs: list[Tensor] = []
+        self.pending = lengths.new_zeros(len(lengths), 0)
+        self.remember(model.initial_memory(len(lengths)), offset=1)
+
+    def remember(self, memory: Memory, offset: int = 0) -> None:
+        """Begin a section, to be written from this memory and from this place in it."""
+        self.memory, self.begun, self.offset = memory, offset, offset
+        start = torch.zeros_like(self.lengths)
+        like = memory.keys[0]
+        self.written = KeyValueCache(self.slots, start, self.room, self.heads, self.head_dim, like)
+
+    def append(self, model: Any, tokens: Int[Tensor, " b"]) -> None:
+        """One more token per row; where that ends a section, think about all that is finished."""
+        self.lengths = self.lengths + 1
+        if self.section is None:
+            return
+        self.pending = torch.cat([self.pending, tokens[:, None]], 1)
+        if self.pending.shape[1] == self.section:
+            self.read(model, self.pending)
+            self.pending = self.pending[:, :0]
+
+    def read(self, model: Any, tokens: Int[Tensor, "b m"]) -> None:
+        """Add finished sections to what is known, and think."""
+        past = self.inputs[0].shape[2] if self.inputs else 0
+        places = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+        parts = model.process.project(model.read.vectors(tokens, places))
+        if self.inputs:
+            parts = [torch.cat(pair, 2) for pair in zip(self.inputs, parts, strict=True)]
+        self.inputs = parts
+        self.remember(model.think(parts, None, self.num_steps)[0][-1])
+
+    def select(self, rows: Int[Tensor, " b"]) -> None:
+        """Keep only these rows."""
+        self.memory, self.inputs = self.memory.select(rows), [x[rows] for x in self.inputs]
+        self.lengths, self.pending = self.lengths[rows], self.pending[rows]
+        self.written.select(rows)
