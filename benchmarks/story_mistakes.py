@@ -16,7 +16,7 @@ import torch
 
 import thinkers
 from thinkers.runs import task_of
-from thinkers.tasks import stories, worlds
+from thinkers.tasks import babi_format, babi_worlds
 from thinkers.tasks.babi import Babi
 
 GROUPS = (
@@ -24,7 +24,7 @@ GROUPS = (
     "the other thing was touched last by the same person",
     "the other thing was touched last by another person",
 )
-DROPS = {text.split()[1] for text in worlds.DROPS}
+DROPS = {text.split()[1] for text in babi_worlds.DROPS}
 
 
 def where(facts: list[list[str]], thing: str) -> str:
@@ -32,10 +32,12 @@ def where(facts: list[list[str]], thing: str) -> str:
     last = max(i for i, fact in enumerate(facts) if fact[-1] == thing)
     who, deed = facts[last][:2]
     until = last if deed in DROPS else len(facts)
-    return next(x[-1] for x in reversed(facts[:until]) if x[0] == who and x[-1] in worlds.PLACES)
+    return next(
+        x[-1] for x in reversed(facts[:until]) if x[0] == who and x[-1] in babi_worlds.PLACES
+    )
 
 
-def asked(story: stories.Story) -> Iterator[tuple[int, bool]]:
+def asked(story: babi_format.Story) -> Iterator[tuple[int, bool]]:
     """Of each question its group, and whether the thing touched last is where the asked one is."""
     facts: list[list[str]] = []
     for line in story:
@@ -43,7 +45,7 @@ def asked(story: stories.Story) -> Iterator[tuple[int, bool]]:
         if line.answer is None:
             facts.append(words)
             continue
-        things = [fact[-1] for fact in facts if fact[-1] in worlds.THINGS]
+        things = [fact[-1] for fact in facts if fact[-1] in babi_worlds.THINGS]
         thing, toucher = words[-1], {fact[-1]: fact[0] for fact in facts}
         assert where(facts, thing) == line.answer, "another answer than the story's"
         others = set(things) - {thing}

@@ -13,7 +13,7 @@ from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models import Batch
 from thinkers.recipes.numbers import learning
 from thinkers.tasks.babi import IGNORED, KEPT, Babi
-from thinkers.tasks.stories import Line, parse, read, told
+from thinkers.tasks.babi_format import Line, parse, read, told
 
 SMALL = dict(num_stories=20, num_held_out=10)
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from number_oracles import DIGITS, in_base, solve, split_prompt
 
 from thinkers.errors import UsageError
-from thinkers.tasks import TASKS, build_task, integers
-from thinkers.tasks.numbers import NumberTask
-from thinkers.tasks.vocabulary import END, VOCAB_SIZE
+from thinkers.tasks import TASKS, bigint, build_task
+from thinkers.tasks.number_task import NumberTask
+from thinkers.tasks.number_tokens import END, VOCAB_SIZE
 
 ANY_BASE = dict(min_in_base=2, max_in_base=16, min_out_base=2, max_out_base=16)
 NUMBERS = [name for name, task in TASKS.items() if issubclass(task, NumberTask)]
@@ -173,7 +173,7 @@ def test_decode_refuses_what_is_no_token():
 
 def as_limbs(numbers, limbs):
     """Numbers as `integers` keeps them, worked out by shifting."""
-    rows = [[number >> 20 * i & integers.MASK for number in numbers] for i in range(limbs - 1)]
+    rows = [[number >> 20 * i & bigint.MASK for number in numbers] for i in range(limbs - 1)]
     return np.array([*rows, [number >> 20 * (limbs - 1) for number in numbers]], np.int64)
 
 
@@ -188,30 +188,30 @@ NUMBER = st.integers(0, 16**41) | st.sampled_from([0, 1, 2**20 - 1, 2**20, 2**63
 @settings(deadline=None)
 @given(st.lists(st.tuples(NUMBER, st.integers(2, 16)), min_size=1, max_size=7))
 def test_digits_and_limbs_say_the_same(cases):
-    limbs = integers.num_limbs(16**41)
+    limbs = bigint.num_limbs(16**41)
     numbers, bases = zip(*cases, strict=True)
     base, width = np.array(bases), max(len(in_base(n, b)) for n, b in cases)
     digits = np.array([as_digits(n, b, width) for n, b in cases])
-    assert integers.from_digits(digits, base, limbs).tolist() == as_limbs(numbers, limbs).tolist()
-    assert integers.to_digits(as_limbs(numbers, limbs), base, width).tolist() == digits.tolist()
-    assert [integers.num_digits(n, b) for n, b in cases] == [len(in_base(n, b)) for n, b in cases]
+    assert bigint.from_digits(digits, base, limbs).tolist() == as_limbs(numbers, limbs).tolist()
+    assert bigint.to_digits(as_limbs(numbers, limbs), base, width).tolist() == digits.tolist()
+    assert [bigint.num_digits(n, b) for n, b in cases] == [len(in_base(n, b)) for n, b in cases]
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(NUMBER, NUMBER), min_size=1, max_size=7))
 def test_limbs_compute_as_python_does(pairs):
-    limbs = integers.num_limbs(16**82)
+    limbs = bigint.num_limbs(16**82)
     a, b = (as_limbs(numbers, limbs) for numbers in zip(*pairs, strict=True))
-    assert integers.carry(a + b).tolist() == as_limbs([x + y for x, y in pairs], limbs).tolist()
-    product = integers.multiply(a, b, limbs)
+    assert bigint.carry(a + b).tolist() == as_limbs([x + y for x, y in pairs], limbs).tolist()
+    product = bigint.multiply(a, b, limbs)
     assert product.tolist() == as_limbs([x * y for x, y in pairs], limbs).tolist()
-    size, negative = integers.magnitude(integers.carry(a - b))
+    size, negative = bigint.magnitude(bigint.carry(a - b))
     assert size.tolist() == as_limbs([abs(x - y) for x, y in pairs], limbs).tolist()
     assert negative.tolist() == [int(x < y) for x, y in pairs]
 
 
 def test_the_largest_limbs_still_multiply_exactly():
     number = 2 ** (20 * 90) - 1
-    limbs = integers.num_limbs(number**2)
-    a = as_limbs([number], integers.num_limbs(number))
-    assert integers.multiply(a, a, limbs).tolist() == as_limbs([number**2], limbs).tolist()
+    limbs = bigint.num_limbs(number**2)
+    a = as_limbs([number], bigint.num_limbs(number))
+    assert bigint.multiply(a, a, limbs).tolist() == as_limbs([number**2], limbs).tolist()

@@ -7,8 +7,8 @@ from torch import nn
 
 from thinkers.models import build_model
 from thinkers.tasks import TASKS, build_task
-from thinkers.tasks.numbers import NumberTask
-from thinkers.tasks.vocabulary import END
+from thinkers.tasks.number_task import NumberTask
+from thinkers.tasks.number_tokens import END
 
 NUMBERS = [name for name, task in TASKS.items() if issubclass(task, NumberTask)]
 SPLITS = ("train", "valid", "test")

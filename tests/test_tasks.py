@@ -11,8 +11,8 @@ from torch import nn
 from thinkers.errors import UsageError
 from thinkers.models.base import Batch
 from thinkers.tasks import TASKS, build_task, from_config
-from thinkers.tasks.numbers import NumberTask
-from thinkers.tasks.vocabulary import END, PAD
+from thinkers.tasks.number_task import NumberTask
+from thinkers.tasks.number_tokens import END, PAD
 
 SMALL = {
     "copy": dict(max_length=2),

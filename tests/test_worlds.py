@@ -7,15 +7,15 @@ import pytest
 from story_solver import solve
 
 from thinkers.prng import Dice, hashed, mix, mix_int
-from thinkers.tasks import worlds
+from thinkers.tasks import babi_worlds
 from thinkers.tasks.babi import LONGEST, Babi
-from thinkers.tasks.stories import parse
+from thinkers.tasks.babi_format import parse
 
-KINDS = list(worlds.KINDS)
+KINDS = list(babi_worlds.KINDS)
 
 
 def stories(kind, split, count):
-    text = "".join(worlds.tell(kind, split, number) for number in range(count))
+    text = "".join(babi_worlds.tell(kind, split, number) for number in range(count))
     found = parse(text.encode(), "test")
     assert len(found) == count
     return found
@@ -36,10 +36,10 @@ def questions(story):
 def test_every_answer_follows_from_the_sentences(kind, split):
     answers = collections.Counter()
     for story in stories(kind, split, 60):
-        assert len(story) <= worlds.MOST_LINES
+        assert len(story) <= babi_worlds.MOST_LINES
         for facts, line in questions(story):
             assert solve(facts, line.text) == line.answer, "\n".join([*facts, line.text])
-            assert len(facts) >= worlds.OPENING
+            assert len(facts) >= babi_worlds.OPENING
             answers[line.answer] += 1
     # No answer is so common that it could be guessed.
     assert len(answers) > 1 and answers.most_common(1)[0][1] < 0.62 * answers.total()
@@ -70,15 +70,15 @@ def test_splits_share_no_beginning(kind):
     seen = {}
     for split in ("train", "valid", "test"):
         for story in stories(kind, split, 60):
-            opening = tuple(line.text for line in story[: worlds.OPENING])
+            opening = tuple(line.text for line in story[: babi_worlds.OPENING])
             assert seen.setdefault(opening, split) == split
     assert len(set(seen.values())) == 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_story_is_a_function_of_its_number(kind):
-    texts = [worlds.tell(kind, "train", number) for number in range(17)]
-    assert texts == [worlds.tell(kind, "train", number) for number in range(17)]
+    texts = [babi_worlds.tell(kind, "train", number) for number in range(17)]
+    assert texts == [babi_worlds.tell(kind, "train", number) for number in range(17)]
     assert len(set(texts)) == 17
 
 

@@ -12,10 +12,10 @@ from jaxtyping import Int64
 
 from thinkers.errors import UsageError
 from thinkers.prng import Draws
-from thinkers.tasks import integers
+from thinkers.tasks import bigint
 from thinkers.tasks.base import whole
-from thinkers.tasks.numbers import Fields, NumberTask, Questions
-from thinkers.tasks.vocabulary import MARKS, MINUS, NEGATIVE, PLUS, POWER, TIMES
+from thinkers.tasks.number_task import Fields, NumberTask, Questions
+from thinkers.tasks.number_tokens import MARKS, MINUS, NEGATIVE, PLUS, POWER, TIMES
 
 LONGEST = 1000
 LARGEST_FACTORISED = 1 << 20
@@ -82,17 +82,17 @@ class OperandTask(NumberTask):
     def solve(self, questions: Questions) -> Fields:
         size = questions.digits.shape[2]
         low, high = self._bounds(size, self.config.max_in_base)
-        limbs = integers.num_limbs(max(-low, high))
+        limbs = bigint.num_limbs(max(-low, high))
         base = questions.in_base
         count = questions.digits.shape[1]
-        operands = [integers.from_digits(questions.digits[:, i], base, limbs) for i in range(count)]
+        operands = [bigint.from_digits(questions.digits[:, i], base, limbs) for i in range(count)]
         result = self.compute(operands, questions.marks, limbs)
-        width = integers.num_digits(max(-low, high), self.config.min_out_base)
+        width = bigint.num_digits(max(-low, high), self.config.min_out_base)
         if low >= 0:
-            return [integers.to_digits(result, questions.out_base, width)]
-        size_of, negative = integers.magnitude(result)
+            return [bigint.to_digits(result, questions.out_base, width)]
+        size_of, negative = bigint.magnitude(result)
         sign = np.where(negative > 0, NEGATIVE, -1)[:, None]
-        return [sign, integers.to_digits(size_of, questions.out_base, width)]
+        return [sign, bigint.to_digits(size_of, questions.out_base, width)]
 
     def prompt_width(self, size: int) -> int:
         return self.num_operands * (size + 1) - 1
@@ -100,8 +100,8 @@ class OperandTask(NumberTask):
     def answer_width(self, size: int) -> int:
         low, high = self._bounds(size, self.config.max_in_base)
         base = self.config.min_out_base
-        negative = 1 + integers.num_digits(-low, base) if low < 0 else 0
-        return max(integers.num_digits(high, base), negative)
+        negative = 1 + bigint.num_digits(-low, base) if low < 0 else 0
+        return max(bigint.num_digits(high, base), negative)
 
     def _bounds(self, size: int, base: int) -> tuple[int, int]:
         shortest = self.config.min_digits
@@ -130,7 +130,7 @@ class Add(OperandTask):
     unordered = True
 
     def compute(self, operands, marks, limbs):
-        return integers.carry(operands[0] + operands[1])
+        return bigint.carry(operands[0] + operands[1])
 
     def bounds(self, least, most):
         return 2 * least, 2 * most
@@ -147,7 +147,7 @@ class Subtract(OperandTask):
     operator = MINUS
 
     def compute(self, operands, marks, limbs):
-        return integers.carry(operands[0] - operands[1])
+        return bigint.carry(operands[0] - operands[1])
 
     def bounds(self, least, most):
         return least - most, most - least
@@ -165,7 +165,7 @@ class Multiply(OperandTask):
     unordered = True
 
     def compute(self, operands, marks, limbs):
-        return integers.multiply(*operands, limbs)
+        return bigint.multiply(*operands, limbs)
 
     def bounds(self, least, most):
         return least**2, most**2
@@ -221,12 +221,12 @@ class Arithmetic(OperandTask):
         negative = np.zeros(len(marks), bool)
         total = np.zeros_like(term)
         for operator, operand in zip(marks.T, others, strict=True):
-            product = integers.multiply(term, operand, limbs)
+            product = bigint.multiply(term, operand, limbs)
             finished = (operator == PLUS) | (operator == MINUS)
             total += np.where(finished, np.where(negative, -term, term), 0)
             negative = np.where(finished, operator == MINUS, negative)
             term = np.where(finished, operand, np.where(operator == TIMES, product, term))
-        return integers.carry(total + np.where(negative, -term, term))
+        return bigint.carry(total + np.where(negative, -term, term))
 
     def bounds(self, least, most):
         count, operators = self.config.max_operators, self.config.operators
@@ -298,12 +298,12 @@ class Factorise(OperandTask):
         return max(0, count - 2 if self.config.min_digits == 1 else count)
 
     def _numbers(self, questions: Questions) -> Int64[np.ndarray, " n"]:
-        return integers.from_digits(questions.digits[:, 0], questions.in_base, limbs=1)[0]
+        return bigint.from_digits(questions.digits[:, 0], questions.in_base, limbs=1)[0]
 
     def _written(self, numbers: Int64[np.ndarray, " n"], base: Int64[np.ndarray, " n"]) -> Fields:
         prime, power, rest = self._tables
-        width = integers.num_digits(len(prime), self.config.min_out_base)
-        digits = integers.num_digits(20, self.config.min_out_base)
+        width = bigint.num_digits(len(prime), self.config.min_out_base)
+        digits = bigint.num_digits(20, self.config.min_out_base)
         parts: Fields = []
         while (numbers > 1).any():
             there = (numbers > 1)[:, None]
@@ -311,10 +311,10 @@ class Factorise(OperandTask):
             if parts:
                 parts.append(np.where(there, TIMES, -1))
             parts += [
-                np.where(there, integers.to_digits(prime[numbers][None], base, width), -1),
+                np.where(there, bigint.to_digits(prime[numbers][None], base, width), -1),
                 np.where(there & (powers > 1), POWER, -1),
                 np.where(
-                    there & (powers > 1), integers.to_digits(power[numbers][None], base, digits), -1
+                    there & (powers > 1), bigint.to_digits(power[numbers][None], base, digits), -1
                 ),
             ]
             numbers = rest[numbers]

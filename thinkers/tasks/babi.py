@@ -21,13 +21,13 @@ from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.files import write_file
 from thinkers.models.base import Batch
 from thinkers.prng import Draws, mix, row_keys
-from thinkers.tasks import worlds
+from thinkers.tasks import babi_worlds
+from thinkers.tasks.babi_format import Story, read_splits, told
 from thinkers.tasks.base import IGNORED, SPLITS, whole
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
-from thinkers.tasks.stories import Story, read_splits, told
 
 SCORED_AT_ONCE = 250
-LONGEST = 8 * worlds.MOST_LINES + 2
+LONGEST = 8 * babi_worlds.MOST_LINES + 2
 """The most tokens of a question of our own, with its story, its answer and the end."""
 KEPT = "vocabulary.json"
 MARKS = (".", "?", ",")
@@ -89,9 +89,9 @@ class Babi(CurriculumTask):
                 whole("kinds", kind, 1, 20)
             if not self.kinds or len(set(self.kinds)) < len(self.kinds):
                 raise UsageError(f"kinds must be different ones, got {self.kinds}")
-            unknown = [kind for kind in self.kinds if kind not in worlds.KINDS]
+            unknown = [kind for kind in self.kinds if kind not in babi_worlds.KINDS]
             if unknown and not self.path:
-                known = ", ".join(str(kind) for kind in worlds.KINDS)
+                known = ", ".join(str(kind) for kind in babi_worlds.KINDS)
                 raise UsageError(f"kinds must be among {known} without a path, got {unknown[0]}")
 
     config: Config
@@ -106,7 +106,7 @@ class Babi(CurriculumTask):
         super().__init__(config, seed)
         self._examples: dict[str, list[Example]] = {}
         self._run = run
-        self.words: tuple[str, ...] = tuple(sorted({word.lower() for word in worlds.words()}))
+        self.words: tuple[str, ...] = tuple(sorted({word.lower() for word in babi_worlds.words()}))
         if run is not None:
             self.words = tuple(run["words"])
         elif self.config.path:

@@ -12,9 +12,9 @@ from jaxtyping import Int64
 
 from thinkers.prng import Draws
 from thinkers.tasks.base import whole
-from thinkers.tasks.integers import num_digits
-from thinkers.tasks.numbers import Fields, NumberTask, Questions
-from thinkers.tasks.vocabulary import COMMA
+from thinkers.tasks.bigint import num_digits
+from thinkers.tasks.number_task import Fields, NumberTask, Questions
+from thinkers.tasks.number_tokens import COMMA
 
 LONGEST = 1000
 

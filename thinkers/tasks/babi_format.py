@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from thinkers.data.sources import unreadable
-from thinkers.tasks import worlds
+from thinkers.tasks import babi_worlds
 from thinkers.tasks.base import SPLITS
 
 
@@ -28,7 +28,7 @@ Story = list[Line]
 @lru_cache(maxsize=8)
 def told(kind: int, split: str, count: int) -> tuple[Story, ...]:
     """So many of our own stories, read as a file of them would be."""
-    text = "".join(worlds.tell(kind, split, number) for number in range(count))
+    text = "".join(babi_worlds.tell(kind, split, number) for number in range(count))
     return tuple(parse(text.encode(), f"stories of kind {kind}"))
 
 

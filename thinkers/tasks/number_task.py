@@ -18,10 +18,10 @@ from torch import Tensor
 from thinkers.errors import UsageError
 from thinkers.models.base import Batch
 from thinkers.prng import Draws, constants, mix, row_keys
-from thinkers.tasks import vocabulary
+from thinkers.tasks import number_tokens
 from thinkers.tasks.base import IGNORED, SPLITS, whole
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
-from thinkers.tasks.vocabulary import BASE, BLANK, END, EQUALS, PAD
+from thinkers.tasks.number_tokens import BASE, BLANK, END, EQUALS, PAD
 
 Fields = list[Int64[np.ndarray, "n _"]]
 """Tokens of n rows, side by side; -1 is no token and is closed up."""
@@ -108,7 +108,7 @@ class NumberTask(CurriculumTask):
     unordered: ClassVar[bool] = False
     """Whether a question with its numbers exchanged is the same, and held out with it."""
 
-    vocab_size = vocabulary.VOCAB_SIZE
+    vocab_size = number_tokens.VOCAB_SIZE
     end_token, pad_token = END, PAD
 
     def __init__(self, config: Any = None, seed: int = 0):
@@ -283,8 +283,8 @@ class NumberTask(CurriculumTask):
         Where the task has blanks, they need not be typed.
         """
         if self.config.blanks:
-            text = vocabulary.widen(text, self.config.sizes[-1], reverse=self.are_numbers)
-        return vocabulary.encode(
+            text = number_tokens.widen(text, self.config.sizes[-1], reverse=self.are_numbers)
+        return number_tokens.encode(
             text,
             marks=self.marks,
             in_bases=self.config.in_bases,
@@ -294,7 +294,7 @@ class NumberTask(CurriculumTask):
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
         """The text of `tokens`, up to the end token."""
-        return vocabulary.decode(tokens, reverse=self.are_numbers)
+        return number_tokens.decode(tokens, reverse=self.are_numbers)
 
 
 def _close_up(parts: Fields, width: int) -> tuple[np.ndarray, np.ndarray]:
