@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import thinkers
-from thinkers import comparing, comparing_page, reports, runs, tasks
+from thinkers import comparing, comparing_page, runs, tasks
 from thinkers.cli import guarded
 from thinkers.errors import UsageError
 from thinkers.models.base import Model
-from thinkers.reports import Section
+from thinkers.report import html
+from thinkers.report.html import Section
 from thinkers.tasks.base import Task, left_padded_prompts
 
 MODELS = ("decoder", "looped", "thinker")
@@ -41,11 +42,9 @@ def main() -> int:
     scores = {row["num_steps"]: row["exact"] for row in rows}
     usual = model.config.num_steps
     minutes = (time.monotonic() - start) / 60
-    reports.write_png(
-        reports.accuracy_figure(scores, usual, ink="black"), options.out / "accuracy.png"
-    )
+    html.write_png(html.accuracy_figure(scores, usual, ink="black"), options.out / "accuracy.png")
     report = options.out / "report.html"
-    reports.write_page(
+    html.write_page(
         report,
         title="A model that thinks before it adds",
         lead=f"{scores[usual]:.1%} of {options.num_examples:,} held-out sums are exactly right "
@@ -119,7 +118,7 @@ def accuracy_section(rows: list[dict], usual: int) -> Section:
     return Section(
         text="The same weights, asked to think for longer or shorter. A sum counts if every "
         "digit is right; none of these sums was trained on.",
-        drawing=reports.accuracy_figure(scores, usual),
+        drawing=html.accuracy_figure(scores, usual),
         caption=f"Exact answers by thinking steps: {told}",
         columns=("thinking steps", "exact", "digits right"),
         rows=[[r["num_steps"], f"{r['exact']:.3f}", f"{r['per_token']:.3f}"] for r in rows],

@@ -10,10 +10,10 @@ from model_cases import tiny
 from test_reports import stands_alone
 
 import thinkers
-from thinkers import reports
 from thinkers.ablating import ablate
 from thinkers.inspecting import inspect
 from thinkers.inspecting_page import write
+from thinkers.report import html
 from thinkers.training import Run
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
@@ -134,7 +134,7 @@ def test_fifty_hostile_strings_add_no_element(tmp_path):
 def test_a_page_that_did_not_escape_would_be_noticed(tmp_path, monkeypatch):
     plain = ["w" * (n + 1) for n in range(50)]
     expected = Elements(words_page(tmp_path / "a.html", plain, "asked", "runs/a")).found
-    original = reports.render
+    original = html.render
 
     def careless(template, **values):
         import markupsafe
@@ -143,7 +143,7 @@ def test_a_page_that_did_not_escape_would_be_noticed(tmp_path, monkeypatch):
         values = {k: raw(v) if isinstance(v, str) else v for k, v in values.items()}
         return original(template, **values)
 
-    monkeypatch.setattr(reports, "render", careless)
+    monkeypatch.setattr(html, "render", careless)
     page = words_page(tmp_path / "a.html", plain, HOSTILE[4], "runs/a")
     assert Elements(page).found != expected
 
@@ -361,7 +361,7 @@ def test_light_and_dark_differ(tab, pages):
 
 def parsed(page):
     """How many elements the browser makes of it."""
-    text = reports.as_data(page)
+    text = html.as_data(page)
     return f"new DOMParser().parseFromString({text}, 'text/html').querySelectorAll('*').length"
 
 
@@ -389,7 +389,7 @@ def test_hostile_words_and_names_add_no_element_and_run_nothing(tab, tmp_path):
 
 @in_browser
 def test_the_browser_blocks_what_a_page_did_not_bring(tab, tmp_path):
-    reports.write_page(tmp_path / "a.html", "a", "b", [reports.Section(text="here")])
+    html.write_page(tmp_path / "a.html", "a", "b", [html.Section(text="here")])
     page = (tmp_path / "a.html").read_text()
     bad = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'><p style='color:red'>"
     (tmp_path / "a.html").write_text(page.replace("here", bad))

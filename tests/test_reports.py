@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from thinkers import reports
 from thinkers.errors import UsageError
-from thinkers.reports import Section, accuracy_figure, write_page, write_png
+from thinkers.report import html
+from thinkers.report.html import Section, accuracy_figure, write_page, write_png
 
 ROOT = Path(__file__).parents[1]
 SCORES = {1: 0.125, 2: 0.5, 4: 0.994, 16: 0.871}
@@ -84,9 +84,9 @@ def test_a_page_stands_alone_and_escapes_all_text(tmp_path):
 
 
 def test_a_drawing_says_every_score_and_takes_the_ink_of_the_page():
-    svg = reports.drawing(accuracy_figure(SCORES, 4))
+    svg = html.drawing(accuracy_figure(SCORES, 4))
     assert all(f"{score:.3f}" in svg for score in SCORES.values())
-    assert "as trained" in svg and "currentColor" in svg and reports.INK not in svg
+    assert "as trained" in svg and "currentColor" in svg and html.INK not in svg
 
 
 def test_the_figures_of_a_page_have_ids_of_their_own(tmp_path):
@@ -124,7 +124,7 @@ def test_markup_is_escaped_unless_a_template_of_ours_made_it(tmp_path):
     ],
 )
 def test_what_cannot_be_seen_is_shown(text, shown):
-    assert reports.visible(text) == shown
+    assert html.visible(text) == shown
 
 
 def test_all_text_of_a_page_can_be_seen(tmp_path):
@@ -137,7 +137,7 @@ def test_all_text_of_a_page_can_be_seen(tmp_path):
 
 
 def test_a_drawing_is_the_same_bytes_every_time():
-    first, second = (reports.drawing(accuracy_figure(SCORES, 4)) for _ in range(2))
+    first, second = (html.drawing(accuracy_figure(SCORES, 4)) for _ in range(2))
     assert first == second
 
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thinkers import reports
 from thinkers.comparing import PAGE, Comparison
 from thinkers.findings import (
     UNITS,
@@ -17,7 +16,8 @@ from thinkers.findings import (
     signed,
     verdict,
 )
-from thinkers.reports import INK, Section
+from thinkers.report import html
+from thinkers.report.html import INK, Section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def write_page(comparison: Comparison) -> None:
         rows = [(x["model"], x["seed"], x["error"]) for x in comparison.failures]
         failed = Section(heading="Runs that failed", columns=("model", "seed", "why"), rows=rows)
         sections.insert(1, failed)
-    reports.write_page(
+    html.write_page(
         comparison.folder / PAGE,
         title=f"Does thinking help? {plan.task}: {', '.join(x.name for x in plan.contenders)}",
         lead=conclusion(findings),
@@ -240,7 +240,7 @@ def steps_figure(findings: Findings, by_flops: bool) -> "Figure":
 
 
 def _axes(findings: Findings, label: str) -> tuple["Figure", "Axes"]:
-    figure = reports.figure(figsize=(5.6, 3.6))
+    figure = html.figure(figsize=(5.6, 3.6))
     axes = figure.add_subplot()
     axes.set_xlabel(label, color=INK)
     axes.set_ylabel(findings.comparison.plan.headline, color=INK)

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers import reports
 from thinkers.ablating import TOLD, Ablation
 from thinkers.inspecting import Inspection, ReadOut, label
 from thinkers.ops import masks
-from thinkers.reports import Section
+from thinkers.report import html
+from thinkers.report.html import Section
 
 MOST_CELLS = 800_000
 """Of all pictures of attention together; beyond it, neighbours share a cell."""
@@ -31,14 +31,14 @@ def write(
     title, lead = "Does the thought matter?", ""
     if seen is not None:
         labels = Labels(seen)
-        markup = reports.render("inspect.html", **contents(seen, labels))
+        markup = html.render("inspect.html", **contents(seen, labels))
         sections = [Section(markup=markup), Section(heading="The model", rows=facts(seen))]
         more = {"parts": ("inspect.css", "inspect.js"), "data": numbers(seen, labels)}
         title, lead = f"What it thinks of {shortened(seen.prompt)}", summary(seen, labels)
     if ablation is not None:
         sections.append(ablated(ablation, title if seen is None else "Does the thought matter?"))
         lead = lead or verdict(ablation)
-    reports.write_page(path, title, lead, sections, **more)
+    html.write_page(path, title, lead, sections, **more)
 
 
 def told(seen: Inspection) -> list[str]:
@@ -57,7 +57,7 @@ class Labels:
 
     def __getitem__(self, token: int) -> str:
         if token not in self.known:
-            self.known[token] = reports.visible(label(self.task, token, self.other))
+            self.known[token] = html.visible(label(self.task, token, self.other))
         return self.known[token]
 
 
@@ -173,7 +173,7 @@ def says(seen: Inspection, labels: Labels) -> list[str]:
     best = seen.answers.tokens[..., 0]
     if seen.answer is None:
         return [labels[int(row[-1])] for row in best]
-    return [reports.visible(seen.task.decode(row.tolist())) for row in best[:, seen.first :]]
+    return [html.visible(seen.task.decode(row.tolist())) for row in best[:, seen.first :]]
 
 
 def about(weights: Float[Tensor, "k t n"]) -> str:
@@ -313,13 +313,13 @@ def ablated(found: Ablation, heading: str) -> Section:
 
 def losses(found: Ablation) -> Any:
     """Each loss with its interval, as a figure."""
-    ink = reports.INK
+    ink = html.INK
     height = 0.8 + 0.45 * len(found.effects)
-    figure = reports.figure(figsize=(5.2, height))
+    figure = html.figure(figsize=(5.2, height))
     axes = figure.add_subplot()
     for place, effect in enumerate(reversed(found.effects)):
-        axes.plot([effect.lost.low, effect.lost.high], [place, place], color=reports.PALE, lw=5)
-        axes.plot([effect.lost.value], [place], "o", color=reports.MARK)
+        axes.plot([effect.lost.low, effect.lost.high], [place, place], color=html.PALE, lw=5)
+        axes.plot([effect.lost.value], [place], "o", color=html.MARK)
     axes.axvline(0, color=ink, lw=0.8)
     axes.set_yticks(range(len(found.effects)), [e.way for e in reversed(found.effects)])
     axes.set_ylim(-0.6, len(found.effects) - 0.4)
