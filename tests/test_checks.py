@@ -7,7 +7,7 @@ from model_cases import CASES, NAMES, ids, tiny
 
 from thinkers.checks import check_ids, check_int, check_lengths, check_shape, describe
 from thinkers.models import Batch
-from thinkers.testing.rows import untouched
+from thinkers.testing.helpers import untouched
 
 V, T = 13, 7
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from thinkers import load_model, published
 from thinkers.errors import DataError, UsageError
 from thinkers.models.deepsight import DeepSight
-from thinkers.published import common, importing
+from thinkers.published import common, unpickle
 
 # Gradients of matrices are left out of our copies, to keep them small; the originals beside a
 # checkout of the whole workshop have all.
@@ -235,12 +235,12 @@ def test_an_authors_file_becomes_a_model_folder(tmp_path):
     weights["_orig_mod.output_layer.weight"] = weights["_orig_mod.token_embedding.weight"]
     (tmp_path / "settings.json").write_text(json.dumps(common.decode(settings)))
     path, out = checkpoint(tmp_path, weights), tmp_path / "model"
-    importing.import_checkpoint("deepsight", path, tmp_path / "settings.json", out)
+    unpickle.import_checkpoint("deepsight", path, tmp_path / "settings.json", out)
     assert sorted(x.name for x in out.iterdir()) == ["config.json", "model.safetensors"]
     found = published.dump(load_model(out))
     assert all(torch.equal(found[name], x.float()) for name, x in parts["weights"].items())
     with pytest.raises(UsageError, match="must be empty or absent"):
-        importing.import_checkpoint("deepsight", path, tmp_path / "settings.json", out)
+        unpickle.import_checkpoint("deepsight", path, tmp_path / "settings.json", out)
 
 
 class Trap:
@@ -256,7 +256,7 @@ class Trap:
 def test_files_of_the_first_form_are_read_too(tmp_path):
     weights = {"a": torch.arange(6.0).view(2, 3)}
     torch.save(weights, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert torch.equal(importing.read_weights(tmp_path / "old.pt")["a"], weights["a"])
+    assert torch.equal(unpickle.read_weights(tmp_path / "old.pt")["a"], weights["a"])
 
 
 @pytest.mark.parametrize("archive", [True, False])
@@ -265,35 +265,35 @@ def test_a_file_that_runs_code_is_refused_and_runs_nothing(tmp_path, archive):
     path = tmp_path / "trap.pt"
     torch.save(weights, path, _use_new_zipfile_serialization=archive)
     with pytest.raises(DataError, match="tensors and plain values alone, got .*call"):
-        importing.read_weights(path)
+        unpickle.read_weights(path)
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_file_that_takes_too_long_is_given_up(tmp_path):
     path = checkpoint(tmp_path, {"a": torch.ones(2)})
     with pytest.raises(DataError, match=r"must be read within 0.05 s, and was not"):
-        importing.read_weights(path, time_limit_s=0.05)
+        unpickle.read_weights(path, time_limit_s=0.05)
 
 
 def test_where_weights_are_found():
     weights = {"a": torch.ones(2)}
     for found in (weights, {"model": weights, "step": 3}, {"model": {"state_dict": weights}}):
-        assert importing.find_weights(found) == weights
+        assert unpickle.find_weights(found) == weights
     for found in ([weights], {}, {"step": 3}, {"model": {"a": 3}}):
         with pytest.raises(ValueError, match="no weights by name were found"):
-            importing.find_weights(found)
+            unpickle.find_weights(found)
 
 
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
-        importing.read_weights(tmp_path / "none.pt")
+        unpickle.read_weights(tmp_path / "none.pt")
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match="cannot be read as safetensors"):
-        importing.read_weights(tmp_path / "bad.safetensors")
+        unpickle.read_weights(tmp_path / "bad.safetensors")
     save_file({"a": torch.ones(2)}, tmp_path / "good.safetensors")
-    assert importing.read_weights(tmp_path / "good.safetensors")["a"].sum() == 2
+    assert unpickle.read_weights(tmp_path / "good.safetensors")["a"].sum() == 2
     with pytest.raises(DataError, match="settings are a JSON file"):
-        importing.read_settings(tmp_path / "none.json")
+        unpickle.read_settings(tmp_path / "none.json")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(DataError, match="must hold a JSON object, got list"):
-        importing.read_settings(tmp_path / "list.json")
+        unpickle.read_settings(tmp_path / "list.json")

@@ -235,7 +235,7 @@ def number(flag: str, text: str) -> float:
 
 
 def import_published(options: argparse.Namespace, settings: list[str]) -> int:
-    from thinkers.published.importing import import_checkpoint
+    from thinkers.published.unpickle import import_checkpoint
 
     if options.system not in SYSTEMS:
         todo = "thinkers import --help lists them"

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 
 from thinkers.models.base import Model
-from thinkers.testing.learning import gradients, grading, losses, repeatability, saving
-from thinkers.testing.reading import answers, causality, independence, refusals, scores, states
-from thinkers.testing.rows import TOLERANCES
-from thinkers.testing.writing import answering, caching, generation, modes
+from thinkers.testing.forward import answers, causality, independence, refusals, scores, states
+from thinkers.testing.generation import answering, caching, generation, modes
+from thinkers.testing.helpers import TOLERANCES
+from thinkers.testing.training import gradients, grading, losses, repeatability, saving
 
 PROPERTIES: dict[str, Callable[[Model], None]] = {
     check.__name__: check

@@ -90,7 +90,7 @@ def read_weights(path: str | Path, time_limit_s: float = TIME_LIMIT_S) -> dict[s
             raise DataError(f"{source} cannot be read as safetensors: {error}") from None
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "weights.safetensors"
-        command = [sys.executable, "-m", "thinkers.published.importing", str(source), str(target)]
+        command = [sys.executable, "-m", "thinkers.published.unpickle", str(source), str(target)]
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         try:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from thinkers.models.base import Model
-from thinkers.testing.rows import Rows, close, draw, few_steps, refused
+from thinkers.testing.helpers import Rows, close, draw, few_steps, refused
 
 
 @torch.no_grad()

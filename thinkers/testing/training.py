@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from thinkers.models import MODELS, load_model
 from thinkers.models.base import IGNORED, Batch, Model
-from thinkers.testing.rows import (
+from thinkers.testing.helpers import (
     SUMS,
     Rows,
     close,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from thinkers.models.base import Model
-from thinkers.testing.rows import Rows, close, draw, dtype_of, few_steps, refused, untouched
+from thinkers.testing.helpers import Rows, close, draw, dtype_of, few_steps, refused, untouched
 
 
 def refusals(model: Model) -> None:
