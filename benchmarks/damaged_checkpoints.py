@@ -17,11 +17,12 @@ from unittest import mock
 import safetensors.torch
 
 from thinkers import checkpoints
-from thinkers.config import Config
+from thinkers.config.experiment import Config
+from thinkers.config.training import Training
 from thinkers.errors import DamagedError
 from thinkers.models import MODELS
 from thinkers.tasks import TASKS
-from thinkers.training import Training, train
+from thinkers.training import train
 
 
 def flip(target: Path, others: list[Path], random: random.Random) -> str:

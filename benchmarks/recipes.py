@@ -22,7 +22,7 @@ import torch
 
 import thinkers
 from thinkers import recipes
-from thinkers.config import override
+from thinkers.config.overrides import override
 from thinkers.data.sources import find
 from thinkers.files import write_file
 from thinkers.runs import read_record

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import thinkers
-from thinkers.config import override
+from thinkers.config.overrides import override
 
 SUMMED = ["--model.plan_weight=1", "--model.horizon_weights=decay"]
 OBJECTIVES = {

@@ -21,7 +21,8 @@ import torch
 from torch.nn import functional as F
 
 from thinkers import RECIPES, models, optimizers, tasks
-from thinkers.config import Config, override
+from thinkers.config.experiment import Config
+from thinkers.config.overrides import override
 from thinkers.training import train
 
 WARM_UP = 20

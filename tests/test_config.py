@@ -6,11 +6,12 @@ import json
 import pytest
 
 from thinkers import RECIPES
-from thinkers.config import Config, dump, override, parse
+from thinkers.config.experiment import Config
+from thinkers.config.overrides import dump, override, parse
+from thinkers.config.training import Training
 from thinkers.errors import UsageError, nearest
 from thinkers.models.decoder import Decoder
 from thinkers.tasks.arithmetic import Add
-from thinkers.training import Training
 
 
 @pytest.fixture(scope="module")

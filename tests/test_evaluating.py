@@ -5,12 +5,13 @@ import torch
 
 import thinkers
 from thinkers import checkpoints, tasks
-from thinkers.config import Config
+from thinkers.config.experiment import Config
+from thinkers.config.training import Training
 from thinkers.errors import DataError, UsageError
 from thinkers.evaluating import evaluate
 from thinkers.models import MODELS
 from thinkers.tasks import TASKS
-from thinkers.training import Training, train
+from thinkers.training import train
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import pytest
 
 import thinkers
 from thinkers import cli
-from thinkers.config import Config
+from thinkers.config.experiment import Config
+from thinkers.config.training import Training
 from thinkers.errors import DamagedError, UsageError
 from thinkers.models.looped import Looped
 from thinkers.reproducing import reproduce
 from thinkers.tasks.arithmetic import Add
-from thinkers.training import Training
 
 
 def config(**own) -> Config:

@@ -9,12 +9,13 @@ import torch
 
 import thinkers
 from thinkers import sinks
-from thinkers.config import Config
+from thinkers.config.experiment import Config
+from thinkers.config.training import Training
 from thinkers.errors import UsageError
 from thinkers.models.decoder import Decoder
 from thinkers.tasks.arithmetic import Add
 from thinkers.tracking import Tracker
-from thinkers.training import Training, train
+from thinkers.training import train
 
 # The stores' own libraries warn of what they do with each other.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -12,7 +12,8 @@ from torch import nn
 
 import thinkers
 from thinkers import cli, runs
-from thinkers.config import Config, override, sizes
+from thinkers.config.experiment import Config, sizes
+from thinkers.config.overrides import override
 from thinkers.data import token_cache
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models.base import Thought

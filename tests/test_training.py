@@ -16,7 +16,7 @@ import torch
 from training_cases import lines, losses, make
 
 from thinkers import checkpoints, models, optimizers, runs, tasks, training
-from thinkers.config import Config
+from thinkers.config.experiment import Config
 from thinkers.errors import (
     DamagedError,
     Interrupted,

@@ -7,10 +7,11 @@ import torch
 from training_cases import lines, losses, make
 
 from thinkers import models, optimizers, runs, tasks, training
+from thinkers.config.training import Training
 from thinkers.errors import UsageError
 from thinkers.learning import thinking_steps
 from thinkers.prng import draw
-from thinkers.training import Training, train
+from thinkers.training import train
 
 
 def settings_of(**own) -> Training:

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from thinkers.config import Config
+from thinkers.config.experiment import Config
+from thinkers.config.training import Training
 from thinkers.models import MODELS
 from thinkers.tasks import TASKS
-from thinkers.training import Training
 
 QUICK = dict(
     num_updates=11,

@@ -45,7 +45,7 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
             print(options.described())
             return 0
         raise UsageError("found: no recipe\nto do: thinkers list recipes shows them")
-    from thinkers import config as configs
+    from thinkers.config.overrides import dump, override, parser
 
     if options.recipe not in thinkers.RECIPES:
         what = f"recipe {options.recipe!r}"
@@ -53,19 +53,19 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
     recipe = replace(thinkers.RECIPES[options.recipe](), recipe=options.recipe)
     if options.help:
         print(options.described())
-        print(configs.parser(recipe, f"thinkers train {options.recipe}").format_help())
+        print(parser(recipe, f"thinkers train {options.recipe}").format_help())
         return 0
-    config = configs.override(recipe, options.config, settings)
+    config = override(recipe, options.config, settings)
     if options.print_config:
-        print(configs.dump(recipe, options.config, settings), end="")
+        print(dump(recipe, options.config, settings), end="")
         return 0
     if options.dry_run:
         from thinkers.estimating import estimate
 
         print(estimate(config))
         return 0
-    overrides = [f"{key}={value}" for key, value in config.changes(recipe).items()]
-    run = thinkers.train(config, options.out, overrides=overrides, tracking=options.tracking)
+    changed = [f"{key}={value}" for key, value in config.changes(recipe).items()]
+    run = thinkers.train(config, options.out, overrides=changed, tracking=options.tracking)
     print_run(run)
     return 0
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from thinkers import checkpoints, matching, runs, sinks, tasks
 from thinkers.checks import check_int
-from thinkers.config import Config
+from thinkers.config.experiment import Config
 from thinkers.devices import find_device
 from thinkers.errors import DamagedError, Interrupted, LockedError, ThinkersError, UsageError
 from thinkers.files import append_line, read_lines, write_file

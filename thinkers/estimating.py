@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from thinkers import models, optimizers, tasks
-from thinkers.config import Config
+from thinkers.config.experiment import Config
 from thinkers.devices import find_device
 from thinkers.distributed import Ranks
 from thinkers.learning import Learner, LossOf, check_random_steps, gradients, thinking_steps

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from thinkers import optimizers
 from thinkers.checkpoints import Checkpoint
-from thinkers.config import Config
+from thinkers.config.experiment import Config
 from thinkers.distributed import Ranks
 from thinkers.errors import DamagedError, NonFiniteError, usage_error
 from thinkers.models.base import Batch, Loss, Model
@@ -23,7 +23,7 @@ from thinkers.prng import draw, seed_generators
 from thinkers.stopping import Signals
 
 if TYPE_CHECKING:
-    from thinkers.training import Training
+    from thinkers.config.training import Training
 
 
 @dataclass

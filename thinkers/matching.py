@@ -10,13 +10,17 @@ from typing import Any
 import torch
 
 from thinkers import models, optimizers, tasks
-from thinkers.config import Config, override, sizes
+from thinkers.config.experiment import Config, sizes
+from thinkers.config.overrides import override
 from thinkers.devices import find_device
 from thinkers.distributed import Ranks
 from thinkers.errors import usage_error
 from thinkers.learning import Learner, LossOf, gradients, thinking_steps
 from thinkers.metering import one_thread
+from thinkers.models import MODELS
 from thinkers.models.base import Batch, Model
+from thinkers.recipes import RECIPES
+from thinkers.tasks import TASKS
 
 TOLERANCE = 0.014
 """Each size is so near to the wanted one that any two are within 3 % of each other."""
@@ -47,8 +51,6 @@ def contenders(
     Args:
         flags: Settings for all, such as --task.max_digits=2.
     """
-    from thinkers import RECIPES
-
     recipes = [make() for make in RECIPES.values()]
     judged = _task_settings(task, names, recipes)
     bases = [override(_base(name, judged, recipes), (), flags) for name in names]
@@ -69,8 +71,6 @@ def contenders(
 
 def _task_settings(task: str, names: Sequence[str], recipes: Sequence[Config]) -> Any:
     """What is asked: as in the first recipe on this task, those of the named models first."""
-    from thinkers import MODELS, TASKS
-
     kind = TASKS[task].Config  # type: ignore[attr-defined]
     usable = [recipe for recipe in recipes if type(recipe.task) is kind]
     named = [MODELS[name].Config for name in names]  # type: ignore[attr-defined]
@@ -81,8 +81,6 @@ def _task_settings(task: str, names: Sequence[str], recipes: Sequence[Config]) -
 
 def _base(name: str, judged: Any, recipes: Sequence[Config]) -> Config:
     """The recipe of a model on this task, else its recipe on another, else that of a decoder."""
-    from thinkers import MODELS
-
     kind = MODELS[name].Config  # type: ignore[attr-defined]
     found = [recipe for recipe in recipes if type(recipe.model) is kind]
     found.sort(key=lambda recipe: type(recipe.task) is not type(judged))

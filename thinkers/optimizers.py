@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn, optim
 
 if TYPE_CHECKING:
-    from thinkers.training import Training
+    from thinkers.config.training import Training
 
 
 def build(model: nn.Module, settings: "Training") -> list[optim.Optimizer]:

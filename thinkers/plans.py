@@ -10,7 +10,7 @@ from typing import Any
 
 from thinkers import runs
 from thinkers.checks import check_int
-from thinkers.config import Config
+from thinkers.config.experiment import Config
 from thinkers.errors import DamagedError, UsageError, nearest, usage_error
 from thinkers.matching import (
     CONTROLS,
@@ -20,6 +20,8 @@ from thinkers.matching import (
     seconds_per_update,
     updates_for,
 )
+from thinkers.models import MODELS
+from thinkers.tasks import TASKS
 
 FORMAT = 1
 DEFAULTS: dict[str, float] = {"flops": 2e12, "parameters": 1000, "seconds": 60}
@@ -125,14 +127,10 @@ class Plan:
 
     @property
     def headline(self) -> str:
-        from thinkers import TASKS
-
         return TASKS[self.task].headline
 
     @property
     def higher_is_better(self) -> bool:
-        from thinkers import TASKS
-
         return TASKS[self.task].higher_is_better
 
     def write(self, folder: Path) -> None:
@@ -215,8 +213,6 @@ def _checked(
     num_examples: int | None,
 ) -> Plan:
     """The plan of these wishes, still without contenders."""
-    from thinkers import MODELS, TASKS
-
     _known("task", task, TASKS)
     _several("models", models, MODELS)
     _several("controls", controls, CONTROLS)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from thinkers import runs
-from thinkers.config import Config
+from thinkers.config.experiment import Config
 from thinkers.errors import DamagedError, UsageError
 from thinkers.training import train
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from thinkers import tasks
-from thinkers.config import Config, override_task, parts_of
+from thinkers.config.experiment import Config, parts_of
+from thinkers.config.overrides import override_task
 from thinkers.errors import DamagedError, LockedError, UsageError
 from thinkers.files import disk_errors, sync_folder, to_json, write_file
 from thinkers.models.base import Model

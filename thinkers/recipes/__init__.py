@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from thinkers.config import Config
+from thinkers.config.experiment import Config
 from thinkers.errors import UsageError
 from thinkers.recipes import babi, numbers, planning, text
 from thinkers.tasks.text import Text

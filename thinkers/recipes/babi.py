@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from thinkers.config import Config
+from thinkers.config.experiment import Config
 from thinkers.models.looped import Looped
 from thinkers.models.thinker import Thinker
 from thinkers.models.thoughtsformer import ThoughtsFormer

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from thinkers.config import Config
+from thinkers.config.experiment import Config
+from thinkers.config.training import Training
 from thinkers.models.decoder import Decoder
 from thinkers.models.deepsight import DeepSight
 from thinkers.models.looped import Looped
@@ -11,7 +12,6 @@ from thinkers.models.thinker import Thinker
 from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.tasks.arithmetic import Add, Arithmetic, Factorise, Multiply
 from thinkers.tasks.sequences import Copy, Sort
-from thinkers.training import Training
 
 
 def learning(num_updates: int, lr: float = 2e-3, **own: Any) -> Training:

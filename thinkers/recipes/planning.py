@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from thinkers.config import Config
+from thinkers.config.experiment import Config
+from thinkers.config.training import Training
 from thinkers.models.decoder import Decoder
 from thinkers.models.deepsight import DeepSight
 from thinkers.recipes.numbers import learning
 from thinkers.tasks.star_graph import StarGraph
-from thinkers.training import Training
 
 
 def planned(lr: float, **own: Any) -> Training:

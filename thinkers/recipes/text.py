@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from thinkers.config import Config
+from thinkers.config.experiment import Config
+from thinkers.config.training import Training
 from thinkers.models.decoder import Decoder
 from thinkers.models.deepsight import DeepSight
 from thinkers.models.looped import Looped
@@ -10,7 +11,6 @@ from thinkers.models.reasoning_tokens import ReasoningTokens
 from thinkers.models.thinker import Thinker
 from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.tasks.text import Text
-from thinkers.training import Training
 
 SMALL: dict[str, Any] = dict(dim=128, num_heads=4)
 """With 0.80 million weights each, which `hidden` makes equal."""
