@@ -9,7 +9,7 @@ from typing import Any
 
 from thinkers.config.experiment import Config
 from thinkers.errors import UsageError
-from thinkers.recipes import babi, numbers, planning, text
+from thinkers.recipes import babi, numbers, star_graph, text
 from thinkers.tasks.text import Text
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -44,8 +44,8 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "shakespeare/deepsight": text.deepsight,
         "shakespeare/thinker": text.thinker,
         "shakespeare/decoder_gpu": text.decoder_gpu,
-        "star_graph/decoder": planning.decoder,
-        "star_graph/deepsight": planning.deepsight,
+        "star_graph/decoder": star_graph.decoder,
+        "star_graph/deepsight": star_graph.deepsight,
         "babi/looped": babi.looped,
         "babi/thoughtsformer": babi.thoughtsformer,
         "babi/thinker": babi.thinker,
