@@ -16,11 +16,11 @@ from unittest import mock
 
 import safetensors.torch
 
-from thinkers import checkpoints
 from thinkers.config.experiment import Config
 from thinkers.config.training import Training
 from thinkers.errors import DamagedError
 from thinkers.models import MODELS
+from thinkers.runs import checkpoint
 from thinkers.tasks import TASKS
 from thinkers.training import train
 
@@ -73,10 +73,10 @@ def measure(trials: int, folder: Path, seed: int = 0) -> list[str]:
         task = TASKS["add"].Config(max_digits=1)
         config = Config.fit(MODELS["decoder"], task, settings, dim=8, num_layers=1, num_heads=2)
         train(config, folder / run)
-    run_id = checkpoints.verify(folder / "a/checkpoints/00000002")["run"]
+    run_id = checkpoint.verify(folder / "a/checkpoints/00000002")["run"]
     source = folder / "a/checkpoints/00000002"
     others = [source, folder / "a/checkpoints/00000001", folder / "b/checkpoints/00000002"]
-    assert checkpoints.read(source, run_id).update == 2
+    assert checkpoint.read(source, run_id).update == 2
 
     draws, missed, tried = random.Random(seed), [], Counter[str]()
     for _ in range(trials):
@@ -87,7 +87,7 @@ def measure(trials: int, folder: Path, seed: int = 0) -> list[str]:
         tried[kind.__name__] += 1
         with mock.patch.object(safetensors.torch, "load_file") as opened:
             try:
-                checkpoints.read(target, run_id)
+                checkpoint.read(target, run_id)
                 missed.append(what)
             except DamagedError:
                 missed += [f"{what}: after a tensor was read"] * opened.called

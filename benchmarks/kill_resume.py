@@ -25,8 +25,8 @@ import torch
 import torch._dynamo  # the first optimiser of a process imports it
 
 import thinkers
-from thinkers import RECIPES, checkpoints, evaluate, train  # noqa: F401, imported once for all
 from thinkers.cli import main
+from thinkers.runs import checkpoint  # noqa: F401, imported once for all
 
 RECIPE = [
     *("train", "add/decoder", "--model.dim=16", "--model.num_layers=1", "--task.curriculum=true"),
@@ -81,7 +81,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def differences(ours: Path, theirs: Path) -> list[str]:
     """What of a run's end is not equal to the last bit."""
-    a, b = (checkpoints.read(checkpoints.saved(x / "checkpoints")[-1]) for x in (ours, theirs))
+    a, b = (checkpoint.read(checkpoint.saved(x / "checkpoints")[-1]) for x in (ours, theirs))
     found = [
         f"{file}/{name}"
         for file, tensors in b.tensors.items()
@@ -117,7 +117,7 @@ def measure(kills: int, num_updates: int, folder: Path, seed: int = 0) -> list[s
             killed += 1
             acknowledged = max(acknowledged, command.acknowledged())
             moments.append(acknowledged)
-            newest = checkpoints.newest(run / "checkpoints") if acknowledged else None
+            newest = checkpoint.newest(run / "checkpoints") if acknowledged else None
             if acknowledged and (newest is None or int(newest.name) < acknowledged):
                 wrong.append(f"kill {killed}: {acknowledged} was saved, {newest} is left")
         elif command.code != 0:

@@ -25,7 +25,7 @@ from thinkers import recipes
 from thinkers.config.overrides import override
 from thinkers.data.sources import find
 from thinkers.files import write_file
-from thinkers.runs import read_record
+from thinkers.runs.folder import read_record
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import thinkers
-from thinkers.runs import task_of
+from thinkers.runs.result import task_of
 from thinkers.tasks import babi_format, babi_worlds
 from thinkers.tasks.babi import Babi
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 import thinkers
-from thinkers import runs
+from thinkers.runs.result import task_of
 
 BATCHES, ROWS = 8, 50
 
@@ -21,7 +21,7 @@ BATCHES, ROWS = 8, 50
 @torch.no_grad()
 def losses(folder: Path) -> torch.Tensor:
     """(t,): the mean over held-out windows."""
-    model, task = thinkers.load(folder).eval(), runs.task_of(folder)
+    model, task = thinkers.load(folder).eval(), task_of(folder)
     found = []
     for number in range(BATCHES):
         batch = task.batch(number, ROWS, "valid")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import thinkers
-from thinkers import sinks
+from thinkers.runs import trackers
 
 AT_MOST = 0.01
 
@@ -30,7 +30,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     worst = 0.0
-    for name in sinks.SINKS:
+    for name in trackers.SINKS:
         opening, sending, training = measure(name, options.num_updates)
         share = sending / training
         worst = max(worst, share)
@@ -46,7 +46,7 @@ def measure(name: str, num_updates: int) -> tuple[float, float, float]:
     spent: dict[str, float] = {"__init__": 0.0, "send": 0.0, "finish": 0.0}
 
     def timed(method: str) -> Any:
-        real = getattr(sinks.SINKS[name], method)
+        real = getattr(trackers.SINKS[name], method)
 
         def call(*args: Any) -> Any:
             start = time.perf_counter()
@@ -57,10 +57,10 @@ def measure(name: str, num_updates: int) -> tuple[float, float, float]:
 
         return call
 
-    base = sinks.SINKS[name]
+    base = trackers.SINKS[name]
     watched = type(base.__name__, (base,), {method: timed(method) for method in spent})
     home = os.getcwd()
-    sinks.SINKS[name] = watched
+    trackers.SINKS[name] = watched
     config = thinkers.RECIPES["add/decoder"]()
     training = replace(config.training, num_updates=num_updates, device="cpu")
     try:
@@ -76,7 +76,7 @@ def measure(name: str, num_updates: int) -> tuple[float, float, float]:
             whole = time.perf_counter() - start
             os.chdir(home)
     finally:
-        sinks.SINKS[name] = base
+        trackers.SINKS[name] = base
     return spent["__init__"], spent["send"] + spent["finish"], whole - spent["__init__"]
 
 

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import thinkers
-from thinkers import comparing, comparing_page, runs, tasks
+from thinkers import comparing, comparing_page, tasks
 from thinkers.cli import guarded
 from thinkers.errors import UsageError
 from thinkers.models.base import Model
 from thinkers.report import html
 from thinkers.report.html import Section
+from thinkers.runs import folder as run_folder
 from thinkers.tasks.base import Task, left_padded_prompts
 
 MODELS = ("decoder", "looped", "thinker")
@@ -34,7 +35,7 @@ def main() -> int:
         return compared.exit_code
 
     run = options.out / "compared" / compared.results[SHOWN][0].line["run"]
-    record = runs.read_record(run)
+    record = run_folder.read_record(run)
     config = thinkers.Config.from_dict(record["config"])
     model, task = thinkers.load(run), tasks.from_config(config.task, comparing.JUDGED_SEED)
     steps = [n for n in STEPS if n <= model.config.max_steps]
@@ -74,7 +75,7 @@ def compare(options: argparse.Namespace) -> comparing.Comparison:
     """All three trained and judged; a demo that was interrupted goes on, a finished one is kept."""
     folder = options.out / "compared"
     is_finished = all((options.out / name).exists() for name in ("report.html", "accuracy.png"))
-    is_begun = (folder / runs.RECORD).exists() and not is_finished
+    is_begun = (folder / run_folder.RECORD).exists() and not is_finished
     if options.out.is_file() or (
         options.out.is_dir() and not is_finished and not is_begun and any(options.out.iterdir())
     ):
@@ -105,7 +106,7 @@ def move_aside(demo: Path, compared: Path) -> Path:
     demo, number = demo.resolve(), 1
     while (aside := demo.with_name(f"{demo.name}.{number}")).exists():
         number += 1
-    free = runs.owned(compared, new=False) if compared.exists() else contextlib.nullcontext()
+    free = run_folder.owned(compared, new=False) if compared.exists() else contextlib.nullcontext()
     with free:  # nobody is training in it
         demo.rename(aside)
     print(f"the demo before this one is now {aside}")

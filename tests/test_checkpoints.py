@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from thinkers import checkpoints, runs
-from thinkers.checkpoints import Checkpoint
 from thinkers.errors import DamagedError, LockedError, ResourceError, UsageError
 from thinkers.files import disk_errors, write_file
+from thinkers.runs import checkpoint
+from thinkers.runs import folder as run_folder
+from thinkers.runs.checkpoint import Checkpoint
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -29,8 +30,8 @@ def names(folder: Path) -> list[str]:
 
 
 def test_what_is_read_is_what_was_saved(tmp_path):
-    path = checkpoints.save(tmp_path, made(13), "run", score=0.25)
-    back = checkpoints.read(path, "run")
+    path = checkpoint.save(tmp_path, made(13), "run", score=0.25)
+    back = checkpoint.read(path, "run")
     assert path.name == "00000013" and back.update == 13 and back.state == {"best": 0.5}
     for file, tensors in made(13).tensors.items():
         assert tensors.keys() == back.tensors[file].keys()
@@ -46,7 +47,7 @@ def test_what_is_read_is_what_was_saved(tmp_path):
 
 
 def test_every_bit_of_the_manifest_counts(tmp_path):
-    path = checkpoints.save(tmp_path, made(2), "run")
+    path = checkpoint.save(tmp_path, made(2), "run")
     file = path / "manifest.json"
     whole = file.read_bytes()
     for position in range(8 * len(whole)):
@@ -54,9 +55,9 @@ def test_every_bit_of_the_manifest_counts(tmp_path):
         damaged[position // 8] ^= 1 << position % 8
         file.write_bytes(damaged)
         with pytest.raises(DamagedError):
-            checkpoints.verify(path)
+            checkpoint.verify(path)
     file.write_bytes(whole)
-    checkpoints.verify(path)
+    checkpoint.verify(path)
 
 
 def test_flips_truncations_and_swaps_are_found_before_a_tensor_is_read(tmp_path, monkeypatch):
@@ -77,79 +78,79 @@ def test_flips_truncations_and_swaps_are_found_before_a_tensor_is_read(tmp_path,
     ],
 )
 def test_damage_is_named(tmp_path, damage, message):
-    path = checkpoints.save(tmp_path, made(13), "run")
+    path = checkpoint.save(tmp_path, made(13), "run")
     damage(path)
     with pytest.raises(DamagedError, match=message):
-        checkpoints.read(next(tmp_path.iterdir()), "run")
+        checkpoint.read(next(tmp_path.iterdir()), "run")
 
 
 def test_a_link_is_not_a_file_of_a_checkpoint(tmp_path):
-    path = checkpoints.save(tmp_path / "a", made(13), "run")
+    path = checkpoint.save(tmp_path / "a", made(13), "run")
     (path / "state.json").rename(tmp_path / "elsewhere")
     (path / "state.json").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DamagedError, match="plain file"):
-        checkpoints.read(path)
+        checkpoint.read(path)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    path = checkpoints.save(tmp_path, made(13), "run")
+    path = checkpoint.save(tmp_path, made(13), "run")
     with pytest.raises(DamagedError, match="belongs to run 'run'"):
-        checkpoints.read(path, "other")
+        checkpoint.read(path, "other")
 
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "FORMAT", 2)
-    path = checkpoints.save(tmp_path, made(13))
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    path = checkpoint.save(tmp_path, made(13))
     monkeypatch.undo()
     with pytest.raises(DamagedError, match="format 2"):
-        checkpoints.read(path)
+        checkpoint.read(path)
 
 
 def test_the_newest_whole_one_is_taken_and_damaged_ones_are_set_aside(tmp_path):
     for update in (3, 5, 11):
-        checkpoints.save(tmp_path, made(update), "run")
+        checkpoint.save(tmp_path, made(update), "run")
     (tmp_path / ".00000013.tmp").mkdir()
     (tmp_path / "00000011" / "weights.safetensors").write_bytes(b"")
     said = []
-    assert checkpoints.newest(tmp_path, "run", said.append) == tmp_path / "00000005"
+    assert checkpoint.newest(tmp_path, "run", said.append) == tmp_path / "00000005"
     assert names(tmp_path) == ["00000003", "00000005", "00000011.damaged"]
     assert len(said) == 1 and "weights.safetensors" in said[0] and "00000011.damaged" in said[0]
 
-    checkpoints.save(tmp_path, made(11), "run")
+    checkpoint.save(tmp_path, made(11), "run")
     (tmp_path / "00000011" / "state.json").unlink()
-    assert checkpoints.newest(tmp_path, "run", said.append) == tmp_path / "00000005"
+    assert checkpoint.newest(tmp_path, "run", said.append) == tmp_path / "00000005"
     assert "00000011.damaged1" in names(tmp_path)
 
 
 def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
-    assert checkpoints.newest(tmp_path / "none") is None
-    checkpoints.save(tmp_path, made(3), "run")
+    assert checkpoint.newest(tmp_path / "none") is None
+    checkpoint.save(tmp_path, made(3), "run")
     (tmp_path / "00000003" / "state.json").write_text("{}")
     with pytest.raises(DamagedError, match="no whole checkpoint"):
-        checkpoints.newest(tmp_path, "run", lambda text: None)
+        checkpoint.newest(tmp_path, "run", lambda text: None)
 
 
 def test_the_last_and_the_best_are_kept_and_what_is_not_finite_is_never_the_best(tmp_path):
     scores = {2: 0.3, 3: float("nan"), 5: 0.7, 7: None, 11: 0.7, 13: float("inf"), 17: 0.1, 19: 0.2}
     for update, score in scores.items():
-        checkpoints.save(tmp_path, made(update), "run", score)
-    checkpoints.prune(tmp_path, keep_last=2)
+        checkpoint.save(tmp_path, made(update), "run", score)
+    checkpoint.prune(tmp_path, keep_last=2)
     assert names(tmp_path) == ["00000011", "00000017", "00000019"]
 
 
 def test_a_full_disk_loses_nothing_and_says_how_much_was_needed(tmp_path):
-    checkpoints.save(tmp_path, made(3), "run")
+    checkpoint.save(tmp_path, made(3), "run")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (150, hard))
     try:
         with pytest.raises(ResourceError, match=r"00000005: \d+ bytes needed, \d+ bytes free"):
-            checkpoints.save(tmp_path, made(5), "run")
+            checkpoint.save(tmp_path, made(5), "run")
         with pytest.raises(ResourceError):
             write_file(tmp_path / "00000003" / "state.json", bytes(200))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == ["00000003"]
-    checkpoints.verify(tmp_path / "00000003", "run")
+    checkpoint.verify(tmp_path / "00000003", "run")
 
 
 def test_other_troubles_of_the_disk_are_not_called_full(tmp_path):
@@ -160,7 +161,7 @@ def test_other_troubles_of_the_disk_are_not_called_full(tmp_path):
 
 
 def test_a_checkpoint_holds_no_pickle(tmp_path):
-    path = checkpoints.save(tmp_path, made(3), "run")
+    path = checkpoint.save(tmp_path, made(3), "run")
     for file in path.iterdir():
         assert file.suffix in (".json", ".safetensors")
         if file.suffix == ".json":
@@ -169,37 +170,37 @@ def test_a_checkpoint_holds_no_pickle(tmp_path):
 
 def test_a_folder_has_one_owner(tmp_path):
     folder = tmp_path / "run"
-    with runs.owned(folder, new=True):
+    with run_folder.owned(folder, new=True):
         (folder / "config.json").write_text("{}")
         for new in (True, False):
             with pytest.raises(LockedError, match=r"process \d+ on .+, started 20"):
-                with runs.owned(folder, new=new):
+                with run_folder.owned(folder, new=new):
                     pass
     with pytest.raises(UsageError, match="--resume"):
-        with runs.owned(folder, new=True):
+        with run_folder.owned(folder, new=True):
             pass
-    with runs.owned(folder, new=False):
+    with run_folder.owned(folder, new=False):
         pass
 
 
 def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path):
     (tmp_path / "thesis.txt").write_text("dear")
     with pytest.raises(UsageError, match="it exists"):
-        with runs.owned(tmp_path, new=True):
+        with run_folder.owned(tmp_path, new=True):
             pass
     with pytest.raises(UsageError, match="there is none"):
-        with runs.owned(tmp_path / "none", new=False):
+        with run_folder.owned(tmp_path / "none", new=False):
             pass
     with pytest.raises(UsageError, match="it is a file"):
-        with runs.owned(tmp_path / "thesis.txt", new=True):
+        with run_folder.owned(tmp_path / "thesis.txt", new=True):
             pass
     with pytest.raises(UsageError, match="holds no config.json"):
-        with runs.owned(tmp_path, new=False):
+        with run_folder.owned(tmp_path, new=False):
             pass
     assert names(tmp_path) == ["thesis.txt"]
     (tmp_path / ".lock").touch()
     with pytest.raises(UsageError, match="it exists"):
-        with runs.owned(tmp_path, new=True):
+        with run_folder.owned(tmp_path, new=True):
             pass
     (tmp_path / ".lock").unlink()
     assert names(tmp_path) == ["thesis.txt"]
@@ -207,7 +208,7 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path):
 
 def test_a_run_that_never_began_leaves_no_folder(tmp_path):
     with pytest.raises(RuntimeError, match="early"):
-        with runs.owned(tmp_path / "runs" / "a", new=True):
+        with run_folder.owned(tmp_path / "runs" / "a", new=True):
             raise RuntimeError("early")
     assert names(tmp_path) == []
 
@@ -215,11 +216,11 @@ def test_a_run_that_never_began_leaves_no_folder(tmp_path):
 def test_a_run_killed_before_it_had_a_record_leaves_its_folder_usable(tmp_path):
     (tmp_path / ".lock").write_text("process 1")
     (tmp_path / ".config.json.tmp").write_text("{")
-    with runs.owned(tmp_path, new=True):
+    with run_folder.owned(tmp_path, new=True):
         pass
 
 
 def test_copies_of_a_run_folder_are_the_same_run(tmp_path):
-    path = checkpoints.save(tmp_path / "a", made(3), "run")
+    path = checkpoint.save(tmp_path / "a", made(3), "run")
     shutil.copytree(path, tmp_path / "b" / path.name)
-    assert checkpoints.newest(tmp_path / "b", "run") == tmp_path / "b" / path.name
+    assert checkpoint.newest(tmp_path / "b", "run") == tmp_path / "b" / path.name

@@ -12,7 +12,7 @@ import torch
 from test_reports import Reader
 
 import thinkers
-from thinkers import comparing, plans, runs, sinks, tasks
+from thinkers import comparing, plans, tasks
 from thinkers.cli import main
 from thinkers.comparing import compare, read
 from thinkers.errors import DamagedError, Interrupted, UsageError
@@ -20,6 +20,8 @@ from thinkers.files import read_lines
 from thinkers.findings import Findings, conclusion
 from thinkers.models import MODELS
 from thinkers.models.looped import Looped
+from thinkers.runs import folder as run_folder
+from thinkers.runs import trackers
 from thinkers.tasks.base import questions_of
 
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
@@ -105,7 +107,7 @@ def test_all_are_judged_on_the_same_examples_at_every_depth(finished):
 
 def test_the_schedule_ends_with_the_budget(finished):
     for line in read_lines(finished / "results.jsonl"):
-        training = runs.read_record(finished / line["run"])["config"]["training"]
+        training = run_folder.read_record(finished / line["run"])["config"]["training"]
         assert training["num_updates"] == line["updates"]
         assert training["seed"] == line["seed"] and training["max_flops"] == BUDGET
 
@@ -187,7 +189,9 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, monkeypatch, c
     )
     assert line["seconds"] > 0 and fresh.exit_code == 0
     # what the interruption saved, after three updates, is no point of the curve
-    every = runs.read_record(tmp_path / "a" / line["run"])["config"]["training"]["checkpoint_every"]
+    every = run_folder.read_record(tmp_path / "a" / line["run"])["config"]["training"][
+        "checkpoint_every"
+    ]
     *points, last = [point["update"] for point in line["curve"]]
     assert 3 % every and points == list(range(every, last, every)) and last == line["updates"]
 
@@ -335,7 +339,7 @@ def test_damage_is_told_with_its_file(copied):
 def test_tracking_is_told_of_each_run_and_of_the_comparison(tmp_path, monkeypatch):
     told = []
 
-    class Recording(sinks.Sink):
+    class Recording(trackers.Sink):
         module = "json"
 
         def __init__(self, folder, record):
@@ -349,7 +353,7 @@ def test_tracking_is_told_of_each_run_and_of_the_comparison(tmp_path, monkeypatc
             pages = {file.name for file in (tmp_path / "a").glob("*.html")}
             told.append((self.name, status, pages))
 
-    monkeypatch.setitem(sinks.SINKS, "recording", Recording)
+    monkeypatch.setitem(trackers.SINKS, "recording", Recording)
     found = small(tmp_path / "a", seeds=1, tracking="recording")
     opened = [name for name, what, _ in told if what == "open"]
     assert opened == ["a", "decoder-0", "looped-0"]

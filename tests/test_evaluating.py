@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import thinkers
-from thinkers import checkpoints, tasks
+from thinkers import tasks
 from thinkers.config.experiment import Config
 from thinkers.config.training import Training
 from thinkers.errors import DataError, UsageError
 from thinkers.evaluating import evaluate
 from thinkers.models import MODELS
+from thinkers.runs.result import load
 from thinkers.tasks import TASKS
 from thinkers.training import train
 
@@ -35,9 +36,9 @@ def test_a_run_its_folder_its_model_folder_and_its_model_score_the_same(run):
 
 
 def _record(run):
-    from thinkers import runs
+    from thinkers.runs import folder as run_folder
 
-    return runs.read_record(run.folder)
+    return run_folder.read_record(run.folder)
 
 
 def test_the_usual_number_of_steps_scores_what_training_said(run):
@@ -72,9 +73,9 @@ def test_what_cannot_be_evaluated_is_refused(run, tmp_path):
 
 def test_loading_takes_a_run_or_a_model_folder(run, tmp_path):
     for folder in (run.folder, run.folder / "model"):
-        loaded = checkpoints.load(folder)
+        loaded = load(folder)
         for name, x in run.model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], x)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(DataError, match="no model yet"):
-        checkpoints.load(tmp_path)
+        load(tmp_path)

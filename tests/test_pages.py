@@ -14,7 +14,7 @@ from thinkers.ablating import ablate
 from thinkers.inspecting import inspect
 from thinkers.inspecting_page import write
 from thinkers.report import html
-from thinkers.training import Run
+from thinkers.runs.result import Run
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import thinkers
-from thinkers import sinks
 from thinkers.config.experiment import Config
 from thinkers.config.training import Training
 from thinkers.errors import UsageError
 from thinkers.models.decoder import Decoder
+from thinkers.runs import trackers
+from thinkers.runs.metrics import Tracker
 from thinkers.tasks.arithmetic import Add
-from thinkers.tracking import Tracker
 from thinkers.training import train
 
 # The stores' own libraries warn of what they do with each other.
@@ -98,14 +98,14 @@ def test_a_store_that_fails_ends_no_training_and_gets_all_later(
     tmp_path, store, monkeypatch, capsys
 ):
     broken = True
-    real = sinks.MLflow.send
+    real = trackers.MLflow.send
 
     def send(self, given):
         if broken:
             raise ConnectionError("nobody there")
         return real(self, given)
 
-    monkeypatch.setattr(sinks.MLflow, "send", send)
+    monkeypatch.setattr(trackers.MLflow, "send", send)
     run = thinkers.train(config(), tmp_path / "a", tracking="mlflow")
     assert "tracking failed: ConnectionError: nobody there" in capsys.readouterr().out
     assert logged(store()) == []
@@ -115,7 +115,7 @@ def test_a_store_that_fails_ends_no_training_and_gets_all_later(
 
 
 def test_more_metrics_than_one_call_takes(tmp_path, store, monkeypatch):
-    monkeypatch.setattr(sinks, "AT_ONCE", 10)
+    monkeypatch.setattr(trackers, "AT_ONCE", 10)
     run = thinkers.train(config(), tmp_path / "a", tracking="mlflow")
     assert sorted(logged(store())) == sorted(written(run.folder))
 
@@ -148,7 +148,7 @@ def test_tensorboard_holds_each_number_once_after_a_resumption_too(tmp_path):
 
 def test_what_is_not_finite_is_a_number_again():
     line = {"update": 3, "loss": "nan", "valid": {"exact": "inf"}}
-    (loss, worst), (name, best) = sinks.numbers(line)
+    (loss, worst), (name, best) = trackers.numbers(line)
     assert (loss, name, best) == ("loss", "valid/exact", math.inf) and math.isnan(worst)
 
 
@@ -158,14 +158,14 @@ def test_no_sink_of_this_name_writes_nothing(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("name", sorted(sinks.SINKS))
+@pytest.mark.parametrize("name", sorted(trackers.SINKS))
 def test_a_missing_extra_is_told_before_anything_is_written(tmp_path, monkeypatch, name):
     settings = config()
 
     def missing(module, *_):
         raise ImportError(module)
 
-    monkeypatch.setattr(sinks.importlib, "import_module", missing)
+    monkeypatch.setattr(trackers.importlib, "import_module", missing)
     with pytest.raises(UsageError, match=rf'pip install "thinkers\[{name}\]"'):
         train(settings, tmp_path / "a", tracking=name)
     assert not (tmp_path / "a").exists()

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 import thinkers
-from thinkers import cli, runs
+from thinkers import cli
 from thinkers.config.experiment import Config, sizes
 from thinkers.config.overrides import override
 from thinkers.data import token_cache
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models.base import Thought
 from thinkers.models.generation import stream
+from thinkers.runs.result import task_of
 from thinkers.tasks.text import Text
 
 SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
@@ -247,7 +248,7 @@ def test_a_run_goes_on_with_a_prompt_where_its_text_is_gone(trained):
 
 def test_the_window_of_a_long_text_starts_anew_from_its_last_half(trained):
     model = thinkers.load(trained)
-    task = runs.task_of(trained)
+    task = task_of(trained)
     assert model.config.max_length == 10
     so_far = task.encode("17 Vögel, 289 L")
     while len(so_far) < 15 + 12:
@@ -287,7 +288,7 @@ def test_letters_of_several_bytes_come_when_they_are_whole(poem, tmp_path):
 
 def test_a_run_is_judged_on_another_text(trained, tmp_path):
     (tmp_path / "other.txt").write_text(POEM[300:700])
-    model, task = thinkers.load(trained), runs.task_of(trained)
+    model, task = thinkers.load(trained), task_of(trained)
     with pytest.raises(DataError, match="poem.txt: no such file"):
         thinkers.evaluate(trained)
     flags = [f"--task.test_path={tmp_path / 'other.txt'}"]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from training_cases import lines, losses, make
 
-from thinkers import checkpoints, models, optimizers, runs, tasks, training
+from thinkers import models, optimizers, tasks, training
 from thinkers.config.experiment import Config
 from thinkers.errors import (
     DamagedError,
@@ -26,6 +26,9 @@ from thinkers.errors import (
     UsageError,
 )
 from thinkers.models import MODELS
+from thinkers.runs import checkpoint
+from thinkers.runs import folder as run_folder
+from thinkers.runs.result import load
 from thinkers.tasks import TASKS
 from thinkers.training import train
 
@@ -58,9 +61,9 @@ def test_the_folder_holds_everything_that_made_the_run(tmp_path):
     assert record["threads"] == torch.get_num_threads()
     assert record["versions"]["torch"] == torch.__version__
     assert record["git_commit"] is None or len(record["git_commit"]) >= 40
-    assert_equal_bits(weights(run), checkpoints.load(run.folder).state_dict())
-    assert_equal_bits(weights(run), checkpoints.load(run.folder / "model").state_dict())
-    assert runs.default_folder(config) == Path("runs/copy-decoder-7")
+    assert_equal_bits(weights(run), load(run.folder).state_dict())
+    assert_equal_bits(weights(run), load(run.folder / "model").state_dict())
+    assert run_folder.default_folder(config) == Path("runs/copy-decoder-7")
 
 
 @pytest.mark.parametrize("model", ["decoder", "looped"])
@@ -101,7 +104,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_resuming_from_any_save_equals_never_having_stopped(tmp_path, case):
     whole = train(make(**CASES[case]), tmp_path / "whole")
-    saves = checkpoints.saved(whole.folder / "checkpoints")
+    saves = checkpoint.saved(whole.folder / "checkpoints")
     assert len(saves) >= 6
     for save in saves:
         folder = tmp_path / save.name
@@ -115,8 +118,8 @@ def test_resuming_from_any_save_equals_never_having_stopped(tmp_path, case):
             (x["update"], x["loss"], x["lr"], x["norm"]) for x in lines(whole.folder)
         ]
         assert lines(folder, "test") == lines(whole.folder, "test")
-        ours = checkpoints.read(checkpoints.saved(folder / "checkpoints")[-1])
-        theirs = checkpoints.read(saves[-1])
+        ours = checkpoint.read(checkpoint.saved(folder / "checkpoints")[-1])
+        theirs = checkpoint.read(saves[-1])
         for file, tensors in theirs.tensors.items():
             assert_equal_bits(ours.tensors[file], tensors)
         assert ours.state["task"] == theirs.state["task"]
@@ -125,7 +128,7 @@ def test_resuming_from_any_save_equals_never_having_stopped(tmp_path, case):
 
 def test_the_curriculum_of_the_case_above_moves(tmp_path):
     run = train(make(**CASES["curriculum"]), tmp_path / "a")
-    saves = [checkpoints.read(x) for x in checkpoints.saved(run.folder / "checkpoints")]
+    saves = [checkpoint.read(x) for x in checkpoint.saved(run.folder / "checkpoints")]
     assert saves[0].state["task"] != saves[-1].state["task"]
 
 
@@ -138,7 +141,7 @@ def test_a_run_without_a_save_starts_over(tmp_path):
 
 def test_a_damaged_checkpoint_is_set_aside_and_said_so(tmp_path, capsys):
     whole = train(make(), tmp_path / "a")
-    newest = checkpoints.saved(whole.folder / "checkpoints")[-1]
+    newest = checkpoint.saved(whole.folder / "checkpoints")[-1]
     (newest / "weights.safetensors").write_bytes(b"?")
     capsys.readouterr()
     assert_equal_bits(weights(train(resume=whole.folder)), weights(whole))
@@ -155,7 +158,7 @@ def test_more_updates_extend_a_finished_run(tmp_path):
     assert len(lines(short.folder, "test")) == 1
     with pytest.raises(UsageError, match="at least 11"):
         train(resume=short.folder, num_updates=8)
-    assert runs.read_record(short.folder)["config"]["training"]["num_updates"] == 11
+    assert run_folder.read_record(short.folder)["config"]["training"]["num_updates"] == 11
 
 
 def test_lines_of_metrics_that_are_not_ours_are_dropped(tmp_path):
@@ -169,9 +172,9 @@ def test_lines_of_metrics_that_are_not_ours_are_dropped(tmp_path):
 
 def test_a_record_that_was_edited_is_not_resumed(tmp_path):
     run = train(make(), tmp_path / "a")
-    record = runs.read_record(run.folder)
+    record = run_folder.read_record(run.folder)
     record["config"]["training"]["lr"] = 1.0
-    runs.write_record(run.folder, record)
+    run_folder.write_record(run.folder, record)
     with pytest.raises(DamagedError, match="training.lr"):
         train(resume=run.folder)
 
@@ -218,7 +221,7 @@ def test_what_is_not_finite_stops_that_update_before_the_optimiser(tmp_path, mon
     assert_equal_bits(built[0].state_dict(), weights(before))
     logged = lines(tmp_path / "a")[-1]
     assert logged["update"] == 5 and ("inf" if poison == "loss" else "nan") in logged.values()
-    assert checkpoints.saved(tmp_path / "a/checkpoints")[-1].name == "00000004"
+    assert checkpoint.saved(tmp_path / "a/checkpoints")[-1].name == "00000004"
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
@@ -231,7 +234,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(optimizers, "step", explode)
     with pytest.raises(NonFiniteError):
         train(make(settings=dict(num_updates=1)), tmp_path / "a")
-    assert checkpoints.saved(tmp_path / "a/checkpoints") == []
+    assert checkpoint.saved(tmp_path / "a/checkpoints") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -250,7 +253,7 @@ def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, number):
     with pytest.raises(Interrupted, match="saved after update 5") as caught:
         train(make(settings=dict(checkpoint_every=100)), tmp_path / "a")
     assert caught.value.exit_code == 128 + number
-    assert [x.name for x in checkpoints.saved(tmp_path / "a/checkpoints")] == ["00000005"]
+    assert [x.name for x in checkpoint.saved(tmp_path / "a/checkpoints")] == ["00000005"]
     assert handlers == [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
     assert_equal_bits(weights(train(resume=tmp_path / "a")), weights(whole))
 
@@ -267,13 +270,13 @@ def test_a_signal_ends_a_long_evaluation(tmp_path, monkeypatch, every):
     with pytest.raises(Interrupted):
         train(make(settings=dict(evaluate_every=every)), tmp_path / "a")
     assert time.monotonic() - start < 10
-    newest = checkpoints.saved(tmp_path / "a/checkpoints")[-1].name
+    newest = checkpoint.saved(tmp_path / "a/checkpoints")[-1].name
     assert newest == ("00000011" if every is None else "00000004")
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
     config = make()
-    with runs.owned(tmp_path / "a", new=True):
+    with run_folder.owned(tmp_path / "a", new=True):
         with pytest.raises(LockedError):
             train(config, tmp_path / "a")
         with pytest.raises(LockedError):
@@ -282,11 +285,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     before = weights(run)
     with pytest.raises(UsageError, match="--resume"):
         train(config, tmp_path / "a")
-    assert_equal_bits(checkpoints.load(run.folder).state_dict(), before)
+    assert_equal_bits(load(run.folder).state_dict(), before)
 
 
 def test_a_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
-    save, calls = checkpoints.save, []
+    save, calls = checkpoint.save, []
 
     def full_the_third_time(*args):
         calls.append(1)
@@ -297,7 +300,7 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr(checkpoints, "save", full_the_third_time)
+    monkeypatch.setattr(checkpoint, "save", full_the_third_time)
     with pytest.raises(ResourceError, match="bytes needed"):
         train(make(), tmp_path / "a")
     monkeypatch.undo()
@@ -336,7 +339,7 @@ def test_weights_to_start_from(tmp_path):
 
 def test_the_average_of_the_weights_is_what_comes_out(tmp_path):
     run = train(make(settings=dict(ema=0.5, num_updates=2, checkpoint_every=1)), tmp_path / "a")
-    first, second = (checkpoints.read(x) for x in checkpoints.saved(run.folder / "checkpoints"))
+    first, second = (checkpoint.read(x) for x in checkpoint.saved(run.folder / "checkpoints"))
     # After update u the decay is at most u / (9 + u).
     decay = 2 / 11
     for name, x in weights(run).items():
@@ -349,7 +352,7 @@ def test_the_best_is_kept_with_the_last(tmp_path, monkeypatch):
     monkeypatch.setattr(TASKS["copy"], "score", lambda *args: {"exact": next(scores)})
     settings = dict(evaluate_every=2, keep_last=1)
     run = train(make(settings=settings), tmp_path / "a")
-    saved = [x.name for x in checkpoints.saved(run.folder / "checkpoints")]
+    saved = [x.name for x in checkpoint.saved(run.folder / "checkpoints")]
     assert saved == ["00000004", "00000011"]
     assert [x["valid"]["exact"] for x in lines(run.folder, "valid")] == [0.1, 0.9, 0.2, 0.3, 0.4]
 
@@ -359,7 +362,7 @@ def test_a_score_that_is_no_number_is_logged_and_never_the_best(tmp_path, monkey
     monkeypatch.setattr(TASKS["copy"], "score", lambda *args: {"exact": next(scores)})
     settings = dict(evaluate_every=2, keep_last=1, num_updates=6)
     run = train(make(settings=settings), tmp_path / "a")
-    saved = [x.name for x in checkpoints.saved(run.folder / "checkpoints")]
+    saved = [x.name for x in checkpoint.saved(run.folder / "checkpoints")]
     assert saved == ["00000004", "00000006"]
     assert [x["valid"]["exact"] for x in lines(run.folder, "valid")] == ["nan", 0.5, "nan"]
     assert not run.model.training and all(p.requires_grad for p in run.model.parameters())

@@ -6,11 +6,12 @@ import pytest
 import torch
 from training_cases import lines, losses, make
 
-from thinkers import models, optimizers, runs, tasks, training
+from thinkers import models, optimizers, tasks, training
 from thinkers.config.training import Training
 from thinkers.errors import UsageError
 from thinkers.learning import thinking_steps
 from thinkers.prng import draw
+from thinkers.runs import folder as run_folder
 from thinkers.training import train
 
 
@@ -125,7 +126,7 @@ def test_auto_precision_is_measured_once(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "faster_precision", lambda model, batch: "bf16")
     settings = dict(precision="auto", num_updates=3, schedule="constant")
     auto = train(make(settings=settings), tmp_path / "a")
-    assert runs.read_record(auto.folder)["precision"] == "bf16"
+    assert run_folder.read_record(auto.folder)["precision"] == "bf16"
     monkeypatch.setattr(training, "faster_precision", None)
     train(resume=auto.folder, num_updates=5)
     plain = train(

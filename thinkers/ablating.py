@@ -12,13 +12,12 @@ from torch import Tensor
 
 from thinkers.checks import check_int
 from thinkers.errors import usage_error
-from thinkers.inspecting import model_and_task
 from thinkers.intervals import CONFIDENCE, Interval, by_question, within
 from thinkers.models.base import Model
 from thinkers.models.generation import evaluating
+from thinkers.runs.result import Run, model_and_task
 from thinkers.tasks import SPLITS, Task
 from thinkers.tasks.base import questions_of
-from thinkers.training import Run
 
 RESAMPLES = 10_000
 CALLS = ("answer", "forward", "generate", "loss", "score")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from thinkers import checkpoints, runs
 from thinkers.checks import check_int
 from thinkers.devices import find_device
 from thinkers.errors import usage_error
 from thinkers.models.base import Model
 from thinkers.models.generation import check_sampling
 from thinkers.models.generation import stream as next_tokens
+from thinkers.runs.result import load, task_of
 from thinkers.tasks.base import AnswerTask
 from thinkers.tasks.text import Text
 
@@ -23,7 +23,7 @@ def answer(run: str | Path, prompt: str, num_steps: int | None = None) -> str:
     Args:
         num_steps: How many steps to think; None is what the model usually takes.
     """
-    task = runs.task_of(Path(run))
+    task = task_of(Path(run))
     tokens = task.encode(prompt)
     if not tokens:
         raise usage_error(
@@ -99,7 +99,7 @@ def stream(
         check_int(name, value, 1)
     check_int("seed", seed, 0, 2**63 - 1)
     check_sampling(temperature, top_k, top_p)
-    task = runs.task_of(Path(run))
+    task = task_of(Path(run))
     if not isinstance(task, Text):
         raise usage_error(f"{run}, a run that answers", "a run on text", "thinkers.answer asks it")
     tokens = task.encode(prompt)
@@ -136,4 +136,4 @@ def stream(
 
 
 def _model_of(run: str | Path) -> Model:
-    return checkpoints.load(run).to(find_device("auto")).eval()
+    return load(run).to(find_device("auto")).eval()

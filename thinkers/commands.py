@@ -136,7 +136,7 @@ def warn_of_falls(
 
 
 def generate(options: argparse.Namespace, settings: list[str]) -> int:
-    from thinkers.runs import task_of
+    from thinkers.runs.result import task_of
     from thinkers.tasks.text import Text
 
     num_steps = None if options.num_steps is None else whole("--num_steps", options.num_steps, 0)

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from thinkers import checkpoints, matching, runs, sinks, tasks
+from thinkers import matching, tasks
 from thinkers.checks import check_int
 from thinkers.config.experiment import Config
 from thinkers.devices import find_device
@@ -23,7 +23,10 @@ from thinkers.metering import metered, one_thread
 from thinkers.models.base import Model
 from thinkers.optional import require
 from thinkers.plans import Plan
-from thinkers.sinks import Sink, Tracking
+from thinkers.runs import checkpoint, trackers
+from thinkers.runs import folder as run_folder
+from thinkers.runs.result import load
+from thinkers.runs.trackers import Sink, Tracking
 from thinkers.tasks.base import questions_of
 from thinkers.training import train
 from thinkers.workers import run_each
@@ -130,18 +133,18 @@ def compare(
             module, "report", "a report"
         )  # what the page needs is missed before hours of training
     if tracking is not None:
-        sinks.check(tracking)
+        trackers.check(tracking)
     check_int("workers", workers, 1)
     plan = None if resume else Plan.of(**asked)
     if out is None and task is None:
         raise UsageError("found: no task\nexpected: a name of thinkers list tasks")
     folder = Path(out) if out is not None else Path("runs") / f"compare-{task}"
-    with runs.owned(folder, new=not resume), one_thread():
+    with run_folder.owned(folder, new=not resume), one_thread():
         if plan is None:
             plan = Plan.read(folder).extended(**asked)
         plan.write(folder)
         print(plan.table(workers), flush=True)
-        # Opened before the runs, which find a new data base finished, however many begin at once.
+        # Opened before the runs, which then find a new data base finished.
         sink = None if tracking is None else _open_sink(tracking, folder, plan)
         try:
             _run_all(folder, plan, workers, tracking)
@@ -213,14 +216,14 @@ def _finish(
     config = plan.config(plan.contender(name), seed, lr)
     home = folder / "runs" / f"{name}-{seed}"
     seconds, memory = _train(folder, home, config, tracking)
-    model = checkpoints.load(home).to(find_device(config.training.device))
+    model = load(home).to(find_device(config.training.device))
     task = tasks.from_config(config.task, JUDGED_SEED)
     grades = {k: task.grade(model, "test", plan.num_examples, k).numpy() for k in model.step_counts}
     usual = usual_steps(model)
     curve, points = _curve(home, model, task, min(POINT_EXAMPLES, plan.num_examples))
     questions = questions_of(task, "test", plan.num_examples, grades[usual])
     _write_grades(home, grades, points, questions)
-    checkpoints.prune(home / "checkpoints", 1)
+    checkpoint.prune(home / "checkpoints", 1)
     return {
         "status": "done",
         "score": float(grades[usual].mean()),
@@ -255,7 +258,7 @@ def _find_rate(folder: Path, name: str) -> float:
         try:
             seconds, _ = _train(folder, home, config)
             task = tasks.from_config(config.task, JUDGED_SEED)
-            model = checkpoints.load(home).to(find_device(config.training.device))
+            model = load(home).to(find_device(config.training.device))
             scores = task.score(model, "valid", plan.num_examples)
             told = {"merit": task.merit(scores), "seconds": seconds}
         except (Interrupted, LockedError):
@@ -285,7 +288,7 @@ def _train(
             contextlib.redirect_stdout(log),
             metered(find_device(config.training.device)) as meter,
         ):
-            is_begun = (home / runs.RECORD).exists()
+            is_begun = (home / run_folder.RECORD).exists()
             train(resume=home) if is_begun else train(config, home, tracking=tracking)
     finally:
         if meter is not None:
@@ -306,7 +309,7 @@ def _train(
 def _open_sink(tracking: Tracking, folder: Path, plan: Plan) -> Sink:
     """Where the comparison is told of, as a run is: its settings now, the rest when it ends."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    sink = sinks.open_sink(tracking, folder, {"run": name, "config": plan.asked()})
+    sink = trackers.open_sink(tracking, folder, {"run": name, "config": plan.asked()})
     assert sink is not None
     return sink
 
@@ -330,14 +333,14 @@ def _curve(
     What an interruption saved is left out: other runs have no point there.
     """
     curve, points = [], []
-    paths = checkpoints.saved(home / "checkpoints")
-    every = runs.read_record(home)["config"]["training"]["checkpoint_every"]
+    paths = checkpoint.saved(home / "checkpoints")
+    every = run_folder.read_record(home)["config"]["training"]["checkpoint_every"]
     for path in [x for x in paths if int(x.name) % every == 0 or x == paths[-1]]:
-        checkpoint = checkpoints.read(path)
-        model.load_state_dict(checkpoint.tensors.get("ema", checkpoint.tensors["weights"]))
+        saved = checkpoint.read(path)
+        model.load_state_dict(saved.tensors.get("ema", saved.tensors["weights"]))
         grades = task.grade(model, "test", num_examples).numpy()
-        flops = checkpoint.state["flops"]
-        curve.append({"update": checkpoint.update, "flops": flops, "score": float(grades.mean())})
+        flops = saved.state["flops"]
+        curve.append({"update": saved.update, "flops": flops, "score": float(grades.mean())})
         points.append(grades)
     return curve, np.stack(points)
 

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thinkers import checkpoints, runs
 from thinkers.checks import check_int
 from thinkers.devices import find_device
 from thinkers.errors import UsageError
 from thinkers.intervals import Fall, worst_fall
 from thinkers.models.base import Model
+from thinkers.runs.result import Run, load, task_of
 from thinkers.tasks import SPLITS, Task
 from thinkers.tasks.base import questions_of
-from thinkers.training import Run
 
 
 def evaluate(
@@ -82,7 +81,7 @@ def _resolve(
         raise UsageError("task must be given to evaluate a model that comes without its run")
     if task is None:
         folder = run.folder if isinstance(run, Run) else Path(run)  # type: ignore[arg-type]
-        task = runs.task_of(folder, flags)
+        task = task_of(folder, flags)
     elif flags:
         raise UsageError("flags must be left out where a task is given")
     if isinstance(run, Run):
@@ -90,5 +89,5 @@ def _resolve(
     elif isinstance(run, Model):
         model = run
     else:
-        model = checkpoints.load(run).to(find_device("auto"))
+        model = load(run).to(find_device("auto"))
     return model, task

@@ -10,14 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers import checkpoints, runs
-from thinkers.devices import find_device
-from thinkers.errors import UsageError, usage_error
+from thinkers.errors import usage_error
 from thinkers.models.base import Model
 from thinkers.models.generation import evaluating
 from thinkers.nn.tracing import watching
+from thinkers.runs.result import Run, folder_of, model_and_task
 from thinkers.tasks import Task
-from thinkers.training import Run
 
 SHOWN = 5
 """How many of the likeliest tokens are kept."""
@@ -117,26 +115,6 @@ def inspect(
 
         write(out, seen)
     return seen
-
-
-def model_and_task(run: Run | Model | str | Path, task: Task | None) -> tuple[Model, Task]:
-    """Of a run, or of a model that comes with its task."""
-    if task is None and isinstance(run, Model):
-        raise UsageError("task must be given for a model that comes without its run")
-    if task is None:
-        task = runs.task_of(run.folder if isinstance(run, Run) else Path(run))  # type: ignore
-    if isinstance(run, Model):
-        return run, task
-    if isinstance(run, Run):
-        return run.model, task
-    return checkpoints.load(run).to(find_device("auto")), task
-
-
-def folder_of(run: Run | Model | str | Path) -> str:
-    """What the run is called by."""
-    if isinstance(run, Model):
-        return ""
-    return str(run.folder if isinstance(run, Run) else run)
 
 
 def look(model: Model, task: Task, prompt: str, num_steps: int, run: str = "") -> Inspection:

@@ -14,12 +14,12 @@ from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from thinkers import optimizers
-from thinkers.checkpoints import Checkpoint
 from thinkers.config.experiment import Config
 from thinkers.distributed import Ranks
 from thinkers.errors import DamagedError, NonFiniteError, usage_error
 from thinkers.models.base import Batch, Loss, Model
 from thinkers.prng import draw, seed_generators
+from thinkers.runs.checkpoint import Checkpoint
 from thinkers.stopping import Signals
 
 if TYPE_CHECKING:

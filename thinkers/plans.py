@@ -8,7 +8,6 @@ from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
-from thinkers import runs
 from thinkers.checks import check_int
 from thinkers.config.experiment import Config
 from thinkers.errors import DamagedError, UsageError, nearest, usage_error
@@ -21,6 +20,7 @@ from thinkers.matching import (
     updates_for,
 )
 from thinkers.models import MODELS
+from thinkers.runs import folder as run_folder
 from thinkers.tasks import TASKS
 
 FORMAT = 1
@@ -143,15 +143,15 @@ class Plan:
                 for one in self.contenders
             ],
             "seconds_per_update": self.rates,
-            "git_commit": runs.git_commit(),
-            **runs.surroundings(),
+            "git_commit": run_folder.git_commit(),
+            **run_folder.surroundings(),
         }
-        runs.write_record(folder, record)
+        run_folder.write_record(folder, record)
 
     @staticmethod
     def read(folder: Path) -> "Plan":
         """The plan of the comparison in `folder`."""
-        file = folder / runs.RECORD
+        file = folder / run_folder.RECORD
         try:
             record = json.loads(file.read_bytes())
         except FileNotFoundError:

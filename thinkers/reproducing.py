@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from thinkers import runs
 from thinkers.config.experiment import Config
 from thinkers.errors import DamagedError, UsageError
+from thinkers.runs import folder as run_folder
 from thinkers.training import train
 
 TIMED = ("minutes",)
@@ -54,7 +54,7 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
         out: The folder of the new run; that of the old one with "-again" if None.
     """
     folder = Path(run)
-    record = runs.read_record(folder)
+    record = run_folder.read_record(folder)
     before = read_metrics(folder)
     last = before[-1]["update"]
     plans = record.get("plans", [])
@@ -79,7 +79,7 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
     for plan, end in zip(plans[1:], ends[1:], strict=True):
         if plan["from"] < end:
             train(resume=target, num_updates=plan["num_updates"], until=end)
-    made = runs.read_record(target)
+    made = run_folder.read_record(target)
     here = {key: made.get(key) for key in ("versions", "threads", "device", "ranks")}
     after = read_metrics(target)
     finished = any("test" in line for line in before)
@@ -91,7 +91,7 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
         len(before),
         first_difference(before, after),
         _same_weights(folder, target) if finished else None,
-        runs.changes(record, here),
+        run_folder.changes(record, here),
     )
 
 

@@ -6,13 +6,13 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from thinkers import checkpoints, models, optimizers, runs, sinks, tasks
+from thinkers import models, optimizers, tasks
 from thinkers.checks import check_int
 from thinkers.config.experiment import Config
 from thinkers.config.training import PRECISIONS
@@ -33,24 +33,12 @@ from thinkers.learning import (
     uses_all,
 )
 from thinkers.models.base import Model
-from thinkers.sinks import Tracking
+from thinkers.runs import checkpoint, trackers
+from thinkers.runs import folder as run_folder
+from thinkers.runs.metrics import Tracker
+from thinkers.runs.result import Run, load
+from thinkers.runs.trackers import Tracking
 from thinkers.stopping import Signals
-from thinkers.tracking import Tracker
-
-
-@dataclass(frozen=True)
-class Run:
-    """What came of a training.
-
-    Args:
-        model: With its final weights, averaged if `ema` is on.
-        scores: {metric: value} on held-out test examples, at the usual number of steps.
-        folder: Where everything is.
-    """
-
-    model: Model
-    scores: dict[str, float]
-    folder: Path
 
 
 def train(
@@ -83,7 +71,7 @@ def train(
     if until is not None:
         check_int("until", until, 1)
     if tracking is not None:
-        sinks.check(tracking)
+        trackers.check(tracking)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         # Under autocast a norm's weight stays in float32, as it should.
@@ -91,20 +79,20 @@ def train(
         if resume is not None and config is None:
             folder = Path(resume)
             if is_first():
-                stack.enter_context(runs.owned(folder, new=False))
-            record = runs.read_record(folder)
+                stack.enter_context(run_folder.owned(folder, new=False))
+            record = run_folder.read_record(folder)
             config = Config.from_dict(record["config"])
             if num_updates is not None:
                 _check_longer(num_updates, config.training.num_updates)
                 longer = replace(config.training, num_updates=num_updates)
                 config = replace(config, training=longer)
         elif isinstance(config, Config) and resume is None and num_updates is None:
-            folder = Path(out) if out is not None else runs.default_folder(config)
-            record = runs.new_record(config, overrides)
+            folder = Path(out) if out is not None else run_folder.default_folder(config)
+            record = run_folder.new_record(config, overrides)
             if tracking is not None:
                 record["tracking"] = tracking
             if is_first():
-                stack.enter_context(runs.owned(folder, new=True))
+                stack.enter_context(run_folder.owned(folder, new=True))
         else:
             raise UsageError(
                 "train must be given a configuration, or a run to resume, "
@@ -121,7 +109,7 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks, l
     """The way of the data, top to bottom."""
     settings = config.training
     learner, precision = _prepare(config, folder, record, ranks)
-    sink = sinks.open_sink(record.get("tracking"), folder, record) if ranks.writes else None
+    sink = trackers.open_sink(record.get("tracking"), folder, record) if ranks.writes else None
     forward = ranks.share(LossOf(learner.model), ranks.world == 1 or _uses_all(learner))
 
     with (
@@ -205,21 +193,21 @@ def _prepare(
     if not plans or plans[-1]["num_updates"] != settings.num_updates:
         plans.append({"from": update, "num_updates": settings.num_updates})
     here = {"precision": precision, "device": str(ranks.device), "ranks": ranks.world}
-    here |= runs.surroundings()
+    here |= run_folder.surroundings()
     if ranks.writes:
-        for change in runs.changes(record, here) if "precision" in record else ():
+        for change in run_folder.changes(record, here) if "precision" in record else ():
             print(f"{change}: the last bits may differ", flush=True)
         record |= here | {"config": config.to_dict(), "plans": plans}
-        runs.write_record(folder, record)
+        run_folder.write_record(folder, record)
         task.keep(folder)
     if update:
-        restore(learner, checkpoints.read(folder / "checkpoints" / f"{update:08d}", record["run"]))
+        restore(learner, checkpoint.read(folder / "checkpoints" / f"{update:08d}", record["run"]))
     return learner, precision
 
 
 def _newest(folder: Path, run_id: str) -> int:
     """The update of the newest whole checkpoint; 0 if nothing was saved."""
-    path = checkpoints.newest(folder / "checkpoints", run_id)
+    path = checkpoint.newest(folder / "checkpoints", run_id)
     return 0 if path is None else int(path.name)
 
 
@@ -231,7 +219,7 @@ def start_from(model: Model, folder: str) -> None:
             "the folder that Model.save wrote, or that of a run",
             "change --training.init_from",
         )
-    given = checkpoints.load(folder).state_dict()
+    given = load(folder).state_dict()
     wanted = model.state_dict()
     for name in sorted(wanted.keys() | given.keys()):
         shapes = [tuple(x[name].shape) if name in x else None for x in (wanted, given)]
@@ -264,10 +252,10 @@ def save(
     if not ranks.writes:
         return
     tracker.flush()
-    checkpoints.save(folder / "checkpoints", made, run_id, score)
+    checkpoint.save(folder / "checkpoints", made, run_id, score)
     tracker.say(f"saved update={made.update}")
-    runs.write_model(folder, learner.result)
-    checkpoints.prune(folder / "checkpoints", learner.config.training.keep_last)
+    run_folder.write_model(folder, learner.result)
+    checkpoint.prune(folder / "checkpoints", learner.config.training.keep_last)
 
 
 def _uses_all(learner: Learner) -> bool:

@@ -16,13 +16,10 @@ from typing import Any
 
 import torch
 
-from thinkers import tasks
-from thinkers.config.experiment import Config, parts_of
-from thinkers.config.overrides import override_task
+from thinkers.config.experiment import Config
 from thinkers.errors import DamagedError, LockedError, UsageError
 from thinkers.files import disk_errors, sync_folder, to_json, write_file
 from thinkers.models.base import Model
-from thinkers.tasks import Task
 from thinkers.version import __version__
 
 FORMAT = 1
@@ -164,17 +161,6 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def task_of(folder: Path, flags: Sequence[str] = ()) -> Task:
-    """The task of the run in `folder`, or in the folder that this model folder is in.
-
-    Args:
-        flags: Settings of it to change, such as --task.test_path=other.txt.
-    """
-    home = folder.parent if folder.name == "model" else folder
-    _, task, training = parts_of(read_record(home)["config"])
-    return tasks.of_run(override_task(task, flags), training.seed, home)
-
-
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Replace config.json."""
     write_file(folder / RECORD, to_json(record))
@@ -188,7 +174,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def git_commit() -> str | None:
     """The commit of the checkout this package runs from, "-dirty" if edited; None outside one."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]

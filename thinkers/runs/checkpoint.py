@@ -18,9 +18,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from thinkers.errors import DamagedError, DataError
+from thinkers.errors import DamagedError
 from thinkers.files import disk_errors, sync_folder, to_json, write_new
-from thinkers.models import Model, load_model
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -99,16 +98,6 @@ def verify(path: Path, run_id: str | None = None) -> dict[str, Any]:
             if hashlib.file_digest(stream, "sha256").hexdigest() != expected["sha256"]:
                 raise DamagedError(f"{file} has changed since it was written: SHA-256 differs")
     return manifest
-
-
-def load(folder: str | Path) -> Model:
-    """The model of a model folder, or of a run: its newest, averaged if the run averages."""
-    path = Path(folder)
-    if (path / "model").is_dir():
-        return load_model(path / "model")
-    if (path / "metrics.jsonl").exists() or (path / "checkpoints").is_dir():
-        raise DataError(f"{path} is a run that has saved no model yet; go on with --resume {path}")
-    return load_model(path)
 
 
 def read(path: Path, run_id: str | None = None) -> Checkpoint:

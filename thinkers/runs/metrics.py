@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from thinkers.errors import Interrupted
 from thinkers.files import disk_errors, write_file
-from thinkers.sinks import Sink, Status
+from thinkers.runs.trackers import Sink, Status
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_BARS = 0.2
