@@ -22,7 +22,7 @@ from thinkers.errors import DamagedError
 from thinkers.models import MODELS
 from thinkers.runs import checkpoint
 from thinkers.tasks import TASKS
-from thinkers.training import train
+from thinkers.training.loop import train
 
 
 def flip(target: Path, others: list[Path], random: random.Random) -> str:

@@ -20,10 +20,11 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
-from thinkers import RECIPES, models, optimizers, tasks
+from thinkers import RECIPES, models, tasks
 from thinkers.config.experiment import Config
 from thinkers.config.overrides import override
-from thinkers.training import train
+from thinkers.training import optim
+from thinkers.training.loop import train
 
 WARM_UP = 20
 
@@ -45,7 +46,7 @@ def plain(config: Config, folder: Path) -> None:
     folder.mkdir()
     with (folder / "metrics.jsonl").open("w") as log:
         for update in range(settings.num_updates):
-            lr = optimizers.learning_rate(update, settings)
+            lr = optim.learning_rate(update, settings)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batch = task.batch(update, settings.batch_size)

@@ -8,12 +8,13 @@ import torch
 from story_solver import solve
 
 import thinkers
-from thinkers import estimating, matching
+from thinkers import matching
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models import Batch
 from thinkers.recipes.numbers import learning
 from thinkers.tasks.babi import IGNORED, KEPT, Babi
 from thinkers.tasks.babi_format import Line, parse, read, told
+from thinkers.training import estimate
 
 SMALL = dict(num_stories=20, num_held_out=10)
 
@@ -214,7 +215,7 @@ def test_whoever_reads_both_ways_learns_and_is_scored(tmp_path):
     written = replace(task, answers="written")
     with pytest.raises(ValueError, match="causal"):
         Babi(written).score(run.model, num_examples=5)
-    for call in (thinkers.train, estimating.estimate):
+    for call in (thinkers.train, estimate.estimate):
         with pytest.raises(UsageError, match="answers=chosen, or causal=True"):
             call(replace(config, task=written))
     with pytest.raises(UsageError, match="answers=chosen"):

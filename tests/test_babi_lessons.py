@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import thinkers
-from thinkers import estimating, matching
+from thinkers import matching
 from thinkers.errors import UsageError
 from thinkers.recipes.numbers import learning
 from thinkers.tasks.babi import Babi
+from thinkers.training import estimate
 
 
 @pytest.mark.parametrize("answers", ["written", "chosen"])
@@ -67,7 +68,7 @@ def test_an_estimate_is_of_the_end_of_the_curriculum(monkeypatch):
     )
     model = thinkers.build_model("decoder", **vars(config.model))
     costs = [model.batch_flops(task.batch(u, 7), 1, training=True) for u in range(32)]
-    assert estimating.estimate(config).flops == pytest.approx(sum(costs) / 32)
+    assert estimate.estimate(config).flops == pytest.approx(sum(costs) / 32)
     assert matching.updates_for(config, 100 * sum(costs) / 32) in (100, 101)
 
 

@@ -239,7 +239,7 @@ def test_the_best_rate_on_the_validation_split_is_taken(tmp_path, trained, monke
 
     def trained_only(*args, **own):
         with monkeypatch.context() as patch:
-            patch.setattr("thinkers.training.score_of", lambda *_: {"exact": 0.0})
+            patch.setattr("thinkers.training.loop.score_of", lambda *_: {"exact": 0.0})
             return train(*args, **own)
 
     monkeypatch.setattr(comparing, "train", trained_only)

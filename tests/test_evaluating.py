@@ -12,7 +12,7 @@ from thinkers.evaluating import evaluate
 from thinkers.models import MODELS
 from thinkers.runs.result import load
 from thinkers.tasks import TASKS
-from thinkers.training import train
+from thinkers.training.loop import train
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_the_last_update_of_a_plan_reaches_the_budget(name):
 
 
 def comparing_steps(update, settings):
-    from thinkers.learning import thinking_steps
+    from thinkers.training.step import thinking_steps
 
     return thinking_steps(update, settings)
 

@@ -10,8 +10,8 @@ from thinkers.config.experiment import Config
 from thinkers.config.training import Training
 from thinkers.errors import DamagedError, UsageError
 from thinkers.models.looped import Looped
-from thinkers.reproducing import reproduce
 from thinkers.tasks.arithmetic import Add
+from thinkers.training.reproduce import reproduce
 
 
 def config(**own) -> Config:

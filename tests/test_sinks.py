@@ -15,7 +15,7 @@ from thinkers.models.decoder import Decoder
 from thinkers.runs import trackers
 from thinkers.runs.metrics import Tracker
 from thinkers.tasks.arithmetic import Add
-from thinkers.training import train
+from thinkers.training.loop import train
 
 # The stores' own libraries warn of what they do with each other.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from thinkers import stopping
-from thinkers.stopping import Signals
+from thinkers.training.signals import SAME_WISH, Signals
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
@@ -37,9 +36,9 @@ def test_told_again_while_work_is_left(monkeypatch):
 def test_a_second_wish_kills_as_usual():
     code = (
         "import os, signal, time\n"
-        "from thinkers import stopping\n"
-        "stopping.SAME_WISH = 0.05\n"
-        "with stopping.Signals():\n"
+        "from thinkers.training import signals\n"
+        "signals.SAME_WISH = 0.05\n"
+        "with signals.Signals():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(0.2)\n"
         "    print('still here', flush=True)\n"
@@ -48,7 +47,7 @@ def test_a_second_wish_kills_as_usual():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGTERM and done.stdout == "still here\n"
-    assert stopping.SAME_WISH == 2.0
+    assert SAME_WISH == 2.0
 
 
 def test_work_is_not_begun_after_a_signal():

@@ -15,7 +15,7 @@ import pytest
 import torch
 from training_cases import lines, losses, make
 
-from thinkers import models, optimizers, tasks, training
+from thinkers import models, tasks
 from thinkers.config.experiment import Config
 from thinkers.errors import (
     DamagedError,
@@ -30,7 +30,8 @@ from thinkers.runs import checkpoint
 from thinkers.runs import folder as run_folder
 from thinkers.runs.result import load
 from thinkers.tasks import TASKS
-from thinkers.training import train
+from thinkers.training import loop, optim
+from thinkers.training.loop import train
 
 
 def weights(run) -> dict[str, torch.Tensor]:
@@ -53,10 +54,10 @@ def test_it_learns(tmp_path):
 
 def test_the_folder_holds_everything_that_made_the_run(tmp_path):
     config = replace(make(settings=dict(seed=7)), recipe="copy/decoder")
-    run = train(config, tmp_path / "a", overrides=["--training.seed=7"])
+    run = train(config, tmp_path / "a", overrides=["--loop.seed=7"])
     record = json.loads((run.folder / "config.json").read_text())
     assert Config.from_dict(record["config"]) == config
-    assert record["recipe"] == "copy/decoder" and record["overrides"] == ["--training.seed=7"]
+    assert record["recipe"] == "copy/decoder" and record["overrides"] == ["--loop.seed=7"]
     assert record["seed"] == 7 and record["device"] == "cpu" and record["precision"] == "float32"
     assert record["threads"] == torch.get_num_threads()
     assert record["versions"]["torch"] == torch.__version__
@@ -225,13 +226,13 @@ def test_what_is_not_finite_stops_that_update_before_the_optimiser(tmp_path, mon
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
-    step = optimizers.step
+    step = optim.step
 
     def explode(made, lr):
         step(made, lr)
         made[0].param_groups[0]["params"][0].data[0, 0] = math.inf
 
-    monkeypatch.setattr(optimizers, "step", explode)
+    monkeypatch.setattr(optim, "step", explode)
     with pytest.raises(NonFiniteError):
         train(make(settings=dict(num_updates=1)), tmp_path / "a")
     assert checkpoint.saved(tmp_path / "a/checkpoints") == []
@@ -313,7 +314,7 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
 def test_minutes_cut_a_run_and_add_up_over_resumes(tmp_path, monkeypatch):
     # Each look at the clock takes a minute, and there is one for each update.
     clock = iter(range(0, 10**6, 60))
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
     run = train(make(settings=dict(max_minutes=4.5, num_updates=30)), tmp_path / "a")
     assert len(losses(run.folder)) < 30
     first = lines(run.folder)[-1]["minutes"]

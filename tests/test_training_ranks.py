@@ -14,10 +14,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import sys
-from thinkers.config import Config
+from thinkers.config.experiment import Config
 from thinkers.models import MODELS
 from thinkers.tasks import TASKS
-from thinkers.training import Training, train
+from thinkers.config.training import Training
+from thinkers.training.loop import train
 precision, accumulation, folder = sys.argv[1:]
 settings = Training(
     num_updates=7, batch_size=12, accumulation=int(accumulation), warmup_updates=3, log_every=1,

@@ -6,13 +6,14 @@ import pytest
 import torch
 from training_cases import lines, losses, make
 
-from thinkers import models, optimizers, tasks, training
+from thinkers import models, tasks
 from thinkers.config.training import Training
 from thinkers.errors import UsageError
-from thinkers.learning import thinking_steps
 from thinkers.prng import draw
 from thinkers.runs import folder as run_folder
-from thinkers.training import train
+from thinkers.training import loop, optim
+from thinkers.training.loop import train
+from thinkers.training.step import thinking_steps
 
 
 def settings_of(**own) -> Training:
@@ -34,7 +35,7 @@ def settings_of(**own) -> Training:
     ],
 )
 def test_the_learning_rate_is_a_function_of_the_update(schedule, update, expected):
-    found = optimizers.learning_rate(update, settings_of(schedule=schedule))
+    found = optim.learning_rate(update, settings_of(schedule=schedule))
     assert found == pytest.approx(expected, rel=1e-12)
 
 
@@ -42,7 +43,7 @@ def test_norms_biases_and_embeddings_are_not_decayed():
     model = torch.nn.Sequential(
         torch.nn.Embedding(13, 7), torch.nn.Linear(7, 5), torch.nn.LayerNorm(5)
     )
-    (adamw,) = optimizers.build(model, settings_of(weight_decay=0.3))
+    (adamw,) = optim.build(model, settings_of(weight_decay=0.3))
     decays = {p: g["weight_decay"] for g in adamw.param_groups for p in g["params"]}
     assert {n: decays[p] for n, p in model.named_parameters()} == {
         "0.weight": 0.0,
@@ -55,7 +56,7 @@ def test_norms_biases_and_embeddings_are_not_decayed():
 
 def test_muon_takes_the_matrices_of_hidden_layers():
     model = models.from_config(make().model)
-    adamw, muon = optimizers.build(model, settings_of(optimizer="muon"))
+    adamw, muon = optim.build(model, settings_of(optimizer="muon"))
     names = {p: n for n, p in model.named_parameters()}
     taken = {names[p] for g in muon.param_groups for p in g["params"]}
     assert taken == {n for n, p in model.named_parameters() if p.ndim == 2} - {"embedding.weight"}
@@ -123,11 +124,11 @@ def test_commands_that_cannot_be_are_refused(tmp_path):
 
 
 def test_auto_precision_is_measured_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "faster_precision", lambda model, batch: "bf16")
+    monkeypatch.setattr(loop, "faster_precision", lambda model, batch: "bf16")
     settings = dict(precision="auto", num_updates=3, schedule="constant")
     auto = train(make(settings=settings), tmp_path / "a")
     assert run_folder.read_record(auto.folder)["precision"] == "bf16"
-    monkeypatch.setattr(training, "faster_precision", None)
+    monkeypatch.setattr(loop, "faster_precision", None)
     train(resume=auto.folder, num_updates=5)
     plain = train(
         make(settings=dict(precision="bf16", num_updates=5, schedule="constant")), tmp_path / "b"
@@ -139,7 +140,7 @@ def test_the_measured_precision_is_one_of_two():
     config = make()
     model = models.from_config(config.model)
     batch = tasks.from_config(config.task).batch(0, 3)
-    assert training.faster_precision(model, batch) in ("float32", "bf16")
+    assert loop.faster_precision(model, batch) in ("float32", "bf16")
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -18,24 +18,28 @@ _HOMES = {
     "recipes": ("RECIPES",),
     "config.experiment": ("Config",),
     "config.training": ("Training",),
-    "training": ("train",),
+    "training.loop": ("train",),
+    "training.reproduce": ("reproduce",),
     "runs.result": ("Run", "load"),
     "evaluating": ("evaluate",),
-    "comparing": ("compare",),
     "answering": ("answer", "generate", "stream"),
-    "reproducing": ("reproduce",),
     "inspecting": ("inspect",),
     "ablating": ("ablate",),
-    "nn.processor": ("Disturb", "LatentStore", "Output", "Probe", "Process", "Read"),
+    "comparing": ("compare",),
+    "nn.processor": ("Output", "Probe", "Process", "Read"),
+    "nn.latent_noise": ("Disturb",),
+    "nn.latent_store": ("LatentStore",),
     "errors": ("ThinkersError",),
 }
-_MODULES = ("ops", "published", "testing", *_HOMES)
+"""The file in which each public name stands."""
+_ROOMS = ("models", "ops", "published", "recipes", "tasks", "testing")
+"""Rooms whose own names are public too."""
 
-__all__ = ["__version__", *_MODULES, *(name for names in _HOMES.values() for name in names)]
+__all__ = ["__version__", *_ROOMS, *(name for names in _HOMES.values() for name in names)]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _ROOMS:
         return _import(name)
     for home, names in _HOMES.items():
         if name in names:
@@ -44,9 +48,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _import(name: str) -> Any:
-    """A module of the package, and torch with the first: faster while no garbage is sought.
+    """Import a module of the package with the garbage collector off, which makes torch's faster.
 
-    An import makes next to none, and torch's makes very many objects to search.
+    Importing torch makes very many objects and next to no garbage.
     """
     collecting = gc.isenabled()
     gc.disable()

@@ -60,7 +60,7 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
         print(dump(recipe, options.config, settings), end="")
         return 0
     if options.dry_run:
-        from thinkers.estimating import estimate
+        from thinkers.training.estimate import estimate
 
         print(estimate(config))
         return 0

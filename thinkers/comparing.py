@@ -28,7 +28,7 @@ from thinkers.runs import folder as run_folder
 from thinkers.runs.result import load
 from thinkers.runs.trackers import Sink, Tracking
 from thinkers.tasks.base import questions_of
-from thinkers.training import train
+from thinkers.training.loop import train
 from thinkers.workers import run_each
 
 RESULTS, SEARCH, SITTINGS = "results.jsonl", "search.jsonl", "sittings.jsonl"

@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 
-from thinkers import models, optimizers, tasks
+from thinkers import models, tasks
 from thinkers.config.experiment import Config, sizes
 from thinkers.config.overrides import override
 from thinkers.devices import find_device
-from thinkers.distributed import Ranks
 from thinkers.errors import usage_error
-from thinkers.learning import Learner, LossOf, gradients, thinking_steps
 from thinkers.metering import one_thread
 from thinkers.models import MODELS
 from thinkers.models.base import Batch, Model
 from thinkers.recipes import RECIPES
 from thinkers.tasks import TASKS
+from thinkers.training import optim
+from thinkers.training.distributed import Ranks
+from thinkers.training.step import Learner, LossOf, gradients, thinking_steps
 
 TOLERANCE = 0.014
 """Each size is so near to the wanted one that any two are within 3 % of each other."""
@@ -277,11 +278,11 @@ def _updates(config: Config, number: int) -> Iterator[int]:
     task = tasks.from_config(config.task, config.training.seed)
     task.finish_curriculum()
     model = build(config.model).to(ranks.device)
-    learner = Learner(config, model, None, optimizers.build(model, config.training), task)
+    learner = Learner(config, model, None, optim.build(model, config.training), task)
     forward = LossOf(model)
     for update in range(number):
         batch = task.batch(update, config.training.batch_size)
         num_steps = thinking_steps(update, config.training)
         gradients(forward, learner, batch, num_steps, "float32", [False] * 3, ranks)
-        optimizers.step(learner.optimizers, config.training.lr)
+        optim.step(learner.optimizers, config.training.lr)
         yield update

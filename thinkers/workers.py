@@ -16,7 +16,7 @@ import torch
 
 from thinkers.errors import Interrupted, ThinkersError, UsageError
 from thinkers.plugins import import_file, imported_files
-from thinkers.stopping import Signals
+from thinkers.training.signals import Signals
 
 PAUSE = 0.1
 """Seconds between two looks at whether a signal came."""

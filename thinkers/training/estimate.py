@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from thinkers import models, optimizers, tasks
+from thinkers import models, tasks
 from thinkers.config.experiment import Config
 from thinkers.devices import find_device
-from thinkers.distributed import Ranks
-from thinkers.learning import Learner, LossOf, check_random_steps, gradients, thinking_steps
-from thinkers.training import start_from
+from thinkers.training import optim
+from thinkers.training.distributed import Ranks
+from thinkers.training.loop import start_from
+from thinkers.training.step import Learner, LossOf, check_random_steps, gradients, thinking_steps
 
 TIMED_UPDATES = 4
 COUNTED_UPDATES = 32
@@ -53,7 +54,7 @@ def estimate(config: Config) -> Estimate:
     task.check(model)
     if settings.init_from is not None:
         start_from(model, settings.init_from)
-    learner = Learner(config, model, None, optimizers.build(model, settings), task)
+    learner = Learner(config, model, None, optim.build(model, settings), task)
     forward = LossOf(model)
     precision = "float32" if settings.precision == "auto" else settings.precision
     if precision == "float64":
@@ -72,7 +73,7 @@ def estimate(config: Config) -> Estimate:
         batch = task.batch(update, settings.batch_size)
         num_steps = thinking_steps(update, settings)
         gradients(forward, learner, batch, num_steps, precision, [False] * 3, ranks)
-        optimizers.step(learner.optimizers, settings.lr)
+        optim.step(learner.optimizers, settings.lr)
         if ranks.device.type == "cuda":
             torch.cuda.synchronize()
         rates.append((time.perf_counter() - start) / flops[update])

@@ -12,13 +12,21 @@ from typing import Any
 
 import torch
 
-from thinkers import models, optimizers, tasks
+from thinkers import models, tasks
 from thinkers.checks import check_int
 from thinkers.config.experiment import Config
 from thinkers.config.training import PRECISIONS
-from thinkers.distributed import Ranks, is_first, join
 from thinkers.errors import Interrupted, UsageError, usage_error
-from thinkers.learning import (
+from thinkers.models.base import Model
+from thinkers.runs import checkpoint, trackers
+from thinkers.runs import folder as run_folder
+from thinkers.runs.metrics import Tracker
+from thinkers.runs.result import Run, load
+from thinkers.runs.trackers import Tracking
+from thinkers.training import optim
+from thinkers.training.distributed import Ranks, is_first, join
+from thinkers.training.signals import Signals
+from thinkers.training.step import (
     Learner,
     LossOf,
     capture,
@@ -32,13 +40,6 @@ from thinkers.learning import (
     thinking_steps,
     uses_all,
 )
-from thinkers.models.base import Model
-from thinkers.runs import checkpoint, trackers
-from thinkers.runs import folder as run_folder
-from thinkers.runs.metrics import Tracker
-from thinkers.runs.result import Run, load
-from thinkers.runs.trackers import Tracking
-from thinkers.stopping import Signals
 
 
 def train(
@@ -121,7 +122,7 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks, l
         while learner.update < last and not stop:
             batch = learner.task.batch(learner.update, settings.batch_size)
             num_steps = thinking_steps(learner.update, settings)
-            lr = optimizers.learning_rate(learner.update, settings)
+            lr = optim.learning_rate(learner.update, settings)
             learner.flops += learner.model.batch_flops(batch, num_steps, training=True)
             learner.minutes = (time.monotonic() - before) / 60
             wishes = [_is_cut(learner), *signals.came()]
@@ -135,7 +136,7 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks, l
             require_finite(told, learner)
             if told.norm > settings.clip:
                 shorten(learner, settings.clip / told.norm)
-            optimizers.step(learner.optimizers, lr)
+            optim.step(learner.optimizers, lr)
             move_average(learner, settings.ema)
             learner.task.observe(told.correct)
             tracker.show(done, told.loss, accuracy)
@@ -187,7 +188,7 @@ def _prepare(
     if precision == "float64":
         model.double()
     average = copy.deepcopy(model) if settings.ema is not None else None
-    learner = Learner(config, model, average, optimizers.build(model, settings), task)
+    learner = Learner(config, model, average, optim.build(model, settings), task)
 
     plans = [plan for plan in record.get("plans", []) if plan["from"] < update]
     if not plans or plans[-1]["num_updates"] != settings.num_updates:

@@ -11,7 +11,7 @@ import torch
 from thinkers.config.experiment import Config
 from thinkers.errors import DamagedError, UsageError
 from thinkers.runs import folder as run_folder
-from thinkers.training import train
+from thinkers.training.loop import train
 
 TIMED = ("minutes",)
 """What a line tells of the clock: the only part that may differ."""

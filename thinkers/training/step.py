@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from thinkers import optimizers
 from thinkers.config.experiment import Config
-from thinkers.distributed import Ranks
 from thinkers.errors import DamagedError, NonFiniteError, usage_error
 from thinkers.models.base import Batch, Loss, Model
 from thinkers.prng import draw, seed_generators
 from thinkers.runs.checkpoint import Checkpoint
-from thinkers.stopping import Signals
+from thinkers.training import optim
+from thinkers.training.distributed import Ranks
+from thinkers.training.signals import Signals
 
 if TYPE_CHECKING:
     from thinkers.config.training import Training
@@ -212,7 +212,7 @@ def capture(learner: Learner) -> Checkpoint:
     for name, x in tensors["weights"].items():
         if not x.isfinite().all():
             raise NonFiniteError(f"update {learner.update}: {name} is not finite; nothing is saved")
-    tensors["optimizer"] = optimizers.state(learner.optimizers, learner.model)
+    tensors["optimizer"] = optim.state(learner.optimizers, learner.model)
     state = {
         "minutes": learner.minutes,
         "flops": learner.flops,
@@ -232,7 +232,7 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> None:
     learner.model.load_state_dict(checkpoint.tensors["weights"])
     if learner.average is not None:
         learner.average.load_state_dict(checkpoint.tensors["ema"])
-    optimizers.restore(learner.optimizers, learner.model, dict(checkpoint.tensors["optimizer"]))
+    optim.restore(learner.optimizers, learner.model, dict(checkpoint.tensors["optimizer"]))
     learner.task.load_state_dict(state["task"])
     learner.update = checkpoint.update
     learner.minutes, learner.flops, learner.best = state["minutes"], state["flops"], state["best"]
