@@ -1,4 +1,4 @@
-"""How often `intervals.difference` sees a difference that is none, and misses one that is there.
+"""How often `statistics.difference` sees a difference that is none, and misses one that is there.
 
     python benchmarks/false_differences.py
     python benchmarks/false_differences.py --comparisons 100 --seeds 5
@@ -15,7 +15,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from thinkers import intervals
+from thinkers.evaluation import statistics
 
 ACCURACY, PLANTED, SHARED, NUM_EXAMPLES = 0.8, 0.05, 0.5, 2000
 DEVIATIONS = (0.0, 0.005, 0.015, 0.05)
@@ -36,7 +36,7 @@ def row(seeds: int, deviation: float, options: argparse.Namespace) -> str:
     values, seen, drawn = [], [], []
     for planted in (0.0, PLANTED):
         pairs = [pair(rng, seeds, deviation, planted) for _ in range(options.comparisons)]
-        found = [intervals.difference(*x) for x in pairs]
+        found = [statistics.difference(*x) for x in pairs]
         values.append(np.array([x.value for x in found]))
         seen.append(np.mean([x.is_distinguishable for x in found]))
         drawn.append(np.mean([bootstrap(*x) for x in pairs[: options.bootstraps]]))

@@ -8,7 +8,7 @@ from thinkers import tasks
 from thinkers.config.experiment import Config
 from thinkers.config.training import Training
 from thinkers.errors import DataError, UsageError
-from thinkers.evaluating import evaluate
+from thinkers.evaluation.evaluate import evaluate
 from thinkers.models import MODELS
 from thinkers.runs.result import load
 from thinkers.tasks import TASKS

@@ -10,8 +10,8 @@ import pytest
 import thinkers
 from thinkers import comparing, comparing_page
 from thinkers.comparing import compare, read
+from thinkers.evaluation.statistics import Interval
 from thinkers.findings import Findings, conclusion, limits, verdict
-from thinkers.intervals import Interval
 
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
 

@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from thinkers.intervals import Interval, by_question, difference, mean, worst_fall
+from thinkers.evaluation.statistics import Interval, by_question, difference, mean, worst_fall
 
 T = {2: 9.925, 4: 4.604, 6: 3.707}
 """Student's t, 99.5 %, by degrees of freedom, from a printed table."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thinkers.checks import check_int
 from thinkers.errors import usage_error
-from thinkers.intervals import CONFIDENCE, Interval, by_question, within
+from thinkers.evaluation.statistics import CONFIDENCE, Interval, by_question, within
 from thinkers.models.base import Model
 from thinkers.models.generation import evaluating
 from thinkers.runs.result import Run, model_and_task

@@ -121,7 +121,7 @@ def warn_of_falls(
     folder: str, rows: list[dict[str, Any]], num_examples: int, settings: list[str]
 ) -> None:
     """Say so if more thinking answered worse, unless chance explains it."""
-    from thinkers.evaluating import find_fall
+    from thinkers.evaluation.evaluate import find_fall
 
     steps = sorted({row["num_steps"] for row in rows})
     fall = None

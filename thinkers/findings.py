@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from thinkers import intervals
 from thinkers.comparing import Comparison, Result
-from thinkers.intervals import Interval
+from thinkers.evaluation import statistics
+from thinkers.evaluation.statistics import Interval
 
 UNITS = {"flops": "FLOPs", "parameters": "updates", "seconds": "seconds of process time"}
 Point = tuple[float, Interval]
@@ -29,7 +29,7 @@ class Findings:
         self.grades = {name: _grades(runs) for name, runs in self.results.items()}
         self.questions = next((x[0].questions for x in self.results.values()), np.arange(0))
         self.scores = {
-            name: {k: intervals.mean(x, self.questions) for k, x in by_steps.items()}
+            name: {k: statistics.mean(x, self.questions) for k, x in by_steps.items()}
             for name, by_steps in self.grades.items()
         }
         self.first = comparison.plan.contenders[0].name
@@ -77,7 +77,7 @@ class Findings:
     def _better(self, a: np.ndarray, b: np.ndarray, same_runs: bool = False) -> Interval:
         if not self.comparison.plan.higher_is_better:
             a, b = b, a
-        return intervals.difference(a, b, self.questions, same_runs=same_runs)
+        return statistics.difference(a, b, self.questions, same_runs=same_runs)
 
 
 def verdict(difference: Interval) -> str:
@@ -171,7 +171,7 @@ def _falls(findings: Findings, name: str) -> str:
     sign = 1 if findings.comparison.plan.higher_is_better else -1
     runs = findings.results[name]
     found = [
-        intervals.worst_fall({k: sign * x for k, x in run.grades.items()}, run.questions)
+        statistics.worst_fall({k: sign * x for k, x in run.grades.items()}, run.questions)
         for run in runs
     ]
     falls = [fall for fall in found if fall is not None]
@@ -209,7 +209,7 @@ def _curve(runs: Sequence[Result]) -> list[Point]:
     flops = [np.mean([run.line["curve"][i]["flops"] for run in runs]) for i in range(number)]
     asked = runs[0].questions[: runs[0].points.shape[1]]  # the first of them
     return [
-        (float(flops[i]), intervals.mean(np.stack([run.points[i] for run in runs]), asked))
+        (float(flops[i]), statistics.mean(np.stack([run.points[i] for run in runs]), asked))
         for i in range(number)
     ]
 

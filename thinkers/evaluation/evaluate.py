@@ -7,7 +7,7 @@ from typing import Any
 from thinkers.checks import check_int
 from thinkers.devices import find_device
 from thinkers.errors import UsageError
-from thinkers.intervals import Fall, worst_fall
+from thinkers.evaluation.statistics import Fall, worst_fall
 from thinkers.models.base import Model
 from thinkers.runs.result import Run, load, task_of
 from thinkers.tasks import SPLITS, Task
