@@ -64,7 +64,7 @@ def once(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     import thinkers
-    from thinkers.inspecting import inspect
+    from thinkers.inspection.inspect import inspect
 
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"

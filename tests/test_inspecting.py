@@ -12,10 +12,12 @@ from model_cases import CASES, NAMES, ids, tiny
 from torch import nn
 
 import thinkers
-from thinkers import cli, inspecting_page
-from thinkers.ablating import WAYS, Altered, ablate, over_examples, thoughts_of
+from thinkers import cli
 from thinkers.errors import UsageError
-from thinkers.inspecting import inspect, is_end, label, principal_plane
+from thinkers.inspection.ablate import WAYS, Altered, ablate, over_examples, thoughts_of
+from thinkers.inspection.inspect import inspect, principal_plane
+from thinkers.inspection.page import told
+from thinkers.inspection.results import is_end, label
 from thinkers.models.base import Config, Model, Thought
 
 
@@ -103,7 +105,7 @@ def test_every_variant_can_be_inspected_on_a_text_and_gets_a_page(name, own, tmp
     assert seen.answer is None and seen.first == 0 and len(seen.tokens) == 11
     page = (tmp_path / "a.html").read_text()
     assert "goes on with" in page and len(page) < 300_000
-    assert any("goes on with" in line for line in inspecting_page.told(seen))
+    assert any("goes on with" in line for line in told(seen))
     assert model.training is False
 
 
@@ -130,7 +132,7 @@ def test_a_model_may_be_asked_not_to_think(tmp_path):
     model, task = adder("reasoning_tokens")
     seen = inspect(model, "1+1=", 0, tmp_path / "a.html", task=task)
     assert seen.asked == 0 and seen.num_steps == 1
-    assert inspecting_page.told(seen)[-1].startswith("Unthinking, reasoning_tokens answers")
+    assert told(seen)[-1].startswith("Unthinking, reasoning_tokens answers")
 
 
 def test_tokens_without_a_text_have_a_label():

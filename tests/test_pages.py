@@ -10,9 +10,9 @@ from model_cases import tiny
 from test_reports import stands_alone
 
 import thinkers
-from thinkers.ablating import ablate
-from thinkers.inspecting import inspect
-from thinkers.inspecting_page import write
+from thinkers.inspection.ablate import ablate
+from thinkers.inspection.inspect import inspect
+from thinkers.inspection.page import write
 from thinkers.report import html
 from thinkers.runs.result import Run
 

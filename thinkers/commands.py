@@ -265,7 +265,7 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
             f"found: --out {options.out}\nexpected: a file in a folder that exists\n"
             "to do: make the folder, or choose another path"
         )
-    from thinkers import inspecting_page as pages
+    from thinkers.inspection import page as pages
 
     num_steps = None if options.num_steps is None else whole("--num_steps", options.num_steps, 0)
     number = whole("--num_examples", options.num_examples or "2000", 2)

@@ -1,7 +1,6 @@
 """ablate(run): does the thought matter? What a model loses when other thoughts take its place."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from torch import Tensor
 from thinkers.checks import check_int
 from thinkers.errors import usage_error
 from thinkers.evaluation.statistics import CONFIDENCE, Interval, by_question, within
+from thinkers.inspection.page import write
+from thinkers.inspection.results import Ablation, Effect
 from thinkers.models.base import Model
 from thinkers.models.generation import evaluating
 from thinkers.runs.result import Run, model_and_task
@@ -61,39 +62,6 @@ WAYS: dict[str, Callable[[Train, int, torch.Generator], Tensor]] = {
     "noise": noise,
     "shuffled steps": shuffled,
 }
-TOLD = {
-    "zeros": "every thought is 0",
-    "another example's": "the thought of the same step of the example before it in its batch",
-    "noise": "drawn from a normal distribution, with each coordinate's mean and deviation",
-    "shuffled steps": "its own thoughts, each at another step than its own",
-}
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What is lost when thoughts are replaced in one way: more is worse, whatever the metric."""
-
-    way: str
-    score: float
-    lost: Interval
-
-    @property
-    def verdict(self) -> str:
-        if self.lost.low > 0:
-            return "the thought matters"
-        return "another is better" if self.lost.high < 0 else "not distinguishable"
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """The score with the model's own thoughts, and what each replacement of them costs."""
-
-    model: str
-    metric: str
-    score: float
-    num_steps: int
-    num_examples: int
-    effects: tuple[Effect, ...]
 
 
 def ablate(
@@ -139,8 +107,6 @@ def ablate(
         effects.append(Effect(way, float(grades.mean()), within(lost, -1.0, [own, grades])))
     found = Ablation(model.name, task.headline, float(own.mean()), steps, len(own), tuple(effects))
     if out is not None:
-        from thinkers.inspecting_page import write
-
         write(out, ablation=found)
     return found
 

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers.ablating import TOLD, Ablation
-from thinkers.inspecting import Inspection, ReadOut, label
+from thinkers.inspection.results import TOLD, Ablation, Inspection, ReadOut, label
 from thinkers.ops import masks
 from thinkers.report import html
 from thinkers.report.html import Section

@@ -1,16 +1,16 @@
 """inspect(run, prompt): what a model would answer after each thinking step; numbers, and a page."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers.errors import usage_error
+from thinkers.inspection.page import write
+from thinkers.inspection.results import Inspection, ReadOut, is_end
 from thinkers.models.base import Model
 from thinkers.models.generation import evaluating
 from thinkers.nn.tracing import watching
@@ -19,77 +19,6 @@ from thinkers.tasks import Task
 
 SHOWN = 5
 """How many of the likeliest tokens are kept."""
-
-
-@dataclass(frozen=True)
-class ReadOut:
-    """What vectors would answer: their likeliest tokens, with probabilities, and how unsure."""
-
-    tokens: Int[Tensor, "k t n"]
-    probabilities: Float[Tensor, "k t n"]
-    entropy: Float[Tensor, "k t"]
-    """In bits."""
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What was seen of one prompt; k counts thinking steps from the first, t positions.
-
-    Args:
-        run: The folder of the model; empty for one that comes without.
-        asked: The number of thinking steps; a model may take none, and has a state all the same.
-        tokens: What was read: the prompt and, where the task has answers, the model's own.
-        prompt_length: How many of them are the prompt; None where a text is gone on with.
-        answer: What the model answers in the end; None where a text is gone on with.
-        answers: What the state would answer.
-        others: The same of other vectors in `extra`: one for each thought, plan or latent.
-        by_position: Which of the others have one column for each position.
-        distance: |s_k - s_k-1|, 0 at the first step.
-        moved: That, relative to |s_k-1|.
-        cosine: Of s_k and s_k-1, 1 at the first step.
-        attention: {what the columns are: how much of it each position reads at each step}.
-        plane: The states in the plane in which they vary most.
-        explained: The share of their variance along each of its two axes.
-    """
-
-    model: Model
-    task: Task
-    run: str
-    asked: int
-    prompt: str
-    tokens: list[int]
-    prompt_length: int | None
-    answer: str | None
-    answers: ReadOut
-    others: Mapping[str, ReadOut]
-    by_position: tuple[str, ...]
-    distance: Float[Tensor, "k t"]
-    moved: Float[Tensor, "k t"]
-    cosine: Float[Tensor, "k t"]
-    attention: Mapping[str, Float[Tensor, "k t n"]]
-    plane: Float[Tensor, "k t 2"]
-    explained: tuple[float, float]
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.moved)
-
-    @property
-    def flips(self) -> Bool[Tensor, "k t"]:
-        """Whether a step changes the answer of the step before."""
-        best = self.answers.tokens[..., 0]
-        return F.pad(best[1:] != best[:-1], (0, 0, 1, 0))
-
-    @property
-    def settled(self) -> Int[Tensor, " t"]:
-        """The step from which each position answers what it does in the end."""
-        steps = torch.arange(1, self.num_steps + 1)[:, None]
-        return (self.flips * steps).amax(0).clamp(min=1)
-
-    @property
-    def first(self) -> int:
-        """The first position that the task asks for: the last of a prompt."""
-        return 0 if self.prompt_length is None else self.prompt_length - 1
 
 
 def inspect(
@@ -111,8 +40,6 @@ def inspect(
     with evaluating(model):
         seen = look(model, task, prompt, model.check_steps(num_steps), folder_of(run))
     if out is not None:
-        from thinkers.inspecting_page import write
-
         write(out, seen)
     return seen
 
@@ -171,19 +98,6 @@ def look(model: Model, task: Task, prompt: str, num_steps: int, run: str = "") -
         plane=plane,
         explained=explained,
     )
-
-
-def is_end(task: Task, token: int, other: int) -> bool:
-    """Whether the task reads nothing after this token: another then adds nothing to the text."""
-    return task.decode([token, other]) == "" != task.decode([other])
-
-
-def label(task: Task, token: int, other: int) -> str:
-    """How a token is shown; `other` is one that has a text."""
-    text = task.decode([token])
-    if text:
-        return text.replace(" ", "␣")
-    return "[end]" if is_end(task, token, other) else f"[{token}]"
 
 
 def read_out(model: Model, states: Float[Tensor, "1 k t c"]) -> ReadOut:
