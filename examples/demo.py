@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import thinkers
-from thinkers import comparing, comparing_page, tasks
+from thinkers import tasks
 from thinkers.cli import guarded
+from thinkers.comparison import page, runner
+from thinkers.comparison.results import PAGE, Comparison
 from thinkers.errors import UsageError
 from thinkers.models.base import Model
 from thinkers.report import html
@@ -30,14 +32,14 @@ def main() -> int:
     options = parse()
     start = time.monotonic()
     compared = compare(options)
-    print(comparing_page.terminal_table(compared))
+    print(page.terminal_table(compared))
     if compared.failures:
         return compared.exit_code
 
     run = options.out / "compared" / compared.results[SHOWN][0].line["run"]
     record = run_folder.read_record(run)
     config = thinkers.Config.from_dict(record["config"])
-    model, task = thinkers.load(run), tasks.from_config(config.task, comparing.JUDGED_SEED)
+    model, task = thinkers.load(run), tasks.from_config(config.task, runner.JUDGED_SEED)
     steps = [n for n in STEPS if n <= model.config.max_steps]
     rows = thinkers.evaluate(model, steps, options.num_examples, task=task)
     scores = {row["num_steps"]: row["exact"] for row in rows}
@@ -57,7 +59,7 @@ def main() -> int:
             settings_section(model, config, record, minutes),
         ],
     )
-    print(f"comparison {compared.folder / comparing.PAGE}")
+    print(f"comparison {compared.folder / PAGE}")
     print(f"work: {60 * minutes:.0f} s")
     print(f"accuracy {scores[usual]:.3f} at {usual} steps, report {report}")
     return 0
@@ -71,7 +73,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare(options: argparse.Namespace) -> comparing.Comparison:
+def compare(options: argparse.Namespace) -> Comparison:
     """All three trained and judged; a demo that was interrupted goes on, a finished one is kept."""
     folder = options.out / "compared"
     is_finished = all((options.out / name).exists() for name in ("report.html", "accuracy.png"))
@@ -147,7 +149,7 @@ def examples_section(model: Model, task: Task, steps: list[int]) -> Section:
     )
 
 
-def others_section(compared: comparing.Comparison) -> Section:
+def others_section(compared: Comparison) -> Section:
     """The other models, which were given the same."""
     lines = {name: results[0].line for name, results in compared.results.items()}
     return Section(

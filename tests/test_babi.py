@@ -8,7 +8,7 @@ import torch
 from story_solver import solve
 
 import thinkers
-from thinkers import matching
+from thinkers.comparison import matching
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models import Batch
 from thinkers.recipes.numbers import learning

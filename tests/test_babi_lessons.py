@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import thinkers
-from thinkers import matching
+from thinkers.comparison import matching
 from thinkers.errors import UsageError
 from thinkers.recipes.numbers import learning
 from thinkers.tasks.babi import Babi

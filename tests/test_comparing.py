@@ -12,12 +12,14 @@ import torch
 from test_reports import Reader
 
 import thinkers
-from thinkers import comparing, plans, tasks
+from thinkers import tasks
 from thinkers.cli import main
-from thinkers.comparing import compare, read
+from thinkers.comparison import plan, runner
+from thinkers.comparison.results import read
+from thinkers.comparison.runner import compare
+from thinkers.comparison.summary import Findings, conclusion
 from thinkers.errors import DamagedError, Interrupted, UsageError
 from thinkers.files import read_lines
-from thinkers.findings import Findings, conclusion
 from thinkers.models import MODELS
 from thinkers.models.looped import Looped
 from thinkers.runs import folder as run_folder
@@ -39,7 +41,7 @@ def quick_disk():
     """Nothing here loses power: waiting for the disk is left out, and most checkpoints are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda _: None)
-        patch.setattr(plans, "POINTS", 3)
+        patch.setattr(plan, "POINTS", 3)
         yield
 
 
@@ -61,13 +63,13 @@ def copied(finished, tmp_path):
 @pytest.fixture
 def trained(monkeypatch):
     """The runs that are trained from here on, by name."""
-    names, train = [], comparing.train
+    names, train = [], runner.train
 
     def spy(*args, **own):
         names.append((own.get("resume") or args[1]).name)
         return train(*args, **own)
 
-    monkeypatch.setattr(comparing, "train", spy)
+    monkeypatch.setattr(runner, "train", spy)
     return names
 
 
@@ -159,7 +161,7 @@ def test_more_seeds_may_be_asked_and_nothing_else(copied, trained):
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    train, came = comparing.train, []
+    train, came = runner.train, []
 
     def stopped(config=None, out=None, **own):
         came.append(out or own["resume"])
@@ -168,7 +170,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, monkeypatch, c
             raise Interrupted("stopped", 15)
         return train(config, out, **own)
 
-    monkeypatch.setattr(comparing, "train", stopped)
+    monkeypatch.setattr(runner, "train", stopped)
     line = ["compare", "add", "--models", "decoder,looped", "--budget", "4e7", *FLAGS]
     line += ["--seeds", "1", "--num_examples", "11", "--out", str(tmp_path / "a")]
     assert main(line) == 143
@@ -235,14 +237,14 @@ def test_the_best_rate_on_the_validation_split_is_taken(tmp_path, trained, monke
         asked_of.append(split)
         return {"exact": merits[(1e-3, 1e-2, 2e-3)[len(asked_of) - 1]]}
 
-    train = comparing.train
+    train = runner.train
 
     def trained_only(*args, **own):
         with monkeypatch.context() as patch:
             patch.setattr("thinkers.training.loop.score_of", lambda *_: {"exact": 0.0})
             return train(*args, **own)
 
-    monkeypatch.setattr(comparing, "train", trained_only)
+    monkeypatch.setattr(runner, "train", trained_only)
     monkeypatch.setattr(thinkers.TASKS["add"], "score", score)
     comparison = small(tmp_path / "a", ["decoder"], lrs=[1e-3, 1e-2, 2e-3], seeds=1)
     assert asked_of == ["valid"] * 3

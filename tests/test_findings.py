@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import thinkers
-from thinkers import comparing, comparing_page
-from thinkers.comparing import compare, read
+from thinkers.comparison.page import scores_section, steps_figure, terminal_table, write_page
+from thinkers.comparison.results import Result, read
+from thinkers.comparison.runner import compare
+from thinkers.comparison.summary import Findings, conclusion, limits, verdict
 from thinkers.evaluation.statistics import Interval
-from thinkers.findings import Findings, conclusion, limits, verdict
 
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
 
@@ -46,7 +47,7 @@ def graded(comparison, scores, seeds=3, number=400, higher_is_better=True, asked
             line |= dict(scores={str(k): float(x.mean()) for k, x in grades.items()})
             points = grades[usual][None]
             questions = np.arange(number) if asked is None else asked
-            results[name].append(comparing.Result(line, grades, points, questions))
+            results[name].append(Result(line, grades, points, questions))
     plan = replace(comparison.plan, seeds=seeds)
     return replace(comparison, plan=plan, results=results)
 
@@ -111,22 +112,22 @@ def test_runs_that_failed_are_not_counted(finished):
     none = Findings(failed(made, ("looped", 0), ("looped", 1)))
     assert conclusion(none).startswith("decoder alone was judged")
     assert conclusion(none).endswith("No run of looped could be judged.")
-    page = comparing_page.scores_section(one).text
-    assert "over 2 seeds (1 run failed)" in page
+    shown = scores_section(one).text
+    assert "over 2 seeds (1 run failed)" in shown
 
 
 def test_a_page_is_written_when_all_runs_failed(finished):
     made = graded(read(finished), {"decoder": {1: 0.5}, "looped": {4: 0.9}}, seeds=1)
     everything = failed(made, ("decoder", 0), ("looped", 0))
-    comparing_page.write_page(everything)
-    page = (finished / "report.html").read_text()
-    assert "Nothing can be concluded" in page and page.count("it broke") == 2
-    assert "Nothing can be concluded" in comparing_page.terminal_table(everything)
+    write_page(everything)
+    shown = (finished / "report.html").read_text()
+    assert "Nothing can be concluded" in shown and shown.count("it broke") == 2
+    assert "Nothing can be concluded" in terminal_table(everything)
 
 
 def test_one_seed_draws_no_bands_and_leaves_intervals_unknown(finished):
     findings = Findings(graded(read(finished), {"decoder": {1: 0.5}, "looped": {4: 0.9}}, seeds=1))
-    rows = comparing_page.scores_section(findings).rows
+    rows = scores_section(findings).rows
     assert [row[2] for row in rows] == ["unknown", "unknown"] and "(unknown)" in rows[1][3]
-    axes = comparing_page.steps_figure(findings, by_flops=False).axes[0]
+    axes = steps_figure(findings, by_flops=False).axes[0]
     assert not axes.collections

@@ -1,7 +1,7 @@
 """Files of JSON lines: whole after a kill, whole with several writers."""
 
+from thinkers.comparison.workers import run_each
 from thinkers.files import append_line, read_lines
-from thinkers.workers import run_each
 
 
 def writes(file, number):

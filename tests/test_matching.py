@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import thinkers
-from thinkers import matching, plans
 from thinkers.cli import main
+from thinkers.comparison import matching
+from thinkers.comparison.plan import Plan, _budget
 from thinkers.errors import UsageError
 from thinkers.models import MODELS
-from thinkers.plans import Plan
 
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
 FLAGS = [f"--{key}={value}" for key, value in SMALL.items()]
@@ -99,7 +99,7 @@ def test_equal_updates_and_equal_seconds():
     ],
 )
 def test_a_budget_is_read_in_its_unit(budget, match, wanted):
-    assert plans._budget(match, budget) == wanted
+    assert _budget(match, budget) == wanted
 
 
 def test_settings_come_from_the_nearest_recipe():

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import thinkers
-from thinkers.comparing import compare
+from thinkers.comparison.runner import compare
+from thinkers.comparison.workers import run_each
 from thinkers.errors import Interrupted, NonFiniteError, ThinkersError
 from thinkers.files import read_lines
-from thinkers.workers import run_each
 
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
 
@@ -89,7 +89,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from thinkers.errors import Interrupted
-from thinkers.workers import run_each
+from thinkers.comparison.workers import run_each
 sys.path.insert(0, {tests!r})
 from test_workers import waits
 if __name__ == "__main__":
@@ -154,7 +154,7 @@ UNGUARDED = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_workers import square
-from thinkers.workers import run_each
+from thinkers.comparison.workers import run_each
 print(list(run_each(square, [(1,), (2,)], 2)))
 """
 

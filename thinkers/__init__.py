@@ -25,7 +25,7 @@ _HOMES = {
     "evaluation.generate": ("answer", "generate", "stream"),
     "inspection.inspect": ("inspect",),
     "inspection.ablate": ("ablate",),
-    "comparing": ("compare",),
+    "comparison.runner": ("compare",),
     "nn.processor": ("Output", "Probe", "Process", "Read"),
     "nn.latent_noise": ("Disturb",),
     "nn.latent_store": ("LatentStore",),

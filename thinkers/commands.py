@@ -188,7 +188,9 @@ def reproduce(options: argparse.Namespace, settings: list[str]) -> int:
 
 
 def compare(options: argparse.Namespace, settings: list[str]) -> int:
-    from thinkers import comparing_page, plans
+    from thinkers.comparison.page import terminal_table
+    from thinkers.comparison.plan import Plan
+    from thinkers.comparison.results import PAGE
 
     wishes: dict[str, Any] = {
         "task": options.task,
@@ -205,7 +207,7 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
     }
     workers = 1 if options.workers is None else whole("--workers", options.workers, 1)
     if options.dry_run:
-        print(plans.Plan.of(**wishes).table(workers))
+        print(Plan.of(**wishes).table(workers))
         return 0
     comparison = thinkers.compare(
         **wishes,
@@ -214,8 +216,8 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
         workers=workers,
         tracking=options.tracking,
     )
-    print(comparing_page.terminal_table(comparison))
-    print(f"page {comparison.folder / comparing_page.PAGE}")
+    print(terminal_table(comparison))
+    print(f"page {comparison.folder / PAGE}")
     return comparison.exit_code
 
 

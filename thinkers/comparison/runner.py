@@ -2,80 +2,42 @@
 
 import contextlib
 import hashlib
-import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from thinkers import matching, tasks
+from thinkers import tasks
 from thinkers.checks import check_int
+from thinkers.comparison import matching
+from thinkers.comparison.following import Following
+from thinkers.comparison.metering import metered, one_thread
+from thinkers.comparison.page import write_page
+from thinkers.comparison.plan import Plan
+from thinkers.comparison.results import RESULTS, Comparison, read, write_grades
+from thinkers.comparison.workers import run_each
 from thinkers.config.experiment import Config
 from thinkers.devices import find_device
-from thinkers.errors import DamagedError, Interrupted, LockedError, ThinkersError, UsageError
-from thinkers.files import append_line, read_lines, write_file
-from thinkers.following import Following
-from thinkers.metering import metered, one_thread
+from thinkers.errors import Interrupted, LockedError, ThinkersError, UsageError
+from thinkers.files import append_line, read_lines
 from thinkers.models.base import Model
 from thinkers.optional import require
-from thinkers.plans import Plan
 from thinkers.runs import checkpoint, trackers
 from thinkers.runs import folder as run_folder
 from thinkers.runs.result import load
 from thinkers.runs.trackers import Sink, Tracking
 from thinkers.tasks.base import questions_of
 from thinkers.training.loop import train
-from thinkers.workers import run_each
 
-RESULTS, SEARCH, SITTINGS = "results.jsonl", "search.jsonl", "sittings.jsonl"
-PAGE, GRADES = "report.html", "grades.npz"
+SEARCH, SITTINGS = "search.jsonl", "sittings.jsonl"
 POINT_EXAMPLES = 500
 """On how many examples each checkpoint of a run is judged."""
 SEARCH_SEED = 2**31
 """Of the runs that find a learning rate, which are no part of the result."""
 JUDGED_SEED = 0
 """All are judged on the examples of this seed: none is trained on, whatever the run's seed."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A run that was trained and judged.
-
-    Args:
-        line: What results.jsonl holds of it.
-        grades: {thinking steps: the headline of each held-out example}.
-        points: The same at the usual number of steps, of each checkpoint in line["curve"].
-        questions: Which question each example asks, by its number.
-    """
-
-    line: Mapping[str, Any]
-    grades: Mapping[int, np.ndarray]
-    points: np.ndarray
-    questions: np.ndarray
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What came of a comparison.
-
-    Args:
-        results: {contender: its runs that were judged, by seed}.
-        failures: The lines of runs that could not be finished.
-    """
-
-    folder: Path
-    plan: Plan
-    results: Mapping[str, Sequence[Result]]
-    failures: Sequence[Mapping[str, Any]]
-
-    @property
-    def exit_code(self) -> int:
-        """0, or what the first run that failed would have ended with."""
-        return int(self.failures[0]["exit_code"]) if self.failures else 0
 
 
 def compare(
@@ -126,8 +88,6 @@ def compare(
         settings=dict(settings or {}),
         num_examples=num_examples,
     )
-    from thinkers.comparing_page import write_page
-
     for module in ("jinja2", "matplotlib"):
         require(
             module, "report", "a report"
@@ -159,21 +119,6 @@ def compare(
         if sink is not None:
             _tell(sink, comparison)
         return comparison
-
-
-def read(folder: str | Path) -> Comparison:
-    """What has been finished of the comparison in `folder`."""
-    path = Path(folder)
-    plan = Plan.read(path)
-    last = {(line["model"], line["seed"]): line for line in read_lines(path / RESULTS)}
-    wanted = [(one.name, seed) for one in plan.contenders for seed in range(plan.seeds)]
-    found = [last[key] for key in wanted if key in last]
-    results: dict[str, list[Result]] = {one.name: [] for one in plan.contenders}
-    for line in found:
-        if line["status"] == "done":
-            results[line["model"]].append(_read_result(path, line))
-    failures = [line for line in found if line["status"] == "failed"]
-    return Comparison(path, plan, results, failures)
 
 
 def _run_all(folder: Path, plan: Plan, workers: int, tracking: Tracking | None) -> None:
@@ -222,7 +167,7 @@ def _finish(
     usual = usual_steps(model)
     curve, points = _curve(home, model, task, min(POINT_EXAMPLES, plan.num_examples))
     questions = questions_of(task, "test", plan.num_examples, grades[usual])
-    _write_grades(home, grades, points, questions)
+    write_grades(home, grades, points, questions)
     checkpoint.prune(home / "checkpoints", 1)
     return {
         "status": "done",
@@ -349,28 +294,6 @@ def usual_steps(model: Model) -> int:
     """The depth that a model is known by: the one it was built for, as one of `step_counts`."""
     counts = model.step_counts
     return model.config.num_steps if model.config.num_steps in counts else counts[0]
-
-
-def _write_grades(
-    home: Path, grades: Mapping[int, np.ndarray], points: np.ndarray, questions: np.ndarray
-) -> None:
-    buffer = io.BytesIO()
-    arrays = {f"steps_{k}": x for k, x in grades.items()}
-    arrays |= {"points": points, "questions": questions}
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_file(home / GRADES, buffer.getvalue())
-
-
-def _read_result(folder: Path, line: Mapping[str, Any]) -> Result:
-    file = folder / line["run"] / GRADES
-    try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
-            grades = {int(k): found[f"steps_{k}"] for k in line["scores"]}
-            number = grades[line["num_steps"]].size
-            asked = found["questions"] if "questions" in found else np.arange(number)
-            return Result(line, grades, found["points"], asked)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise DamagedError(f"{file} must hold the grades of a run: {error}") from None
 
 
 def _told(error: Exception) -> dict[str, Any]:

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkers.checks import check_int
-from thinkers.config.experiment import Config
-from thinkers.errors import DamagedError, UsageError, nearest, usage_error
-from thinkers.matching import (
+from thinkers.comparison.matching import (
     CONTROLS,
     Contender,
     contenders,
@@ -19,6 +17,8 @@ from thinkers.matching import (
     seconds_per_update,
     updates_for,
 )
+from thinkers.config.experiment import Config
+from thinkers.errors import DamagedError, UsageError, nearest, usage_error
 from thinkers.models import MODELS
 from thinkers.runs import folder as run_folder
 from thinkers.tasks import TASKS

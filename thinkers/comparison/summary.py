@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from thinkers.comparing import Comparison, Result
+from thinkers.comparison.results import Comparison, Result
 from thinkers.evaluation import statistics
 from thinkers.evaluation.statistics import Interval
 

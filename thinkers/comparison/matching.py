@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from thinkers import models, tasks
+from thinkers.comparison.metering import one_thread
 from thinkers.config.experiment import Config, sizes
 from thinkers.config.overrides import override
 from thinkers.devices import find_device
 from thinkers.errors import usage_error
-from thinkers.metering import one_thread
 from thinkers.models import MODELS
 from thinkers.models.base import Batch, Model
 from thinkers.recipes import RECIPES

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thinkers.comparing import PAGE, Comparison
-from thinkers.findings import (
+from thinkers.comparison.results import PAGE, Comparison
+from thinkers.comparison.summary import (
     UNITS,
     Findings,
     Point,
