@@ -25,7 +25,7 @@ import torch
 import torch._dynamo  # the first optimiser of a process imports it
 
 import thinkers
-from thinkers.cli import main
+from thinkers.cli.main import main
 from thinkers.runs import checkpoint  # noqa: F401, imported once for all
 
 RECIPE = [

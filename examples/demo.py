@@ -11,7 +11,7 @@ from pathlib import Path
 
 import thinkers
 from thinkers import tasks
-from thinkers.cli import guarded
+from thinkers.cli.main import guarded
 from thinkers.comparison import page, runner
 from thinkers.comparison.results import PAGE, Comparison
 from thinkers.errors import UsageError

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import thinkers
-from thinkers import cli, commands
+from thinkers.cli import commands, main
 from thinkers.errors import DamagedError, Interrupted, LockedError, NonFiniteError, ResourceError
 
 ADD = ["train", "add/looped"]
@@ -185,7 +185,7 @@ def here(tmp_path, monkeypatch):
     ("line", "message"), BAD_LINES, ids=lambda x: " ".join(x)[:60] if isinstance(x, list) else ""
 )
 def test_a_bad_line_ends_with_2_in_three_lines_and_leaves_nothing(line, message, here, capsys):
-    assert cli.main(line) == 2
+    assert main.main(line) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert 1 <= len(err.splitlines()) <= 3, err
@@ -221,7 +221,7 @@ def test_a_mistake_is_told_within_3_seconds_of_process_time(line, tmp_path):
 
 
 def test_names_are_found_without_importing_torch(tmp_path):
-    code = "import sys, thinkers.cli; thinkers.cli.main(['trian']); print('torch' in sys.modules)"
+    code = "import sys, thinkers.cli.main as c; c.main(['trian']); print('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(thinkers.__file__).parents[1])}
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
@@ -230,7 +230,7 @@ def test_names_are_found_without_importing_torch(tmp_path):
 
 
 def test_windows_is_refused_in_one_line():
-    code = "import sys; sys.platform = 'win32'; import thinkers.cli"
+    code = "import sys; sys.platform = 'win32'; import thinkers.cli.main"
     environment = os.environ | {"PYTHONPATH": str(Path(thinkers.__file__).parents[1])}
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
@@ -240,7 +240,7 @@ def test_windows_is_refused_in_one_line():
 
 @pytest.mark.parametrize("kind", ["models", "tasks", "recipes"])
 def test_list_shows_every_name_with_what_it_is(kind, capsys):
-    assert cli.main(["list", kind]) == 0
+    assert main.main(["list", kind]) == 0
     out = capsys.readouterr().out
     for name, thing in getattr(thinkers, kind.upper()).items():
         assert f"  {name} " in out and commands.summary(thing) in out
@@ -248,22 +248,22 @@ def test_list_shows_every_name_with_what_it_is(kind, capsys):
 
 
 def test_print_config_gives_what_config_reads(here, capsys):
-    assert cli.main([*ADD, "--model.dim=32", "--print-config"]) == 0
+    assert main.main([*ADD, "--model.dim=32", "--print-config"]) == 0
     written = capsys.readouterr().out
     assert "dim: 32" in written
     (here / "mine.yaml").write_text(written)
-    assert cli.main([*ADD, "--config", "mine.yaml", "--print_config"]) == 0
+    assert main.main([*ADD, "--config", "mine.yaml", "--print_config"]) == 0
     assert capsys.readouterr().out == written
 
 
 def test_help_of_a_recipe_lists_its_settings(capsys):
-    assert cli.main([*ADD, "--help"]) == 0
+    assert main.main([*ADD, "--help"]) == 0
     out = capsys.readouterr().out
     assert "--out" in out and "--model.num_steps" in out and "--training.lr" in out
 
 
 def test_dry_run_tells_the_needs_and_writes_nothing(here, capsys):
-    assert cli.main([*ADD, *TINY, "--dry_run"]) == 0
+    assert main.main([*ADD, *TINY, "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert [line.split("  ")[0] for line in out.splitlines()] == [
         "parameters",
@@ -275,33 +275,33 @@ def test_dry_run_tells_the_needs_and_writes_nothing(here, capsys):
 
 
 def test_train_evaluate_generate_and_extend(here, capsys):
-    assert cli.main([*ADD, *TINY, "--out=a"]) == 0
+    assert main.main([*ADD, *TINY, "--out=a"]) == 0
     assert "run a" in capsys.readouterr().out.splitlines()[-1]
-    assert cli.main(["evaluate", "a", "--num_steps=1,3", "--num-examples", "11"]) == 0
+    assert main.main(["evaluate", "a", "--num_steps=1,3", "--num-examples", "11"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["steps", "1", "3"]
-    assert cli.main(["evaluate", "a", "--num_steps=3", "--num_examples=11", "--out=s.json"]) == 0
+    assert main.main(["evaluate", "a", "--num_steps=3", "--num_examples=11", "--out=s.json"]) == 0
     (told,) = json.loads((here / "s.json").read_text())["scores"].items()
     assert told == ("3", thinkers.evaluate("a", num_steps=3, num_examples=11)[0])
     capsys.readouterr()
-    assert cli.main(["generate", "a", "--prompt", "12+34=", "--num_steps", "2"]) == 0
+    assert main.main(["generate", "a", "--prompt", "12+34=", "--num_steps", "2"]) == 0
     assert capsys.readouterr().out.startswith("12+34=")
     for prompt in ("", "12+x=", "1" * 50):
-        assert cli.main(["generate", "a", f"--prompt={prompt}"]) == 2
-    assert cli.main(["generate", "a", "--prompt=1+2=", "--num_steps=99"]) == 2
+        assert main.main(["generate", "a", f"--prompt={prompt}"]) == 2
+    assert main.main(["generate", "a", "--prompt=1+2=", "--num_steps=99"]) == 2
     capsys.readouterr()
-    assert cli.main(["generate", "a", "--prompt=12+34"]) == 2
+    assert main.main(["generate", "a", "--prompt=12+34"]) == 2
     assert "'12+34', which asks nothing yet" in capsys.readouterr().err
-    assert cli.main(["generate", "a", "--prompt=12+34=4"]) == 0  # an answer that is begun
-    assert cli.main([*ADD, *TINY, "--out=a"]) == 2
+    assert main.main(["generate", "a", "--prompt=12+34=4"]) == 0  # an answer that is begun
+    assert main.main([*ADD, *TINY, "--out=a"]) == 2
     assert "--resume a" in capsys.readouterr().err
-    assert cli.main(["train", "--resume", "a", "--training.num-updates", "5"]) == 0
+    assert main.main(["train", "--resume", "a", "--training.num-updates", "5"]) == 0
     record = (here / "a" / "config.json").read_text()
     assert '"num_updates": 5' in record and "model.dim=8" in record
 
 
 def test_a_run_goes_into_a_folder_named_by_recipe_and_seed(here):
-    assert cli.main([*ADD, *TINY, "--training.seed=3"]) == 0
+    assert main.main([*ADD, *TINY, "--training.seed=3"]) == 0
     assert (here / "runs" / "add-looped-3" / "config.json").exists()
 
 
@@ -312,10 +312,10 @@ def test_a_file_of_the_users_adds_a_recipe(here, capsys):
     )
     line = ["train", "mine/looped", "--import-module", "mine.py", "--dry_run", *TINY]
     try:
-        assert cli.main(line) == 0
+        assert main.main(line) == 0
     finally:
         thinkers.RECIPES.pop("mine/looped", None)
-    assert cli.main(["train", "mine/looped"]) == 2
+    assert main.main(["train", "mine/looped"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -341,12 +341,12 @@ def test_each_error_has_its_code_and_no_traceback(error, code, monkeypatch, caps
         raise error
 
     monkeypatch.setattr(commands, "list_names", fail)
-    assert cli.main(["list"]) == code
+    assert main.main(["list"]) == code
     err = capsys.readouterr().err
     assert 1 <= len(err.splitlines()) <= 3 and "Traceback" not in err
     assert ("--debug" in err) == (code == 1)
 
 
 def test_debug_shows_the_traceback(capsys):
-    assert cli.main([*ADD, "--model.dim=0", "--debug"]) == 2
+    assert main.main([*ADD, "--model.dim=0", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from test_reports import Reader
 
 import thinkers
 from thinkers import tasks
-from thinkers.cli import main
+from thinkers.cli.main import main
 from thinkers.comparison import plan, runner
 from thinkers.comparison.results import read
 from thinkers.comparison.runner import compare

@@ -72,7 +72,8 @@ def test_a_terminal_has_them_in_place(tmp_path, monkeypatch):
 
 def test_a_reader_that_leaves_does_not_end_the_comparison(tmp_path):
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom thinkers.comparison.following import Following\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from thinkers.comparison.following import Following\n"
         f"with Following(Path({str(tmp_path)!r})) as shown:\n"
         "    for i in range(50):\n        shown.say(f'line {i}')\n        time.sleep(0.01)\n"
         "Path('done').touch()\n"

@@ -5,7 +5,8 @@ import json
 import torch
 
 import thinkers
-from thinkers import cli, commands, published
+from thinkers import published
+from thinkers.cli import commands, main
 from thinkers.models.thinker import Thinker
 
 SETTINGS = {
@@ -49,7 +50,7 @@ def test_the_command_makes_a_model_folder(tmp_path, capsys):
     weights = checkpoint(tmp_path)
     out = tmp_path / "out"
     words = ["import", "thinker", str(tmp_path / "model.pt"), "--settings"]
-    assert cli.main([*words, str(tmp_path / "settings.json"), "--out", str(out)]) == 0
+    assert main.main([*words, str(tmp_path / "settings.json"), "--out", str(out)]) == 0
     assert "thinker with" in capsys.readouterr().out
     dumped = published.dump(thinkers.load(out))
     assert dumped.keys() == weights.keys()
@@ -60,11 +61,11 @@ def test_what_cannot_be_imported_is_refused(tmp_path, capsys):
     checkpoint(tmp_path)
     out, settings = tmp_path / "out", str(tmp_path / "settings.json")
     rest = ["--settings", settings, "--out", str(out)]
-    assert cli.main(["import", "thinkr", str(tmp_path / "model.pt"), *rest]) == 2
+    assert main.main(["import", "thinkr", str(tmp_path / "model.pt"), *rest]) == 2
     assert "thinker" in capsys.readouterr().err
-    assert cli.main(["import", "thinker", str(tmp_path / "absent.pt"), *rest]) == 3
+    assert main.main(["import", "thinker", str(tmp_path / "absent.pt"), *rest]) == 3
     (tmp_path / "model.pt").write_bytes(b"no checkpoint")
-    assert cli.main(["import", "thinker", str(tmp_path / "model.pt"), *rest]) == 3
+    assert main.main(["import", "thinker", str(tmp_path / "model.pt"), *rest]) == 3
     assert len(capsys.readouterr().err.strip().splitlines()) <= 6
     assert not out.exists()
 

@@ -12,7 +12,7 @@ from model_cases import CASES, NAMES, ids, tiny
 from torch import nn
 
 import thinkers
-from thinkers import cli
+from thinkers.cli import main
 from thinkers.errors import UsageError
 from thinkers.inspection.ablate import WAYS, Altered, ablate, over_examples, thoughts_of
 from thinkers.inspection.inspect import inspect, principal_plane
@@ -301,14 +301,14 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "a"
     words = ["train", "add/looped", "--out", str(folder), "--training.num_updates", "2"]
-    assert cli.main([*words, "--model.dim", "32", "--training.evaluate_examples", "5"]) == 0
+    assert main.main([*words, "--model.dim", "32", "--training.evaluate_examples", "5"]) == 0
     return folder
 
 
 def test_the_command_prints_each_step_and_writes_a_page(run, tmp_path, capsys):
     out = tmp_path / "report.html"
     words = ["inspect", str(run), "--prompt", "12+34=", "--num-steps", "3", "--out", str(out)]
-    assert cli.main([*words, "--ablate", "--num_examples", "11"]) == 0
+    assert main.main([*words, "--ablate", "--num_examples", "11"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["step", "would", "answer"]
     assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "3"]
@@ -336,11 +336,11 @@ def test_the_command_prints_each_step_and_writes_a_page(run, tmp_path, capsys):
     ],
 )
 def test_what_is_wrong_is_told_in_three_lines(run, words, told, capsys):
-    assert cli.main(["inspect", str(run), *words]) == 2
+    assert main.main(["inspect", str(run), *words]) == 2
     error = capsys.readouterr().err
     assert told in error and len(error.splitlines()) <= 3
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
-    assert cli.main(["inspect", str(tmp_path), "--prompt", "1+1="]) == 2
+    assert main.main(["inspect", str(tmp_path), "--prompt", "1+1="]) == 2
     assert "must be the folder of a run" in capsys.readouterr().err

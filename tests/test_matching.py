@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import thinkers
-from thinkers.cli import main
+from thinkers.cli.main import main
 from thinkers.comparison import matching
 from thinkers.comparison.plan import Plan, _budget
 from thinkers.errors import UsageError

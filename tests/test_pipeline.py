@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from thinkers import cli
+from thinkers.cli import main
 
 HOME = Path(__file__).parents[1] / "examples" / "pipeline"
 SMALL = {
@@ -55,7 +55,7 @@ def test_each_stage_is_a_command_that_works(here, monkeypatch):
             monkeypatch.setattr(sys, "argv", words)
             runpy.run_path(words[0], run_name="__main__")
         else:
-            assert program == "thinkers" and cli.main(words) == 0
+            assert program == "thinkers" and main.main(words) == 0
         for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
             assert Path(out if isinstance(out, str) else next(iter(out))).exists()
     check_results(here)

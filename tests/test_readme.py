@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from thinkers import cli
+from thinkers.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,14 +30,14 @@ def test_the_commands_name_flags_that_exist(command, capsys, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     Path("input.txt").write_text("some words\n" * 99)
     words = command.replace('"', "").split()[1:]
-    own, settings = cli.split(words)
-    options = cli.command_line()[0].parse_args(own)
+    own, settings = main.split(words)
+    options = main.command_line()[0].parse_args(own)
     if own[0] == "train" and options.recipe:
-        assert cli.main([*words, "--print_config"]) == 0
+        assert main.main([*words, "--print_config"]) == 0
 
 
 def test_there_are_commands_of_every_verb():
-    assert {command.split()[1] for command in COMMANDS} == set(cli.command_line()[1])
+    assert {command.split()[1] for command in COMMANDS} == set(main.command_line()[1])
 
 
 def test_links_lead_to_files():

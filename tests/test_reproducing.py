@@ -5,7 +5,7 @@ import json
 import pytest
 
 import thinkers
-from thinkers import cli
+from thinkers.cli import main
 from thinkers.config.experiment import Config
 from thinkers.config.training import Training
 from thinkers.errors import DamagedError, UsageError
@@ -83,14 +83,14 @@ def test_a_run_that_never_ended_is_compared_as_far_as_it_came(tmp_path):
 def test_what_differs_is_found(tmp_path, capsys, change, told):
     run = thinkers.train(config(), tmp_path / "a")
     edit(run.folder, change)
-    assert cli.main(["reproduce", str(run.folder)]) == 1
+    assert main.main(["reproduce", str(run.folder)]) == 1
     assert f"not equal: {told}" in capsys.readouterr().out
 
 
 def test_the_clock_may_differ(tmp_path, capsys):
     run = thinkers.train(config(), tmp_path / "a")
     edit(run.folder, lambda line: line.update(minutes=99.0))
-    assert cli.main(["reproduce", str(run.folder), "--out", str(tmp_path / "x")]) == 0
+    assert main.main(["reproduce", str(run.folder), "--out", str(tmp_path / "x")]) == 0
     out = capsys.readouterr().out
     assert "equal bit for bit: 4 lines of metrics up to update 7, and the weights" in out
 
@@ -102,7 +102,7 @@ def test_other_weights_and_other_versions_are_told(tmp_path, capsys):
     record = json.loads((run.folder / "config.json").read_text())
     record["versions"]["torch"] = "1.0"
     (run.folder / "config.json").write_text(json.dumps(record))
-    assert cli.main(["reproduce", str(run.folder)]) == 0
+    assert main.main(["reproduce", str(run.folder)]) == 0
     out = capsys.readouterr().out
     assert "versions was" in out and "the metrics are equal, and the weights differ" in out
 

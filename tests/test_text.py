@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import thinkers
-from thinkers import cli
+from thinkers.cli import main
 from thinkers.config.experiment import Config, sizes
 from thinkers.config.overrides import override
 from thinkers.data import token_cache
@@ -332,14 +332,14 @@ def test_a_vocabulary_that_is_damaged_or_gone_is_named(trained, tmp_path):
 
 def test_commands(trained, tmp_path, capsys):
     told = ["--max_new_tokens=9", "--num-samples", "2", "--seed=3", "--top_k=5", "--top_p=0.9"]
-    assert cli.main(["generate", str(trained), "--prompt=3 V", *told]) == 0
+    assert main.main(["generate", str(trained), "--prompt=3 V", *told]) == 0
     first, second = capsys.readouterr().out.split("---\n")
     expected = thinkers.generate(
         trained, "3 V", max_new_tokens=9, num_samples=2, seed=3, top_k=5, top_p=0.9
     )
     assert [first.removesuffix("\n"), second.removesuffix("\n")] == expected
     (tmp_path / "other.txt").write_text(POEM[300:700])
-    assert cli.main(["evaluate", str(trained), f"--task.test_path={tmp_path / 'other.txt'}"]) == 0
+    assert main.main(["evaluate", str(trained), f"--task.test_path={tmp_path / 'other.txt'}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["steps", "loss", "bits_per_byte"] and len(lines) == 2
     for words, code in (
@@ -351,10 +351,10 @@ def test_commands(trained, tmp_path, capsys):
         (["train", "shakespeare/decoder", "--dry_run"], 2),
         (["train", "shakespeare/decoder", "--task.path=nowhere", f"--out={tmp_path / 'no'}"], 3),
     ):
-        assert cli.main(words) == code
+        assert main.main(words) == code
         assert 1 <= len(capsys.readouterr().err.splitlines()) <= 3
     assert not (tmp_path / "no").exists()
-    assert cli.main(["train", "shakespeare/decoder", "--print_config"]) == 0
+    assert main.main(["train", "shakespeare/decoder", "--print_config"]) == 0
     assert "vocab_size: null" in capsys.readouterr().out
 
 
@@ -362,7 +362,7 @@ def test_sampling_is_refused_for_a_run_that_answers(tmp_path, capsys):
     recipe = thinkers.RECIPES["add/decoder"]()
     training = replace(recipe.training, num_updates=1, evaluate_examples=1, device="cpu")
     run = thinkers.train(replace(recipe, training=training), out=tmp_path / "add")
-    assert cli.main(["generate", str(run.folder), "--prompt=1+2=", "--top_k=3"]) == 2
+    assert main.main(["generate", str(run.folder), "--prompt=1+2=", "--top_k=3"]) == 2
     assert "--top_k" in capsys.readouterr().err
     with pytest.raises(UsageError, match="thinkers.answer asks it"):
         thinkers.generate(run.folder, "1+2=")

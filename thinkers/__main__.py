@@ -1,6 +1,6 @@
 """`python -m thinkers` is the command `thinkers`."""
 
-from thinkers.cli import console
+from thinkers.cli.main import console
 
 if __name__ == "__main__":
     console()

@@ -14,8 +14,8 @@ if sys.platform == "win32":
     raise SystemExit(2)
 
 import thinkers
-from thinkers import commands
-from thinkers.commands import raise_unknown
+from thinkers.cli import commands
+from thinkers.cli.commands import raise_unknown
 from thinkers.errors import ResourceError, ThinkersError, UsageError
 from thinkers.plugins import import_file
 
@@ -268,7 +268,7 @@ def exit_code(error: BaseException) -> int:
 def raised_here(error: BaseException) -> bool:
     """Whether a line of this package raised it: then it is about what a user asked for."""
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
+    return bool(frames) and Path(__file__).parents[1] in Path(frames[-1].filename).parents
 
 
 def explain(error: BaseException, code: int) -> list[str]:
