@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import ROOT
 from torch import nn
 
 import thinkers
@@ -21,7 +22,7 @@ from thinkers.models.generation import stream
 from thinkers.runs.result import task_of
 from thinkers.tasks.text import Text
 
-SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
+SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 POEM = "".join(f"{i} Vögel, {i * i} Lieder;\n" for i in range(97))
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_reports import Reader
+from html_reader import Reader
 
 import thinkers
 from thinkers import tasks

@@ -2,19 +2,16 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from golden import read_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from thinkers.ops import dense, masks, stop_grad_attention, tiled
-
-GOLDEN = Path(__file__).parent / "test_ops_golden"
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -170,9 +167,9 @@ def laid_out(x, layout):
 @pytest.mark.parametrize("kind", ["bool_causal", "float", "v_only"])
 @pytest.mark.parametrize("backend", ["auto", "block"])
 def test_golden_files(kind, backend):
-    with safe_open(GOLDEN / f"stop_grad_attention_{kind}.safetensors", "pt") as file:
-        x = {name: file.get_tensor(name) for name in file.keys()}
-        causal = json.loads(file.metadata()["causal"])
+    settings, groups = read_golden(f"stop_grad_attention_{kind}")
+    x = {f"{group}.{name}": y for group, part in groups.items() for name, y in part.items()}
+    causal = json.loads(settings["causal"])
     q, k, v = (x[f"in.{name}"].requires_grad_() for name in "qkv")
     stops = {f"stop_{name}": x.get(f"in.{name}_stop_grad") for name in "qkv"}
     out = stop_grad_attention(q, k, v, causal=causal, backend=backend, **stops)

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 from browser import CHROMIUM, Browser
+from html_reader import stands_alone
 from model_cases import tiny
-from test_reports import stands_alone
 
 import thinkers
 from thinkers.inspection.ablate import ablate

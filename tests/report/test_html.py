@@ -1,73 +1,21 @@
 """Reports and the demo: pages that stand alone, pictures, and what is asked of their text."""
 
-import base64
-import hashlib
 import json
 import re
 import runpy
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from html_reader import Reader, stands_alone
+from paths import ROOT
 
 from thinkers.errors import UsageError
 from thinkers.report import html
 from thinkers.report.html import Section, accuracy_figure, write_page, write_png
 
-ROOT = Path(__file__).parents[1]
 SCORES = {1: 0.125, 2: 0.5, 4: 0.994, 16: 0.871}
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-class Reader(HTMLParser):
-    """The text of a page, and its tags with their attributes."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def hashed(text):
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-
-def stands_alone(page):
-    """Whether a page fetches nothing, and allows its own sheet and script alone, if it has one."""
-    found = Reader(page)
-    (csp,) = [
-        a["content"] for tag, a in found.tags if a.get("http-equiv") == "Content-Security-Policy"
-    ]
-    rules = dict(rule.strip().split(" ", 1) for rule in csp.split(";"))
-    styles = re.findall(r"(?s)<style>(.*?)</style>", page)
-    scripts = re.findall(r"(?s)<script>(.*?)</script>", page)
-    assert rules == {
-        "default-src": "'none'",
-        "style-src": hashed(*styles),
-        "script-src": hashed(*scripts) if scripts else "'none'",
-        "img-src": "data:",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
-    sources = [
-        a[key]
-        for _, a in found.tags
-        for key in ("src", "href", "xlink:href", "action", "formaction")
-        if not a.get(key, "#").startswith(("#", "data:image/png;base64,"))
-    ]
-    blocked = [(tag, k) for tag, a in found.tags for k in a if k[:2] == "on" or k == "style"]
-    kinds = [a.get("type") for tag, a in found.tags if tag == "script"]
-    assert sources == [] and blocked == []
-    assert kinds.count(None) == len(scripts) and set(kinds) <= {None, "application/json"}
-    return True
 
 
 def test_a_page_stands_alone_and_escapes_all_text(tmp_path):

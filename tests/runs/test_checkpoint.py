@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 
 from thinkers.errors import DamagedError, LockedError, ResourceError, UsageError
 from thinkers.files import disk_errors, write_file
@@ -16,7 +17,7 @@ from thinkers.runs import checkpoint
 from thinkers.runs import folder as run_folder
 from thinkers.runs.checkpoint import Checkpoint
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def made(update: int, fill: float = 1.0) -> Checkpoint:

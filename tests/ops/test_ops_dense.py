@@ -1,15 +1,13 @@
 """The definitions: against formulas written out, golden files and finite differences."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from golden import read_golden
 
 from thinkers.ops import dense
 
-GOLDEN = Path(__file__).parent / "test_ops_golden"
 B, H, G, T, S, D, N = 2, 6, 3, 5, 7, 11, 3
 
 
@@ -56,9 +54,9 @@ def test_a_query_that_sees_nothing_is_zero_with_zero_gradients():
 
 @pytest.mark.parametrize("kind", ["bool_causal", "float", "v_only"])
 def test_golden_stop_grad_attention(kind):
-    with safe_open(GOLDEN / f"stop_grad_attention_{kind}.safetensors", "pt") as file:
-        x = {name: file.get_tensor(name) for name in file.keys()}
-        causal = json.loads(file.metadata()["causal"])
+    settings, groups = read_golden(f"stop_grad_attention_{kind}")
+    x = {f"{group}.{name}": y for group, part in groups.items() for name, y in part.items()}
+    causal = json.loads(settings["causal"])
     q, k, v = (x[f"in.{name}"].requires_grad_() for name in "qkv")
     stops = {f"stop_{name}": x.get(f"in.{name}_stop_grad") for name in "qkv"}
     out = dense.stop_grad_attention(q, k, v, causal=causal, **stops)

@@ -10,8 +10,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import sys
 from thinkers.config.experiment import Config

@@ -1,33 +1,18 @@
 """The published toy thinker: golden files, where they are at hand, and weights there and back."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors import safe_open
+from golden import read_golden
 
 from thinkers import published
 from thinkers.errors import DataError
 from thinkers.models import build_model, load_model
 from thinkers.models.thinker import Thinker
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 NAMES = ("thinker_a", "thinker_low_rank", "thinker_memory_probe")
 
 
-def golden(name):
-    path = GOLDEN / f"{name}.safetensors"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not at hand")
-    with safe_open(path, "pt") as file:
-        settings = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    groups = {"weights": {}, "in": {}, "out": {}, "grad": {}}
-    for key, tensor in tensors.items():
-        group, _, rest = key.partition(".")
-        groups[group][rest] = tensor
-    groups["weights"] = {k: v.double() for k, v in groups["weights"].items()}
-    return settings, groups
+golden = read_golden
 
 
 def agree(ours, theirs, name):

@@ -1,38 +1,23 @@
 """Reasoning tokens: the author's numbers, a dense oracle, and which future optimises what."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
+from golden import read_golden
 from model_cases import ids
-from safetensors import safe_open
 from torch.nn import functional as F
 
 from thinkers import published
 from thinkers.errors import DataError
 from thinkers.models import Batch, build_model, load_model
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
-COPIED = Path(__file__).parent / "reasoning_tokens_golden"
 NAMES = ("all_predict", "masked", "stop_grad")
 SYSTEM = "self_reasoning_tokens"
 
 
 def golden(name):
-    file = f"reasoning_tokens_{name}.safetensors"
-    path = next((p / file for p in (COPIED, GOLDEN) if (p / file).exists()), None)
-    if path is None:
-        pytest.skip(f"{file} is not at hand")
-    with safe_open(path, "pt") as opened:
-        settings = opened.metadata()
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    groups = {"weights": {}, "in": {}, "out": {}, "grad": {}}
-    for key, tensor in tensors.items():
-        group, _, rest = key.partition(".")
-        groups[group][rest] = tensor
-    groups["weights"] = {k: v.double() for k, v in groups["weights"].items()}
-    return settings, groups
+    return read_golden(f"reasoning_tokens_{name}")
 
 
 def agree(ours, theirs, name, limit=1e-9):

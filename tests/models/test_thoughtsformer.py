@@ -1,10 +1,8 @@
 """ThoughtsFormer against its published numbers and against recomputing every element densely."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors import safe_open
+from golden import read_golden
 from torch.nn import functional as F
 
 import thinkers
@@ -12,8 +10,7 @@ from thinkers import Batch, published
 from thinkers.nn.layers import sinusoidal
 from thinkers.ops import masks
 
-GOLDEN = Path(__file__).parent / "thoughtsformer_golden"
-NAMES = [path.stem for path in sorted(GOLDEN.glob("*.safetensors"))]
+NAMES = ("thoughtsformer_a", "thoughtsformer_noncausal", "thoughtsformer_padded")
 KINDS = ("weight", "bias")
 B, T, N, V = 3, 11, 4, 13
 
@@ -38,14 +35,7 @@ def tokens(b=B, t=T, seed=0):
 
 
 def read(name):
-    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        settings = file.metadata()
-    parts: dict = {"weights": {}, "in": {}, "out": {}, "grad": {}}
-    for key, tensor in tensors.items():
-        kind, name = key.split(".", 1)
-        parts[kind][name] = tensor
-    parts["weights"] = {name: x.double() for name, x in parts["weights"].items()}
+    settings, parts = read_golden(name)
     return parts, settings
 
 

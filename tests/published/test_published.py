@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from golden import read_golden
 from safetensors.torch import save_file
 
 from thinkers import load_model, published
@@ -14,22 +14,11 @@ from thinkers.errors import DataError, UsageError
 from thinkers.models.deepsight import DeepSight
 from thinkers.published import common, unpickle
 
-# Gradients of matrices are left out of our copies, to keep them small; the originals beside a
-# checkout of the whole workshop have all.
-COPIES = Path(__file__).parent / "deepsight_golden"
-ORIGINALS = Path(__file__).parents[2] / "shared" / "golden"
-NAMES = [path.stem for path in sorted(COPIES.glob("*.safetensors"))]
+NAMES = ("deepsight_cosine", "deepsight_mse", "deepsight_no_plan")
 
 
 def read(name: str):
-    path = ORIGINALS / f"{name}.safetensors"
-    with safe_open(path if path.exists() else COPIES / path.name, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        settings = file.metadata()
-    parts: dict = {"weights": {}, "in": {}, "out": {}, "grad": {}}
-    for key, tensor in tensors.items():
-        kind, rest = key.split(".", 1)
-        parts[kind][rest] = tensor.double() if kind == "weights" else tensor
+    settings, parts = read_golden(name)
     return parts, settings
 
 
