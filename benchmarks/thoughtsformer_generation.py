@@ -39,11 +39,11 @@ def measure(model: Model, dense: Dense, tokens: Tensor, rounds: int) -> float:
     ]
     written = [way() for way in ways]
     assert all(torch.equal(written[0], other) for other in written), "other tokens were written"
-    ours, evaluating, training = alternate(ways, rounds)
-    ratio = min(evaluating, training) / ours
+    ours, eval_mode, training = alternate(ways, rounds)
+    ratio = min(eval_mode, training) / ours
     print(
         f"{NEW} tokens, {STEPS} steps, batch {len(tokens)}: {ours:.3f} s cached; recomputed "
-        f"{evaluating:.2f} s in evaluation mode, {training:.2f} s in training mode: {ratio:.1f}x",
+        f"{eval_mode:.2f} s in evaluation mode, {training:.2f} s in training mode: {ratio:.1f}x",
         flush=True,
     )
     return ratio

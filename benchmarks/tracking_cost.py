@@ -30,7 +30,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     worst = 0.0
-    for name in trackers.SINKS:
+    for name in trackers.TRACKERS:
         opening, sending, training = measure(name, options.num_updates)
         share = sending / training
         worst = max(worst, share)
@@ -46,7 +46,7 @@ def measure(name: str, num_updates: int) -> tuple[float, float, float]:
     spent: dict[str, float] = {"__init__": 0.0, "send": 0.0, "finish": 0.0}
 
     def timed(method: str) -> Any:
-        real = getattr(trackers.SINKS[name], method)
+        real = getattr(trackers.TRACKERS[name], method)
 
         def call(*args: Any) -> Any:
             start = time.perf_counter()
@@ -57,10 +57,10 @@ def measure(name: str, num_updates: int) -> tuple[float, float, float]:
 
         return call
 
-    base = trackers.SINKS[name]
-    watched = type(base.__name__, (base,), {method: timed(method) for method in spent})
+    base = trackers.TRACKERS[name]
+    current_record = type(base.__name__, (base,), {method: timed(method) for method in spent})
     home = os.getcwd()
-    trackers.SINKS[name] = watched
+    trackers.TRACKERS[name] = current_record
     config = thinkers.RECIPES["add/decoder"]()
     training = replace(config.training, num_updates=num_updates, device="cpu")
     try:
@@ -76,7 +76,7 @@ def measure(name: str, num_updates: int) -> tuple[float, float, float]:
             whole = time.perf_counter() - start
             os.chdir(home)
     finally:
-        trackers.SINKS[name] = base
+        trackers.TRACKERS[name] = base
     return spent["__init__"], spent["send"] + spent["finish"], whole - spent["__init__"]
 
 

@@ -1,4 +1,4 @@
-"""The layout of the package: rooms on floors, no import that runs upward, files of a readable size."""
+"""The layout: rooms on floors, no import that runs upward, files of a readable size."""
 
 import ast
 import itertools
@@ -22,7 +22,8 @@ FLOORS = (
     ("evaluation",),
     ("inspection", "comparison"),
     ("",),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 """Rooms, from the ground up; a room imports rooms of lower floors only, besides itself.
 

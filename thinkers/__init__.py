@@ -21,6 +21,7 @@ _HOMES = {
     "training.loop": ("train",),
     "training.reproduce": ("reproduce",),
     "runs.result": ("Run", "load"),
+    "runs.trackers": ("TRACKERS",),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.generate": ("answer", "generate", "stream"),
     "inspection.inspect": ("inspect",),

@@ -341,7 +341,7 @@ def test_damage_is_told_with_its_file(copied):
 def test_tracking_is_told_of_each_run_and_of_the_comparison(tmp_path, monkeypatch):
     told = []
 
-    class Recording(trackers.Sink):
+    class Recording(trackers.Tracker):
         module = "json"
 
         def __init__(self, folder, record):
@@ -355,7 +355,7 @@ def test_tracking_is_told_of_each_run_and_of_the_comparison(tmp_path, monkeypatc
             pages = {file.name for file in (tmp_path / "a").glob("*.html")}
             told.append((self.name, status, pages))
 
-    monkeypatch.setitem(trackers.SINKS, "recording", Recording)
+    monkeypatch.setitem(trackers.TRACKERS, "recording", Recording)
     found = small(tmp_path / "a", seeds=1, tracking="recording")
     opened = [name for name, what, _ in told if what == "open"]
     assert opened == ["a", "decoder-0", "looped-0"]

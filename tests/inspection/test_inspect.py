@@ -31,7 +31,7 @@ class Lines(thinkers.Task):
     """A task without answers, as texts are: token i is the i-th letter."""
 
     Config = SimpleNamespace
-    vocab_size, max_length, headline, higher_is_better = 13, 67, "loss", False
+    vocab_size, max_length, primary_metric, higher_is_better = 13, 67, "loss", False
 
     def encode(self, text):
         return ["abcdefghijkl ".index(x) for x in text]
@@ -190,7 +190,7 @@ class Echo(Model):
             thought = torch.stack(
                 [torch.arange(b) * 1.0, torch.full((b,), step * 1.0), torch.ones(b)], -1
             )[:, None]
-            self.seen.append(self.hand_on(thought, step)[:, 0])
+            self.seen.append(self.thought_hook(thought, step)[:, 0])
         return Thought(torch.zeros(b, tokens.shape[1], 5))
 
     def prefill(self, *args):

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from thinkers.nn.layers import (
-    Heads,
+    AttentionProjections,
     Rotary,
     SwiGLU,
     attention_flops,
@@ -24,7 +24,7 @@ def draw(*shape, seed=0):
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_heads_are_consecutive_parts_of_the_projections(groups):
     b, t, dim, size = 2, 5, 42, 7
-    heads, x = Heads(dim, 6, groups).double(), draw(b, t, dim)
+    heads, x = AttentionProjections(dim, 6, groups).double(), draw(b, t, dim)
     q, (k, v) = heads.queries(x), heads.keys_values(x)
     assert q.shape == (b, 6, t, size) and k.shape == v.shape == (b, groups, t, size)
     key, value = heads.key_value.weight.chunk(2)
@@ -36,7 +36,7 @@ def test_heads_are_consecutive_parts_of_the_projections(groups):
 
 
 def test_heads_count_their_products():
-    heads = Heads(42, 6, 2)
+    heads = AttentionProjections(42, 6, 2)
     assert heads.flops(5, 11) == 2 * (5 * 42 * 42 + 11 * 42 * 2 * 14 + 5 * 42 * 42)
 
 

@@ -5,7 +5,7 @@ import torch
 from model_cases import CASES, ids, tiny
 from torch.nn import functional as F
 
-from thinkers.nn.tracing import attention_weights, watched, watching
+from thinkers.nn.tracing import attention_weights, current_record, record_attention
 
 T, P = 19, 11
 
@@ -16,7 +16,7 @@ def looked_into(name, own, num_steps, prompt_length):
     lengths = None if prompt_length is None else torch.tensor([prompt_length])
     with torch.no_grad():
         alone = model(tokens, num_steps, prompt_lengths=lengths, keep_states=True)
-        with watching() as watch:
+        with record_attention() as watch:
             seen = model(tokens, num_steps, prompt_lengths=lengths, keep_states=True)
     return model, alone, seen, model.attention(watch, T, num_steps, prompt_length)
 
@@ -39,7 +39,7 @@ def test_watching_changes_nothing_and_what_is_read_adds_up(name, own, prompt_len
         first = own.get("section", first + 1) - 1 if not prompt_length else first
         torch.testing.assert_close(total[:, first:], torch.full_like(total[:, first:], groups))
         assert bool((total[:, :first] == 0).all())
-    assert watched() is None
+    assert current_record() is None
 
 
 @pytest.mark.parametrize("name", ["decoder", "looped", "thoughtsformer", "reasoning_tokens"])
@@ -90,10 +90,10 @@ def test_a_thought_replaced_by_itself_changes_nothing_and_by_zeros_something(nam
 
     with torch.no_grad():
         alone = model(tokens, 4).logits
-        with model.thoughts_replaced(same):
+        with model.replace_thoughts(same):
             assert torch.equal(model(tokens, 4).logits, alone)
         assert steps and steps == list(range(len(steps)))
-        with model.thoughts_replaced(lambda thought, step: torch.zeros_like(thought)):
+        with model.replace_thoughts(lambda thought, step: torch.zeros_like(thought)):
             assert not torch.equal(model(tokens, 4).logits, alone)
         assert torch.equal(model(tokens, 4).logits, alone)
 
@@ -104,7 +104,7 @@ def test_replaced_thoughts_are_those_of_generation_with_and_without_a_cache(name
     if not model.causal:
         pytest.skip("cannot generate")
     lengths = torch.tensor([7, 7])
-    with model.thoughts_replaced(lambda thought, step: -thought):
+    with model.replace_thoughts(lambda thought, step: -thought):
         cached, anew = (
             model.generate(tokens, 3, 3, lengths, use_cache=c, return_logits=True)[1]
             for c in (True, False)
@@ -121,18 +121,18 @@ def test_a_model_that_does_not_think_hands_nothing_on(name):
     def refuse(thought, step):
         raise AssertionError("handed on")
 
-    with model.thoughts_replaced(refuse), torch.no_grad():
+    with model.replace_thoughts(refuse), torch.no_grad():
         model(ids(1, T))
 
 
 def test_an_error_inside_leaves_the_models_own_thoughts_in_place():
     model = tiny("looped")
-    with pytest.raises(ZeroDivisionError), model.thoughts_replaced(lambda x, step: 0 * x):
+    with pytest.raises(ZeroDivisionError), model.replace_thoughts(lambda x, step: 0 * x):
         raise ZeroDivisionError
     assert model._replacement is None
-    with pytest.raises(ZeroDivisionError), watching():
+    with pytest.raises(ZeroDivisionError), record_attention():
         raise ZeroDivisionError
-    assert watched() is None
+    assert current_record() is None
 
 
 def reads(model, tokens, num_steps):

@@ -18,7 +18,7 @@ def measured(tmp_path, monkeypatch):
             str(seed): {"scores": {"exact": exact}, "cpu_minutes": 2.0, "minutes": 9.0}
             for seed, exact in enumerate((0.9, 1.0))
         }
-        entry = {"settings": settings, "headline": "exact", "seeds": seeds}
+        entry = {"settings": settings, "primary_metric": "exact", "seeds": seeds}
         (tmp_path / "results.json").write_text(json.dumps({"add/decoder": entry}))
         monkeypatch.setattr(recipes, "RESULTS", tmp_path / "results.json")
 

@@ -76,7 +76,7 @@ class Words(thinkers.Task):
     """Each token is one of these strings; a prompt is a choice of them."""
 
     Config = SimpleNamespace
-    max_length, headline = 67, "loss"
+    max_length, primary_metric = 67, "loss"
     vocab_size = len(HOSTILE)
 
     def __init__(self, words, one=None):

@@ -13,7 +13,7 @@ from thinkers.config.training import Training
 from thinkers.errors import UsageError
 from thinkers.models.decoder import Decoder
 from thinkers.runs import trackers
-from thinkers.runs.metrics import Tracker
+from thinkers.runs.metrics import MetricsWriter
 from thinkers.tasks.arithmetic import Add
 from thinkers.training.loop import train
 
@@ -158,7 +158,7 @@ def test_no_sink_of_this_name_writes_nothing(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("name", sorted(trackers.SINKS))
+@pytest.mark.parametrize("name", sorted(trackers.TRACKERS))
 def test_a_missing_extra_is_told_before_anything_is_written(tmp_path, monkeypatch, name):
     settings = config()
 
@@ -189,7 +189,7 @@ def test_lines_reach_the_disk_before_the_sink(tmp_path):
         def finish(self, status):
             seen.append(status)
 
-    with Tracker(tmp_path, 0, 9, Watching()) as tracker:  # type: ignore[arg-type]
+    with MetricsWriter(tmp_path, 0, 9, Watching()) as tracker:  # type: ignore[arg-type]
         tracker.log(1, loss=2.5)
         tracker.log(2, loss=math.nan)
         assert not seen

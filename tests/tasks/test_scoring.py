@@ -66,7 +66,7 @@ def test_scores_count_rows_and_tokens():
     firsts = [prompt[0] for u in (0, 1) for prompt in prompts(task, task.batch(u, 500, "test"))]
     wrong = sum(int(first) % 2 == 0 for first in firsts[:900]) / 900
     assert score == {"exact": pytest.approx(1 - wrong), "per_token": pytest.approx(1 - wrong / 4)}
-    assert next(iter(score)) == task.headline
+    assert next(iter(score)) == task.primary_metric
 
     def never_ends(prompt, given):
         given[-1] = 0

@@ -178,7 +178,7 @@ def test_scores_are_nats_per_token_and_bits_per_byte(poem, own):
     scores = task.score(model, num_steps=3)
     assert scores["loss"] == pytest.approx(np.mean(nats), rel=1e-6)
     assert scores["bits_per_byte"] == pytest.approx(np.sum(nats) / math.log(2) / size, rel=1e-6)
-    assert next(iter(scores)) == task.headline and task.merit(scores) == -scores["loss"]
+    assert next(iter(scores)) == task.primary_metric and task.merit(scores) == -scores["loss"]
     assert task.grade(model).tolist() == pytest.approx([np.mean(x) for x in nats], rel=1e-6)
     assert model.training and set(model.asked[:1]) == {(length, 3, False)}
     some = task.grade(model, num_examples=4)

@@ -70,16 +70,16 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     training.add_argument("--help", "-h", action="store_true", help="show this, and stop")
     training.set_defaults(run=commands.train, described=training.format_help)
 
-    evaluating = verbs.add_parser(
+    eval_mode = verbs.add_parser(
         "evaluate",
         help="score a run at several thinking steps",
         epilog="--task.test_path FILE judges a run on text on all of another text.",
     )
-    evaluating.add_argument("folder", metavar="RUN")
-    evaluating.add_argument("--num_steps", metavar="1,2,4", help="all worth testing by default")
-    evaluating.add_argument("--num_examples", metavar="N", default="2000")
-    evaluating.add_argument("--out", metavar="FILE", help="where to put the scores, as JSON, too")
-    evaluating.set_defaults(run=commands.evaluate)
+    eval_mode.add_argument("folder", metavar="RUN")
+    eval_mode.add_argument("--num_steps", metavar="1,2,4", help="all worth testing by default")
+    eval_mode.add_argument("--num_examples", metavar="N", default="2000")
+    eval_mode.add_argument("--out", metavar="FILE", help="where to put the scores, as JSON, too")
+    eval_mode.set_defaults(run=commands.evaluate)
 
     generating = verbs.add_parser(
         "generate", help="let a run answer a prompt, or go on with a text"
@@ -147,7 +147,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     importing.add_argument("--out", metavar="DIR", required=True, help="the model folder")
     importing.set_defaults(run=commands.import_published)
 
-    for verb in (training, evaluating, generating, repeating, comparing, inspecting):
+    for verb in (training, eval_mode, generating, repeating, comparing, inspecting):
         verb.add_argument(
             "--import_module",
             metavar="FILE",

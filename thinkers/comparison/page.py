@@ -33,7 +33,9 @@ MARKERS = "osD^vPX*h"
 def terminal_table(comparison: Comparison) -> str:
     """Scores and differences, and what they say."""
     findings = Findings(comparison)
-    rows = [("model", comparison.plan.headline, "99 % interval", f"against {findings.first}", "")]
+    rows = [
+        ("model", comparison.plan.primary_metric, "99 % interval", f"against {findings.first}", "")
+    ]
     for name in findings.results:
         score, difference = findings.score(name), findings.differences.get(name)
         told = ("", "") if difference is None else (signed(difference), verdict(difference))
@@ -74,7 +76,7 @@ def scores_section(findings: Findings) -> Section:
     number = "one seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
     failed = len(findings.comparison.failures)
     number += f" ({failed} {'run' if failed == 1 else 'runs'} failed)" if failed else ""
-    less = "" if plan.higher_is_better else f" Of {plan.headline}, less is better."
+    less = "" if plan.higher_is_better else f" Of {plan.primary_metric}, less is better."
     for name in findings.results:
         score, difference = findings.score(name), findings.differences.get(name)
         told = ("", "") if difference is None else (signed(difference), verdict(difference))
@@ -87,7 +89,7 @@ def scores_section(findings: Findings) -> Section:
         "over seeds and questions.",
         columns=(
             "model",
-            plan.headline,
+            plan.primary_metric,
             "interval",
             f"better than {findings.first} by",
             "verdict",
@@ -243,7 +245,7 @@ def _axes(findings: Findings, label: str) -> tuple["Figure", "Axes"]:
     figure = html.figure(figsize=(5.6, 3.6))
     axes = figure.add_subplot()
     axes.set_xlabel(label, color=INK)
-    axes.set_ylabel(findings.comparison.plan.headline, color=INK)
+    axes.set_ylabel(findings.comparison.plan.primary_metric, color=INK)
     axes.tick_params(colors=INK, which="both")
     for side, spine in axes.spines.items():
         spine.set(visible=side in ("left", "bottom"), color=INK)

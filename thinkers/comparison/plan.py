@@ -126,8 +126,8 @@ class Plan:
         return replace(config, training=training)
 
     @property
-    def headline(self) -> str:
-        return TASKS[self.task].headline
+    def primary_metric(self) -> str:
+        return TASKS[self.task].primary_metric
 
     @property
     def higher_is_better(self) -> bool:

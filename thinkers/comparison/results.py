@@ -22,7 +22,7 @@ class Result:
 
     Args:
         line: What results.jsonl holds of it.
-        grades: {thinking steps: the headline of each held-out example}.
+        grades: {thinking steps: the primary metric of each held-out example}.
         points: The same at the usual number of steps, of each checkpoint in line["curve"].
         questions: Which question each example asks, by its number.
     """

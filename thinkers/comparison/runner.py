@@ -27,7 +27,7 @@ from thinkers.optional import require
 from thinkers.runs import checkpoint, trackers
 from thinkers.runs import folder as run_folder
 from thinkers.runs.result import load
-from thinkers.runs.trackers import Sink, Tracking
+from thinkers.runs.trackers import Tracker, Tracking
 from thinkers.tasks.base import questions_of
 from thinkers.training.loop import train
 
@@ -251,15 +251,15 @@ def _train(
     )
 
 
-def _open_sink(tracking: Tracking, folder: Path, plan: Plan) -> Sink:
+def _open_sink(tracking: Tracking, folder: Path, plan: Plan) -> Tracker:
     """Where the comparison is told of, as a run is: its settings now, the rest when it ends."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    sink = trackers.open_sink(tracking, folder, {"run": name, "config": plan.asked()})
+    sink = trackers.open_tracker(tracking, folder, {"run": name, "config": plan.asked()})
     assert sink is not None
     return sink
 
 
-def _tell(sink: Sink, comparison: Comparison) -> None:
+def _tell(sink: Tracker, comparison: Comparison) -> None:
     """The mean scores, and the page."""
     scores = {
         name: float(np.mean([result.line["score"] for result in results]))
@@ -308,4 +308,4 @@ def _news(plan: Plan, line: Mapping[str, Any]) -> str:
     if line["status"] == "failed":
         return f"{who}: failed, {line['error']}"
     seconds = "" if line["seconds"] is None else f", {line['seconds']:.1f} s of process time"
-    return f"{who}: {plan.headline} {line['score']:.4f}{seconds}"
+    return f"{who}: {plan.primary_metric} {line['score']:.4f}{seconds}"

@@ -15,7 +15,7 @@ from thinkers.evaluation.statistics import CONFIDENCE, Interval, by_question, wi
 from thinkers.inspection.page import write
 from thinkers.inspection.results import Ablation, Effect
 from thinkers.models.base import Model
-from thinkers.models.generation import evaluating
+from thinkers.models.generation import eval_mode
 from thinkers.runs.result import Run, model_and_task
 from thinkers.tasks import SPLITS, Task
 from thinkers.tasks.base import questions_of
@@ -73,7 +73,7 @@ def ablate(
     *,
     task: Task | None = None,
 ) -> Ablation:
-    """What the headline of a run loses when its thoughts are replaced, on held-out examples.
+    """What the primary metric of a run loses when its thoughts are replaced, on held-out examples.
 
     The intervals are of 99 %, over questions in pairs: of these weights, had other questions been
     held out.
@@ -105,7 +105,9 @@ def ablate(
         grades = task.grade(Altered(model, way), split, num_examples, steps).numpy()  # type: ignore
         lost = over_examples(by_question(sign * (own - grades), questions))
         effects.append(Effect(way, float(grades.mean()), within(lost, -1.0, [own, grades])))
-    found = Ablation(model.name, task.headline, float(own.mean()), steps, len(own), tuple(effects))
+    found = Ablation(
+        model.name, task.primary_metric, float(own.mean()), steps, len(own), tuple(effects)
+    )
     if out is not None:
         write(out, ablation=found)
     return found
@@ -121,7 +123,7 @@ def thoughts_of(model: Model, num_steps: int) -> int:
         found.append(step)
         return thought
 
-    with evaluating(model), model.thoughts_replaced(keep):
+    with eval_mode(model), model.replace_thoughts(keep):
         model(row, num_steps, prompt_lengths=torch.ones_like(row[:, 0]))
     return len(found)
 
@@ -154,7 +156,7 @@ class Altered:
                 trains[-1].append(thought.detach())
                 return thought
 
-            with self.model.thoughts_replaced(keep):
+            with self.model.replace_thoughts(keep):
                 call(*args, **kwargs)
             order = iter([(number, i) for number, t in enumerate(trains) for i in range(len(t))])
 
@@ -162,7 +164,7 @@ class Altered:
                 number, i = next(order)
                 return WAYS[self.way](trains[number], i, self.rng)
 
-            with self.model.thoughts_replaced(put):
+            with self.model.replace_thoughts(put):
                 return call(*args, **kwargs)
 
         return made

@@ -12,8 +12,8 @@ from thinkers.errors import usage_error
 from thinkers.inspection.page import write
 from thinkers.inspection.results import Inspection, ReadOut, is_end
 from thinkers.models.base import Model
-from thinkers.models.generation import evaluating
-from thinkers.nn.tracing import watching
+from thinkers.models.generation import eval_mode
+from thinkers.nn.tracing import record_attention
 from thinkers.runs.result import Run, folder_of, model_and_task
 from thinkers.tasks import Task
 
@@ -37,7 +37,7 @@ def inspect(
         out: Where the page goes, one HTML file.
     """
     model, task = model_and_task(run, task)
-    with evaluating(model):
+    with eval_mode(model):
         seen = look(model, task, prompt, model.check_steps(num_steps), folder_of(run))
     if out is not None:
         write(out, seen)
@@ -64,7 +64,7 @@ def look(model: Model, task: Task, prompt: str, num_steps: int, run: str = "") -
         ends = [i for i, token in enumerate(answer) if is_end(task, token, given[0])]
         answer = answer[: ends[0] if ends else len(answer)]
         row = torch.cat([row, torch.tensor([answer], dtype=row.dtype, device=device)], 1)
-    with watching() as watch:
+    with record_attention() as watch:
         thought = model(row, num_steps, prompt_lengths=lengths, keep_states=True)
     assert thought.states is not None
     attention = model.attention(

@@ -23,7 +23,7 @@ from thinkers.checks import (
     describe,
 )
 from thinkers.models.generation import classify, generate
-from thinkers.nn.tracing import Watched
+from thinkers.nn.tracing import Traced
 
 IGNORED = -100
 FORMAT = 1
@@ -130,7 +130,7 @@ class Config:
             )
 
 
-class Model(Watched, nn.Module, ABC):
+class Model(Traced, nn.Module, ABC):
     """A transformer that thinks: reads tokens, takes steps, answers at every position.
 
     A subclass has a `name`, a nested `Config`, `forward`, `prefill`, `extend`, `read_out` and

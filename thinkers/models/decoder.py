@@ -23,7 +23,7 @@ from thinkers.models.base import (
 )
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.layers import (
-    Heads,
+    AttentionProjections,
     Rotary,
     SwiGLU,
     attention_flops,
@@ -31,7 +31,7 @@ from thinkers.nn.layers import (
     rotate,
     swiglu_width,
 )
-from thinkers.nn.tracing import weigh
+from thinkers.nn.tracing import record_weights
 
 
 class Decoder(Model):
@@ -253,7 +253,7 @@ class Block(nn.Module):
     def __init__(self, config: Decoder.Config):
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.heads = Heads(config.dim, config.num_heads, config.num_kv_heads)
+        self.heads = AttentionProjections(config.dim, config.num_heads, config.num_kv_heads)
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.feed_forward = SwiGLU(config.dim, config.hidden or swiglu_width(config.dim))
         self.dropout = config.dropout
@@ -271,7 +271,7 @@ class Block(nn.Module):
         k, visible = rotate(k, table), None
         if cache is not None:
             k, v, visible = cache.keep(layer, k, v)
-        weigh("words", q, k, visible, causal=visible is None)
+        record_weights("words", q, k, visible, causal=visible is None)
         found = F.scaled_dot_product_attention(
             q,
             k,

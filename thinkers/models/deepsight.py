@@ -17,7 +17,7 @@ from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_tok
 from thinkers.models.deepsight_loss import EmbeddingLoss, PlanLoss, TokenLoss, real_positions
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.layers import (
-    Heads,
+    AttentionProjections,
     Rotary,
     SwiGLU,
     attention_flops,
@@ -25,7 +25,7 @@ from thinkers.nn.layers import (
     rotate,
     swiglu_width,
 )
-from thinkers.nn.tracing import weigh
+from thinkers.nn.tracing import record_weights
 
 Table = tuple[Tensor, Tensor] | None
 
@@ -335,7 +335,7 @@ class Encoding(nn.Module):
     def __init__(self, config: DeepSight.Config):
         super().__init__()
         self.attention_norm = make_norm(config)
-        self.heads = Heads(config.dim, config.num_heads, bias=config.bias)
+        self.heads = AttentionProjections(config.dim, config.num_heads, bias=config.bias)
         self.feed_forward_norm = make_norm(config)
         self.feed_forward = make_feed_forward(config)
         self.dropout = config.dropout
@@ -349,7 +349,7 @@ class Encoding(nn.Module):
 
     def _attend(
         self,
-        heads: Heads,
+        heads: AttentionProjections,
         x: Float[Tensor, "b t c"],
         source: Float[Tensor, "b t c"],
         table: Table,
@@ -362,7 +362,7 @@ class Encoding(nn.Module):
         if cache is not None:
             k, v, visible = cache.keep(slot, k, v)
         p = self.dropout if self.training else 0.0
-        weigh("words" if heads is self.heads else "plans", q, k, visible, visible is None)
+        record_weights("words" if heads is self.heads else "plans", q, k, visible, visible is None)
         found = F.scaled_dot_product_attention(q, k, v, visible, p, is_causal=visible is None)
         return self._drop(heads.merge(found))
 
@@ -377,7 +377,7 @@ class Decoding(Encoding):
         super().__init__(config)
         self.plan_norm = make_norm(config)
         self.cross_norm = make_norm(config)
-        self.cross_heads = Heads(config.dim, config.cross_heads, bias=config.bias)
+        self.cross_heads = AttentionProjections(config.dim, config.cross_heads, bias=config.bias)
 
     def forward(  # type: ignore[override]
         self,

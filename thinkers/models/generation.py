@@ -102,7 +102,7 @@ def stream(
     check_sampling(temperature, top_k, top_p)
     if stop_token is not None:
         check_int("stop_token", stop_token, 0, model.config.vocab_size - 1, "vocab_size - 1")
-    with evaluating(model):
+    with eval_mode(model):
         writer = (Cached if use_cache else Recomputed)(
             model, rows, lengths, steps, prompt_lengths is not None, max_new_tokens
         )
@@ -129,13 +129,13 @@ def classify(
 ) -> Int[Tensor, "b 1"]:
     """The likeliest token at the end of each prompt, which is padded on the left."""
     rows, lengths, steps = check_call(model, tokens, 0, num_steps, prompt_lengths)
-    with evaluating(model):
+    with eval_mode(model):
         logits = model(rows, steps, lengths=lengths, prompt_lengths=lengths).logits
     return logits[torch.arange(len(rows), device=rows.device), lengths - 1].argmax(-1)[:, None]
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; each part then gets the mode back that it had."""
     modes = {part: part.training for part in model.modules()}
     model.eval()

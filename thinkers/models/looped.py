@@ -13,7 +13,7 @@ from thinkers.models import base
 from thinkers.models.base import Model, Thought
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.layers import (
-    Heads,
+    AttentionProjections,
     Rotary,
     SwiGLU,
     attention_flops,
@@ -22,7 +22,7 @@ from thinkers.nn.layers import (
     sinusoidal,
     swiglu_width,
 )
-from thinkers.nn.tracing import weigh
+from thinkers.nn.tracing import record_weights
 
 
 class Looped(Model):
@@ -119,7 +119,7 @@ class Looped(Model):
         slot, s, states = len(self.prelude), e, []
         for step in range(steps):
             if step:
-                s = self.hand_on(s, step - 1)
+                s = self.thought_hook(s, step - 1)
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(step, steps)):
                 s = self._think(s, e, step, table, cache, slot)
             slot += len(self.core)
@@ -220,7 +220,7 @@ class Block(nn.Module):
     def __init__(self, config: Looped.Config):
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.heads = Heads(config.dim, config.num_heads)
+        self.heads = AttentionProjections(config.dim, config.num_heads)
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.feed_forward = SwiGLU(config.dim, config.hidden or swiglu_width(config.dim))
 
@@ -237,7 +237,7 @@ class Block(nn.Module):
         k, visible = rotate(k, table), None
         if cache is not None:
             k, v, visible = cache.keep(slot, k, v)
-        weigh("words", q, k, visible, causal=visible is None)
+        record_weights("words", q, k, visible, causal=visible is None)
         found = F.scaled_dot_product_attention(
             q, k, v, attn_mask=visible, is_causal=visible is None
         )

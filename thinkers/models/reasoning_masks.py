@@ -75,11 +75,11 @@ def stop_where(
 
 
 def with_thoughts(
-    x: Float[Tensor, "b s c"], size: int, hand_on: Callable[[Tensor], Tensor]
+    x: Float[Tensor, "b s c"], size: int, thought_hook: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "b s c"]:
     """Elements in groups of `size`, all but the first of each group as they are handed on."""
     words, thoughts = x.unflatten(1, (-1, size)).split([1, size - 1], 2)
-    handed = hand_on(thoughts.flatten(1, 2)).unflatten(1, (-1, size - 1))
+    handed = thought_hook(thoughts.flatten(1, 2)).unflatten(1, (-1, size - 1))
     return torch.cat([words, handed], 2).flatten(1, 2)
 
 

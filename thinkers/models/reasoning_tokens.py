@@ -25,7 +25,7 @@ from thinkers.models.reasoning_masks import (
 )
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.layers import Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
-from thinkers.nn.tracing import Watch, weigh
+from thinkers.nn.tracing import AttentionRecord, record_weights
 from thinkers.ops import masks, stop_grad_attention
 
 HIDDEN = 2**62
@@ -203,7 +203,7 @@ class ReasoningTokens(Model):
         x, stride = x.flatten(1, 2), 1
         for layer, block in enumerate(self.blocks):
             if steps and layer and self._replacement is not None:
-                x = with_thoughts(x, size, partial(self.hand_on, step=layer - 1))
+                x = with_thoughts(x, size, partial(self.thought_hook, step=layer - 1))
             if steps and not whole and layer == config.num_layers - 1:
                 visible, stops = asked(size, t, visible, stops, x.device)
                 stride = size
@@ -215,7 +215,7 @@ class ReasoningTokens(Model):
         return masks.table(seen(self.config, steps), length * (steps + 1))[0]
 
     def attention(
-        self, watch: Watch, length: int, num_steps: int, prompt_length: int | None = None
+        self, watch: AttentionRecord, length: int, num_steps: int, prompt_length: int | None = None
     ) -> dict[str, Float[Tensor, "k t n"]]:
         """What the words read, in the one pass that there is; the same at every step."""
         weights = torch.cat([x[:, :: x.shape[1] // length] for x in watch.named("elements")])
@@ -361,7 +361,7 @@ class Block(nn.Module):
         if cache is not None:
             k, v, _ = cache.keep(layer, k, v)
         causal = visible is None
-        weigh("elements", q, k, visible, causal)
+        record_weights("elements", q, k, visible, causal)
         if stops:
             found = stop_grad_attention(q, k, v, causal=causal, mask=visible, **stops)
         else:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from thinkers.checks import check_int
 from thinkers.models import base
 from thinkers.models.base import IGNORED, Batch, Loss, Model, Thought, as_batch
-from thinkers.models.generation import check_call, evaluating
+from thinkers.models.generation import check_call, eval_mode
 from thinkers.models.thinker_cache import ThinkerCache
 from thinkers.nn.latent_noise import like_learned
 from thinkers.nn.layers import initialize, swiglu_width
@@ -28,7 +28,7 @@ from thinkers.nn.processor import (
     SelfAttention,
     TextInput,
 )
-from thinkers.nn.tracing import Watch
+from thinkers.nn.tracing import AttentionRecord
 from thinkers.ops import masks
 from thinkers.prng import mix_tensor
 
@@ -219,7 +219,7 @@ class Thinker(Model):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(s, steps)):
                 if keys is not None and self.disturb:
                     latent = self.disturb(latent, keys, s + 1, self._learned_latents())
-                latent = self.hand_on(self.process(latent, self._memory(store, s)), s)
+                latent = self.thought_hook(self.process(latent, self._memory(store, s)), s)
                 if config.memory_steps != 0:
                     store.write(latent)
             if keep or s == steps - 1:
@@ -395,7 +395,7 @@ class Thinker(Model):
         return finished[0, 1:, :length]
 
     def attention(
-        self, watch: Watch, length: int, num_steps: int, prompt_length: int | None = None
+        self, watch: AttentionRecord, length: int, num_steps: int, prompt_length: int | None = None
     ) -> dict[str, Float[Tensor, "k t n"]]:
         """What the queries read of memory: the words, the knowledge, the latents of each step."""
         config, size = self.config, self.config.section
@@ -494,7 +494,7 @@ class Thinker(Model):
         if self.config.output != "parallel" or max_new_tokens == 0:
             return super().answer(tokens, prompt_lengths, max_new_tokens, num_steps)
         rows, lengths, steps = check_call(self, tokens, max_new_tokens, num_steps, prompt_lengths)
-        with evaluating(self):
+        with eval_mode(self):
             states, _, _ = self._prompted(rows, lengths, max_new_tokens, steps, keep=False)
             return self.output.logits(states[:, -1]).argmax(-1)
 

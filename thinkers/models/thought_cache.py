@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers.models.base import Config
-from thinkers.nn.tracing import Watch, watched
+from thinkers.nn.tracing import AttentionRecord, current_record
 from thinkers.ops import Chain, thought_attention
 
 
-class Trains:
+class ChainCache:
     """In every layer, the keys and values of base elements, and of the thoughts behind them."""
 
     def __init__(
@@ -36,7 +36,7 @@ class Trains:
             self.chains[layer].append(k, v)
         else:
             self.thoughts.append((k, v))
-        if (watch := watched()) is not None:
+        if (watch := current_record()) is not None:
             self._weigh(watch, layer, q)
         if self.causal:
             return self.chains[layer].attend(q, *self.bases[layer], key_padding=self.hidden)
@@ -46,7 +46,7 @@ class Trains:
             q, *self.bases[layer], *chain, causal=False, key_padding=self.hidden
         )
 
-    def _weigh(self, watch: Watch, layer: int, q: Float[Tensor, "b h t d"]) -> None:
+    def _weigh(self, watch: AttentionRecord, layer: int, q: Float[Tensor, "b h t d"]) -> None:
         """Leave what each position reads of the words, and of its own thoughts."""
         if not self.causal:
             return

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from thinkers.checks import check_int
 from thinkers.models import base
 from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
-from thinkers.models.thought_cache import Trains, Written
+from thinkers.models.thought_cache import ChainCache, Written
 from thinkers.nn.layers import (
-    Heads,
+    AttentionProjections,
     Rotary,
     SwiGLU,
     attention_flops,
@@ -167,7 +167,7 @@ class ThoughtsFormer(Model):
         thought = self._place(self.embedding(tokens), positions)
         table = self._table(positions, thought.dtype)
         rereads = not self.causal and len(self.blocks) > 1
-        trains = Trains(len(self.blocks), steps, self.causal, hidden)
+        trains = ChainCache(len(self.blocks), steps, self.causal, hidden)
         states: list[Tensor] = []
         elements: list[Tensor] = []
         for step in range(steps):
@@ -222,7 +222,7 @@ class ThoughtsFormer(Model):
         number, t = len(elements), len(positions)
         table = self._table(positions.repeat(number), elements[0].dtype)
         hidden = None if hidden is None else hidden.repeat(1, number)
-        everything = Trains(len(self.blocks), 1, False, hidden)
+        everything = ChainCache(len(self.blocks), 1, False, hidden)
         x = torch.cat(elements, 1)
         return self._step(x, partial(everything.attend, 0), table)[:, -t:]
 
@@ -239,7 +239,7 @@ class ThoughtsFormer(Model):
         https://arxiv.org/abs/1611.01144).
         """
         if self.config.thoughts == "latent":
-            return self.hand_on(state, step)
+            return self.thought_hook(state, step)
         scores = self._answer(state)
         if keys is not None:
             drawn = uniform(keys, step, tuple(scores.shape[1:]), torch.float64)
@@ -251,7 +251,7 @@ class ThoughtsFormer(Model):
                 -1
             ) @ self.embedding.weight.detach()
             words = words + (soft - soft.detach())
-        return self.hand_on(self._place(words, positions), step)
+        return self.thought_hook(self._place(words, positions), step)
 
     def _answer(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
         if self.config.variant == "published":
@@ -342,7 +342,7 @@ class Block(nn.Module):
     def __init__(self, config: ThoughtsFormer.Config):
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.heads = Heads(config.dim, config.num_heads)
+        self.heads = AttentionProjections(config.dim, config.num_heads)
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.feed_forward = SwiGLU(config.dim, config.hidden or swiglu_width(config.dim))
         self.dropout = config.dropout
@@ -360,7 +360,7 @@ class PublishedBlock(nn.Module):
 
     def __init__(self, config: ThoughtsFormer.Config):
         super().__init__()
-        self.heads = Heads(config.dim, config.num_heads, bias=True)
+        self.heads = AttentionProjections(config.dim, config.num_heads, bias=True)
         self.attention_norm = nn.LayerNorm(config.dim)
         self.feed_forward = FeedForward(config.dim, config.hidden or config.dim, config.dropout)
         self.feed_forward_norm = nn.LayerNorm(config.dim)

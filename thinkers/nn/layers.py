@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Heads(nn.Module):
+class AttentionProjections(nn.Module):
     """Projections into attention heads and out of them.
 
     With fewer key and value heads than query heads, each is read by several (Ainslie et al. 2023,

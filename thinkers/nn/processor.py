@@ -17,7 +17,7 @@ from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.latent_noise import Disturb
 from thinkers.nn.latent_store import LatentStore, Memory
 from thinkers.nn.layers import Rotary, SwiGLU, attention_flops, rotate, sinusoidal
-from thinkers.nn.tracing import weigh
+from thinkers.nn.tracing import record_weights
 
 SelfAttention = Literal["plain", "feed_forward", "none"]
 
@@ -86,7 +86,7 @@ class Layer(nn.Module):
             x = x + self.self_feed_forward(self.self_feed_forward_norm(x))
         attention = self.memory_attention
         q = attention.split(attention.query(self.memory_norm(x)))
-        weigh("memory", q, memory.keys[layer], memory.mask)
+        record_weights("memory", q, memory.keys[layer], memory.mask)
         found = F.scaled_dot_product_attention(
             q, memory.keys[layer], memory.values[layer], attn_mask=memory.mask
         )

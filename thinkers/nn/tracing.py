@@ -15,7 +15,7 @@ from thinkers.ops import masks
 Replacement = Callable[[Tensor, int], Tensor]
 
 
-class Watch:
+class AttentionRecord:
     """What attention gave, call by call: (its name, the thinking step, its weights)."""
 
     def __init__(self) -> None:
@@ -31,26 +31,26 @@ class Watch:
         return [weights for found, _, weights in self.calls if found == name]
 
 
-_watch: Watch | None = None
+_watch: AttentionRecord | None = None
 
 
 @contextmanager
-def watching() -> Iterator[Watch]:
+def record_attention() -> Iterator[AttentionRecord]:
     """Inside, every attention of every model leaves its weights in this watch."""
     global _watch
-    before, _watch = _watch, Watch()
+    before, _watch = _watch, AttentionRecord()
     try:
         yield _watch
     finally:
         _watch = before
 
 
-def watched() -> Watch | None:
+def current_record() -> AttentionRecord | None:
     """The watch, if anyone is watching."""
     return _watch
 
 
-def weigh(
+def record_weights(
     name: str,
     q: Float[Tensor, "b h t d"],
     k: Float[Tensor, "b g s d"],
@@ -82,7 +82,7 @@ def attention_weights(
     return scores.softmax(-1)
 
 
-class Watched:
+class Traced:
     """What lets a model be looked into; the defaults are those of a causal transformer."""
 
     elements: ClassVar[str] = "Each position reads itself and what came before."
@@ -95,18 +95,18 @@ class Watched:
         """True where an element (a row) may read another (a column), in a text of this length."""
         return masks.table(masks.causal, length)[0]
 
-    def hand_on(self, thought: Float[Tensor, "b n c"], step: int) -> Float[Tensor, "b n c"]:
+    def thought_hook(self, thought: Float[Tensor, "b n c"], step: int) -> Float[Tensor, "b n c"]:
         """The thought that the model goes on from: its own, unless another is put in its place."""
         if _watch is not None:
             _watch.step = step + 1
         return thought if self._replacement is None else self._replacement(thought, step)
 
     @contextmanager
-    def thoughts_replaced(self, replacement: Replacement) -> Iterator[None]:
+    def replace_thoughts(self, replacement: Replacement) -> Iterator[None]:
         """Inside, every thought handed on is replacement(thought, step) instead.
 
-        A model that thinks calls `hand_on` where what one step thought is given to all that comes
-        after it, and nowhere else.
+        A model that thinks calls `thought_hook` where the thought of a step is handed to what
+        follows, and nowhere else.
         """
         before, self._replacement = self._replacement, replacement
         try:
@@ -115,7 +115,7 @@ class Watched:
             self._replacement = before
 
     def attention(
-        self, watch: Watch, length: int, num_steps: int, prompt_length: int | None = None
+        self, watch: AttentionRecord, length: int, num_steps: int, prompt_length: int | None = None
     ) -> Mapping[str, Float[Tensor, "k t n"]]:
         """{what the columns are: how much of it each position reads at each step}, of one row.
 

@@ -91,10 +91,11 @@ def score(name: str, found: Mapping[str, Any] | None = None) -> str:
     if not entry:
         return "not measured, needs a GPU" if needs_gpu(name) else "not measured"
     seeds = list(entry["seeds"].values())
-    values = [seed["scores"][entry["headline"]] for seed in seeds]
+    values = [seed["scores"][entry["primary_metric"]] for seed in seeds]
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     times = [seed["cpu_minutes"] for seed in seeds if seed["cpu_minutes"] is not None]
     times = times or [seed["minutes"] for seed in seeds]
     many = f"{len(values)} seeds" if len(values) > 1 else "1 seed"
     mean = statistics.mean(values)
-    return f"{entry['headline']} {mean:.3f}{spread} ({many}, {statistics.mean(times):.1f} minutes)"
+    minutes = f"{statistics.mean(times):.1f} minutes"
+    return f"{entry['primary_metric']} {mean:.3f}{spread} ({many}, {minutes})"

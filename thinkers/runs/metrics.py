@@ -14,13 +14,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from thinkers.errors import Interrupted
 from thinkers.files import disk_errors, write_file
-from thinkers.runs.trackers import Sink, Status
+from thinkers.runs.trackers import Status, Tracker
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_BARS = 0.2
 
 
-class Tracker:
+class MetricsWriter:
     """Writes metrics.jsonl and shows progress; without a folder it does neither.
 
     Lines are kept in memory until `flush`: what is written before a checkpoint is what a resumed
@@ -29,7 +29,7 @@ class Tracker:
     """
 
     def __init__(
-        self, folder: Path | None, update: int, num_updates: int, sink: Sink | None = None
+        self, folder: Path | None, update: int, num_updates: int, sink: Tracker | None = None
     ):
         self._sink = sink
         self._unsent: list[dict[str, Any]] = []
@@ -48,7 +48,7 @@ class Tracker:
                 self._bar = _bar(console)
                 self._task = self._bar.add_task("", total=num_updates, completed=update, told="")
 
-    def __enter__(self) -> "Tracker":
+    def __enter__(self) -> "MetricsWriter":
         if self._bar is not None:
             self._bar.start()
         return self
@@ -110,7 +110,7 @@ class Tracker:
         if self._unsent and self._send(lambda sink: sink.send(self._unsent)):
             self._unsent.clear()
 
-    def _send(self, work: Callable[[Sink], None]) -> bool:
+    def _send(self, work: Callable[[Tracker], None]) -> bool:
         """Whether the sink did it; if not, why not is told."""
         assert self._sink is not None
         try:

@@ -25,7 +25,7 @@ AT_ONCE = 1000
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 
 
-class Sink(ABC):
+class Tracker(ABC):
     """Takes the lines of metrics.jsonl, in order, once they are on the disk."""
 
     module: ClassVar[str]
@@ -40,7 +40,7 @@ class Sink(ABC):
         """Pass on what the folder holds now; nothing is sent afterwards."""
 
 
-class MLflow(Sink):
+class MLflow(Tracker):
     """One MLflow run for each run folder, found again by its tag when the run is resumed.
 
     Args:
@@ -104,7 +104,7 @@ class MLflow(Sink):
         self._client.set_terminated(self._run, status)
 
 
-class TensorBoard(Sink):
+class TensorBoard(Tracker):
     """Event files in the folder `tensorboard` of a run, written anew when it is resumed."""
 
     module = "torch.utils.tensorboard"
@@ -127,13 +127,13 @@ class TensorBoard(Sink):
         self._writer.close()
 
 
-SINKS: dict[str, type[MLflow] | type[TensorBoard]] = {
+TRACKERS: dict[str, type[MLflow] | type[TensorBoard]] = {
     "mlflow": MLflow,
     "tensorboard": TensorBoard,
 }
 
 
-def open_sink(name: str | None, folder: Path, record: Mapping[str, Any]) -> Sink | None:
+def open_tracker(name: str | None, folder: Path, record: Mapping[str, Any]) -> Tracker | None:
     """What `--tracking` names, for the run in `folder`.
 
     Raises:
@@ -143,7 +143,7 @@ def open_sink(name: str | None, folder: Path, record: Mapping[str, Any]) -> Sink
         return None
     check(name)
     try:
-        return SINKS[name](folder, record)
+        return TRACKERS[name](folder, record)
     except UsageError:
         raise
     except Exception as error:
@@ -156,9 +156,9 @@ def open_sink(name: str | None, folder: Path, record: Mapping[str, Any]) -> Sink
 
 def check(name: str) -> None:
     """UsageError if nothing is called so, or if it is not installed."""
-    if name not in SINKS:
-        raise UsageError(f"found: --tracking {name}\nexpected: one of {', '.join(SINKS)}")
-    require(SINKS[name].module, name, f"--tracking {name}")
+    if name not in TRACKERS:
+        raise UsageError(f"found: --tracking {name}\nexpected: one of {', '.join(TRACKERS)}")
+    require(TRACKERS[name].module, name, f"--tracking {name}")
 
 
 def numbers(line: Line) -> Iterator[tuple[str, float]]:

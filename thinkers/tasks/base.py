@@ -39,7 +39,7 @@ class Task(ABC):
     """
 
     Config: ClassVar[type]
-    headline: ClassVar[str]
+    primary_metric: ClassVar[str]
     """The metric that a run is remembered by."""
     higher_is_better: ClassVar[bool] = True
     """Of the headline; False where it is a loss."""
@@ -94,7 +94,9 @@ class Task(ABC):
 
     def merit(self, scores: Mapping[str, float]) -> float:
         """The headline among `scores`, turned so that more is better."""
-        return scores[self.headline] if self.higher_is_better else -scores[self.headline]
+        return (
+            scores[self.primary_metric] if self.higher_is_better else -scores[self.primary_metric]
+        )
 
     def answer_length(self) -> int | None:
         """The most tokens that an answer may need; None where it goes on as long as there is room.
@@ -150,7 +152,7 @@ def questions_of(
 class AnswerTask(Task):
     """A task whose held-out examples are prompts, each with one right answer."""
 
-    headline = "exact"
+    primary_metric = "exact"
     closing: ClassVar[str] = ""
     """What every prompt holds before there is something to answer."""
     remedy: ClassVar[str] = "set causal=True"

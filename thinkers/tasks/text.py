@@ -20,7 +20,7 @@ from thinkers.data.tokenizers import UnknownCharacter, Vocabulary, from_state
 from thinkers.errors import DamagedError, DataError, UsageError, usage_error
 from thinkers.files import to_json, write_file
 from thinkers.models.base import Batch
-from thinkers.models.generation import evaluating
+from thinkers.models.generation import eval_mode
 from thinkers.prng import GOLDEN, mix, row_keys
 from thinkers.tasks.base import SPLITS, Task, whole
 
@@ -67,7 +67,7 @@ class Text(Task):
                 whole("max_bytes", self.max_bytes, 1)
 
     config: Config
-    headline = "loss"
+    primary_metric = "loss"
     higher_is_better = False
 
     def __init__(self, config: Any = None, seed: int = 0, run: Mapping[str, Any] | None = None):
@@ -210,7 +210,7 @@ class Text(Task):
         device = next(model.parameters()).device
         assert self.vocabulary is not None
         nats, sizes = [], []
-        with evaluating(model):
+        with eval_mode(model):
             for chosen in np.array_split(starts, math.ceil(shown * length / SCORED_AT_ONCE)):
                 rows = self._windows(tokens, chosen)
                 logits = model(rows[:, :-1].to(device), num_steps).logits

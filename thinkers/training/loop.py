@@ -20,7 +20,7 @@ from thinkers.errors import Interrupted, UsageError, usage_error
 from thinkers.models.base import Model
 from thinkers.runs import checkpoint, trackers
 from thinkers.runs import folder as run_folder
-from thinkers.runs.metrics import Tracker
+from thinkers.runs.metrics import MetricsWriter
 from thinkers.runs.result import Run, load
 from thinkers.runs.trackers import Tracking
 from thinkers.training import optim
@@ -110,11 +110,11 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks, l
     """The way of the data, top to bottom."""
     settings = config.training
     learner, precision = _prepare(config, folder, record, ranks)
-    sink = trackers.open_sink(record.get("tracking"), folder, record) if ranks.writes else None
+    sink = trackers.open_tracker(record.get("tracking"), folder, record) if ranks.writes else None
     forward = ranks.share(LossOf(learner.model), ranks.world == 1 or _uses_all(learner))
 
     with (
-        Tracker(folder if ranks.writes else None, learner.update, last, sink) as tracker,
+        MetricsWriter(folder if ranks.writes else None, learner.update, last, sink) as tracker,
         Signals() as signals,
     ):
         before = time.monotonic() - 60 * learner.minutes
@@ -245,7 +245,7 @@ def save(
     folder: Path,
     run_id: str,
     score: float | None,
-    tracker: Tracker,
+    tracker: MetricsWriter,
     ranks: Ranks,
 ) -> None:
     """A checkpoint of everything, model/ as it is now, and one line that acknowledges both."""
