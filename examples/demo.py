@@ -83,7 +83,7 @@ def compare(options: argparse.Namespace) -> Comparison:
     ):
         raise UsageError(
             f"found: {options.out}, which holds something else than a demo\n"
-            "expected: an earlier demo, an empty folder, or none\nto do: choose another --out"
+            "expected: an earlier demo, an empty folder, or none\nfix: choose another --out"
         )
     aside = move_aside(options.out, folder) if is_finished else None
     try:

@@ -1,4 +1,4 @@
-"""What can go wrong, by exit code; errors say what was found, what was expected, what to do."""
+"""What can go wrong, by exit code; errors say what was found, what was expected, what fix."""
 
 import difflib
 from collections.abc import Iterable
@@ -57,9 +57,9 @@ class Interrupted(ThinkersError):
         return str(self.args[0])
 
 
-def usage_error(found: str, expected: str, todo: str) -> UsageError:
+def usage_error(found: str, expected: str, fix: str) -> UsageError:
     """Build a UsageError in three lines: the value found, the rule, the fix."""
-    return UsageError(f"found: {found}\nexpected: {expected}\nto do: {todo}")
+    return UsageError(f"found: {found}\nexpected: {expected}\nfix: {fix}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

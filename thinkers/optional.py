@@ -20,6 +20,5 @@ def require(module: str, extra: str, use: str) -> Any:
     except ImportError:
         package = module.partition(".")[0]
         raise UsageError(
-            f"found: no package {package}, which {use} needs\n"
-            f'to do: pip install "thinkers[{extra}]"'
+            f'found: no package {package}, which {use} needs\nfix: pip install "thinkers[{extra}]"'
         ) from None

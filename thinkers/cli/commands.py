@@ -44,7 +44,7 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
         if options.help:
             print(options.described())
             return 0
-        raise UsageError("found: no recipe\nto do: thinkers list recipes shows them")
+        raise UsageError("found: no recipe\nfix: thinkers list recipes shows them")
     from thinkers.config.overrides import dump, override, parser
 
     if options.recipe not in thinkers.RECIPES:
@@ -79,7 +79,7 @@ def resume(options: argparse.Namespace, settings: list[str]) -> int:
         raise UsageError(
             f"found: {(other or ['--dry_run or --print_config'])[0]} with --resume\n"
             "expected: nothing else, or --training.num_updates N, which extends the run\n"
-            "to do: leave it out; the settings of a run are in its config.json"
+            "fix: leave it out; the settings of a run are in its config.json"
         )
     num_updates = None
     if settings:
@@ -152,7 +152,7 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
     elif own:
         raise UsageError(
             f"found: --{next(iter(own))}, but {options.folder} answers questions\n"
-            "expected: a run on text\nto do: leave it out"
+            "expected: a run on text\nfix: leave it out"
         )
     else:
         print(thinkers.answer(options.folder, options.prompt, num_steps=num_steps))
@@ -232,7 +232,7 @@ def number(flag: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise UsageError(
-            f"found: {flag} {text!r}\nexpected: a number\nto do: change {flag}"
+            f"found: {flag} {text!r}\nexpected: a number\nfix: change {flag}"
         ) from None
 
 
@@ -253,19 +253,19 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
         raise UsageError(
             f"found: thinkers inspect {options.folder} alone\n"
             "expected: --prompt TEXT, or --ablate\n"
-            'to do: ask something, such as --prompt "12+34="'
+            'fix: ask something, such as --prompt "12+34="'
         )
     if options.num_examples is not None and not options.ablate:
         raise UsageError(
             "found: --num_examples without --ablate, which alone takes examples\n"
-            "to do: leave it out, or add --ablate"
+            "fix: leave it out, or add --ablate"
         )
     if options.out is not None and not (
         Path(options.out).parent.is_dir() and not Path(options.out).is_dir()
     ):
         raise UsageError(
             f"found: --out {options.out}\nexpected: a file in a folder that exists\n"
-            "to do: make the folder, or choose another path"
+            "fix: make the folder, or choose another path"
         )
     from thinkers.inspection import page as pages
 
@@ -289,7 +289,7 @@ def whole(flag: str, text: str, least: int) -> int:
     if not text.strip().isdecimal() or int(text) < least:
         raise UsageError(
             f"found: {flag} {text}\nexpected: a whole number of at least {least}\n"
-            f"to do: change {flag}"
+            f"fix: change {flag}"
         )
     return int(text)
 

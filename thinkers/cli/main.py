@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaints are raised."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"found: {message}\nto do: {self.prog} --help shows what it takes")
+        raise UsageError(f"found: {message}\nfix: {self.prog} --help shows what it takes")
 
 
 def command_line() -> tuple[Parser, dict[str, Parser]]:
@@ -173,13 +173,13 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if equals and not value and name in PATHS:
-            raise UsageError(f"found: --{name} without a value\nto do: write --{name} VALUE")
+            raise UsageError(f"found: --{name} without a value\nfix: write --{name} VALUE")
         if equals or name in SWITCHES or (name == "resume" and own[:1] == ["compare"]):
             flag = f"--{name}{equals}{value}"
         else:
             following = next(words, None)
             if following is None or following.startswith("--"):
-                raise UsageError(f"found: --{name} without a value\nto do: write --{name} VALUE")
+                raise UsageError(f"found: --{name} without a value\nfix: write --{name} VALUE")
             flag = f"--{name}={following}"
         (settings if "." in name else own).append(flag)
     return own, settings
@@ -232,7 +232,7 @@ def run(argv: Sequence[str]) -> int:
         but = "takes no settings of a recipe" if takes is None else "takes those of the task alone"
         raise UsageError(
             f"found: {others[0]}, but {options.verb} {but}\n"
-            f"to do: thinkers {options.verb} --help shows what it takes"
+            f"fix: thinkers {options.verb} --help shows what it takes"
         )
     for file in getattr(options, "import_module", []):
         import_file(file)
@@ -280,9 +280,9 @@ def explain(error: BaseException, code: int) -> list[str]:
         lines = [f"{type(error).__name__}: {(lines or [''])[0][:300]}"]
         return [*lines, "this is a fault of thinkers; --debug shows where"]
     if code == ResourceError.exit_code and not isinstance(error, ThinkersError):
-        return [f"found: {(lines or ['no memory left'])[0][:300]}", "to do: free some, or ask less"]
+        return [f"found: {(lines or ['no memory left'])[0][:300]}", "fix: free some, or ask less"]
     if isinstance(error, OSError) and error.filename is not None:
-        return [f"found: {error.filename}: {error.strerror}", "to do: choose a path that works"]
+        return [f"found: {error.filename}: {error.strerror}", "fix: choose a path that works"]
     return lines or [type(error).__name__]
 
 

@@ -129,7 +129,7 @@ def _death(process: BaseProcess) -> Exception:
         raise UsageError(
             "found: workers that cannot begin (their own error stands above)\n"
             'expected: a script, in a file, that calls this below if __name__ == "__main__":\n'
-            "to do: write it so, or use one worker"
+            "fix: write it so, or use one worker"
         )
     if code < 0:
         return ThinkersError(f"killed by signal {-code}, perhaps for want of memory")

@@ -92,7 +92,7 @@ def find(path: str, max_bytes: int | None = None) -> Source:
 
 def unreadable(path: str, found: str, expected: str, todo: str = "change --task.path") -> DataError:
     """An error about a text, in three lines."""
-    return DataError(f"found: {path}: {found}\nexpected: {expected}\nto do: {todo}")
+    return DataError(f"found: {path}: {found}\nexpected: {expected}\nfix: {todo}")
 
 
 def read(part: Part, bad_bytes: str) -> Iterator[tuple[str, int]]:

@@ -242,7 +242,7 @@ def _locked(folder: Path, key: str) -> Iterator[None]:
     except OSError as error:
         raise UsageError(
             f"found: the cache {folder}: {error.strerror}\nexpected: a folder that can be written\n"
-            "to do: set THINKERS_CACHE to one"
+            "fix: set THINKERS_CACHE to one"
         ) from None
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

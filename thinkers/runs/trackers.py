@@ -150,7 +150,7 @@ def open_tracker(name: str | None, folder: Path, record: Mapping[str, Any]) -> T
         what = " ".join(str(error).split())[:200]
         raise UsageError(
             f"found: --tracking {name} cannot be opened ({type(error).__name__}: {what})\n"
-            "to do: set MLFLOW_TRACKING_URI to a store that can be reached, or leave it out"
+            "fix: set MLFLOW_TRACKING_URI to a store that can be reached, or leave it out"
         ) from error
 
 

@@ -62,7 +62,7 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
         raise UsageError(
             f"found: {folder}, whose config.json does not tell how far each part was planned\n"
             "expected: plans, from update 0 on\n"
-            "to do: train it anew; runs of this version can be reproduced"
+            "fix: train it anew; runs of this version can be reproduced"
         )
     config = Config.from_dict(record["config"])
     target = Path(out) if out is not None else folder.with_name(f"{folder.name}-again")
