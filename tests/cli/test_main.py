@@ -120,7 +120,7 @@ BAD_LINES = [
     ([*ADD, "--training.device=cpu:1"], "'cpu:1' must be there"),
     ([*ADD, "--out="], "--out without a value"),
     ([*ADD, "--out=latin.yaml"], "it is a file"),
-    ([*ADD, "--out=latin.yaml/x"], "found: latin.yaml/x: Not a directory\nto do"),
+    ([*ADD, "--out=latin.yaml/x"], "found: latin.yaml/x: Not a directory\nfix"),
     ([*ADD, *TINY, "--out=.", "--training.lr=1"], "it exists"),
     ([*ADD, "--training.init_from=nowhere"], "--training.init_from nowhere"),
     # files
