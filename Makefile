@@ -1,7 +1,8 @@
 # `make demo` and `make test` are all that a newcomer needs; both set up .venv first.
 
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if \
-	$(shell $p -c "import sys; print(sys.version_info[:2] in ((3, 11), (3, 12)) or '')" 2>/dev/null),$p)) python3)
+# The first of these that runs and is 3.11 to 3.14; tools/setup.py refuses any other.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(if \
+	$(shell $p -c "import sys; print((3, 11) <= sys.version_info[:2] <= (3, 14) or '')" 2>/dev/null),$p)) python3)
 BIN := .venv/bin
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
@@ -9,7 +10,7 @@ TRITON := triton==3.9.0
 LINT := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && \
 	$(BIN)/python tools/readme.py --check
 
-# Runs $(1), prints how long it took, and ends as $(1) ended.
+# Run $(1), print how long it took, and exit with its status.
 timed = start=$$(date +%s); $(1); status=$$?; \
 	echo "work: $$(( $$(date +%s) - start )) s"; exit $$status
 
@@ -40,7 +41,7 @@ test-gpu: setup
 # Where torch brings a Triton of its own, that one is tested.
 test-triton: setup
 	@$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install -qq $(TRITON)
-	@$(call timed,TRITON_INTERPRET=1 $(PYTEST) -m slow tests/test_ops_triton.py)
+	@$(call timed,TRITON_INTERPRET=1 $(PYTEST) -m slow tests/ops/test_*triton.py)
 
 lint: setup
 	@$(LINT)

@@ -1,8 +1,9 @@
-"""The set-up: what is pinned, when .venv is made again, and what a contributor can type."""
+"""The set-up: pinned versions, when .venv is made again, which Python is taken."""
 
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -20,7 +21,7 @@ PINS = [
 
 @pytest.fixture
 def setup(tmp_path, monkeypatch):
-    """tools/setup.py in a checkout of its own, where `installed` is what was done."""
+    """tools/setup.py in a checkout of its own; `installed` lists the commands that it ran."""
     spec = importlib.util.spec_from_file_location("setup_of_tools", ROOT / "tools" / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -52,7 +53,7 @@ def test_the_first_call_installs_torch_before_the_rest_by_the_constraints(setup,
     assert re.match(r"set-up: \d+\.\d s \(\.venv made", capsys.readouterr().out.splitlines()[-1])
 
 
-def test_a_second_call_reuses_what_is_there(setup, capsys):
+def test_a_second_call_reuses_the_environment(setup, capsys):
     setup.main()
     setup.installed.clear()
     assert setup.main() == 0
@@ -61,7 +62,7 @@ def test_a_second_call_reuses_what_is_there(setup, capsys):
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt", "tools/setup.py"])
-def test_a_change_of_what_it_depends_on_makes_it_again(setup, name):
+def test_a_changed_input_makes_it_again(setup, name):
     setup.main()
     setup.installed.clear()
     file = setup.ROOT / name
@@ -70,14 +71,14 @@ def test_a_change_of_what_it_depends_on_makes_it_again(setup, name):
     assert len(setup.installed) == 3
 
 
-def test_another_python_or_place_makes_it_again(setup, monkeypatch, tmp_path):
+def test_another_python_makes_it_again(setup, monkeypatch):
     setup.main()
     before = setup.key()
     monkeypatch.setattr(setup.sys, "version", "3.12.9 (somewhere)")
     assert setup.key() != before
 
 
-def test_an_interrupted_one_is_made_again(setup):
+def test_an_interrupted_set_up_is_made_again(setup):
     setup.main()
     setup.STAMP.unlink()
     setup.installed.clear()
@@ -85,21 +86,63 @@ def test_an_interrupted_one_is_made_again(setup):
     assert len(setup.installed) == 3
 
 
-def test_a_failure_is_told_in_three_lines_and_not_taken_for_done(setup, monkeypatch, capsys):
+def test_a_failed_install_is_reported_in_three_lines_and_leaves_no_stamp(
+    setup, monkeypatch, capsys
+):
     def fail(command, **_):
         raise subprocess.CalledProcessError(1, command)
 
     monkeypatch.setattr(setup.subprocess, "run", fail)
     assert setup.main() == 1
-    assert len(capsys.readouterr().err.splitlines()) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["found", "expected", "fix"]
     assert not setup.STAMP.exists()
 
 
-def test_an_old_python_is_refused(setup, monkeypatch, capsys):
-    monkeypatch.setattr(setup.sys, "version_info", (3, 10, 4))
+@pytest.mark.parametrize("version", [(3, 11, 0), (3, 12, 1), (3, 13, 7), (3, 14, 2)])
+def test_each_supported_python_is_taken_and_named(setup, monkeypatch, capsys, version):
+    monkeypatch.setattr(setup.sys, "version_info", version)
+    assert setup.main() == 0
+    name = ".".join(map(str, version))
+    assert capsys.readouterr().out.startswith(f"set-up: Python {name} ({sys.executable})")
+
+
+@pytest.mark.parametrize("version", [(3, 10, 4), (3, 15, 0), (2, 7, 18)])
+def test_other_pythons_are_refused(setup, monkeypatch, capsys, version):
+    monkeypatch.setattr(setup.sys, "version_info", version)
     assert setup.main() == 2
-    assert "3.11 or 3.12" in capsys.readouterr().err
+    found, expected, fix = capsys.readouterr().err.splitlines()
+    assert found.startswith("found: Python " + ".".join(map(str, version)))
+    assert expected == "expected: Python 3.11 to 3.14"
+    assert fix.startswith("fix: ") and "PYTHON=" in fix
     assert setup.installed == []
+
+
+def test_the_range_of_pythons_is_that_of_the_package(setup):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (major, oldest), (_, newest) = setup.OLDEST, setup.NEWEST
+    assert project["requires-python"] == f">={major}.{oldest},<{major}.{newest + 1}"
+
+
+def python_that_make_takes(folder, **found):
+    """The interpreter that make takes, if those of `found` are on the path: {minor: usable}."""
+    for minor, usable in found.items():
+        script = folder / f"python3.{minor[1:]}" if minor != "python3" else folder / minor
+        script.write_text("#!/bin/sh\n" + ("echo True" if usable else "exit 127") + "\n")
+        script.chmod(0o755)
+    command = [shutil.which("make"), "-n", "setup"]
+    environment = {"PATH": str(folder)}
+    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert plan.returncode == 0, plan.stderr
+    return plan.stdout.split()[0]
+
+
+def test_make_takes_the_first_python_that_runs(tmp_path):
+    assert python_that_make_takes(tmp_path) == "python3"  # which then says what is missing
+    assert python_that_make_takes(tmp_path, python3=True) == "python3"
+    assert python_that_make_takes(tmp_path, _14=True) == "python3.14"
+    assert python_that_make_takes(tmp_path, _12=False, _13=True) == "python3.13"
+    assert python_that_make_takes(tmp_path, _11=True) == "python3.11"
 
 
 def test_torch_is_pinned_first_and_everything_once():
@@ -132,7 +175,8 @@ def test_every_target_sets_up_first(target):
     assert "tools/setup.py" in plan.stdout.splitlines()[0]
 
 
-def test_what_ci_runs_is_what_a_contributor_types():
+def test_ci_runs_what_a_contributor_types():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert "make test" in script.read_text()
+    commands = [x for x in script.read_text().splitlines() if not x.startswith("#")]
+    assert len(commands) == 1 and commands[0].endswith("make test")

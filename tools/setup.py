@@ -1,6 +1,6 @@
-"""Makes .venv in the checkout with what the constraints pin, or reuses what is there.
+"""Make .venv in the checkout with the pinned packages, or reuse the one that is there.
 
-Runs under the interpreter that the environment shall have, with the standard library alone.
+Runs under the interpreter that the environment is made with, on the standard library alone.
 """
 
 import fcntl
@@ -18,10 +18,12 @@ STAMP = VENV / "set-up-is-complete"
 PYTHON = VENV / "bin" / "python"
 INPUTS = ("pyproject.toml", "constraints.txt", "tools/setup.py")
 EXTRAS = "dev,report,text"
+OLDEST, NEWEST = (3, 11), (3, 14)
+"""The Python versions that the pinned torch has wheels for."""
 
 
 def key() -> str:
-    """What the environment depends on: these files, this interpreter, this folder."""
+    """Digest of everything the environment depends on: files, interpreter, folder."""
     digest = hashlib.sha256()
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
@@ -38,36 +40,48 @@ def pip(*arguments: str) -> None:
 
 def build() -> None:
     if VENV.exists():
-        print("set-up: .venv is incomplete or outdated, making it again", flush=True)
+        print("set-up: .venv is incomplete or outdated; making it again", flush=True)
         shutil.rmtree(VENV)
     subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
     print("set-up: installing torch, then the rest", flush=True)
+    # setuptools before the package, whose build is not isolated: an isolated one would fetch
+    # setuptools again, by no constraints. torch beside it, so that the largest fails first.
     pip("torch", "setuptools")
     pip("--no-build-isolation", "--editable", f"{ROOT}[{EXTRAS}]")
-    STAMP.write_text(key())
+    STAMP.write_text(key())  # last, so that an interrupted set-up is made again
+
+
+def report_problem(found: str, expected: str, fix: str) -> None:
+    print(f"found: {found}\nexpected: {expected}\nfix: {fix}", file=sys.stderr)
 
 
 def main() -> int:
-    if sys.version_info < (3, 11):  # noqa: UP036 (the PYTHON that make was given may be older)
-        print(f"found Python {sys.version.split()[0]}, expected 3.11 or 3.12", file=sys.stderr)
-        print("say which to use: make test PYTHON=python3.12", file=sys.stderr)
+    version = ".".join(map(str, sys.version_info[:3]))
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        oldest, newest = (".".join(map(str, x)) for x in (OLDEST, NEWEST))
+        report_problem(
+            f"Python {version} ({sys.executable})",
+            f"Python {oldest} to {newest}",
+            "name one: make test PYTHON=python3.12",
+        )
         return 2
+    print(f"set-up: Python {version} ({sys.executable})", flush=True)
     start = time.monotonic()
     with open(ROOT / "pyproject.toml") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits for the first
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two makes at once, the second waits for the first
         reused = STAMP.exists() and STAMP.read_text() == key() and PYTHON.exists()
         if not reused:
             try:
                 build()
             except subprocess.CalledProcessError as error:
-                print(f"set-up failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
-                print("expected pip to find the pins of constraints.txt", file=sys.stderr)
-                print("on Debian, python3-venv must be installed; then repeat", file=sys.stderr)
+                report_problem(
+                    f"{' '.join(map(str, error.cmd))} failed",
+                    "pip finds the versions of constraints.txt",
+                    "see pip's message above (on Debian, install python3-venv), then repeat",
+                )
                 return 1
-    version = ".".join(map(str, sys.version_info[:3]))
     how = "reused" if reused else "made"
-    seconds = time.monotonic() - start
-    print(f"set-up: {seconds:.1f} s (.venv {how}, Python {version})", flush=True)
+    print(f"set-up: {time.monotonic() - start:.1f} s (.venv {how})", flush=True)
     return 0
 
 
