@@ -16,7 +16,8 @@ import time
 
 import torch
 
-from thinkers.nn.processor import LatentStore, Memory, Process
+from thinkers.nn.latent_store import LatentStore, Memory
+from thinkers.nn.processor import Process
 
 STEPS, LATENTS, DIM, LAYERS, HEADS, INPUTS, BATCH = 64, 16, 128, 2, 4, 16, 4
 HIDDEN, REPEATS = 344, 7

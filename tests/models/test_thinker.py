@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from thinkers.models import build_model
 from thinkers.models.base import Batch
-from thinkers.nn.processor import Memory
+from thinkers.nn.latent_store import Memory
 
 VOCAB, DIM = 13, 26
 

@@ -1,20 +1,12 @@
-"""The blocks of a thinker, called in any order, against plain concatenation and autograd."""
+"""Building blocks of Thinker, called in any order, against concatenation and autograd."""
 
 import pytest
 import torch
 from torch import nn
 
-from thinkers.nn.latent_noise import like_learned
-from thinkers.nn.processor import (
-    Disturb,
-    LatentStore,
-    Memory,
-    Output,
-    Probe,
-    Process,
-    Read,
-    TextInput,
-)
+from thinkers.nn.latent_noise import Disturb, random_latents
+from thinkers.nn.latent_store import LatentStore, Memory
+from thinkers.nn.processor import Output, Probe, Process, Read, TextInput
 from thinkers.prng import normal, uniform
 
 DIM, HEADS, HIDDEN, B, INPUTS, LATENTS, KNOWN = 22, 1, 40, 3, 5, 4, 2
@@ -31,8 +23,8 @@ def vectors(count, seed):
     return x.requires_grad_()
 
 
-class Joined:
-    """The oracle: every read joins what was written, by torch.cat; gradients are autograd's."""
+class Concatenated:
+    """Reference store: every read concatenates what was written; autograd differentiates it."""
 
     def __init__(self, block):
         self.block, self.written, self.blocked = block, [], {}
@@ -57,7 +49,7 @@ class Joined:
 
 
 def think(store, block, leaves, read_steps, memory_steps, stop_at, steps=6):
-    """A run of steps with a window of memory; a scalar that depends on every step."""
+    """Run steps with a window of memory; return a scalar that depends on every step."""
     inputs, latent, known = leaves
     hidden = torch.zeros(B, INPUTS, dtype=torch.bool)
     hidden[1, 3:] = True
@@ -79,16 +71,16 @@ def think(store, block, leaves, read_steps, memory_steps, stop_at, steps=6):
 
 @pytest.mark.parametrize("stop_at", [None, 2, 4])
 @pytest.mark.parametrize("read_steps, memory_steps", [(99, None), (2, 2), (0, 1), (3, None)])
-def test_a_store_gives_what_joining_gives_in_value_and_gradient(read_steps, memory_steps, stop_at):
+def test_a_store_equals_concatenation_in_value_and_gradient(read_steps, memory_steps, stop_at):
     block = process()
     results = []
-    for store in (LatentStore(block, INPUTS + KNOWN + 6 * LATENTS), Joined(block)):
+    for store in (LatentStore(block, INPUTS + KNOWN + 6 * LATENTS), Concatenated(block)):
         leaves = vectors(INPUTS, 1), vectors(LATENTS, 2), vectors(KNOWN, 3)
         total = think(store, block, leaves, read_steps, memory_steps, stop_at)
         wanted = [*leaves, *block.parameters()]
         results.append((total, *torch.autograd.grad(total, wanted)))
-    for ours, oracle in zip(*results, strict=True):
-        torch.testing.assert_close(ours, oracle, rtol=1e-10, atol=1e-10)
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_partial_and_repeated_backward_passes_leave_nothing_behind():
@@ -102,10 +94,10 @@ def test_partial_and_repeated_backward_passes_leave_nothing_behind():
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
-def test_a_store_that_was_filled_without_gradient_still_learns_what_came_before_and_after():
+def test_a_write_without_gradient_does_not_cut_the_gradients_of_other_writes():
     block = process()
     results = []
-    for store in (LatentStore(block, 20), Joined(block)):
+    for store in (LatentStore(block, 20), Concatenated(block)):
         inputs, latent, later = vectors(INPUTS, 1), vectors(LATENTS, 2), vectors(LATENTS, 3)
         store.write(inputs, "input")
         with torch.no_grad():
@@ -113,17 +105,17 @@ def test_a_store_that_was_filled_without_gradient_still_learns_what_came_before_
         store.write(later)
         out = block(vectors(LATENTS, 4), store.read(("input", "latent"))).sum()
         results.append(torch.autograd.grad(out, [inputs, later]))
-    for ours, oracle in zip(*results, strict=True):
-        torch.testing.assert_close(ours, oracle, rtol=1e-10, atol=1e-12)
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
         assert ours.abs().max() > 0
 
 
-def test_a_store_refuses_what_it_cannot_do():
+def test_a_store_refuses_empty_reads_overflow_and_second_derivatives():
     store = LatentStore(process(), 7)
     with pytest.raises(ValueError, match="holds nothing of"):
         store.read()
     store.write(vectors(5, 1))
-    with pytest.raises(ValueError, match="capacity 7 cannot take 3 vectors beside its 5"):
+    with pytest.raises(ValueError, match="capacity 7 that holds 5 vectors has no room for 3 more"):
         store.write(vectors(3, 1))
     out = process()(vectors(LATENTS, 2), store.read())
     with pytest.raises(RuntimeError, match="no second derivative"):
@@ -154,7 +146,7 @@ def test_blocks_can_be_called_in_any_order():
     assert named == []
 
 
-def test_reading_shows_the_input_and_nothing_else():
+def test_read_attends_to_the_input_alone():
     block, latent = process(), vectors(LATENTS, 2)
     tokens = torch.randint(13, (B, 7))
     text = TextInput(13, 9, DIM).double()
@@ -163,7 +155,7 @@ def test_reading_shows_the_input_and_nothing_else():
     assert torch.equal(Read(block, text)(latent, tokens), expected)
 
 
-def test_text_is_scaled_embeddings_and_positions():
+def test_text_input_is_scaled_embeddings_plus_positions():
     text = TextInput(13, 9, DIM)
     tokens = torch.tensor([[3, 1, 12]])
     expected = DIM**0.5 * (text.embedding.weight[tokens[0]] + text.position.weight[:3])
@@ -171,7 +163,7 @@ def test_text_is_scaled_embeddings_and_positions():
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_causal_read_out_never_looks_at_later_queries(steps):
+def test_a_causal_read_out_does_not_attend_to_later_queries(steps):
     block = process()
     store = LatentStore(block, 9)
     store.write(vectors(INPUTS, 1))
@@ -183,10 +175,7 @@ def test_a_causal_read_out_never_looks_at_later_queries(steps):
     assert torch.equal(before[:, :4], after[:, :4]) and not torch.equal(before, after)
 
 
-# Disturbance --------------------------------------------------------------------------------------
-
-
-def test_random_numbers_belong_to_their_key_and_stream():
+def test_random_numbers_are_a_function_of_key_and_stream():
     keys = torch.arange(1, 6) * 7919
     x = uniform(keys, 3, (4, 5), torch.float64)
     assert torch.equal(x[2], uniform(keys[2:3], 3, (4, 5), torch.float64)[0])
@@ -194,7 +183,7 @@ def test_random_numbers_belong_to_their_key_and_stream():
     assert len(x.unique()) == x.numel()
 
 
-def test_random_numbers_are_uniform_and_normal():
+def test_random_numbers_have_the_uniform_and_the_normal_distribution():
     keys = torch.arange(400)
     u, z = uniform(keys, 0, (100,), torch.float64), normal(keys, 1, (100,), torch.float64)
     assert 0 <= u.min() and u.max() < 1
@@ -205,7 +194,7 @@ def test_random_numbers_are_uniform_and_normal():
     assert abs(across) < 0.02
 
 
-def test_disturbance_does_what_it_says():
+def test_noise_drop_and_replace_have_their_rates_and_standard_deviations():
     keys, learned = torch.arange(500), torch.randn(LATENTS, DIM) * 2 + 1
     latent = torch.ones(500, LATENTS, DIM)
     dropped = Disturb(drop=0.25)(latent, keys, 1, learned)
@@ -223,8 +212,8 @@ def test_disturbance_does_what_it_says():
     assert not Disturb() and Disturb(noise=0.1)
 
 
-def test_random_latents_have_the_spread_of_the_learned_ones():
+def test_random_latents_have_mean_and_standard_deviation_of_the_learned_ones():
     learned = torch.randn(LATENTS, DIM) * 3 - 2
-    drawn = like_learned(learned, torch.arange(300), 5, 7)
+    drawn = random_latents(learned, torch.arange(300), 5, 7)
     assert drawn.shape == (300, 7, DIM)
     assert abs(drawn.mean() - learned.mean()) < 0.1 and abs(drawn.std() - learned.std()) < 0.1

@@ -1,4 +1,4 @@
-"""Looking into models: attention as it was given, masks, and thoughts put in place of others."""
+"""Tracing: recorded attention, masks, and replaced thoughts."""
 
 import pytest
 import torch
@@ -10,22 +10,22 @@ from thinkers.nn.tracing import attention_weights, current_record, record_attent
 T, P = 19, 11
 
 
-def looked_into(name, own, num_steps, prompt_length):
-    """(the model, what it thought unwatched, what it thought watched, its attention)."""
+def traced(name, own, num_steps, prompt_length):
+    """Return (model, its outputs untraced, its outputs traced, its attention)."""
     model, tokens = tiny(name, own), ids(1, T)
     lengths = None if prompt_length is None else torch.tensor([prompt_length])
     with torch.no_grad():
         alone = model(tokens, num_steps, prompt_lengths=lengths, keep_states=True)
-        with record_attention() as watch:
+        with record_attention() as record:
             seen = model(tokens, num_steps, prompt_lengths=lengths, keep_states=True)
-    return model, alone, seen, model.attention(watch, T, num_steps, prompt_length)
+    return model, alone, seen, model.attention(record, T, num_steps, prompt_length)
 
 
 @pytest.mark.parametrize(("name", "own"), CASES)
 @pytest.mark.parametrize("prompt_length", [None, P])
-def test_watching_changes_nothing_and_what_is_read_adds_up(name, own, prompt_length):
+def test_recording_changes_no_output_and_weights_add_up_to_one(name, own, prompt_length):
     num_steps = tiny(name, own).step_counts[-1]
-    _, alone, seen, attention = looked_into(name, own, num_steps, prompt_length)
+    _, alone, seen, attention = traced(name, own, num_steps, prompt_length)
     assert torch.equal(alone.logits, seen.logits)
     assert torch.equal(alone.states, seen.states)
     hidden = own.get("num_fillers") or not own.get("causal", True)
@@ -43,16 +43,16 @@ def test_watching_changes_nothing_and_what_is_read_adds_up(name, own, prompt_len
 
 
 @pytest.mark.parametrize("name", ["decoder", "looped", "thoughtsformer", "reasoning_tokens"])
-def test_words_that_come_later_are_never_read(name):
-    _, _, _, attention = looked_into(name, {}, 1 if name == "decoder" else 4, None)
+def test_later_tokens_have_no_weight(name):
+    _, _, _, attention = traced(name, {}, 1 if name == "decoder" else 4, None)
     later = torch.ones(T, T, dtype=torch.bool).triu(1)
     assert not attention["words"][:, later].any()
     assert attention["words"][:, ~later].gt(0).all()
 
 
-def test_thoughts_that_do_not_exist_yet_are_not_read():
-    own = looked_into("thoughtsformer", {}, 4, None)[3]["own thoughts"]
-    latents = looked_into("thinker", {}, 4, P)[3]["latents by step"]
+def test_later_thoughts_have_no_weight():
+    own = traced("thoughtsformer", {}, 4, None)[3]["own thoughts"]
+    latents = traced("thinker", {}, 4, P)[3]["latents by step"]
     for step in range(4):
         assert own[step, :, :step].gt(0).all() and not own[step, :, step:].any()
         read = latents[step, P - 1 :]
@@ -60,7 +60,7 @@ def test_thoughts_that_do_not_exist_yet_are_not_read():
 
 
 @pytest.mark.parametrize("kind", ["causal", "boolean", "added", "grouped"])
-def test_weights_are_those_of_torch(kind):
+def test_weights_are_those_of_scaled_dot_product_attention(kind):
     torch.manual_seed(0)
     q, k = torch.randn(2, 6, 7, 5, dtype=torch.float64), torch.randn(2, 6, 7, 5).double()
     k = k[:, :2] if kind == "grouped" else k
@@ -80,7 +80,7 @@ THINKING = [c for c in CASES if c.values[0] not in ("decoder", "deepsight")]
 
 
 @pytest.mark.parametrize(("name", "own"), THINKING)
-def test_a_thought_replaced_by_itself_changes_nothing_and_by_zeros_something(name, own):
+def test_replacing_thoughts_by_themselves_is_neutral_and_by_zeros_is_not(name, own):
     model, tokens = tiny(name, own), ids(3, T)
     steps = []
 
@@ -99,7 +99,7 @@ def test_a_thought_replaced_by_itself_changes_nothing_and_by_zeros_something(nam
 
 
 @pytest.mark.parametrize(("name", "own"), [c for c in THINKING if c.values[1].get("causal", True)])
-def test_replaced_thoughts_are_those_of_generation_with_and_without_a_cache(name, own):
+def test_thoughts_are_replaced_in_generation_with_and_without_a_cache(name, own):
     model, tokens = tiny(name, own), ids(2, 7)
     if not model.causal:
         pytest.skip("cannot generate")
@@ -115,17 +115,17 @@ def test_replaced_thoughts_are_those_of_generation_with_and_without_a_cache(name
 
 
 @pytest.mark.parametrize("name", ["decoder", "deepsight"])
-def test_a_model_that_does_not_think_hands_nothing_on(name):
+def test_a_model_without_steps_never_calls_the_hook(name):
     model = tiny(name)
 
     def refuse(thought, step):
-        raise AssertionError("handed on")
+        raise AssertionError("thought_hook was called")
 
     with model.replace_thoughts(refuse), torch.no_grad():
         model(ids(1, T))
 
 
-def test_an_error_inside_leaves_the_models_own_thoughts_in_place():
+def test_an_error_inside_the_block_ends_replacement_and_recording():
     model = tiny("looped")
     with pytest.raises(ZeroDivisionError), model.replace_thoughts(lambda x, step: 0 * x):
         raise ZeroDivisionError
@@ -136,7 +136,7 @@ def test_an_error_inside_leaves_the_models_own_thoughts_in_place():
 
 
 def reads(model, tokens, num_steps):
-    """(t, t): whether the logits of a position depend on the token at another."""
+    """Return (t, t): True where the logits of a row's position depend on a column's token."""
     with torch.no_grad():
         before = model(tokens, num_steps).logits[0]
         found = torch.zeros(tokens.shape[1], tokens.shape[1], dtype=torch.bool)
@@ -148,21 +148,21 @@ def reads(model, tokens, num_steps):
 
 
 @pytest.mark.parametrize("name", ["decoder", "looped", "deepsight", "thinker"])
-def test_a_mask_shows_what_is_read(name):
+def test_a_mask_is_true_where_logits_depend_on_a_token(name):
     model = tiny(name, {"section": 5} if name == "thinker" else {})
     found, mask = reads(model, ids(1, 13), None), model.mask(13)
-    if name == "thinker":  # a section reads itself besides, as far as it is written
+    if name == "thinker":  # a section also reads its own earlier tokens
         offsets = torch.arange(1, 14)
         own = (offsets[:, None] // 5 == offsets // 5) & (offsets[:, None] >= offsets)
         mask = mask | own
-        own = offsets[:, None] // 5 * 5 == offsets  # what a section's first query carries
+        own = offsets[:, None] // 5 * 5 == offsets  # the token in the first query of a section
         mask |= own
     assert torch.equal(found, mask)
 
 
-def test_masks_of_trains_and_of_reasoning_tokens_have_a_row_for_every_element():
-    trains = tiny("thoughtsformer").mask(3, 2)
-    assert trains.int().tolist() == [
+def test_masks_of_chains_and_of_reasoning_tokens_have_a_row_for_every_element():
+    chains = tiny("thoughtsformer").mask(3, 2)
+    assert chains.int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 0, 1, 0, 0, 0],

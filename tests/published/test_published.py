@@ -1,4 +1,4 @@
-"""Published checkpoints: DeepSight's numbers, and what all systems' importers share."""
+"""Published checkpoints: DeepSight against its golden files, and the shared importer code."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def agree(found, wanted):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_deepsight_as_published(name, training):
+def test_outputs_and_gradients_of_deepsight_are_the_published_ones(name, training):
     parts, settings = read(name)
     model = published.load("deepsight", parts["weights"], settings).train(training)
     found = published.outputs(model, parts["in"], settings)
@@ -58,18 +58,18 @@ def test_parts_of_the_loss_have_their_graphs():
     assert published.outputs(model, tokens, settings).keys() == {"logits"}
 
 
-def test_dtype_is_that_of_the_weights():
+def test_the_model_has_the_dtype_of_the_weights():
     parts, settings = read("deepsight_mse")
     single = {name: x.float() for name, x in parts["weights"].items()}
     model = published.load("deepsight", single, settings)
     assert {x.dtype for x in model.state_dict().values()} == {torch.float32}
     single["ln.weight"] = single["ln.weight"].double()
-    with pytest.raises(DataError, match="one floating dtype"):
+    with pytest.raises(DataError, match="one floating-point dtype"):
         published.load("deepsight", single, settings)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_half_precision_weights_give_nearly_the_same(name):
+def test_half_precision_weights_give_nearly_the_same_loss(name):
     parts, settings = read(name)
     half = {key: x.bfloat16() for key, x in parts["weights"].items()}
     model = published.load("deepsight", half, settings)
@@ -79,7 +79,7 @@ def test_half_precision_weights_give_nearly_the_same(name):
     torch.testing.assert_close(found["loss"].double(), parts["out"]["loss"], rtol=0.03, atol=0.03)
 
 
-def test_what_compiling_adds_is_accepted_and_what_is_derived_is_dropped():
+def test_the_compile_prefix_and_derived_buffers_are_dropped():
     parts, settings = read("deepsight_mse")
     weights = {f"_orig_mod.{name}": x for name, x in parts["weights"].items()}
     for name in ("future_context_weights", "merge_present_context_weights", "a.b.0.tril"):
@@ -87,7 +87,7 @@ def test_what_compiling_adds_is_accepted_and_what_is_derived_is_dropped():
     model = published.load("deepsight", weights, settings)
     assert published.dump(model).keys() == parts["weights"].keys()
     weights["ln.weight"] = weights["_orig_mod.ln.weight"]
-    with pytest.raises(DataError, match="name ln.weight once"):
+    with pytest.raises(DataError, match="weights hold ln.weight twice"):
         published.load("deepsight", weights, settings)
 
 
@@ -105,7 +105,7 @@ def test_tied_copies_must_be_equal():
         published.load("deepsight", weights, settings)
 
 
-def test_weights_that_nothing_reads_are_kept_saved_and_not_trained(tmp_path):
+def test_unused_weights_are_kept_and_saved_but_not_trained(tmp_path):
     parts, settings = read("deepsight_no_plan")
     model = published.load("deepsight", parts["weights"], settings)
     kept = {"encoder_out_ln.weight", "encoder_out_ln.bias"}
@@ -119,15 +119,27 @@ def test_weights_that_nothing_reads_are_kept_saved_and_not_trained(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"ln.weight": None}, r"ln.weight must have shape \(24,\), got None"),
-        ({"ln.gain": torch.ones(24).double()}, r"ln.gain must have shape None, got \(24,\)"),
-        ({"ln.weight": torch.ones(3).double()}, r"must have shape \(24,\), got \(3,\)"),
-        ({"ln.weight": torch.ones(24).long()}, r"ln.weight must be a floating tensor.*int64"),
-        ({"ln.weight": torch.tensor(1.0).double()}, "ln.weight must be a floating tensor of axes"),
-        ({"ln.weight": [1.0] * 24}, "ln.weight must be a floating tensor of axes, got list"),
+        (
+            {"ln.weight": None},
+            r"weights lack ln.weight, which these settings require with shape \[24\]",
+        ),
+        (
+            {"ln.gain": torch.ones(24).double()},
+            "weights hold ln.gain, which these settings have no place for",
+        ),
+        (
+            {"ln.weight": torch.ones(3).double()},
+            r"must have shape \[24\] with these settings, got \[3\]",
+        ),
+        ({"ln.weight": torch.ones(24).long()}, r"ln.weight must be a floating-point tensor.*int64"),
+        (
+            {"ln.weight": torch.tensor(1.0).double()},
+            "ln.weight must be a floating-point tensor of at least one axis",
+        ),
+        ({"ln.weight": [1.0] * 24}, "of at least one axis, got list"),
     ],
 )
-def test_weights_that_do_not_fit(change, says):
+def test_weights_that_do_not_fit_are_refused(change, says):
     parts, settings = read("deepsight_mse")
     weights = {name: x for name, x in {**parts["weights"], **change}.items() if x is not None}
     with pytest.raises(DataError, match=says):
@@ -137,24 +149,27 @@ def test_weights_that_do_not_fit(change, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"future_context_size": 1}, "above 1 and below 20, got 1"),
-        ({"future_context_size": 20}, "above 1 and below 20, got 20"),
+        ({"future_context_size": 1}, "above 1 and below the context size 20, got 1"),
+        ({"future_context_size": 20}, "above 1 and below the context size 20, got 20"),
         ({"planning_loss_type": "L1"}, "planning_loss_type must be one of"),
-        ({"system": "thinker"}, "settings must be of deepsight"),
+        ({"system": "thinker"}, "settings of 'thinker' do not fit the system 'deepsight'"),
         ({"order_type": "ALT"}, "order_type must be one of"),
-        ({"cross_attn_config": {"use_bias": True, "n_head": 6}}, "must be use_bias"),
-        ({"context_size": "long"}, "settings must be those of a deepsight: "),
-        ({"planning_loss_type": ["MSE"]}, "settings must be those of a deepsight: "),
-        ({"n_head": 7}, "settings must be those of a deepsight: dim must be a multiple"),
+        (
+            {"cross_attn_config": {"use_bias": True, "n_head": 6}},
+            "cross_attn_config.use_bias must equal use_bias, False, got True",
+        ),
+        ({"context_size": "long"}, "settings cannot configure 'deepsight': "),
+        ({"planning_loss_type": ["MSE"]}, "settings cannot configure 'deepsight': "),
+        ({"n_head": 7}, "settings cannot configure 'deepsight': dim must be a multiple"),
     ],
 )
-def test_settings_that_cannot_be(change, says):
+def test_invalid_settings_are_refused(change, says):
     parts, settings = read("deepsight_mse")
     with pytest.raises(DataError, match=says):
         published.load("deepsight", parts["weights"], {**common.decode(settings), **change})
 
 
-def test_settings_by_the_names_of_the_author():
+def test_settings_may_have_the_names_of_the_author():
     parts, settings = read("deepsight_cosine")
     theirs = common.decode(settings)
     theirs["alphabet_size"] = theirs.pop("vocab_size")
@@ -162,12 +177,12 @@ def test_settings_by_the_names_of_the_author():
     model = published.load("deepsight", parts["weights"], theirs)
     agree(published.outputs(model, parts["in"], theirs), parts["out"])
     del theirs["n_embed"]
-    with pytest.raises(DataError, match="settings must have 'n_embed'"):
+    with pytest.raises(DataError, match="settings lack 'n_embed'"):
         published.load("deepsight", parts["weights"], theirs)
 
 
-def test_the_companion_is_read_too():
-    """The embedding loss, written out; one more learned position than the context is long."""
+def test_the_companion_model_is_imported_too():
+    """Its embedding loss is that written out here; it has context_size + 1 learned positions."""
     settings = {
         "vocab_size": 19,
         "context_size": 12,
@@ -208,8 +223,8 @@ def test_the_companion_is_read_too():
     torch.testing.assert_close(found["loss"], found["cross_entropy"] + 2 * wanted)
 
 
-def test_systems_that_there_are_not():
-    with pytest.raises(UsageError, match="unknown system 'gpt'; choose from"):
+def test_an_unknown_system_is_refused():
+    with pytest.raises(UsageError, match="unknown published system 'gpt'; choose from"):
         published.load("gpt", {}, {})
 
 
@@ -218,7 +233,7 @@ def checkpoint(folder: Path, weights: dict) -> Path:
     return folder / "ckpt.pt"
 
 
-def test_an_authors_file_becomes_a_model_folder(tmp_path):
+def test_a_published_file_becomes_a_model_folder(tmp_path):
     parts, settings = read("deepsight_mse")
     weights = {f"_orig_mod.{name}": x.float() for name, x in parts["weights"].items()}
     weights["_orig_mod.output_layer.weight"] = weights["_orig_mod.token_embedding.weight"]
@@ -228,12 +243,14 @@ def test_an_authors_file_becomes_a_model_folder(tmp_path):
     assert sorted(x.name for x in out.iterdir()) == ["config.json", "model.safetensors"]
     found = published.dump(load_model(out))
     assert all(torch.equal(found[name], x.float()) for name, x in parts["weights"].items())
-    with pytest.raises(UsageError, match="must be empty or absent"):
+    with pytest.raises(
+        UsageError, match="not an empty folder; pass a folder that is empty or absent"
+    ):
         unpickle.import_checkpoint("deepsight", path, tmp_path / "settings.json", out)
 
 
 class Trap:
-    """Unpickled carelessly, it runs a command."""
+    """Run a command when unpickled without protection."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -242,7 +259,7 @@ class Trap:
         return subprocess.call, (["touch", str(self.path)],)
 
 
-def test_files_of_the_first_form_are_read_too(tmp_path):
+def test_files_from_before_torch_1_6_are_read_too(tmp_path):
     weights = {"a": torch.arange(6.0).view(2, 3)}
     torch.save(weights, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert torch.equal(unpickle.read_weights(tmp_path / "old.pt")["a"], weights["a"])
@@ -253,27 +270,27 @@ def test_a_file_that_runs_code_is_refused_and_runs_nothing(tmp_path, archive):
     weights = {"a": torch.ones(2), "b": Trap(tmp_path / "sprung")}
     path = tmp_path / "trap.pt"
     torch.save(weights, path, _use_new_zipfile_serialization=archive)
-    with pytest.raises(DataError, match="tensors and plain values alone, got .*call"):
+    with pytest.raises(DataError, match="nothing but tensors and plain values, got .*call"):
         unpickle.read_weights(path)
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_file_that_takes_too_long_is_given_up(tmp_path):
+def test_reading_a_file_has_a_time_limit(tmp_path):
     path = checkpoint(tmp_path, {"a": torch.ones(2)})
-    with pytest.raises(DataError, match=r"must be read within 0.05 s, and was not"):
+    with pytest.raises(DataError, match=r"was not read within the limit of 0.05 s"):
         unpickle.read_weights(path, time_limit_s=0.05)
 
 
-def test_where_weights_are_found():
+def test_weights_are_found_under_the_usual_keys():
     weights = {"a": torch.ones(2)}
     for found in (weights, {"model": weights, "step": 3}, {"model": {"state_dict": weights}}):
         assert unpickle.find_weights(found) == weights
     for found in ([weights], {}, {"step": 3}, {"model": {"a": 3}}):
-        with pytest.raises(ValueError, match="no weights by name were found"):
+        with pytest.raises(ValueError, match="holds no weights by name"):
             unpickle.find_weights(found)
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_unreadable_files_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         unpickle.read_weights(tmp_path / "none.pt")
     (tmp_path / "bad.safetensors").write_bytes(b"no")
@@ -281,7 +298,7 @@ def test_files_that_cannot_be_read(tmp_path):
         unpickle.read_weights(tmp_path / "bad.safetensors")
     save_file({"a": torch.ones(2)}, tmp_path / "good.safetensors")
     assert unpickle.read_weights(tmp_path / "good.safetensors")["a"].sum() == 2
-    with pytest.raises(DataError, match="settings are a JSON file"):
+    with pytest.raises(DataError, match="settings file .* does not exist"):
         unpickle.read_settings(tmp_path / "none.json")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(DataError, match="must hold a JSON object, got list"):

@@ -1,4 +1,4 @@
-"""The published toy thinker: golden files, where they are at hand, and weights there and back."""
+"""The toy model of Thinker: golden files where present, and weights imported and dumped."""
 
 import pytest
 import torch
@@ -12,9 +12,6 @@ from thinkers.models.thinker import Thinker
 NAMES = ("thinker_a", "thinker_low_rank", "thinker_memory_probe")
 
 
-golden = read_golden
-
-
 def agree(ours, theirs, name):
     error = (ours - theirs).abs().max() if theirs.numel() else torch.zeros(())
     limit = 1e-9 * max(float(theirs.abs().max()) if theirs.numel() else 0.0, 1e-6)
@@ -22,8 +19,8 @@ def agree(ours, theirs, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_outputs_and_gradients_are_those_of_the_author(name):
-    settings, groups = golden(name)
+def test_outputs_and_gradients_are_the_published_ones(name):
+    settings, groups = read_golden(name)
     model = published.load("thinker", groups["weights"], settings)
     found = published.outputs(model, groups["in"], settings)
     assert found.keys() == groups["out"].keys()
@@ -37,8 +34,8 @@ def test_outputs_and_gradients_are_those_of_the_author(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_come_back_unchanged_also_after_saving(name, tmp_path):
-    settings, groups = golden(name)
+def test_imported_weights_are_dumped_unchanged_also_after_saving(name, tmp_path):
+    settings, groups = read_golden(name)
     model = published.load("thinker", groups["weights"], settings)
     model.save(tmp_path)
     for which in (model, load_model(tmp_path)):
@@ -49,18 +46,18 @@ def test_weights_come_back_unchanged_also_after_saving(name, tmp_path):
 
 
 def test_weights_that_do_not_fit_are_refused_by_name():
-    settings, groups = golden("thinker_a")
+    settings, groups = read_golden("thinker_a")
     weights = dict(groups["weights"])
     weights["embd_vocab.weight"] = weights["embd_vocab.weight"][:-1]
     with pytest.raises(DataError, match="embd_vocab.weight must have shape"):
         published.load("thinker", weights, settings)
     weights = dict(groups["weights"])
     del weights["attn_compute.norm2.weight"]
-    with pytest.raises(DataError, match="attn_compute.norm2.weight is missing"):
+    with pytest.raises(DataError, match="weights lack attn_compute.norm2.weight"):
         published.load("thinker", weights, settings)
 
 
-def test_a_published_read_out_answers_together_and_generates_nothing():
+def test_the_published_variant_answers_in_parallel_and_cannot_generate():
     own = {"variant": "published", "output": "parallel"}
     torch.manual_seed(0)
     model = build_model("thinker", vocab_size=13, dim=24, num_heads=2, **own)
@@ -92,7 +89,7 @@ SETTINGS = {
 
 
 def made(num_knowledge=0):
-    """Weights by published name, the same ones whatever the settings that they are read with."""
+    """Return weights by published name, the same for all settings."""
     torch.manual_seed(5)
     config = Thinker.Config(
         variant="published",
@@ -119,16 +116,16 @@ def run(weights, inputs, **settings):
 TOKENS = {"tokens": torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])}
 
 
-def test_a_rank_that_saves_nothing_is_full():
+def test_a_rank_that_saves_nothing_means_full_projections():
     weights = made()
     _, full = run(weights, TOKENS)
     for rank in (12, 30):
         assert torch.equal(run(weights, TOKENS, rank=rank)[1]["logits"], full["logits"])
-    with pytest.raises(DataError, match="missing or unknown"):
+    with pytest.raises(DataError, match="weights lack|weights hold|must have shape"):
         run(weights, TOKENS, rank=11)
 
 
-def test_knowledge_that_is_not_asked_for_is_not_read():
+def test_knowledge_is_read_only_where_inputs_select_it():
     weights = made(num_knowledge=4)
     less = {name: x for name, x in weights.items() if name != "emb_static_mem.weight"}
     _, without = run(less, TOKENS)
@@ -143,7 +140,7 @@ def test_knowledge_that_is_not_asked_for_is_not_read():
     assert (known["logits"] - without["logits"]).abs().max() > 1e-6
 
 
-def test_limits_may_be_absent_floats_or_none_at_all():
+def test_step_limits_may_be_absent_floats_or_zero():
     weights = made()
     _, every = run(weights, TOKENS, read_step=99, n_memory=99)
     for limits in ({}, {"read_step": 1e4, "n_memory": 1e4}):
@@ -156,7 +153,7 @@ def test_limits_may_be_absent_floats_or_none_at_all():
     assert "embd_latent.weight" not in published.dump(model, grads=True)
 
 
-def test_without_a_number_of_outputs_there_are_as_many_as_inputs():
+def test_without_a_number_of_outputs_there_is_one_per_input():
     settings = {name: x for name, x in SETTINGS.items() if name != "n_target"}
     model = published.load("thinker", made(), settings)
     assert published.outputs(model, TOKENS, settings)["logits"].shape == (2, 1, 5, 11)

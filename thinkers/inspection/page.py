@@ -122,7 +122,7 @@ def contents(seen: Inspection, labels: Labels) -> dict[str, Any]:
         "explained": f"{100 * sum(seen.explained):.0f} %",
         "attention": [(name, about(x), "") for name, x in seen.attention.items()],
         "others": [other(name, x, seen, labels) for name, x in seen.others.items()],
-        "elements": seen.model.elements,
+        "elements": seen.model.mask_caption,
         "pictured": pictured,
         "mask": "data:image/png;base64," + base64.b64encode(png).decode(),
         "size": cell * len(pairs),

@@ -111,7 +111,9 @@ class ReasoningTokens(Model):
             if self.head_dim is None:
                 super().check_heads()
 
-    elements = "Each word is followed by its thoughts, who may be hidden from those that come next."
+    mask_caption = (
+        "Each word is followed by its thoughts, who may be hidden from those that come next."
+    )
     by_position = ("reasoning",)
     reasoning: Tensor | None
 

@@ -14,13 +14,11 @@ from thinkers.models import base
 from thinkers.models.base import IGNORED, Batch, Loss, Model, Thought, as_batch
 from thinkers.models.generation import check_call, eval_mode
 from thinkers.models.thinker_cache import ThinkerCache
-from thinkers.nn.latent_noise import like_learned
+from thinkers.nn.latent_noise import Disturb, random_latents
+from thinkers.nn.latent_store import LatentStore, Memory
 from thinkers.nn.layers import initialize, swiglu_width
 from thinkers.nn.processor import (
-    Disturb,
     FixedTextInput,
-    LatentStore,
-    Memory,
     Output,
     Probe,
     Process,
@@ -47,7 +45,7 @@ class Thinker(Model):
     """
 
     name = "thinker"
-    elements = "Each position reads, through memory, the sections that were finished before it."
+    mask_caption = "Each position reads, through memory, the sections that were finished before it."
     test_variants = (
         {"num_latents": 3, "read_steps": 1, "memory_steps": 2, "num_knowledge": 3},
         {"output": "parallel", "output_steps": 2, "self_attention": "feed_forward", "rank": 5},
@@ -245,9 +243,9 @@ class Thinker(Model):
         learned, config = self._learned_latents(), self.config
         latent = learned.expand(b, -1, -1)
         if keys is not None and config.random_latents:
-            latent = like_learned(learned, keys, -1, config.num_latents)
+            latent = random_latents(learned, keys, -1, config.num_latents)
         if keys is not None and config.add_latents:
-            latent = torch.cat([latent, like_learned(learned, keys, -2, config.add_latents)], 1)
+            latent = torch.cat([latent, random_latents(learned, keys, -2, config.add_latents)], 1)
         return latent
 
     def _stops(self, s: int, steps: int) -> bool:

@@ -43,7 +43,7 @@ class ThoughtsFormer(Model):
     """
 
     name = "thoughtsformer"
-    elements = "A word and its thoughts follow each other: a train reads words, and itself."
+    mask_caption = "A word and its thoughts follow each other: a train reads words, and itself."
     test_variants = (
         {"variant": "published", "num_layers": 1},
         {"variant": "published", "hidden": 48},

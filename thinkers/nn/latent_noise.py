@@ -1,4 +1,4 @@
-"""Disturb: noise, drops and resets of latents between steps, each row's from a key of its own."""
+"""Noise on latents between thinking steps, each row's drawn from a key of its own."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,15 @@ from thinkers.prng import normal, uniform
 
 @dataclass(frozen=True)
 class Disturb:
-    """Disturbance of latents between steps, so that the block learns to go on from any of them.
+    """Add noise to latents, drop or replace them, so that the block learns to continue from any.
 
-    All of it is a function of one key per row, so that it does not depend on how rows are batched.
+    The noise is a function of one key per row, so that it does not depend on how rows are batched.
 
     Args:
         noise: Standard deviation of the noise added to every latent.
-        drop: Probability that a latent is emptied (set to zero).
-        replace: Probability that a latent is replaced by noise of the spread of the learned ones.
+        drop: Probability that a latent is set to zero.
+        replace: Probability that a latent is replaced by noise with the mean and the standard
+            deviation of the learned ones.
     """
 
     noise: float = 0.0
@@ -32,13 +33,21 @@ class Disturb:
         latent: Float[Tensor, "b l c"],
         keys: Int[Tensor, " b"],
         step: int,
-        learned: Float[Tensor, "l c"],
+        learned: Float[Tensor, "n c"],
     ) -> Float[Tensor, "b l c"]:
-        """The disturbed latent; `step` makes each step's disturbance its own."""
+        """Return the noisy latents of one step.
+
+        Args:
+            keys: One key per row.
+            step: Number of the step; each step has random streams of its own.
+            learned: Learned initial latents; `n` may differ from `l` where latents were added.
+        """
         size = latent.shape[1:]
+        # One step owns the streams 8 * step .. 8 * step + 7. Negative streams belong to the
+        # initial latents, so that no number is ever drawn twice.
         if self.replace:
             chosen = uniform(keys, 8 * step, (size[0], 1), latent.dtype) < self.replace
-            latent = latent.where(~chosen, like_learned(learned, keys, 8 * step + 1, size[0]))
+            latent = latent.where(~chosen, random_latents(learned, keys, 8 * step + 1, size[0]))
         if self.drop:
             kept = uniform(keys, 8 * step + 2, (size[0], 1), latent.dtype) >= self.drop
             latent = latent * kept
@@ -47,9 +56,9 @@ class Disturb:
         return latent
 
 
-def like_learned(
-    learned: Float[Tensor, "l c"], keys: Int[Tensor, " b"], stream: int, number: int
+def random_latents(
+    learned: Float[Tensor, "n c"], keys: Int[Tensor, " b"], stream: int, number: int
 ) -> Float[Tensor, "b l c"]:
-    """Random latents with the mean and the deviation of the learned ones."""
+    """Draw `number` latents per row with the mean and standard deviation of the learned ones."""
     drawn = normal(keys, stream, (number, learned.shape[1]), learned.dtype)
     return learned.mean() + learned.std() * drawn

@@ -1,8 +1,8 @@
-"""LatentStore: what a thinker has read and been, projected once and read back with its gradient."""
+"""LatentStore: keys and values of inputs and earlier latents, projected once, read many times."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,44 +12,46 @@ from torch.autograd import Function
 
 @dataclass(frozen=True)
 class Memory:
-    """What a step may read: keys and values for each layer of the block.
+    """Keys and values that a step attends to, for each layer of the block.
 
     Args:
         keys: One tensor per layer.
-        values: Likewise.
-        mask: Added to the scores; None where all may be read.
+        values: One tensor per layer.
+        mask: Added to the attention scores, 0 or -inf; None where nothing is hidden.
     """
 
     keys: Sequence[Float[Tensor, "b h m d"]]
     values: Sequence[Float[Tensor, "b h m d"]]
     mask: Float[Tensor, "b 1 1 m"] | None = None
 
-    def select(self, rows: Int[Tensor, " b"]) -> "Memory":
-        """Only these rows."""
+    def select(self, rows: Int[Tensor, " r"]) -> "Memory":
+        """Return the memory of these rows alone."""
         mask = None if self.mask is None else self.mask[rows]
         return Memory([k[rows] for k in self.keys], [v[rows] for v in self.values], mask)
 
 
-class Projects(Protocol):
-    """A block that can turn vectors into the keys and values of its layers."""
+@runtime_checkable
+class Projector(Protocol):
+    """A block that projects vectors into the keys and values of its layers."""
 
     def project(self, x: Float[Tensor, "b m c"]) -> list[Float[Tensor, "b h m d"]]:
-        """k0, v0, k1, v1, .."""
+        """Return k0, v0, k1, v1, .., the keys and values in every layer."""
 
 
 class LatentStore:
-    """Memory of inputs, knowledge and earlier latents, each projected once and kept.
+    """Memory of inputs, knowledge and earlier latents, each projected once.
 
-    Keys and values lie in buffers of fixed capacity. A read returns views of them, and its
-    gradient adds up in buffers of the same shape, from which each write takes its share when all
-    later reads are done: 2 * capacity vectors per layer, however often they are read.
+    Keys and values lie in buffers of fixed capacity. A read returns views of them. The gradients
+    of all reads add up in buffers of the same shape, and each write takes its share once all later
+    reads have been differentiated: the cost is 2 * capacity vectors per layer, however often they
+    are read.
 
     Args:
-        process: The block whose projections are kept.
-        capacity: The most vectors that will be written.
+        process: Block whose projections are stored.
+        capacity: Largest number of vectors that can be written.
     """
 
-    def __init__(self, process: Projects, capacity: int):
+    def __init__(self, process: Projector, capacity: int):
         self.process, self.capacity = process, capacity
         self.segments: list[tuple[str, int, int]] = []
         self.used = 0
@@ -64,11 +66,14 @@ class LatentStore:
         kind: str = "latent",
         hidden: Bool[Tensor, "b m"] | None = None,
     ) -> None:
-        """Keep these vectors; gradients of later reads reach them.
+        """Project and store vectors; gradients of later reads reach them.
 
         Args:
-            kind: What `read` will call them: "input", "knowledge" or "latent".
-            hidden: True where a vector is padding that no one may read.
+            kind: "input", "knowledge" or "latent", by which `read` selects.
+            hidden: True where a vector is padding, which is never attended to.
+
+        Raises:
+            ValueError: The store has no room for them.
         """
         self.write_projected(self.process.project(vectors), kind, hidden)
 
@@ -78,18 +83,20 @@ class LatentStore:
         kind: str = "latent",
         hidden: Bool[Tensor, "b m"] | None = None,
     ) -> None:
-        """Keep keys and values that `Process.project` gave."""
+        """Store keys and values that `Process.project` returned; see `write`."""
         start, stop = self.used, self.used + parts[0].shape[2]
         if stop > self.capacity:
             raise ValueError(
-                f"a store of capacity {self.capacity} cannot take {stop - start} vectors "
-                f"beside its {start}"
+                f"a store of capacity {self.capacity} that holds {start} vectors has no room for "
+                f"{stop - start} more; create it with a capacity of at least {stop}"
             )
         if self._buffers is None:
             self._buffers = _Buffers(parts[0], self.capacity, len(parts))
             self._order = parts[0].new_zeros(())
         order = _Write.apply(self._order, self._buffers, start, *parts)
-        if torch.is_grad_enabled():  # otherwise earlier writes would fall out of the order
+        # Without gradient, `order` has no graph. Storing it would cut the chain that makes the
+        # backward pass of earlier writes wait for later reads.
+        if torch.is_grad_enabled():
             self._order = order
         if hidden is not None and self._mask is None:
             b = parts[0].shape[0]
@@ -102,13 +109,19 @@ class LatentStore:
     def read(
         self, kinds: Sequence[str] = ("input", "knowledge", "latent"), steps: int | None = None
     ) -> Memory:
-        """What was written of these kinds; of latents the last `steps` writes, None is all."""
+        """Return what was written of these kinds; of latents the last `steps` writes, None is all.
+
+        Raises:
+            ValueError: The store holds nothing of these kinds.
+        """
         chosen = [s for s in self.segments if s[0] in kinds and s[0] != "latent"]
         latents = [s for s in self.segments if s[0] in kinds and s[0] == "latent"]
         chosen += latents if steps is None else latents[max(0, len(latents) - steps) :]
-        spans = join([(start, stop) for _, start, stop in chosen])
+        spans = merge_spans([(start, stop) for _, start, stop in chosen])
         if self._buffers is None or not spans:
-            raise ValueError(f"the store holds nothing of {list(kinds)} to read")
+            raise ValueError(
+                f"the store holds nothing of the kinds {list(kinds)}; write to it before reading"
+            )
         parts = [self._window(i, spans) for i in range(len(self._buffers.data))]
         mask = None
         if self._mask is not None:
@@ -116,7 +129,7 @@ class LatentStore:
         return Memory(parts[::2], parts[1::2], mask)
 
     def stop_gradient(self) -> None:
-        """From now on, no gradient of a read reaches the latents written so far."""
+        """Stop gradients of later reads before they reach the latents written so far."""
         latents = [s for s in self.segments if s[0] == "latent"]
         if latents:
             self._frozen = (latents[0][1], latents[-1][2])
@@ -129,15 +142,15 @@ class LatentStore:
         return views[0] if len(views) == 1 else torch.cat(views, 2)
 
 
-def join(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same places in as few spans as can be."""
-    joined: list[tuple[int, int]] = []
+def merge_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sort spans and merge those that touch."""
+    merged: list[tuple[int, int]] = []
     for start, stop in sorted(spans):
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], stop)
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], stop)
         else:
-            joined.append((start, stop))
-    return joined
+            merged.append((start, stop))
+    return merged
 
 
 class _Buffers:
@@ -150,7 +163,11 @@ class _Buffers:
         self._pass = -1
 
     def grads(self) -> list[Tensor]:
-        """Zero at the start of each backward pass, whatever an earlier, partial one left."""
+        """Return the gradient buffers, set to zero at the start of each backward pass.
+
+        A partial pass (`autograd.grad` of some inputs) leaves sums that no write has taken, so
+        the buffers are identified by the pass that filled them.
+        """
         current = torch._C._current_graph_task_id()
         if self._pass != current or not self._grads:
             self._grads, self._pass = [torch.zeros_like(x) for x in self.data], current
@@ -158,9 +175,11 @@ class _Buffers:
 
 
 class _Write(Function):
-    """Copies keys and values into a store; the order it returns makes later reads wait for it.
+    """Copy keys and values into a store, and return the token that later reads depend on.
 
-    Backward runs once all those reads are done, and takes the gradient that they left.
+    Autograd runs a node's backward once all its consumers are done. Every read takes the token of
+    the last write, and every write that of the write before, so that the backward of a write runs
+    after all reads that could have seen it, and takes the gradient that they left.
     """
 
     @staticmethod
@@ -178,11 +197,7 @@ class _Write(Function):
 
 
 class _Window(Function):
-    """A view of a store; its gradient is added to the store's, but for the `frozen` span.
-
-    The view does not share the buffer's version counter: slots that it shows are never written
-    again, so later writes into other slots must not invalidate it.
-    """
+    """A view of a store, whose gradient is added to the store's except in the `frozen` span."""
 
     @staticmethod
     def forward(
@@ -196,16 +211,21 @@ class _Window(Function):
     ) -> Tensor:
         ctx.buffers, ctx.index, ctx.span, ctx.frozen = buffers, index, (lo, hi), frozen
         ctx.save_for_backward(order)
+        # `.data` gives the view a version counter of its own: the slots that it shows are never
+        # written again, so writes into other slots must not invalidate it for the backward pass.
         return buffers.data[index].data[:, :, lo:hi]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise RuntimeError("what was read from a store has no second derivative (create_graph)")
+            raise RuntimeError(
+                "reads of a LatentStore have no second derivative; differentiate once, without "
+                "create_graph"
+            )
         (order,) = ctx.saved_tensors
-        (lo, hi), (from_, to) = ctx.span, ctx.frozen
+        (lo, hi), (frozen_lo, frozen_hi) = ctx.span, ctx.frozen
         total = ctx.buffers.grads()[ctx.index]
-        for start, stop in ((lo, min(hi, from_)), (max(lo, to), hi)):
+        for start, stop in ((lo, min(hi, frozen_lo)), (max(lo, frozen_hi), hi)):
             if start < stop:
                 total[:, :, start:stop] += grad[:, :, start - lo : stop - lo]
         return torch.zeros_like(order), None, None, None, None, None

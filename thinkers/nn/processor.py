@@ -1,8 +1,9 @@
-"""The blocks that a thinker is made of: Read, Process, Output, Probe, LatentStore, Disturb.
+"""Building blocks of Thinker: Read, Process, Output, Probe.
 
-A small set of latent vectors is the state of a processor; one block, shared by all steps, is the
-processor; what it has read and been is its memory. The blocks can be called in any order, in
-training and in inference (the idea and its published toy model: github.com/domguia/thinker).
+A small set of latent vectors is the state of a processor. One block, shared by all steps, is the
+processor, and its memory holds the input and the latents of earlier steps. The building blocks can
+be called in any order, in training and in inference (idea and published toy model:
+https://github.com/domguia/thinker).
 """
 
 import math
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.nn.kv_cache import KeyValueCache
-from thinkers.nn.latent_noise import Disturb
 from thinkers.nn.latent_store import LatentStore, Memory
 from thinkers.nn.layers import Rotary, SwiGLU, attention_flops, rotate, sinusoidal
 from thinkers.nn.tracing import record_weights
@@ -23,7 +23,11 @@ SelfAttention = Literal["plain", "feed_forward", "none"]
 
 
 class Attention(nn.Module):
-    """Projections of one attention; `rank` makes each a product of two thin matrices."""
+    """Projections into attention heads and out of them.
+
+    Args:
+        rank: Make each projection a product of two matrices of this inner width; None is full.
+    """
 
     def __init__(self, dim: int, num_heads: int, rank: int | None = None):
         super().__init__()
@@ -34,25 +38,27 @@ class Attention(nn.Module):
         )
 
     def split(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t d"]:
-        """Heads as an axis."""
+        """Split the last axis into heads."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def keys_values(self, x: Float[Tensor, "b m c"]) -> tuple[Tensor, Tensor]:
-        """What these vectors are found by, and what they hold, by head."""
+    def keys_values(
+        self, x: Float[Tensor, "b m c"]
+    ) -> tuple[Float[Tensor, "b h m d"], Float[Tensor, "b h m d"]]:
+        """Project vectors into keys and values, split into heads."""
         return self.split(self.key(x)), self.split(self.value(x))
 
     def merge(self, x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b t c"]:
-        """What the heads found, back in the width of the state."""
+        """Join the heads and project them to the width of the state."""
         return self.output(x.transpose(1, 2).flatten(-2))
 
     def flops(self, projections: int, rows: int) -> int:
-        """Of so many projections of so many vectors."""
+        """Return the floating-point operations of `projections` projections of `rows` vectors."""
         inner = self.dim * self.dim if self.rank is None else 2 * self.dim * self.rank
         return 2 * projections * rows * inner
 
 
 class Layer(nn.Module):
-    """[self-attention, maybe its own feed-forward] -> attention over memory -> feed-forward."""
+    """Pre-norm [self-attention [-> feed-forward]] -> attention over memory -> feed-forward."""
 
     def __init__(
         self, dim: int, num_heads: int, hidden: int, rank: int | None, kind: SelfAttention
@@ -87,10 +93,10 @@ class Layer(nn.Module):
         attention = self.memory_attention
         q = attention.split(attention.query(self.memory_norm(x)))
         record_weights("memory", q, memory.keys[layer], memory.mask)
-        found = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             q, memory.keys[layer], memory.values[layer], attn_mask=memory.mask
         )
-        x = x + attention.merge(found)
+        x = x + attention.merge(attended)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
     def _attend_self(
@@ -107,23 +113,23 @@ class Layer(nn.Module):
         k, visible = rotate(k, table), None
         if cache is not None:
             k, v, visible = cache.keep(slot, k, v)
-        found = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=visible, is_causal=causal and visible is None
         )
-        return attention.merge(found)
+        return attention.merge(attended)
 
 
 class Process(nn.Module):
     """The processor: x <- block(x, memory), the same block at every step and in the read-out.
 
     Args:
+        hidden: Hidden size of the feed-forwards.
         num_layers: Depth of the block.
-        hidden: Width of its feed-forwards.
         rank: Rank of all attention projections; None is full.
-        self_attention: "plain", followed by a "feed_forward" of its own, or "none".
-        normed: Whether a step ends with a norm and memory is normed before it is projected, so
-            that more steps than were trained do not outgrow the weights. Without it, the published
-            block: a last norm only where there are several layers.
+        self_attention: "plain"; "feed_forward", with a feed-forward of its own; or "none".
+        normed: Normalise memory before it is projected, and the state at the end of a step, so
+            that activations do not grow with the number of steps. False is the published block:
+            a final norm only where there are several layers.
     """
 
     def __init__(
@@ -148,7 +154,7 @@ class Process(nn.Module):
         self.norm = nn.RMSNorm(dim, eps=1e-6) if last else nn.Identity()
 
     def project(self, x: Float[Tensor, "b m c"]) -> list[Float[Tensor, "b h m d"]]:
-        """Keys and values of these vectors in every layer: k0, v0, k1, v1, .."""
+        """Project vectors into the keys and values of every layer: k0, v0, k1, v1, .."""
         x, parts = self.memory_norm(x), []
         for layer in self.layers:
             attention: Any = layer.memory_attention
@@ -164,13 +170,14 @@ class Process(nn.Module):
         cache: KeyValueCache | None = None,
         slot: int = 0,
     ) -> Float[Tensor, "b t c"]:
-        """One step.
+        """Compute one step.
 
         Args:
-            x: Latents, or queries to be answered.
-            positions: For the rotations of the self-attention; None is 0, 1, 2, ..
-            causal: Whether a vector may attend to those before it alone.
-            cache: Keys and values of earlier vectors, kept from `slot` on.
+            x: Latents, or output queries.
+            positions: Rotary positions of the self-attention; None is 0, 1, 2, ..
+            causal: Restrict self-attention to the vector itself and those before it.
+            cache: Keys and values of earlier vectors in the self-attention; layer i of this call
+                has number `slot` + i in it.
         """
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
@@ -180,9 +187,11 @@ class Process(nn.Module):
         return self.norm(x)
 
     def flops(self, batch: int, vectors: int, memory: int, past: int | None = None) -> int:
-        """Of one step of so many vectors over so much memory (projected before).
+        """Return the floating-point operations of one step; memory is projected already.
 
         Args:
+            vectors: Vectors per row that go through the block.
+            memory: Vectors per row in memory.
             past: Vectors that the self-attention reads; None is those of this step.
         """
         layer: Any = self.layers[0]
@@ -197,21 +206,21 @@ class Process(nn.Module):
         return len(self.layers) * total
 
     def project_flops(self, rows: int) -> int:
-        """Of projecting so many vectors into memory."""
+        """Return the floating-point operations of projecting `rows` vectors into memory."""
         layer: Any = self.layers[0]
         return len(self.layers) * layer.memory_attention.flops(2, rows)
 
 
 class Input(nn.Module):
-    """What can be read: a subclass turns its kind of input into vectors."""
+    """Base class of inputs; a subclass embeds its kind of input as vectors."""
 
     def forward(self, *inputs: Tensor) -> Float[Tensor, "b m c"]:
-        """The vectors that stand for this input."""
+        """Embed an input, m vectors per row."""
         raise NotImplementedError
 
 
 class TextInput(Input):
-    """Tokens as vectors: sqrt(c) * (embedding + learned position)."""
+    """Text: sqrt(c) * (embedding + learned position)."""
 
     def __init__(self, vocab_size: int, max_length: int, dim: int):
         super().__init__()
@@ -222,14 +231,17 @@ class TextInput(Input):
     def forward(  # type: ignore[override]
         self, tokens: Int[Tensor, "b m"], positions: Int[Tensor, "*b m"] | None = None
     ) -> Float[Tensor, "b m c"]:
-        """The vectors of these tokens; `positions` None is 0, 1, 2, .."""
+        """Embed tokens; `positions` None is 0, 1, 2, .."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         return self.scale * (self.embedding(tokens) + self.position(positions))
 
 
 class FixedTextInput(TextInput):
-    """Tokens with stored positions, as the published model has: sqrt(c) * embedding + table."""
+    """Text of the published model: sqrt(c) * embedding + a stored table of positions.
+
+    The table is a buffer, since the published file stores it.
+    """
 
     table: Tensor
 
@@ -247,13 +259,13 @@ class FixedTextInput(TextInput):
 
 
 class Read:
-    """Takes an input into the latent, or into a store for later steps to read.
+    """Read an input into the latents, or into a store for later steps.
 
-    It has no weights of its own: whoever owns `process` and `source` owns them.
+    It is no `nn.Module`: the weights belong to `process` and `source`.
 
     Args:
-        process: The block that reads.
-        source: Turns the input into vectors; None where vectors (latents, say) are given.
+        process: Block that reads.
+        source: Embeds the input; None where vectors (latents, for example) are given.
     """
 
     def __init__(self, process: Process, source: Input | None = None):
@@ -261,30 +273,30 @@ class Read:
         self.source = source
 
     def vectors(self, *inputs: Tensor) -> Float[Tensor, "b m c"]:
-        """The vectors that stand for the input."""
+        """Embed the input, m vectors per row."""
         return inputs[0] if self.source is None else self.source(*inputs)
 
     def __call__(self, latent: Float[Tensor, "b l c"], *inputs: Tensor) -> Float[Tensor, "b l c"]:
-        """The latent after one step that sees this input alone."""
+        """Return the latents after one step whose memory is this input alone."""
         parts = self.process.project(self.vectors(*inputs))
         return self.process(latent, Memory(parts[::2], parts[1::2]))
 
     def into(
-        self, store: "LatentStore", *inputs: Tensor, hidden: Bool[Tensor, "b m"] | None = None
+        self, store: LatentStore, *inputs: Tensor, hidden: Bool[Tensor, "b m"] | None = None
     ) -> None:
-        """Keep this input in `store`; `hidden` marks vectors that are padding."""
+        """Write the input into `store`; `hidden` is True where a vector is padding."""
         store.write(self.vectors(*inputs), kind="input", hidden=hidden)
 
 
 class Output:
-    """Queries answered from memory by the same block, `steps` times over.
+    """Read out memory: output queries pass `steps` times through the block of the processor.
 
-    It has no weights of its own: whoever owns `process` and `embedding` owns them.
+    It is no `nn.Module`: the weights belong to `process` and `embedding`.
 
     Args:
-        embedding: Gives the logits, tied.
-        causal: Whether a query may read the queries before it alone, as writing token by token
-            needs; otherwise all of them.
+        embedding: Token embedding that the output layer is tied to.
+        causal: Restrict each query to itself and the queries before it, as generation token by
+            token requires.
     """
 
     def __init__(
@@ -301,19 +313,19 @@ class Output:
         positions: Int[Tensor, "*b t"] | None = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "b t c"]:
-        """The states from which the queries are answered."""
+        """Return the output states of the queries."""
         depth = len(self.process.layers)
         for step in range(self.steps):
             queries = self.process(queries, memory, positions, self.causal, cache, step * depth)
         return queries
 
     def logits(self, states: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
-        """What each state answers."""
+        """Compute the logits of output states."""
         return F.linear(states, self.embedding.weight)
 
 
 class Probe(nn.Module):
-    """Scalars read off a state: an estimate, a confidence, or scores for the block to run next."""
+    """Linear scalars of a state: an estimate, a confidence, or scores of the block to run next."""
 
     def __init__(self, dim: int, num_probes: int = 1):
         super().__init__()
@@ -324,20 +336,5 @@ class Probe(nn.Module):
 
 
 def low_rank(dim: int, rank: int) -> nn.Sequential:
-    """A projection through a narrow waist."""
+    """Build a bias-free projection of this rank, as two matrices."""
     return nn.Sequential(nn.Linear(dim, rank, bias=False), nn.Linear(rank, dim, bias=False))
-
-
-__all__ = [
-    "Disturb",
-    "FixedTextInput",
-    "Input",
-    "LatentStore",
-    "Memory",
-    "Output",
-    "Probe",
-    "Process",
-    "Read",
-    "SelfAttention",
-    "TextInput",
-]

@@ -1,4 +1,4 @@
-"""Looking into a model: who may read whom, what was read, and other thoughts put in its place."""
+"""Tracing of a model's inner work: record attention, show attention masks, replace thoughts."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -16,38 +16,38 @@ Replacement = Callable[[Tensor, int], Tensor]
 
 
 class AttentionRecord:
-    """What attention gave, call by call: (its name, the thinking step, its weights)."""
+    """Attention weights in the order of the calls: (name, thinking step, weights)."""
 
     def __init__(self) -> None:
         self.step = 0
         self.calls: list[tuple[str, int, Tensor]] = []
 
     def keep(self, name: str, weights: Float[Tensor, "b t n"]) -> None:
-        """Weights of this step; `name` says what the columns are."""
+        """Add weights of the current step; `name` is that of the columns."""
         self.calls.append((name, self.step, weights.detach()))
 
     def named(self, name: str) -> list[Float[Tensor, "b t n"]]:
-        """The weights of this name, in the order in which they were given."""
+        """Return the weights of this name, in the order of the calls."""
         return [weights for found, _, weights in self.calls if found == name]
 
 
-_watch: AttentionRecord | None = None
+_record: AttentionRecord | None = None
 
 
 @contextmanager
 def record_attention() -> Iterator[AttentionRecord]:
-    """Inside, every attention of every model leaves its weights in this watch."""
-    global _watch
-    before, _watch = _watch, AttentionRecord()
+    """Record the attention weights of every model that runs inside the block."""
+    global _record
+    before, _record = _record, AttentionRecord()
     try:
-        yield _watch
+        yield _record
     finally:
-        _watch = before
+        _record = before
 
 
 def current_record() -> AttentionRecord | None:
-    """The watch, if anyone is watching."""
-    return _watch
+    """Return the record of the innermost `record_attention`, None outside of any."""
+    return _record
 
 
 def record_weights(
@@ -57,9 +57,9 @@ def record_weights(
     mask: Tensor | None = None,
     causal: bool = False,
 ) -> None:
-    """Leave the weights of this attention, their mean over heads, with whoever watches."""
-    if _watch is not None:
-        _watch.keep(name, attention_weights(q, k, mask, causal).mean(1))
+    """Record the weights of this attention, averaged over heads, if a record is open."""
+    if _record is not None:
+        _record.keep(name, attention_weights(q, k, mask, causal).mean(1))
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def attention_weights(
     mask: Tensor | None = None,
     causal: bool = False,
 ) -> Float[Tensor, "b h t s"]:
-    """softmax(q k / sqrt(d)); mask and causal as in torch's scaled_dot_product_attention."""
+    """Compute softmax(q k / sqrt(d)), with mask and causal as in scaled_dot_product_attention."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores = q @ k.mT / q.shape[-1] ** 0.5
     if mask is not None and mask.dtype == torch.bool:
@@ -83,31 +83,31 @@ def attention_weights(
 
 
 class Traced:
-    """What lets a model be looked into; the defaults are those of a causal transformer."""
+    """Tracing hooks of a model; the defaults are those of a causal transformer."""
 
-    elements: ClassVar[str] = "Each position reads itself and what came before."
-    """What `mask` shows, for its picture."""
+    mask_caption: ClassVar[str] = "Each position reads itself and the positions before it."
+    """Caption of the picture of `mask`."""
     by_position: ClassVar[tuple[str, ...]] = ()
-    """Names in `extra` whose vectors stand for positions: (b, t, c), or (b, n, t, c) of several."""
+    """Names of the vectors in `extra` that belong to positions: (b, t, c) or (b, n, t, c)."""
     _replacement: Replacement | None = None
 
     def mask(self, length: int, num_steps: int | None = None) -> Bool[Tensor, "t s"]:
-        """True where an element (a row) may read another (a column), in a text of this length."""
+        """Return the attention mask of a text of this length, True where a row reads a column."""
         return masks.table(masks.causal, length)[0]
 
     def thought_hook(self, thought: Float[Tensor, "b n c"], step: int) -> Float[Tensor, "b n c"]:
-        """The thought that the model goes on from: its own, unless another is put in its place."""
-        if _watch is not None:
-            _watch.step = step + 1
+        """Return the thought that the model continues from: its own, or the replacement of it.
+
+        A model calls this where the thought of a step enters the computation that follows, and
+        nowhere else.
+        """
+        if _record is not None:
+            _record.step = step + 1
         return thought if self._replacement is None else self._replacement(thought, step)
 
     @contextmanager
     def replace_thoughts(self, replacement: Replacement) -> Iterator[None]:
-        """Inside, every thought handed on is replacement(thought, step) instead.
-
-        A model that thinks calls `thought_hook` where the thought of a step is handed to what
-        follows, and nowhere else.
-        """
+        """Replace every thought by replacement(thought, step) inside the block."""
         before, self._replacement = self._replacement, replacement
         try:
             yield
@@ -115,29 +115,32 @@ class Traced:
             self._replacement = before
 
     def attention(
-        self, watch: AttentionRecord, length: int, num_steps: int, prompt_length: int | None = None
-    ) -> Mapping[str, Float[Tensor, "k t n"]]:
-        """{what the columns are: how much of it each position reads at each step}, of one row.
+        self, record: AttentionRecord, length: int, num_steps: int, prompt_length: int | None = None
+    ) -> Mapping[str, Float[Tensor, "k t _"]]:
+        """Return the attention weights of one row by the name of their columns.
 
-        It is the mean over heads, layers and, where a step attends more than once, all its calls.
+        The weights at (step, position, column) are averaged over heads, layers and, where a step
+        attends more than once, over all its calls.
 
         Args:
-            watch: What was left by `forward` of that row, with these arguments and its states kept.
+            record: Filled by `forward` of that row with these arguments and `keep_states=True`.
         """
         found: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-        for name, step, weights in watch.calls:
+        for name, step, weights in record.calls:
             if weights.shape[1] == length and step < num_steps:
                 found[name][step].append(weights[0])
-        return {name: stacked(steps, num_steps) for name, steps in found.items()}
+        return {name: mean_by_step(steps, num_steps) for name, steps in found.items()}
 
 
-def stacked(steps: Mapping[int, list[Float[Tensor, "t n"]]], num: int) -> Float[Tensor, "k t n"]:
-    """The mean of each step, with zeros for columns that it does not have yet."""
-    widest = max(x.shape[1] for weights in steps.values() for x in weights)
-    (t, _), like = next(iter(steps.values()))[0].shape, next(iter(steps.values()))[0]
-    empty = like.new_zeros(t, widest)
+def mean_by_step(
+    weights: Mapping[int, list[Float[Tensor, "t _"]]], num_steps: int
+) -> Float[Tensor, "k t n"]:
+    """Average the weights of each step, with zeros for columns that a step does not have."""
+    like = next(iter(weights.values()))[0]
+    widest = max(x.shape[1] for of_step in weights.values() for x in of_step)
     means = []
-    for step in range(num):
-        padded = [F.pad(x, (0, widest - x.shape[1])) for x in steps.get(step, [])]
+    for step in range(num_steps):
+        padded = [F.pad(x, (0, widest - x.shape[1])) for x in weights.get(step, [])]
+        empty = like.new_zeros(len(like), widest)
         means.append(torch.stack(padded).mean(0) if padded else empty)
     return torch.stack(means)

@@ -1,4 +1,4 @@
-"""The original authors' checkpoints: read, run and written back under their own names."""
+"""Published checkpoints: load, run and dump them under the names of their authors."""
 
 import importlib
 from collections.abc import Mapping
@@ -17,45 +17,49 @@ SYSTEMS = {
     "deepsight": "deepsight",
     "thinker": "thinker",
 }
-"""Published systems, each read by the file of its name here, and the model that each becomes."""
+"""{published system: name of the model that it becomes}; the system names its file here."""
 
 
 class NoGradient(Exception):
-    """A parameter that has none."""
+    """A parameter without gradient."""
 
 
 def load(system: str, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Model:
-    """A model that computes what the published one does, in the dtype of its weights.
+    """Build the model that computes what the published one does, in the dtype of its weights.
 
     Args:
-        weights: Tensors by published name; copies of a tied one must be equal.
-        settings: The published hyper-parameters, as values or as a file's metadata.
+        weights: Tensors by published name; copies of a tied weight must be equal.
+        settings: Published hyper-parameters, as values or as the metadata of a safetensors file.
 
     Raises:
-        DataError: A weight or a setting is missing, unknown, of the wrong shape or not equal to
-            the one that it is tied to.
+        UsageError: The system is unknown.
+        DataError: A weight or a setting is missing, unknown or of the wrong shape, or differs
+            from the weight that it is tied to.
     """
     decoded = decode(settings)
     if decoded.get("system", system) != system:
-        raise DataError(f"settings must be of {system}, got those of {decoded['system']}")
-    read, found = reader(system).load, clean(weights)
+        raise DataError(
+            f"settings of {decoded['system']!r} do not fit the system {system!r}; "
+            "pass the settings that belong to the checkpoint"
+        )
+    load_system, cleaned = importer(system).load, clean(weights)
     try:
-        return read(found, decoded)
+        return load_system(cleaned, decoded)
     except DataError:
         raise
     except (TypeError, ValueError) as error:
-        raise DataError(f"settings must be those of a {system}: {error}") from error
+        raise DataError(f"settings cannot configure {system!r}: {error}") from error
 
 
 def outputs(
     model: Model, inputs: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """What the published model returns, by the published names and in its shapes."""
-    return reader(system_of(model)).outputs(model, inputs, decode(settings))
+    """Run the model; return its outputs by their published names and in their published shapes."""
+    return importer(system_of(model)).outputs(model, inputs, decode(settings))
 
 
 def dump(model: Model, grads: bool = False) -> dict[str, Tensor]:
-    """Weights by published name, or their gradients, leaving out those that there are not."""
+    """Return weights by published name, or their gradients, without those that are None."""
 
     def get(parameter: Tensor) -> Tensor:
         if not grads:
@@ -65,24 +69,26 @@ def dump(model: Model, grads: bool = False) -> dict[str, Tensor]:
         return parameter.grad
 
     found = {} if grads else unread(model)
-    for name, value in reader(system_of(model)).parameters(model).items():
+    for name, assemble in importer(system_of(model)).parameters(model).items():
         try:
-            found[name] = value(get)
+            found[name] = assemble(get)
         except NoGradient:
             continue
     return found
 
 
-def reader(system: str) -> Any:
-    """The module that knows this system's names."""
+def importer(system: str) -> Any:
+    """Return the module of `thinkers.published` that imports this system."""
     if system not in SYSTEMS:
-        raise UsageError(f"unknown system {system!r}; choose from {sorted(SYSTEMS)}")
+        raise UsageError(f"unknown published system {system!r}; choose from {sorted(SYSTEMS)}")
     return importlib.import_module(f"thinkers.published.{system}")
 
 
 def system_of(model: Model) -> str:
-    """The published system that a model belongs to."""
+    """Return the published system of a model."""
     for system, name in SYSTEMS.items():
         if model.name == name:
             return system
-    raise UsageError(f"model must be one of {sorted(SYSTEMS.values())}, got {model.name}")
+    raise UsageError(
+        f"{model.name!r} has no published system; pass one of {sorted(SYSTEMS.values())}"
+    )

@@ -1,7 +1,7 @@
-"""What the importers share: settings, names, tied copies, and weights that nothing reads."""
+"""Shared parts of the importers: settings, names, tied copies, unused weights."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,21 +15,21 @@ from thinkers.models.unused_weights import keep_unread
 PREFIX = "_orig_mod."
 
 Get = Callable[[Tensor], Tensor]
-"""Takes a parameter and returns its value or its gradient."""
+"""Map a parameter to its value or its gradient."""
 
 Layout = Mapping[str, tuple[Tensor, ...]]
-"""Our parameters by published name: several make up one published weight, along its first axis."""
+"""{published name: our parameters that make up this weight, joined along the first axis}."""
 
 
 def decode(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as values; those of a file's metadata are JSON texts, and are decoded."""
+    """Return settings as values; those of a file's metadata are JSON texts and are decoded."""
     if not all(isinstance(value, str) for value in settings.values()):
         return dict(settings)
     return {name: decode_value(value) for name, value in settings.items()}
 
 
 def decode_value(text: str) -> Any:
-    """What the JSON text says; any other text is itself."""
+    """Decode a JSON text; any other text stands for itself."""
     try:
         return json.loads(text)
     except ValueError:
@@ -37,55 +37,72 @@ def decode_value(text: str) -> Any:
 
 
 def pick(settings: Mapping[str, Any], *names: str, **default: Any) -> Any:
-    """The setting that goes by one of these names; without `default=`, one must be there."""
+    """Return the first setting present among these names, else `default`.
+
+    Raises:
+        DataError: None is present, and no default is given.
+    """
     for name in names:
         if name in settings:
             return settings[name]
     if "default" in default:
         return default["default"]
-    raise DataError(f"settings must have {names[0]!r}, got {sorted(settings)}")
+    raise DataError(f"settings lack {names[0]!r}, which is required; found {sorted(settings)}")
 
 
 def clean(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights without the prefix that compiling adds, and without what is derived."""
+    """Remove the prefix that torch.compile adds, and buffers that follow from the settings."""
     found: dict[str, Tensor] = {}
     for name, weight in weights.items():
         name = name.removeprefix(PREFIX)
         if name in found:
-            raise DataError(f"weights must name {name} once, got it with and without {PREFIX!r}")
+            raise DataError(
+                f"weights hold {name} twice, with and without the prefix {PREFIX!r}; keep one"
+            )
         if is_derived(name):
             continue
         if not isinstance(weight, Tensor) or not weight.is_floating_point() or not weight.ndim:
-            raise DataError(f"{name} must be a floating tensor of axes, got {describe(weight)}")
+            raise DataError(
+                f"{name} must be a floating-point tensor of at least one axis, "
+                f"got {describe(weight)}"
+            )
         found[name] = weight
     return found
 
 
 def is_derived(name: str) -> bool:
-    """Whether a published buffer follows from the settings."""
+    """Return True if this is a published buffer that follows from the settings."""
     last = name.rpartition(".")[2]
     return last in ("future_context_weights", "tril") or last.startswith("merge_")
 
 
 def untie(weights: Mapping[str, Tensor], name: str, *copies: str) -> dict[str, Tensor]:
-    """The weights with `name` alone of the names that share one tensor; all must be equal."""
+    """Keep `name` alone of the names of one tied weight.
+
+    Raises:
+        DataError: The copies differ.
+    """
     found = dict(weights)
     given = [n for n in (name, *copies) if n in found]
     for other in given[1:]:
         if not torch.equal(found[given[0]], found[other]):
-            raise DataError(f"{other} must equal {given[0]}, to which it is tied; it differs")
+            raise DataError(f"{other} must equal {given[0]}, to which it is tied, but differs")
     if given:
         found = {n: x for n, x in found.items() if n not in given} | {name: found[given[0]]}
     return found
 
 
 def fill(layout: Layout, weights: Mapping[str, Tensor]) -> None:
-    """Copy each published weight into the parameters that hold it; DataError if one is amiss."""
+    """Copy each published weight into the parameters that hold it.
+
+    Raises:
+        DataError: A weight is missing, unknown or of another shape.
+    """
     for name in sorted(layout.keys() | weights.keys()):
         shape = published_shape(layout[name]) if name in layout else None
         found = tuple(weights[name].shape) if name in weights else None
         if shape != found:
-            raise DataError(f"{name} must have shape {shape}, got {found}")
+            raise DataError(mismatch(name, shape, found))
     with torch.no_grad():
         for name, parts in layout.items():
             sizes = [len(part) for part in parts]
@@ -93,13 +110,24 @@ def fill(layout: Layout, weights: Mapping[str, Tensor]) -> None:
                 part.copy_(value)
 
 
+def mismatch(name: str, expected: Sequence[int] | None, found: Sequence[int] | None) -> str:
+    """Describe a weight that is missing (`found` None), unknown (`expected` None) or misshapen."""
+    if found is None:
+        return (
+            f"weights lack {name}, which these settings require with shape {list(expected or ())}"
+        )
+    if expected is None:
+        return f"weights hold {name}, which these settings have no place for; check the settings"
+    return f"{name} must have shape {list(expected)} with these settings, got {list(found)}"
+
+
 def published_shape(parts: tuple[Tensor, ...]) -> tuple[int, ...]:
-    """The shape of the published weight that these parameters make up."""
+    """Return the shape of the published weight that these parameters make up."""
     return (sum(len(part) for part in parts), *parts[0].shape[1:])
 
 
 def getters(layout: Layout) -> dict[str, Callable[[Get], Tensor]]:
-    """How each published weight, or its gradient, is put together."""
+    """Return, by published name, functions that assemble a weight or its gradient."""
 
     def joined(parts: tuple[Tensor, ...]) -> Callable[[Get], Tensor]:
         return lambda get: get(parts[0]) if len(parts) == 1 else torch.cat([*map(get, parts)])
@@ -108,14 +136,21 @@ def getters(layout: Layout) -> dict[str, Callable[[Get], Tensor]]:
 
 
 def keep_all_unread(model: Model, weights: Mapping[str, Tensor]) -> None:
-    """Keep weights that the published forward never reads: saved, but not trained."""
+    """Keep weights that the published forward never reads as buffers: saved, not trained."""
     for name, weight in weights.items():
         keep_unread(model, name, weight)
 
 
 def dtype_of(weights: Mapping[str, Tensor]) -> torch.dtype:
-    """The one floating dtype of the weights."""
+    """Return the dtype that all weights share.
+
+    Raises:
+        DataError: They have several.
+    """
     found = {x.dtype for x in weights.values()}
     if len(found) != 1:
-        raise DataError(f"weights must have one floating dtype, got {sorted(map(str, found))}")
+        raise DataError(
+            f"weights must share one floating-point dtype, got {sorted(map(str, found))}; "
+            "convert them before loading"
+        )
     return found.pop()

@@ -1,4 +1,7 @@
-"""DeepSight, also DeepPlan, and its companion: github.com/yiphei/yif-AI (no licence stated)."""
+"""DeepSight, also named DeepPlan, and its companion model.
+
+Source: https://github.com/yiphei/yif-AI (no licence stated).
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,14 +43,16 @@ COMPANION = {
     "embedding_ln_type": ("INIT", None),
     "use_ln_on_encoder_out": (True, None),
 }
-"""What is read of the companion model, whose embedding loss pulls at the embeddings."""
+"""Settings of the companion model (encoder-decoder with an embedding loss) that are supported."""
 
 
 def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> DeepSight:
-    """The published encoder-decoder with the planning or the embedding loss of these settings."""
+    """Build the encoder-decoder with the planning or the embedding loss of these settings."""
     for name, choices in COMPANION.items():
         if settings.get(name, choices[0]) not in choices:
-            raise DataError(f"{name} must be one of {choices}, got {settings[name]!r}")
+            raise DataError(
+                f"{name} must be one of {choices} to be imported, got {settings[name]!r}"
+            )
     model = DeepSight(configure(settings)).to(dtype_of(weights))
     weights = untie(weights, "token_embedding.weight", "output_layer.weight")
     wanted = layout(model)
@@ -62,16 +67,21 @@ def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> DeepSigh
 
 
 def configure(settings: Mapping[str, Any]) -> DeepSight.Config:
-    """Our configuration of these settings, by the golden files' names or the author's."""
+    """Translate settings, by the names of the golden files or those of the author."""
     cross = settings.get("cross_attn_config") or {}
     bias = bool(pick(settings, "use_bias"))
     if cross.get("use_bias", bias) != bias:
-        raise DataError(f"cross_attn_config.use_bias must be use_bias, {bias}")
+        raise DataError(
+            f"cross_attn_config.use_bias must equal use_bias, {bias}, got {cross['use_bias']!r}"
+        )
     context = pick(settings, "context_size", "max_length")
     horizon = pick(settings, "future_context_size", default=None)
     loss: Any = choose(settings, "planning_loss_type", LOSSES) or "none"
     if loss != "none" and not (isinstance(horizon, int) and 1 < horizon < context):
-        raise DataError(f"future_context_size must be above 1 and below {context}, got {horizon}")
+        raise DataError(
+            f"future_context_size must be above 1 and below the context size {context}, "
+            f"got {horizon!r}"
+        )
     chosen = {
         "horizon": horizon,
         "plan_weight": settings.get("planning_loss_coeff"),
@@ -98,7 +108,7 @@ def configure(settings: Mapping[str, Any]) -> DeepSight.Config:
 
 
 def choose(settings: Mapping[str, Any], name: str, choices: Mapping[str, str]) -> Any:
-    """Our word for a published choice, None if there is none."""
+    """Translate a published choice; None where the setting is absent."""
     value = settings.get(name)
     if value is not None and value not in choices:
         raise DataError(f"{name} must be one of {sorted(choices)}, got {value!r}")
@@ -108,7 +118,7 @@ def choose(settings: Mapping[str, Any], name: str, choices: Mapping[str, str]) -
 def outputs(
     model: DeepSight, inputs: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """The logits, and with targets the parts of the loss: cross-entropy plus a planning loss."""
+    """Return logits, and with targets the loss: cross-entropy and planning or embedding loss."""
     logits = model(inputs["tokens"]).logits
     if "targets" not in inputs:
         return {"logits": logits}
@@ -121,12 +131,12 @@ def outputs(
 
 
 def parameters(model: DeepSight) -> dict[str, Callable[[Get], Tensor]]:
-    """How each published weight follows from ours."""
+    """Return, by published name, functions that assemble a weight or its gradient."""
     return getters(layout(model))
 
 
 def layout(model: DeepSight) -> Layout:
-    """Our parameters by published name."""
+    """Return our parameters by published name."""
     found: dict[str, tuple[Tensor, ...]] = {
         "token_embedding.weight": (model.embedding.weight,),
         "positional_embedding.weight": (model.positions.weight,),

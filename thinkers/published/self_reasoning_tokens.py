@@ -1,4 +1,7 @@
-"""Self-Reasoning Tokens: github.com/lucidrains/self-reasoning-tokens-pytorch (MIT licence)."""
+"""Self-Reasoning Tokens.
+
+Source: https://github.com/lucidrains/self-reasoning-tokens-pytorch (MIT licence).
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +16,7 @@ from thinkers.published.common import Get, Layout, dtype_of, fill, getters, pick
 
 
 def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> ReasoningTokens:
-    """The published transformer, with the reasoning tokens and the window of these settings."""
+    """Build the transformer with the reasoning tokens and the window of these settings."""
     steps = pick(settings, "num_reason_tokens", default=0)
     rows = pick(settings, "max_reason_seq_len", default=4)
     if steps > rows:
@@ -43,7 +46,7 @@ def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Reasonin
 def outputs(
     model: ReasoningTokens, inputs: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """The logits of all tokens but the last, and the loss of predicting those after them."""
+    """Return the logits at all tokens except the last, and the next-token loss."""
     steps = pick(settings, "num_reason_tokens", default=model.config.num_steps)
     read, labels = inputs["tokens"][:, :-1], inputs["tokens"][:, 1:]
     labels = labels.masked_fill(labels == pick(settings, "ignore_index", default=-1), IGNORED)
@@ -56,12 +59,12 @@ def outputs(
 
 
 def parameters(model: ReasoningTokens) -> dict[str, Callable[[Get], Tensor]]:
-    """How each published weight follows from ours."""
+    """Return, by published name, functions that assemble a weight or its gradient."""
     return getters(layout(model))
 
 
 def layout(model: Any) -> Layout:
-    """Our parameters by published name."""
+    """Return our parameters by published name."""
     found: dict[str, tuple[Tensor, ...]] = {
         "token_emb.weight": (model.embedding.weight,),
         "pos_emb.weight": (model.positions.weight,),

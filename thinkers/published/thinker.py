@@ -1,4 +1,7 @@
-"""Thinker's toy model: github.com/domguia/thinker (no licence is stated there)."""
+"""The toy model of Thinker.
+
+Source: https://github.com/domguia/thinker (no licence stated).
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,17 +13,17 @@ from torch.nn import functional as F
 from thinkers.errors import DataError
 from thinkers.models.thinker import Thinker
 from thinkers.nn.processor import Output, SelfAttention
-from thinkers.published.common import Get, dtype_of, keep_all_unread, pick
+from thinkers.published.common import Get, dtype_of, keep_all_unread, mismatch, pick
 
 UNREAD = "embd_in_pos.weight"
-SEVERAL = "attn_compute.layers."
+"""Learned input positions, which the published forward never reads."""
 
 
 def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Thinker:
-    """The published toy model; its learned input positions, which it never reads, are kept."""
+    """Build the toy model of these weights and settings."""
     for name in ("embd_latent.weight", "embd_out_pos.weight", "pos_encoder.pe"):
         if name not in weights:
-            raise DataError(f"weights must have {name}, got {sorted(weights)}")
+            raise DataError(f"weights lack {name}, which is required; found {sorted(weights)}")
     kind: SelfAttention = "feed_forward" if pick(settings, "ff_in_self_attn") else "plain"
     if pick(settings, "skip_self_attn"):
         kind = "none"
@@ -36,13 +39,13 @@ def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Thinker:
         num_steps=steps,
         max_length=pick(settings, "max_input_len"),
         num_latents=pick(settings, "n_latent"),
-        read_steps=whole_number(pick(settings, "read_step", default=10_000)),
-        memory_steps=whole_number(pick(settings, "n_memory", default=10_000)),
+        read_steps=as_integer(pick(settings, "read_step", default=10_000)),
+        memory_steps=as_integer(pick(settings, "n_memory", default=10_000)),
         num_knowledge=pick(settings, "static_mem_len", default=0),
         output_steps=pick(settings, "output_step", default=1),
         num_probes=pick(settings, "n_probe", default=0),
         self_attention=kind,
-        # A rank that saves nothing is full there.
+        # The published code falls back to full projections where a low rank saves nothing.
         rank=None if rank is None or rank >= dim else rank,
         hidden=pick(settings, "d_hid"),
         section=min(16, len(weights["embd_out_pos.weight"])),
@@ -54,13 +57,11 @@ def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Thinker:
     ours = parameters(model)
     rest = {name: x for name, x in weights.items() if name not in ours}
     for name in sorted(ours.keys() | weights.keys() - {UNREAD, "emb_static_mem.weight"}):
-        if name not in ours or name not in weights:
-            raise DataError(f"weights must have {sorted(ours)}; {name} is missing or unknown")
-        place = ours[name](lambda parameter: parameter.data)
-        if place.shape != weights[name].shape:
-            raise DataError(
-                f"{name} must have shape {list(place.shape)}, got {list(weights[name].shape)}"
-            )
+        place = ours[name](lambda parameter: parameter.data) if name in ours else None
+        expected = None if place is None else place.shape
+        found = weights[name].shape if name in weights else None
+        if place is None or expected != found:
+            raise DataError(mismatch(name, expected, found))
         place.copy_(weights[name])
     keep_all_unread(model, rest)
     return model
@@ -69,7 +70,7 @@ def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Thinker:
 def outputs(
     model: Thinker, inputs: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """States, logits and probes of the last kept steps, and the loss of the targets if given."""
+    """Return states, logits and probes of the last kept steps, and with targets the loss."""
     steps = pick(settings, "n_step", default=model.config.num_steps)
     keep = pick(settings, "n_keep_output", default=1)
     targets = inputs.get("targets")
@@ -95,76 +96,76 @@ def outputs(
     return found
 
 
-def whole_number(value: Any) -> Any:
-    """Limits such as 1e4, the author's own default, as integers."""
+def as_integer(value: Any) -> Any:
+    """Convert a limit such as 1e4, the author's default, to an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def parameters(model: Any) -> dict[str, Callable[[Get], Tensor]]:
-    """How each published weight, or its gradient, is found in ours."""
+    """Return, by published name, functions that assemble a weight or its gradient."""
     found: dict[str, Callable[[Get], Tensor]] = {
-        "embd_vocab.weight": whole(model.text.embedding.weight),
-        "embd_latent.weight": whole(model.latents.weight),
-        "embd_out_pos.weight": whole(model.queries.weight),
+        "embd_vocab.weight": as_is(model.text.embedding.weight),
+        "embd_latent.weight": as_is(model.latents.weight),
+        "embd_out_pos.weight": as_is(model.queries.weight),
         "pos_encoder.pe": lambda get: get(model.text.table)[None],
     }
     if model.config.num_knowledge:
-        found["emb_static_mem.weight"] = whole(model.knowledge.weight)
+        found["emb_static_mem.weight"] = as_is(model.knowledge.weight)
     if model.config.num_probes:
         found |= {
-            "probe_proj.weight": whole(model.probe.linear.weight),
-            "probe_proj.bias": whole(model.probe.linear.bias),
+            "probe_proj.weight": as_is(model.probe.linear.weight),
+            "probe_proj.bias": as_is(model.probe.linear.bias),
         }
     several = model.config.num_layers > 1
     if several:
-        found["attn_compute.norm.weight"] = whole(model.process.norm.weight)
+        found["attn_compute.norm.weight"] = as_is(model.process.norm.weight)
     for i, layer in enumerate(model.process.layers):
-        home = f"{SEVERAL}{i}." if several else "attn_compute."
+        home = f"attn_compute.layers.{i}." if several else "attn_compute."
         found |= {home + name: value for name, value in layer_parameters(layer).items()}
     return found
 
 
 def layer_parameters(layer: Any) -> dict[str, Callable[[Get], Tensor]]:
-    """The weights of one layer of the block."""
+    """Return the functions of one layer of the block."""
     found = {
-        "norm2.weight": whole(layer.memory_norm.weight),
-        "norm3.weight": whole(layer.feed_forward_norm.weight),
+        "norm2.weight": as_is(layer.memory_norm.weight),
+        "norm3.weight": as_is(layer.feed_forward_norm.weight),
         **attention_parameters("mha", layer.memory_attention),
         **feed_forward_parameters("ff", layer.feed_forward),
     }
     if layer.kind != "none":
-        found["norm1.weight"] = whole(layer.self_norm.weight)
+        found["norm1.weight"] = as_is(layer.self_norm.weight)
         found |= attention_parameters("sa", layer.self_attention)
     if layer.kind == "feed_forward":
-        found["norm4.weight"] = whole(layer.self_feed_forward_norm.weight)
+        found["norm4.weight"] = as_is(layer.self_feed_forward_norm.weight)
         found |= feed_forward_parameters("ff_sa", layer.self_feed_forward)
     return found
 
 
 def attention_parameters(name: str, attention: Any) -> dict[str, Callable[[Get], Tensor]]:
-    """Queries, keys, values and outputs; where the rank is low, two matrices each."""
+    """Return the functions of one attention: q, k, v, o, two matrices each at low rank."""
     found = {}
     for letter, part in zip(
         "qkvo", (attention.query, attention.key, attention.value, attention.output), strict=True
     ):
         if attention.rank is None:
-            found[f"{name}_{letter}_proj.fn.weight"] = whole(part.weight)
+            found[f"{name}_{letter}_proj.fn.weight"] = as_is(part.weight)
         else:
             for i in (0, 1):
-                found[f"{name}_{letter}_proj.fn.{i}.weight"] = whole(part[i].weight)
+                found[f"{name}_{letter}_proj.fn.{i}.weight"] = as_is(part[i].weight)
     return found
 
 
 def feed_forward_parameters(name: str, forward: Any) -> dict[str, Callable[[Get], Tensor]]:
-    """Gate, up and down; ours holds the first two as one matrix."""
+    """Return the functions of gate, up and down; our model joins the first two in one matrix."""
     both, width = forward.gate_up.weight, forward.down.in_features
     return {
         f"{name}.w1.weight": lambda get: get(both)[:width],
         f"{name}.w2.weight": lambda get: get(both)[width:],
-        f"{name}.w3.weight": whole(forward.down.weight),
+        f"{name}.w3.weight": as_is(forward.down.weight),
     }
 
 
-def whole(parameter: Tensor) -> Callable[[Get], Tensor]:
-    """All of it."""
+def as_is(parameter: Tensor) -> Callable[[Get], Tensor]:
+    """Return the function of a published weight that is one of our parameters."""
     return lambda get: get(parameter)

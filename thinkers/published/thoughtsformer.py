@@ -1,4 +1,7 @@
-"""Checkpoints of github.com/EmmettBicker/ThoughtsFormer."""
+"""ThoughtsFormer.
+
+Source: https://github.com/EmmettBicker/ThoughtsFormer.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,11 +18,11 @@ LAYER = "transformer_layer."
 
 
 def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> ThoughtsFormer:
-    """The model of these weights: one layer, learned positions, a head of its own."""
+    """Build the model of these weights: one layer, learned positions, an untied head."""
     first, last = LAYER + "linear1.weight", "output.weight"
     for name in (first, last):
         if name not in weights:
-            raise DataError(f"weights must have {name}, got {sorted(weights)}")
+            raise DataError(f"weights lack {name}, which is required; found {sorted(weights)}")
     words, classes = pick(settings, "vocab_size"), len(weights[last])
     config = ThoughtsFormer.Config(
         variant="published",
@@ -42,9 +45,9 @@ def load(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Thoughts
 def outputs(
     model: ThoughtsFormer, inputs: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """`logits`, and with `targets` their `loss`; `attention_mask` is True where a token is real.
+    """Return `logits`, and with `targets` their `loss`, without dropout in any mode.
 
-    Without dropout, whatever the mode.
+    `attention_mask` is True where a token is real.
     """
     tokens, real = inputs["tokens"], inputs.get("attention_mask")
     modes = {part: part.training for part in model.modules()}
@@ -63,12 +66,12 @@ def outputs(
 
 
 def parameters(model: ThoughtsFormer) -> dict[str, Callable[[Get], Tensor]]:
-    """How each published weight is put together from ours."""
+    """Return, by published name, functions that assemble a weight or its gradient."""
     return getters(layout(model))
 
 
 def layout(model: ThoughtsFormer) -> dict[str, tuple[Tensor, ...]]:
-    """Our parameters by published name."""
+    """Return our parameters by published name."""
     block: Any = model.blocks[0]
     parts = {
         "self_attn.in_proj_{}": (block.heads.query, block.heads.key_value),
