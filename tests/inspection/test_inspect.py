@@ -66,7 +66,7 @@ def test_what_is_seen_is_what_the_model_computes(name, steps):
     with torch.no_grad():
         lengths = torch.tensor([6])
         thought = model(
-            torch.tensor([seen.tokens]), steps, prompt_lengths=lengths, keep_states=True
+            torch.tensor([seen.tokens]), num_steps=steps, prompt_lengths=lengths, keep_states=True
         )
         states, chances = thought.states[0], model.read_out(thought.states)[0].softmax(-1)
     assert seen.num_steps == len(states) == model.check_steps(steps)

@@ -94,9 +94,9 @@ def check_flops(model, b, length):
     for steps in model.step_counts:
         with sdpa_kernel(SDPBackend.MATH):
             with torch.no_grad(), FlopCounterMode(display=False) as inference:
-                model(batch.tokens, steps)
+                model(batch.tokens, num_steps=steps)
             with FlopCounterMode(display=False) as training:
-                model.train().loss(batch, steps).total.backward()
+                model.train().loss(batch, num_steps=steps).total.backward()
         found = model.flops(b, length, steps)
         assert found == pytest.approx(inference.get_total_flops(), rel=0.02), f"{steps} steps"
         found = model.flops(b, length, steps, training=True)
@@ -114,7 +114,7 @@ def test_flops_of_rows_with_prompts_are_those_of_the_form_they_are_read_in(own, 
     batch = replace(batch, targets=batch.targets.where(answered, -100))
     for steps in model.step_counts:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as training:
-            model.train().loss(batch, steps).total.backward()
+            model.train().loss(batch, num_steps=steps).total.backward()
         found = model.batch_flops(batch, steps, training=True)
         assert found == pytest.approx(training.get_total_flops(), rel=0.02), f"{steps} steps"
     prompts = batch.rows(slice(1, 2)).tokens[:, :11]

@@ -1,12 +1,15 @@
 """Wrong input is refused before anything runs: by type, and by name, value, place and limit."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from model_cases import CASES, NAMES, ids, tiny
 
 from thinkers.checks import check_ids, check_int, check_lengths, check_shape, describe
-from thinkers.models import Batch
+from thinkers.models import MODELS, Batch
+from thinkers.models.base import SIZES
 from thinkers.testing.helpers import untouched
 
 V, T = 13, 7
@@ -98,9 +101,9 @@ STEPS = [True, False, 2.0, "2", -1, 10**30, np.float32(1), np.bool_(True), torch
 def test_wrong_steps_are_refused_everywhere(name, steps):
     model, tokens = tiny(name), ids(2, T)
     calls = [
-        lambda: model(tokens, steps),
         lambda: model(tokens, num_steps=steps),
-        lambda: model.loss(tokens, steps),
+        lambda: model(tokens, num_steps=steps),
+        lambda: model.loss(tokens, num_steps=steps),
         lambda: model.score(tokens, num_steps=steps),
         lambda: model.generate(tokens, 1, steps),
         lambda: model.generate(tokens, 1, steps, use_cache=False),
@@ -121,10 +124,10 @@ def test_steps_are_allowed_up_to_the_limit_that_is_named(name):
     alone = name in ("decoder", "deepsight")
     low, high = (1, 1) if alone else (0 if name == "reasoning_tokens" else 1, 4)
     for steps in (low, high, np.int64(high), torch.tensor(high), torch.tensor(low).int()):
-        assert model(tokens, steps).logits.shape == (2, T, V)
+        assert model(tokens, num_steps=steps).logits.shape == (2, T, V)
     for steps in (low - 1, high + 1):
         with pytest.raises(ValueError, match=rf"num_steps .* {low} .. {high} .*got {steps}"):
-            model(tokens, steps)
+            model(tokens, num_steps=steps)
 
 
 def wrong_inputs():
@@ -246,3 +249,20 @@ def test_what_needs_causality_is_refused_without_it(name, own):
     ):
         with pytest.raises(ValueError, match="needs a causal model"):
             call()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_after_the_tokens_are_given_by_keyword(name):
+    model, tokens = tiny(name), ids(2, T)
+    for call in (model, model.loss, model.score):
+        with pytest.raises(TypeError, match="positional"):
+            call(tokens, None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_that_follows_the_task_must_be_set_before_a_model_is_built(name, size):
+    config = dataclasses.replace(tiny(name).config, **{size: None})
+    with pytest.raises(ValueError, match=f"{size} must be set before a model is built, got None"):
+        MODELS[name](config)
+    assert MODELS[name].Config().vocab_size is None

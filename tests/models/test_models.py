@@ -11,7 +11,7 @@ from model_cases import CASES, NAMES, SIZE, ids, lesson, tiny
 import thinkers
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models import MODELS, Batch, Model, from_config, load_model
-from thinkers.models.base import IGNORED
+from thinkers.models.base import IGNORED, correct_rows, next_token_loss
 from thinkers.nn.layers import initialize
 from thinkers.testing import check_model
 
@@ -75,7 +75,7 @@ def test_shares_of_a_disturbed_batch_add_up_in_training_too(name, own):
     batch = Batch(tokens, targets, torch.tensor([3, 19, 1, 7, 16]), keys=keys)
     counts = model.counts(batch)
     whole = model.loss(batch)
-    shares = [model.loss(batch.rows(cut), None, counts) for cut in (slice(2), slice(2, 5))]
+    shares = [model.loss(batch.rows(cut), counts=counts) for cut in (slice(2), slice(2, 5))]
     total = sum(share.total for share in shares)
     torch.testing.assert_close(total, whole.total, rtol=1e-12, atol=0)
     again = model.loss(batch)
@@ -345,7 +345,9 @@ def test_looped_is_its_equations(own):
     for block in model.coda:
         s = by_hand(block, s)
     wanted = normed(model.norm, s) @ model.embedding.weight.T
-    torch.testing.assert_close(model(tokens[None], steps).logits[0], wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        model(tokens[None], num_steps=steps).logits[0], wanted, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_looped_differentiates_its_last_steps_alone(monkeypatch):
@@ -356,13 +358,13 @@ def test_looped_differentiates_its_last_steps_alone(monkeypatch):
         whole, "_think", lambda s, e, step, *_: think(s.detach() if step == 2 else s, e, step, *_)
     )
     found, wanted = (
-        torch.autograd.grad(model.loss(tokens, 4).total, list(model.parameters()))
+        torch.autograd.grad(model.loss(tokens, num_steps=4).total, list(model.parameters()))
         for model in (limited, whole)
     )
     for x, y in zip(found, wanted, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
     monkeypatch.setattr(whole, "_think", think)
-    other = torch.autograd.grad(whole.loss(tokens, 4).total, whole.inject.weight)[0]
+    other = torch.autograd.grad(whole.loss(tokens, num_steps=4).total, whole.inject.weight)[0]
     assert not torch.allclose(other, whole.inject.weight.new_tensor(0)) and not torch.allclose(
         other, dict(zip(dict(limited.named_parameters()), found, strict=True))["inject.weight"]
     )
@@ -391,3 +393,41 @@ def test_weights_start_at_the_size_that_keeps_signals_even():
     linear = torch.nn.Sequential(torch.nn.Linear(3, 5))
     initialize(linear, 1)
     assert not linear[0].bias.any()
+
+
+def test_a_loss_is_the_sum_over_graded_tokens_divided_by_the_count_that_is_given():
+    logits = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[1, IGNORED, 4], [0, 2, IGNORED]])
+    surprise = [-float(logits[b, i].log_softmax(0)[targets[b, i]]) for b, i in
+                ((0, 0), (0, 2), (1, 0), (1, 1))]  # fmt: skip
+    for count in (1, 4, 7):
+        found = float(next_token_loss(logits, targets, count))
+        assert found == pytest.approx(math.fsum(surprise) / count, rel=1e-12)
+    assert float(next_token_loss(logits, torch.full((2, 3), IGNORED), 0)) == 0
+    right = logits.argmax(-1).where(targets != IGNORED, IGNORED)
+    assert correct_rows(logits, right).all()
+    right[1, 0] = (right[1, 0] + 1) % 5
+    assert correct_rows(logits, right).tolist() == [True, False]
+
+
+class FirstEdition(MODELS["decoder"]):
+    """The decoder, with the signatures that models had before keywords were required."""
+
+    def forward(self, tokens, num_steps=None, lengths=None, prompt_lengths=None, keep_states=False):
+        return super().forward(
+            tokens,
+            num_steps=num_steps,
+            lengths=lengths,
+            prompt_lengths=prompt_lengths,
+            keep_states=keep_states,
+        )
+
+    def loss(self, batch, num_steps=None, counts=None):
+        return super().loss(batch, num_steps=num_steps, counts=counts)
+
+    def score(self, tokens, lengths=None, num_steps=None):
+        return super().score(tokens, lengths=lengths, num_steps=num_steps)
+
+
+def test_a_model_with_positional_signatures_has_every_property():
+    check_model(FirstEdition(tiny("decoder").config))

@@ -282,10 +282,10 @@ def test_steps_beyond_the_learned_ones_use_the_last_row():
     longer.load_state_dict({**weights, "reasoning": torch.cat([weights["reasoning"], last])})
     tokens = ids(2, 7)
     assert model.step_counts == (0, 1, 2, 4)
-    assert torch.equal(model(tokens, 5).logits, longer(tokens, 5).logits)
-    assert not torch.equal(model(tokens, 5).logits, model(tokens, 4).logits)
+    assert torch.equal(model(tokens, num_steps=5).logits, longer(tokens, num_steps=5).logits)
+    assert not torch.equal(model(tokens, num_steps=5).logits, model(tokens, num_steps=4).logits)
     with pytest.raises(ValueError, match=r"num_steps must be an integer in 0 \.\. 5"):
-        model(tokens, 6)
+        model(tokens, num_steps=6)
 
 
 def test_shares_of_a_batch_add_up_where_all_elements_predict():

@@ -76,7 +76,7 @@ VARIANTS = [
 def test_answers_are_written_from_the_memory_of_the_prompt(own, steps):
     model, tokens = thinker(**own), rows(3, 19)
     prompts = torch.tensor([7, 1, 12])
-    thought = model(tokens, steps, prompt_lengths=prompts, keep_states=True)
+    thought = model(tokens, num_steps=steps, prompt_lengths=prompts, keep_states=True)
     by_step = model.read_out(thought.states)
     for i, p in enumerate(prompts.tolist()):
         memories = defined_memories(model, tokens[i : i + 1, :p], steps)
@@ -102,7 +102,7 @@ def test_a_section_is_written_as_the_answer_to_all_before_it(own):
 
 def test_the_first_section_has_the_initial_latents_as_memory_however_long_one_thinks():
     model, tokens = thinker(), rows(2, 17)
-    once, often = model(tokens, 1).logits, model(tokens, 7).logits
+    once, often = model(tokens, num_steps=1).logits, model(tokens, num_steps=7).logits
     assert torch.equal(once[:, :4], often[:, :4])
     assert not torch.equal(once[:, 4], often[:, 4])
     memory = memory_of(model, [model.latents.weight[None].expand(2, -1, -1)])
@@ -133,7 +133,7 @@ def number_batch(keys=True):
 def test_the_loss_of_answers_alone_is_that_of_the_logits(own):
     model, batch = thinker(**own), number_batch()
     loss = model.loss(batch)
-    logits = model(batch.tokens, None, batch.lengths, batch.prompt_lengths).logits
+    logits = model(batch.tokens, lengths=batch.lengths, prompt_lengths=batch.prompt_lengths).logits
     expected = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
     torch.testing.assert_close(loss.total, expected, rtol=1e-10, atol=1e-10)
     right = (logits.argmax(-1) == batch.targets) | (batch.targets == -100)
@@ -144,7 +144,9 @@ def test_the_loss_of_answers_alone_is_that_of_the_logits(own):
 def test_every_step_can_be_graded_with_a_weight_of_its_own():
     batch = number_batch()
     model = thinker(step_loss="every", step_weights=(0.0, 1.0, 3.0), num_steps=4)
-    thought = model(batch.tokens, None, batch.lengths, batch.prompt_lengths, keep_states=True)
+    thought = model(
+        batch.tokens, lengths=batch.lengths, prompt_lengths=batch.prompt_lengths, keep_states=True
+    )
     logits = model.read_out(thought.states)
     losses = [
         F.cross_entropy(logits[:, k].flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
@@ -232,14 +234,18 @@ def test_latents_are_disturbed_in_training_alone_and_each_row_by_its_key(own):
     torch.testing.assert_close(shares, whole, rtol=1e-10, atol=1e-10)
     other = Batch(batch.tokens, batch.targets, batch.prompt_lengths, batch.lengths, batch.keys + 1)
     assert abs(model.loss(other).total - whole) > 1e-6
-    untouched = model(batch.tokens, None, batch.lengths, batch.prompt_lengths).logits
-    calm_logits = model.eval()(batch.tokens, None, batch.lengths, batch.prompt_lengths).logits
+    untouched = model(
+        batch.tokens, lengths=batch.lengths, prompt_lengths=batch.prompt_lengths
+    ).logits
+    calm_logits = model.eval()(
+        batch.tokens, lengths=batch.lengths, prompt_lengths=batch.prompt_lengths
+    ).logits
     assert torch.equal(untouched, calm_logits)
 
 
 def test_probes_and_latents_are_shown():
     model = thinker(num_probes=2)
-    thought = model(rows(2, 9), 2, prompt_lengths=torch.tensor([4, 6]), keep_states=True)
+    thought = model(rows(2, 9), num_steps=2, prompt_lengths=torch.tensor([4, 6]), keep_states=True)
     assert thought.extra["probes"].shape == (2, 2, 9, 2)
     assert thought.extra["latents"].shape == (2, 2, 3, DIM)
     expected = thought.states @ model.probe.linear.weight.T + model.probe.linear.bias

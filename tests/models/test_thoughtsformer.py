@@ -201,7 +201,7 @@ def test_values_are_those_of_dense_recompute(form, steps):
     whole = Everything(model)
     for given, mask in ((None, None), (lengths, hidden)):
         x = tokens() if mask is None else tokens().masked_fill(mask, 0)
-        thought = model(tokens(), steps, given, keep_states=True)
+        thought = model(tokens(), num_steps=steps, lengths=given, keep_states=True)
         states = whole.states(x, steps, mask)
         torch.testing.assert_close(thought.states, states, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(
@@ -214,7 +214,7 @@ def test_gradients_are_those_of_dense_recompute(form):
     model = make(**FORMS[form])
     weight = torch.randn(B, N, T, V, generator=torch.Generator().manual_seed(3)).double()
     found, wanted = [], []
-    ours = model.read_out(model(tokens(), N, keep_states=True).states)
+    ours = model.read_out(model(tokens(), num_steps=N, keep_states=True).states)
     whole = Everything(model)
     theirs = whole.logits(whole.states(tokens(), N))
     for logits, kept in ((ours, found), (theirs, wanted)):
@@ -229,19 +229,19 @@ def test_steps_beyond_the_trained_ones_are_told_a_sinusoidal_code():
     model = make(num_steps=2)
     codes = sinusoidal(torch.arange(2), 12, torch.float32).double()
     torch.testing.assert_close(model.codes.weight.data, codes)
-    usual, more = model(tokens()).logits, model(tokens(), 3).logits
+    usual, more = model(tokens()).logits, model(tokens(), num_steps=3).logits
     with torch.no_grad():
         model.codes.weight[1] += 1
     assert not torch.equal(model(tokens()).logits, usual)
-    assert not torch.equal(model(tokens(), 3).logits, more)
-    assert torch.equal(model(tokens(), 1).logits, model(tokens(), 1).logits)
+    assert not torch.equal(model(tokens(), num_steps=3).logits, more)
+    assert torch.equal(model(tokens(), num_steps=1).logits, model(tokens(), num_steps=1).logits)
 
 
 def test_base_keys_are_computed_once_and_one_element_per_position_is_new():
     model, projected = make(num_layers=2), []
     for block in model.blocks:
         block.heads.key_value.register_forward_hook(lambda _, __, x: projected.append(x.shape[1]))
-    model(tokens(), N)
+    model(tokens(), num_steps=N)
     assert projected == [T] * 2 * N
 
 
@@ -255,7 +255,7 @@ def test_memory_on_the_tape_grows_with_the_steps_and_not_with_their_square():
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            loss = model.loss(tokens(), steps).total
+            loss = model.loss(tokens(), num_steps=steps).total
         kept.append(sum(storages.values()))
         del loss
     assert kept[2] - kept[1] <= 1.05 * (kept[1] - kept[0])
@@ -307,7 +307,7 @@ def test_non_causal_answers_with_one_token_read_behind_the_prompt():
     found = model.answer(prompts, lengths, 1, num_steps=2)
     assert found.shape == (B, 1) and model.training
     for row, n in enumerate(lengths.tolist()):
-        alone = model.eval()(tokens()[row : row + 1, :n], 2).logits[0, -1]
+        alone = model.eval()(tokens()[row : row + 1, :n], num_steps=2).logits[0, -1]
         assert found[row, 0] == alone.argmax()
     with pytest.raises(ValueError, match="causal"):
         model.answer(prompts, lengths, 2)

@@ -15,9 +15,9 @@ def traced(name, own, num_steps, prompt_length):
     model, tokens = tiny(name, own), ids(1, T)
     lengths = None if prompt_length is None else torch.tensor([prompt_length])
     with torch.no_grad():
-        alone = model(tokens, num_steps, prompt_lengths=lengths, keep_states=True)
+        alone = model(tokens, num_steps=num_steps, prompt_lengths=lengths, keep_states=True)
         with record_attention() as record:
-            seen = model(tokens, num_steps, prompt_lengths=lengths, keep_states=True)
+            seen = model(tokens, num_steps=num_steps, prompt_lengths=lengths, keep_states=True)
     return model, alone, seen, model.attention(record, T, num_steps, prompt_length)
 
 
@@ -89,13 +89,13 @@ def test_replacing_thoughts_by_themselves_is_neutral_and_by_zeros_is_not(name, o
         return thought
 
     with torch.no_grad():
-        alone = model(tokens, 4).logits
+        alone = model(tokens, num_steps=4).logits
         with model.replace_thoughts(same):
-            assert torch.equal(model(tokens, 4).logits, alone)
+            assert torch.equal(model(tokens, num_steps=4).logits, alone)
         assert steps and steps == list(range(len(steps)))
         with model.replace_thoughts(lambda thought, step: torch.zeros_like(thought)):
-            assert not torch.equal(model(tokens, 4).logits, alone)
-        assert torch.equal(model(tokens, 4).logits, alone)
+            assert not torch.equal(model(tokens, num_steps=4).logits, alone)
+        assert torch.equal(model(tokens, num_steps=4).logits, alone)
 
 
 @pytest.mark.parametrize(("name", "own"), [c for c in THINKING if c.values[1].get("causal", True)])
@@ -138,12 +138,12 @@ def test_an_error_inside_the_block_ends_replacement_and_recording():
 def reads(model, tokens, num_steps):
     """Return (t, t): True where the logits of a row's position depend on a column's token."""
     with torch.no_grad():
-        before = model(tokens, num_steps).logits[0]
+        before = model(tokens, num_steps=num_steps).logits[0]
         found = torch.zeros(tokens.shape[1], tokens.shape[1], dtype=torch.bool)
         for j in range(tokens.shape[1]):
             other = tokens.clone()
             other[0, j] = (other[0, j] + 1) % model.config.vocab_size
-            found[:, j] = (model(other, num_steps).logits[0] != before).any(-1)
+            found[:, j] = (model(other, num_steps=num_steps).logits[0] != before).any(-1)
     return found
 
 

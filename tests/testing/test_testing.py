@@ -44,7 +44,13 @@ class SeesTheMeanOfTheRow(Looped):
 @breaks("causality")
 class SeesTheAnswerFromThePrompt(Decoder):
     def forward(self, tokens, num_steps=None, lengths=None, prompt_lengths=None, keep_states=False):
-        thought = super().forward(tokens, num_steps, lengths, prompt_lengths, keep_states)
+        thought = super().forward(
+            tokens,
+            num_steps=num_steps,
+            lengths=lengths,
+            prompt_lengths=prompt_lengths,
+            keep_states=keep_states,
+        )
         if prompt_lengths is None:
             return thought
         last = F.one_hot(tokens[:, -1], 13)[:, None] * 1e-6
@@ -78,7 +84,13 @@ class ReadsOutWithoutTheNorm(Decoder):
 @breaks("states")
 class KeepsStatesBeforeTheCoda(Looped):
     def forward(self, tokens, num_steps=None, lengths=None, prompt_lengths=None, keep_states=False):
-        thought = super().forward(tokens, num_steps, lengths, prompt_lengths, keep_states)
+        thought = super().forward(
+            tokens,
+            num_steps=num_steps,
+            lengths=lengths,
+            prompt_lengths=prompt_lengths,
+            keep_states=keep_states,
+        )
         return Thought(thought.logits, thought.states.flip(1) if keep_states else None)
 
 
@@ -198,13 +210,13 @@ class GeneratesInTrainingMode(Decoder):
 @breaks("scores")
 class ScoresTheTokenItself(Decoder):
     def score(self, tokens, lengths=None, num_steps=None):
-        return super().score(tokens.roll(1, 1), lengths, num_steps)
+        return super().score(tokens.roll(1, 1), lengths=lengths, num_steps=num_steps)
 
 
 @breaks("scores")
 class ScoresPadding(Decoder):
     def score(self, tokens, lengths=None, num_steps=None):
-        return super().score(tokens % self.config.vocab_size, None, num_steps)
+        return super().score(tokens % self.config.vocab_size, num_steps=num_steps)
 
 
 @breaks("answering")
@@ -216,7 +228,7 @@ class AnswersItsPrompt(Decoder):
 @breaks("losses")
 class DividesByItsOwnCount(Decoder):
     def loss(self, batch, num_steps=None, counts=None):
-        return super().loss(batch, num_steps)
+        return super().loss(batch, num_steps=num_steps)
 
 
 @breaks("losses")
@@ -228,7 +240,7 @@ class CountsTokensNotGraded(Decoder):
 @breaks("grading")
 class GradesTheLastTokenAlone(Decoder):
     def loss(self, batch, num_steps=None, counts=None):
-        loss = super().loss(batch, num_steps, counts)
+        loss = super().loss(batch, num_steps=num_steps, counts=counts)
         return Loss(loss.total, loss.parts, loss.counts, torch.ones_like(loss.correct))
 
 

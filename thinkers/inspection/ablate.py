@@ -124,7 +124,7 @@ def thoughts_of(model: Model, num_steps: int) -> int:
         return thought
 
     with eval_mode(model), model.replace_thoughts(keep):
-        model(row, num_steps, prompt_lengths=torch.ones_like(row[:, 0]))
+        model(row, num_steps=num_steps, prompt_lengths=torch.ones_like(row[:, 0]))
     return len(found)
 
 

@@ -65,7 +65,7 @@ def look(model: Model, task: Task, prompt: str, num_steps: int, run: str = "") -
         answer = answer[: ends[0] if ends else len(answer)]
         row = torch.cat([row, torch.tensor([answer], dtype=row.dtype, device=device)], 1)
     with record_attention() as watch:
-        thought = model(row, num_steps, prompt_lengths=lengths, keep_states=True)
+        thought = model(row, num_steps=num_steps, prompt_lengths=lengths, keep_states=True)
     assert thought.states is not None
     attention = model.attention(
         watch, row.shape[1], num_steps, None if lengths is None else len(given)

@@ -27,6 +27,8 @@ from thinkers.nn.tracing import Traced
 
 IGNORED = -100
 FORMAT = 1
+SIZES = ("vocab_size", "max_length")
+"""Settings that follow the task where they are None; a model needs both."""
 
 
 @dataclass(frozen=True)
@@ -99,23 +101,27 @@ class Cache(Protocol):
 class Config:
     """What every model is given beside its own settings."""
 
-    vocab_size: int
+    vocab_size: int | None = None
+    """Number of token ids; None is as many as the task has."""
     dim: int = 128
     """Width of the vectors between layers."""
     num_layers: int = 2
     num_heads: int = 4
     num_steps: int = 4
     """Thinking steps taken unless a call says otherwise."""
-    max_length: int = 256
-    """The most real tokens of a row, prompt and new together."""
+    max_length: int | None = 256
+    """The most real tokens of a row, prompt and new together; None is as many as the task needs."""
     max_steps: int | None = None
     """The most thinking steps that a call may ask for; None is max(4, 4 * num_steps)."""
 
     least_steps: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "dim", "num_layers", "num_heads", "max_length"):
+        for name in ("dim", "num_layers", "num_heads"):
             check_int(name, getattr(self, name), 1)
+        for name in SIZES:
+            if getattr(self, name) is not None:
+                check_int(name, getattr(self, name), 1)
         check_int("num_steps", self.num_steps, self.least_steps)
         if self.max_steps is None:
             object.__setattr__(self, "max_steps", max(4, 4 * self.num_steps))
@@ -143,6 +149,12 @@ class Model(Traced, nn.Module, ABC):
 
     def __init__(self, config: Any):
         super().__init__()
+        for name in SIZES:
+            if getattr(config, name) is None:
+                raise ValueError(
+                    f"{name} must be set before a model is built, got None; pass {name}=, or build "
+                    "the model with its task: thinkers.config.experiment.build(config)"
+                )
         self.config = config
 
     @property
@@ -156,6 +168,7 @@ class Model(Traced, nn.Module, ABC):
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,
@@ -203,6 +216,7 @@ class Model(Traced, nn.Module, ABC):
     def loss(
         self,
         batch: Batch | Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         counts: Mapping[str, int] | None = None,
     ) -> Loss:
@@ -213,8 +227,15 @@ class Model(Traced, nn.Module, ABC):
                 gradients of all its shares then add up to those of the whole.
         """
         batch = as_batch(batch, self)
-        thought = self(batch.tokens, num_steps, batch.lengths, batch.prompt_lengths)
-        return next_token_loss(thought.logits, batch, counts)
+        logits = self(
+            batch.tokens,
+            num_steps=num_steps,
+            lengths=batch.lengths,
+            prompt_lengths=batch.prompt_lengths,
+        ).logits
+        own, targets = self.counts(batch), graded_targets(batch)
+        total = next_token_loss(logits, targets, (counts or own)["next_token"])
+        return Loss(total, {"next_token": total.detach()}, own, correct_rows(logits, targets))
 
     def generate(
         self,
@@ -274,13 +295,14 @@ class Model(Traced, nn.Module, ABC):
     def score(
         self,
         tokens: Int[Tensor, "b t"],
+        *,
         lengths: Int[Tensor, " b"] | None = None,
         num_steps: int | None = None,
     ) -> Float[Tensor, "b t-1"]:
         """The log-probability of each token after the first, in nats; 0 where there is none."""
         if not self.causal:
             raise ValueError(NOT_CAUSAL.format(what="score"))
-        logits = self(tokens, num_steps, lengths).logits[:, :-1]
+        logits = self(tokens, num_steps=num_steps, lengths=lengths).logits[:, :-1]
         nexts = tokens[:, 1:]
         if lengths is not None:
             real = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]
@@ -374,20 +396,22 @@ def graded_targets(batch: Batch) -> Int[Tensor, "b t"]:
 
 
 def next_token_loss(
-    logits: Float[Tensor, "b t v"],
-    batch: Batch,
-    counts: Mapping[str, int] | None = None,
-) -> Loss:
-    """Cross-entropy, in nats per graded token."""
-    targets = graded_targets(batch)
-    graded = targets != IGNORED
+    logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"], count: int
+) -> Float[Tensor, ""]:
+    """Sum the cross-entropies of the graded tokens, in nats, and divide by `count`.
+
+    Args:
+        targets: -100 where a position is not graded.
+        count: The graded tokens of the batch, or of a larger one of which these rows are a share.
+    """
+    # Half precision has 8 bits or 11 of mantissa: too few for a sum over many tokens.
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
     summed = F.cross_entropy(
-        logits.flatten(0, 1).float() if logits.dtype.itemsize < 4 else logits.flatten(0, 1),
-        targets.flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-    count = int(graded.sum())
-    total = summed / max(1, count if counts is None else counts["next_token"])
-    correct = ((logits.detach().argmax(-1) == targets) | ~graded).all(1)
-    return Loss(total, {"next_token": total.detach()}, {"next_token": count}, correct)
+    return summed / max(1, count)
+
+
+def correct_rows(logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"]) -> Bool[Tensor, " b"]:
+    """Return True for each row whose graded tokens are all the likeliest ones."""
+    return ((logits.detach().argmax(-1) == targets) | (targets == IGNORED)).all(1)

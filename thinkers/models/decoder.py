@@ -1,7 +1,7 @@
 """The modern causal transformer: the yardstick that does not think."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from thinkers.models.base import (
     Model,
     Thought,
     as_batch,
+    correct_rows,
     graded_targets,
     next_token_loss,
 )
@@ -89,7 +90,7 @@ class Decoder(Model):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.embedding = nn.Embedding(self.config.vocab_size, config.dim)
         self.rotary = Rotary(config.dim // config.num_heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
@@ -114,6 +115,7 @@ class Decoder(Model):
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,
@@ -176,29 +178,27 @@ class Decoder(Model):
     def loss(
         self,
         batch: Batch | Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         counts: Mapping[str, int] | None = None,
     ) -> Loss:
         """As in every model; the parts `future_2` .. are of the tokens behind the next one."""
         if not self.future:
-            return super().loss(batch, num_steps, counts)
+            return super().loss(batch, num_steps=num_steps, counts=counts)
         self.check_steps(num_steps)
         batch = as_batch(batch, self)
         x = self._run(self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths))
         table = self.rotary.table(torch.arange(x.shape[1], device=x.device), x.dtype)
         heads = [x, *(block(x, table) for block in self.future)]
-        losses = {}
-        for head, (name, targets) in zip(heads, self._targets(batch).items(), strict=True):
-            given = None if counts is None else {"next_token": counts[name]}
-            losses[name] = next_token_loss(
-                self._answer(head), replace(batch, targets=targets, lengths=None), given
-            )
-        return Loss(
-            sum(loss.total for loss in losses.values()),  # type: ignore[arg-type]
-            {name: loss.total.detach() for name, loss in losses.items()},
-            {name: loss.counts["next_token"] for name, loss in losses.items()},
-            losses["next_token"].correct,
-        )
+        own, targets = self.counts(batch), self._targets(batch)
+        logits = [self._answer(head) for head in heads]
+        parts = {
+            name: next_token_loss(given, targets[name], (counts or own)[name])
+            for name, given in zip(targets, logits, strict=True)
+        }
+        correct = correct_rows(logits[0], targets["next_token"])
+        total = sum(parts.values(), start=torch.zeros((), device=x.device))
+        return Loss(total, {name: part.detach() for name, part in parts.items()}, own, correct)
 
     def _targets(self, batch: Batch) -> dict[str, Int[Tensor, "b t"]]:
         """What each head is compared with, by the name of its part of the loss."""

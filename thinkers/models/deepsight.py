@@ -13,7 +13,16 @@ from torch.nn import functional as F
 
 from thinkers.checks import check_choices, check_int
 from thinkers.models import base
-from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
+from thinkers.models.base import (
+    Batch,
+    Loss,
+    Model,
+    Thought,
+    as_batch,
+    correct_rows,
+    graded_targets,
+    next_token_loss,
+)
 from thinkers.models.deepsight_loss import EmbeddingLoss, PlanLoss, TokenLoss, real_positions
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.layers import (
@@ -154,9 +163,9 @@ class DeepSight(Model):
     def __init__(self, config: Config):
         super().__init__(config)
         dim = config.dim
-        self.embedding = nn.Embedding(config.vocab_size, dim)
+        self.embedding = nn.Embedding(self.config.vocab_size, dim)
         if config.has_positions:
-            self.positions = nn.Embedding(config.max_length + config.subtract_position, dim)
+            self.positions = nn.Embedding(self.config.max_length + config.subtract_position, dim)
         else:
             self.rotary = Rotary(dim // config.num_heads)
             self.cross_rotary = Rotary(dim // config.cross_heads)
@@ -179,6 +188,7 @@ class DeepSight(Model):
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,
@@ -254,6 +264,7 @@ class DeepSight(Model):
     def loss(
         self,
         batch: Batch | Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         counts: Mapping[str, int] | None = None,
     ) -> Loss:
@@ -269,8 +280,9 @@ class DeepSight(Model):
         own, config = self.counts(batch), self.config
         counts = counts or own
         embedded, plan, state = self.run(tokens)
-        answer, real = next_token_loss(self.read_out(state), batch, counts), real_positions(batch)
-        total, parts = answer.total, {"next_token": answer.total}
+        logits, targets, real = self.read_out(state), graded_targets(batch), real_positions(batch)
+        total = next_token_loss(logits, targets, counts["next_token"])
+        parts = {"next_token": total}
         if self.plan_loss is not None:
             summed = self.plan_loss.summed(self, batch, embedded, plan)
             parts["plan"] = summed / max(1, counts["plan"])
@@ -280,7 +292,7 @@ class DeepSight(Model):
             parts["embedding"] = summed / max(1, counts["embedding"])
             total = total + config.embedding_weight * parts["embedding"]
         detached = {name: part.detach() for name, part in parts.items()}
-        return Loss(total, detached, own, answer.correct), parts
+        return Loss(total, detached, own, correct_rows(logits, targets)), parts
 
     def flops(
         self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False

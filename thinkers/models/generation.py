@@ -130,7 +130,7 @@ def classify(
     """The likeliest token at the end of each prompt, which is padded on the left."""
     rows, lengths, steps = check_call(model, tokens, 0, num_steps, prompt_lengths)
     with eval_mode(model):
-        logits = model(rows, steps, lengths=lengths, prompt_lengths=lengths).logits
+        logits = model(rows, num_steps=steps, lengths=lengths, prompt_lengths=lengths).logits
     return logits[torch.arange(len(rows), device=rows.device), lengths - 1].argmax(-1)[:, None]
 
 
@@ -191,7 +191,10 @@ class Recomputed:
         """What follows each row."""
         longest = int(self.lengths.max())
         thought = self.model(
-            self.rows[:, :longest], self.steps, lengths=self.lengths, prompt_lengths=self.prompts
+            self.rows[:, :longest],
+            num_steps=self.steps,
+            lengths=self.lengths,
+            prompt_lengths=self.prompts,
         )
         return thought.logits[torch.arange(len(self.rows)), self.lengths - 1]
 

@@ -76,7 +76,7 @@ class Looped(Model):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.embedding = nn.Embedding(self.config.vocab_size, config.dim)
         self.rotary = Rotary(config.dim // config.num_heads)
         self.prelude = nn.ModuleList(Block(config) for _ in range(config.num_prelude_layers))
         self.core = nn.ModuleList(Block(config) for _ in range(config.num_layers))
@@ -91,6 +91,7 @@ class Looped(Model):
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,

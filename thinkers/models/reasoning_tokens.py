@@ -120,19 +120,19 @@ class ReasoningTokens(Model):
     def __init__(self, config: Config):
         super().__init__(config)
         published, dim = config.variant == "published", config.dim
-        self.embedding = nn.Embedding(config.vocab_size, dim)
+        self.embedding = nn.Embedding(self.config.vocab_size, dim)
         rows = 0.02 * torch.randn(config.num_learned or 0, dim)
         if config.num_steps:
             self.reasoning = nn.Parameter(rows)
         else:
             self.register_buffer("reasoning", rows if len(rows) else None)
         if published:
-            self.positions = nn.Embedding(config.max_length, dim)
+            self.positions = nn.Embedding(self.config.max_length, dim)
         else:
             self.rotary = Rotary(config.head_dim or dim // config.num_heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = norm(config)
-        self.head = nn.Linear(dim, config.vocab_size, bias=False) if published else None
+        self.head = nn.Linear(dim, self.config.vocab_size, bias=False) if published else None
         initialize(self, num_residuals=2 * config.num_layers)
 
     @property
@@ -142,6 +142,7 @@ class ReasoningTokens(Model):
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,
@@ -161,20 +162,22 @@ class ReasoningTokens(Model):
     def loss(
         self,
         batch: Batch | Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         counts: Any = None,
     ) -> Loss:
         """As in every model; where all predict, a token's loss is the mean over its elements."""
         if self.config.prediction == "ordinary":
-            return super().loss(batch, num_steps, counts)
+            return super().loss(batch, num_steps=num_steps, counts=counts)
         batch, steps = base.as_batch(batch, self), self.check_steps(num_steps)
         tokens = self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths)
         logits = self.read_out(self._run(tokens, steps, whole=True))
-        ordinary = base.next_token_loss(logits[:, :, 0].detach(), batch)
-        terms = {"next_token": (counts or ordinary.counts)["next_token"] * (steps + 1)}
-        wide = base.graded_targets(batch).repeat_interleave(steps + 1, 1)
-        total = base.next_token_loss(logits.flatten(1, 2), Batch(wide, wide), terms).total
-        return Loss(total, {"next_token": total.detach()}, ordinary.counts, ordinary.correct)
+        own, targets = self.counts(batch), base.graded_targets(batch)
+        terms = (counts or own)["next_token"] * (steps + 1)
+        wide = targets.repeat_interleave(steps + 1, 1)
+        total = base.next_token_loss(logits.flatten(1, 2), wide, terms)
+        correct = base.correct_rows(logits[:, :, 0], targets)
+        return Loss(total, {"next_token": total.detach()}, own, correct)
 
     def _run(
         self,

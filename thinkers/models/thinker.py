@@ -162,13 +162,13 @@ class Thinker(Model):
         )
         self.causal = config.variant == "modern"
         kind = TextInput if self.causal else FixedTextInput
-        self.text = kind(config.vocab_size, config.max_inputs or config.max_length, dim)
+        self.text = kind(self.config.vocab_size, config.max_inputs or self.config.max_length, dim)
         self.read = Read(self.process, self.text)
         self.output = Output(
             self.process, self.text.embedding, config.output_steps, causal=self.causal
         )
         self.latents = nn.Embedding(config.max_latents or config.num_latents, dim)
-        longest = max(config.max_length, config.section)
+        longest = max(self.config.max_length, config.section)
         self.queries = nn.Embedding(config.max_outputs or longest, dim)
         if config.num_knowledge:
             self.knowledge = nn.Embedding(config.num_knowledge, dim)
@@ -344,6 +344,7 @@ class Thinker(Model):
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,
@@ -430,6 +431,7 @@ class Thinker(Model):
     def loss(
         self,
         batch: Batch | Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         counts: Mapping[str, int] | None = None,
     ) -> Loss:
@@ -452,18 +454,15 @@ class Thinker(Model):
         else:
             states, _ = self._states(tokens, prompts, steps, keep, keys)
         weights = self._step_weights(states.shape[1])
-        graded = Batch(tokens, targets)
-        losses = [
-            base.next_token_loss(self.output.logits(states[:, i]), graded, counts)
-            for i, weight in enumerate(weights)
-            if weight
-        ]
-        total = sum(
-            (w * x.total for w, x in zip([w for w in weights if w], losses, strict=True)),
-            start=torch.zeros((), device=tokens.device),
-        )
-        last = losses[-1]
-        return Loss(total, {"next_token": total.detach()}, last.counts, last.correct)
+        own = self.counts(batch)
+        count = (counts or own)["next_token"]
+        total = torch.zeros((), device=tokens.device)
+        for i, weight in enumerate(weights):
+            if weight:
+                logits = self.output.logits(states[:, i])
+                total = total + weight * base.next_token_loss(logits, targets, count)
+        correct = base.correct_rows(logits, targets)
+        return Loss(total, {"next_token": total.detach()}, own, correct)
 
     def _step_weights(self, steps: int) -> list[float]:
         """Of each graded step, adding up to 1."""

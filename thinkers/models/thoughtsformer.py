@@ -12,7 +12,16 @@ from torch.nn import functional as F
 
 from thinkers.checks import check_int
 from thinkers.models import base
-from thinkers.models.base import Batch, Loss, Model, Thought, as_batch, next_token_loss
+from thinkers.models.base import (
+    Batch,
+    Loss,
+    Model,
+    Thought,
+    as_batch,
+    correct_rows,
+    graded_targets,
+    next_token_loss,
+)
 from thinkers.models.thought_cache import ChainCache, Written
 from thinkers.nn.layers import (
     AttentionProjections,
@@ -102,11 +111,11 @@ class ThoughtsFormer(Model):
     def __init__(self, config: Config):
         super().__init__(config)
         self.causal, self.dropout = config.causal, config.dropout
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.embedding = nn.Embedding(self.config.vocab_size, config.dim)
         self.codes = nn.Embedding(config.num_steps, config.dim)
         if config.variant == "published":
-            self.positions = nn.Embedding(config.max_length, config.dim)
-            self.head = nn.Linear(config.dim, config.num_classes or config.vocab_size)
+            self.positions = nn.Embedding(self.config.max_length, config.dim)
+            self.head = nn.Linear(config.dim, config.num_classes or self.config.vocab_size)
         else:
             self.rotary = Rotary(config.dim // config.num_heads)
             self.norm = nn.RMSNorm(config.dim, eps=1e-6)
@@ -126,6 +135,7 @@ class ThoughtsFormer(Model):
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,
@@ -139,6 +149,7 @@ class ThoughtsFormer(Model):
     def loss(
         self,
         batch: Batch | Int[Tensor, "b t"],
+        *,
         num_steps: int | None = None,
         counts: Mapping[str, int] | None = None,
     ) -> Loss:
@@ -147,7 +158,13 @@ class ThoughtsFormer(Model):
         tokens = self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths)
         keys = batch.keys if self.training else None
         states = self.run(tokens, steps, padding(tokens, batch.lengths), keys)
-        return next_token_loss(self._answer(states[:, -1]), batch, counts)
+        logits, targets, own = (
+            self._answer(states[:, -1]),
+            graded_targets(batch),
+            self.counts(batch),
+        )
+        total = next_token_loss(logits, targets, (counts or own)["next_token"])
+        return Loss(total, {"next_token": total.detach()}, own, correct_rows(logits, targets))
 
     def run(
         self,

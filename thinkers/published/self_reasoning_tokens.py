@@ -50,12 +50,12 @@ def outputs(
     steps = pick(settings, "num_reason_tokens", default=model.config.num_steps)
     read, labels = inputs["tokens"][:, :-1], inputs["tokens"][:, 1:]
     labels = labels.masked_fill(labels == pick(settings, "ignore_index", default=-1), IGNORED)
-    thought = model(read, steps, keep_states=True)
+    thought = model(read, num_steps=steps, keep_states=True)
     logits = thought.logits
     if model.config.prediction == "all":
         states = torch.cat([thought.states[:, -1:], thought.extra["reasoning"]], 1)
         logits = model.read_out(states).transpose(1, 2).flatten(1, 2)
-    return {"logits": logits, "loss": model.loss(Batch(read, labels), steps).total}
+    return {"logits": logits, "loss": model.loss(Batch(read, labels), num_steps=steps).total}
 
 
 def parameters(model: ReasoningTokens) -> dict[str, Callable[[Get], Tensor]]:

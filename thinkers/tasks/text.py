@@ -213,7 +213,7 @@ class Text(Task):
         with eval_mode(model):
             for chosen in np.array_split(starts, math.ceil(shown * length / SCORED_AT_ONCE)):
                 rows = self._windows(tokens, chosen)
-                logits = model(rows[:, :-1].to(device), num_steps).logits
+                logits = model(rows[:, :-1].to(device), num_steps=num_steps).logits
                 logits = logits.float() if logits.dtype.itemsize < 4 else logits
                 targets = rows[:, 1:].to(device)
                 losses = F.cross_entropy(logits.mT, targets, reduction="none")

@@ -61,7 +61,7 @@ def answers(model: Model) -> None:
     given = rows.tokens.clone()
     seen: list[Tensor] = []
     for steps in model.step_counts:
-        thought = model(rows.tokens, steps)
+        thought = model(rows.tokens, num_steps=steps)
         logits = thought.logits
         assert logits.shape == (b, t, model.config.vocab_size), f"logits are {list(logits.shape)}"
         assert logits.dtype == dtype_of(model), f"logits are {logits.dtype}"
@@ -69,7 +69,7 @@ def answers(model: Model) -> None:
         assert thought.states is None, "states are kept without keep_states"
         if steps == model.check_steps(None):
             assert torch.equal(model(rows.tokens).logits, logits), "None is another number of steps"
-        prompted = model(rows.tokens, steps, prompt_lengths=rows.prompts).logits
+        prompted = model(rows.tokens, num_steps=steps, prompt_lengths=rows.prompts).logits
         both = torch.cat([logits, prompted])
         for fewer, other in zip(model.step_counts, seen, strict=False):
             assert not torch.equal(both, other), f"{steps} steps answer as {fewer} do"
@@ -84,7 +84,7 @@ def states(model: Model) -> None:
     b, t = rows.tokens.shape
     for steps in model.step_counts:
         for prompts in (None, rows.prompts):
-            thought = model(rows.tokens, steps, prompt_lengths=prompts, keep_states=True)
+            thought = model(rows.tokens, num_steps=steps, prompt_lengths=prompts, keep_states=True)
             kept = thought.states
             assert kept is not None and kept.ndim == 4, "keep_states keeps no (b, k, t, c)"
             shape = list(kept.shape)
@@ -93,7 +93,7 @@ def states(model: Model) -> None:
             read = model.read_out(kept)
             assert read.shape == (b, shape[1], t, model.config.vocab_size), f"{list(read.shape)}"
             close(read[:, -1], thought.logits, f"read_out after {steps} steps")
-            logits = model(rows.tokens, steps, prompt_lengths=prompts).logits
+            logits = model(rows.tokens, num_steps=steps, prompt_lengths=prompts).logits
             close(thought.logits, logits, f"keep_states with {steps} steps")
 
 
@@ -113,8 +113,8 @@ def causality(model: Model) -> None:
     prompted = torch.stack([at.new_full(at.shape, t), at, (at + 1) // 2])[turns % 3, turns, 0]
     for steps in model.step_counts:
         for prompts in (None, prompted):
-            found = model(tokens, steps, prompt_lengths=prompts).logits
-            moved = (found != model(other, steps, prompt_lengths=prompts).logits).any(-1)
+            found = model(tokens, num_steps=steps, prompt_lengths=prompts).logits
+            moved = (found != model(other, num_steps=steps, prompt_lengths=prompts).logits).any(-1)
             assert prompts is not None or moved.any(), f"after {steps} steps no token is read"
             for row, i in (moved & (columns < at)).nonzero().tolist():
                 prompt = "no prompt" if prompts is None else f"a prompt of {int(prompts[row])}"
@@ -132,15 +132,21 @@ def independence(model: Model) -> None:
     for steps in model.step_counts:
         for prompts in (None, rows.prompts):
             what = f"{steps} steps, prompted {prompts is not None}, "
-            logits = model(rows.padded(0), steps, rows.lengths, prompts).logits
+            logits = model(
+                rows.padded(0), num_steps=steps, lengths=rows.lengths, prompt_lengths=prompts
+            ).logits
             for fill in (1 % model.config.vocab_size, -3, 10**12):
-                other = model(rows.padded(fill), steps, rows.lengths, prompts).logits
+                other = model(
+                    rows.padded(fill), num_steps=steps, lengths=rows.lengths, prompt_lengths=prompts
+                ).logits
                 assert torch.equal(logits[real], other[real]), what + "padding is read"
             for row in (0, 2, 4):
                 length = int(rows.lengths[row])
                 one = slice(row, row + 1)
                 prompt = None if prompts is None else prompts[one]
-                alone = model(rows.tokens[one, :length], steps, None, prompt).logits
+                alone = model(
+                    rows.tokens[one, :length], num_steps=steps, prompt_lengths=prompt
+                ).logits
                 close(logits[one, :length], alone, f"{what}row {row} alone")
     if not model.causal:
         return
@@ -164,16 +170,22 @@ def scores(model: Model) -> None:
             model.score(rows.tokens)
         return
     for steps in few_steps(model):
-        logits = model(rows.tokens, steps, rows.lengths).logits
+        logits = model(rows.tokens, num_steps=steps, lengths=rows.lengths).logits
         wanted = torch.zeros_like(logits[:, 1:, 0])
         for row, length in enumerate(rows.lengths.tolist()):
             for i in range(length - 1):
                 chances = logits[row, i] - logits[row, i].logsumexp(0)
                 wanted[row, i] = chances[rows.tokens[row, i + 1]]
-        close(model.score(rows.tokens, rows.lengths, steps), wanted, f"{steps} steps")
+        close(
+            model.score(rows.tokens, lengths=rows.lengths, num_steps=steps),
+            wanted,
+            f"{steps} steps",
+        )
         for fill in (0, 10**12):
-            found = model.score(rows.padded(fill), rows.lengths, steps)
+            found = model.score(rows.padded(fill), lengths=rows.lengths, num_steps=steps)
             close(found, wanted, f"{steps} steps, padded with {fill}")
     found = model.score(rows.tokens, num_steps=steps)
-    wanted = model.score(rows.tokens, torch.full_like(rows.lengths, rows.tokens.shape[1]), steps)
+    wanted = model.score(
+        rows.tokens, lengths=torch.full_like(rows.lengths, rows.tokens.shape[1]), num_steps=steps
+    )
     close(found, wanted, "lengths=None")

@@ -22,7 +22,9 @@ def caching(model: Model) -> None:
 
 def _cached(model: Model, rows: Rows, prompts: Tensor | None, steps: int) -> None:
     what = f"{steps} steps, " + ("even" if prompts is None else "ragged") + " rows, token "
-    wanted = rows.continued(model(rows.tokens, steps, rows.lengths, prompts).logits)
+    wanted = rows.continued(
+        model(rows.tokens, num_steps=steps, lengths=rows.lengths, prompt_lengths=prompts).logits
+    )
     start = int(rows.prompts.max())
     columns = torch.arange(start, device=rows.tokens.device)
     prompt = rows.tokens[:, :start].where(columns < rows.prompts[:, None], 0)
@@ -59,7 +61,9 @@ def _generated(model: Model, rows: Rows, prompts: Tensor | None, steps: int) -> 
     assert torch.equal(out[:, :-n], prompt), what + "the prompts were changed"
     assert not logits.requires_grad, what + "the logits have a graph"
     assert torch.equal(found, logits.argmax(-1)), what + "not the likeliest tokens"
-    thought = model(rows.continue_with(found), steps, rows.lengths, prompts)
+    thought = model(
+        rows.continue_with(found), num_steps=steps, lengths=rows.lengths, prompt_lengths=prompts
+    )
     close(logits, rows.continued(thought.logits)[:, :-1], what + "generated and whole")
     other = model.generate(prompt, n, return_logits=True, use_cache=False, **settings)
     assert torch.equal(other[0], out), what + "other tokens without a cache"

@@ -26,15 +26,17 @@ from thinkers.testing.helpers import (
 
 def losses(model: Model) -> None:
     """The losses and gradients of shares of a batch add up to those of the batch."""
-    batches: list[Any] = [lesson(model)]
+    rows = Rows.draw(model)
+    batches: list[tuple[Any, int]] = [(lesson(model), rows.new * len(rows.tokens))]
     if model.causal:
-        batches.append(Rows.draw(model).tokens)
+        batches.append((rows.tokens, rows.tokens[:, 1:].numel()))
     else:
         with refused(ValueError, "causal"):
             model.loss(draw(model, (1, 2)))
-    for batch in batches:
+    for batch, graded in batches:
         whole = _learned(model, batch)
         loss, counts = whole[0], model.counts(batch)
+        assert counts["next_token"] == graded, f"{counts} where {graded} tokens are graded"
         assert dict(loss.counts) == counts, f"counts {dict(loss.counts)}, announced {counts}"
         assert loss.parts.keys() == counts.keys(), f"parts {list(loss.parts)}"
         assert loss.total.shape == () and loss.total.isfinite(), f"the total is {loss.total}"
@@ -66,7 +68,9 @@ def _learned(model: Model, batch: Any, counts: Any = None) -> tuple[Any, Any]:
 def grading(model: Model) -> None:
     """A row is correct if all its graded tokens are the likeliest; the others do not count."""
     batch = lesson(model)
-    likeliest = model(batch.tokens, None, batch.lengths, batch.prompt_lengths).logits.argmax(-1)
+    likeliest = model(
+        batch.tokens, lengths=batch.lengths, prompt_lengths=batch.prompt_lengths
+    ).logits.argmax(-1)
     graded = batch.targets != IGNORED
     columns = torch.arange(graded.shape[1], device=graded.device)
     assert batch.lengths is not None
@@ -130,5 +134,8 @@ def saving(model: Model) -> None:
     assert again.config == model.config, f"{again.config} was {model.config}"
     for steps in few_steps(model):
         for prompts in (None, rows.prompts):
-            found, wanted = (m(rows.tokens, steps, None, prompts).logits for m in (again, model))
+            found, wanted = (
+                m(rows.tokens, num_steps=steps, prompt_lengths=prompts).logits
+                for m in (again, model)
+            )
             assert torch.equal(found, wanted), f"the loaded one answers otherwise, {steps} steps"

@@ -122,7 +122,7 @@ class LossOf(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, num_steps: int | None, counts: dict[str, int]) -> Loss:
-        return self.model.loss(batch, num_steps, counts)
+        return self.model.loss(batch, num_steps=num_steps, counts=counts)
 
 
 def thinking_steps(update: int, settings: "Training") -> int | None:
@@ -168,7 +168,7 @@ def faster_precision(model: Model, batch: Batch) -> str:
 
 def uses_all(model: Model, batch: Batch, num_steps: int | None) -> bool:
     """Whether the loss of this batch gives every parameter a gradient."""
-    model.loss(batch.to(next(model.parameters()).device), num_steps).total.backward()
+    model.loss(batch.to(next(model.parameters()).device), num_steps=num_steps).total.backward()
     found = all(p.grad is not None for p in model.parameters() if p.requires_grad)
     model.zero_grad(set_to_none=True)
     return found
