@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from thinkers.cli import main
+from thinkers.cli.parser import command_line
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,13 +32,13 @@ def test_the_commands_name_flags_that_exist(command, capsys, tmp_path, monkeypat
     Path("input.txt").write_text("some words\n" * 99)
     words = command.replace('"', "").split()[1:]
     own, settings = main.split(words)
-    options = main.command_line()[0].parse_args(own)
+    options = command_line()[0].parse_args(own)
     if own[0] == "train" and options.recipe:
         assert main.main([*words, "--print_config"]) == 0
 
 
 def test_there_are_commands_of_every_verb():
-    assert {command.split()[1] for command in COMMANDS} == set(main.command_line()[1])
+    assert {command.split()[1] for command in COMMANDS} == set(command_line()[1])
 
 
 def test_links_lead_to_files():

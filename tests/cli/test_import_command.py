@@ -1,4 +1,4 @@
-"""thinkers import: from an author's own file to a model folder."""
+"""thinkers import: from a published checkpoint to a model folder."""
 
 import json
 
@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def checkpoint(folder):
-    """A file as the author's script saves it, and its settings."""
+    """Write a checkpoint as the author's script saves it, and its settings; return the weights."""
     config = Thinker.Config(
         variant="published",
         output="parallel",
@@ -57,7 +57,7 @@ def test_the_command_makes_a_model_folder(tmp_path, capsys):
     assert all(torch.equal(dumped[name], weights[name]) for name in weights)
 
 
-def test_what_cannot_be_imported_is_refused(tmp_path, capsys):
+def test_a_bad_system_or_checkpoint_is_refused(tmp_path, capsys):
     checkpoint(tmp_path)
     out, settings = tmp_path / "out", str(tmp_path / "settings.json")
     rest = ["--settings", settings, "--out", str(out)]

@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it ends with, and how it refuses."""
+"""The command line: output, exit codes and errors."""
 
 import json
 import os
@@ -24,6 +24,7 @@ TINY = [
     "--training.device=cpu",
 ]
 
+INTEGER = "a whole number|an integer"
 BAD_LINES = [
     # commands and names
     ([], "COMMAND"),
@@ -56,13 +57,13 @@ BAD_LINES = [
     ([*ADD, "--model.=3"], "--model."),
     ([*ADD, "--.=3"], "--."),
     # wrong types
-    ([*ADD, "--model.dim=abc"], "a whole number"),
-    ([*ADD, "--model.dim=2.5"], "a whole number"),
-    ([*ADD, "--model.dim=1e2"], "a whole number"),
-    ([*ADD, "--model.dim=true"], "a whole number"),
-    ([*ADD, "--model.dim="], "a whole number"),
-    ([*ADD, "--model.dim=[8]"], "a whole number"),
-    ([*ADD, "--model.dim=null"], "a whole number"),
+    ([*ADD, "--model.dim=abc"], INTEGER),
+    ([*ADD, "--model.dim=2.5"], INTEGER),
+    ([*ADD, "--model.dim=1e2"], INTEGER),
+    ([*ADD, "--model.dim=true"], INTEGER),
+    ([*ADD, "--model.dim="], INTEGER),
+    ([*ADD, "--model.dim=[8]"], INTEGER),
+    ([*ADD, "--model.dim=null"], INTEGER),
     ([*ADD, "--model.max_length=long"], "--model.max_length 'long'"),
     ([*ADD, "--model.time_code=maybe"], "true or false"),
     ([*ADD, "--model.injection=concta"], "concat"),
@@ -78,8 +79,8 @@ BAD_LINES = [
     ([*ADD, "--training.optimizer=sgd"], "adamw"),
     ([*ADD, "--training.precision=fp16"], "bf16"),
     ([*ADD, "--task.curriculum=2"], "true or false"),
-    ([*ADD, "--task.max_digits=three"], "a whole number"),
-    # values that cannot be
+    ([*ADD, "--task.max_digits=three"], INTEGER),
+    # invalid values
     ([*ADD, "--model.dim=0"], "dim must be"),
     ([*ADD, "--model.dim=-64"], "dim must be"),
     ([*ADD, "--model.dim=65"], "multiple of num_heads"),
@@ -144,12 +145,12 @@ BAD_LINES = [
     (["train", "--resume=."], "holds no config.json"),
     (["train", "--resume="], "--resume without a value"),
     (["train", "--resume=nowhere", "--model.dim=8"], "--model.dim=8 with --resume"),
-    (["train", "--resume=nowhere", "--training.num_updates=x"], "a whole number"),
+    (["train", "--resume=nowhere", "--training.num_updates=x"], "an integer"),
     (["train", "add/looped", "--resume=nowhere"], "--recipe with --resume"),
     (["train", "--resume=nowhere", "--dry_run"], "--resume"),
     (["evaluate"], "RUN"),
     (["evaluate", "nowhere"], "nowhere"),
-    (["evaluate", "nowhere", "--num_steps=two"], "--num_steps two"),
+    (["evaluate", "nowhere", "--num_steps=two"], "found: --num_steps two\nexpected: an integer"),
     (["evaluate", "nowhere", "--num_step=2"], "expected: --num_steps"),
     (["evaluate", "nowhere", "--num_examples=0"], "--num_examples 0"),
     (["generate", "nowhere"], "--prompt"),
@@ -174,7 +175,7 @@ FILES = {
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty working folder, but for the files that bad lines name."""
+    """A working folder that holds only the files that BAD_LINES name."""
     monkeypatch.chdir(tmp_path)
     for name, content in FILES.items():
         (tmp_path / name).write_bytes(content)
@@ -204,7 +205,7 @@ def test_a_bad_line_ends_with_2_in_three_lines_and_leaves_nothing(line, message,
         ["train", "multiply/thinker", "--training.random_steps=[1,99]"],
     ],
 )
-def test_a_mistake_is_told_within_3_seconds_of_process_time(line, tmp_path):
+def test_a_mistake_is_reported_within_3_seconds_of_process_time(line, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(thinkers.__file__).parents[1])}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # users keep what Python has compiled
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -220,7 +221,7 @@ def test_a_mistake_is_told_within_3_seconds_of_process_time(line, tmp_path):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
-def test_names_are_found_without_importing_torch(tmp_path):
+def test_names_are_checked_without_importing_torch(tmp_path):
     code = "import sys, thinkers.cli.main as c; c.main(['trian']); print('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(thinkers.__file__).parents[1])}
     found = subprocess.run(
@@ -239,7 +240,7 @@ def test_windows_is_refused_in_one_line():
 
 
 @pytest.mark.parametrize("kind", ["models", "tasks", "recipes"])
-def test_list_shows_every_name_with_what_it_is(kind, capsys):
+def test_list_shows_every_name_and_its_summary(kind, capsys):
     assert main.main(["list", kind]) == 0
     out = capsys.readouterr().out
     for name, thing in getattr(thinkers, kind.upper()).items():
@@ -247,7 +248,7 @@ def test_list_shows_every_name_with_what_it_is(kind, capsys):
         assert commands.summary(thing), f"{name} has no docstring"
 
 
-def test_print_config_gives_what_config_reads(here, capsys):
+def test_print_config_prints_a_file_that_config_reads(here, capsys):
     assert main.main([*ADD, "--model.dim=32", "--print-config"]) == 0
     written = capsys.readouterr().out
     assert "dim: 32" in written
@@ -262,7 +263,7 @@ def test_help_of_a_recipe_lists_its_settings(capsys):
     assert "--out" in out and "--model.num_steps" in out and "--training.lr" in out
 
 
-def test_dry_run_tells_the_needs_and_writes_nothing(here, capsys):
+def test_dry_run_prints_an_estimate_and_writes_nothing(here, capsys):
     assert main.main([*ADD, *TINY, "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert [line.split("  ")[0] for line in out.splitlines()] == [
@@ -281,8 +282,8 @@ def test_train_evaluate_generate_and_extend(here, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["steps", "1", "3"]
     assert main.main(["evaluate", "a", "--num_steps=3", "--num_examples=11", "--out=s.json"]) == 0
-    (told,) = json.loads((here / "s.json").read_text())["scores"].items()
-    assert told == ("3", thinkers.evaluate("a", num_steps=3, num_examples=11)[0])
+    (scores,) = json.loads((here / "s.json").read_text())["scores"].items()
+    assert scores == ("3", thinkers.evaluate("a", num_steps=3, num_examples=11)[0])
     capsys.readouterr()
     assert main.main(["generate", "a", "--prompt", "12+34=", "--num_steps", "2"]) == 0
     assert capsys.readouterr().out.startswith("12+34=")
@@ -292,7 +293,7 @@ def test_train_evaluate_generate_and_extend(here, capsys):
     capsys.readouterr()
     assert main.main(["generate", "a", "--prompt=12+34"]) == 2
     assert "'12+34', which asks nothing yet" in capsys.readouterr().err
-    assert main.main(["generate", "a", "--prompt=12+34=4"]) == 0  # an answer that is begun
+    assert main.main(["generate", "a", "--prompt=12+34=4"]) == 0  # a prompt that begins the answer
     assert main.main([*ADD, *TINY, "--out=a"]) == 2
     assert "--resume a" in capsys.readouterr().err
     assert main.main(["train", "--resume", "a", "--training.num-updates", "5"]) == 0
@@ -300,12 +301,12 @@ def test_train_evaluate_generate_and_extend(here, capsys):
     assert '"num_updates": 5' in record and "model.dim=8" in record
 
 
-def test_a_run_goes_into_a_folder_named_by_recipe_and_seed(here):
+def test_the_default_run_folder_is_named_by_recipe_and_seed(here):
     assert main.main([*ADD, *TINY, "--training.seed=3"]) == 0
     assert (here / "runs" / "add-looped-3" / "config.json").exists()
 
 
-def test_a_file_of_the_users_adds_a_recipe(here, capsys):
+def test_an_imported_module_adds_a_recipe(here, capsys):
     (here / "mine.py").write_text(
         "import thinkers\n"
         "thinkers.RECIPES['mine/looped'] = lambda: thinkers.RECIPES['add/looped']()\n"

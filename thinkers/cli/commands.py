@@ -1,17 +1,17 @@
-"""What each command does: call one function, print one result."""
+"""The commands: each checks its flags, calls one public function and prints the result."""
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import thinkers
-from thinkers.errors import UsageError
+from thinkers.errors import nearest, usage_error
 
 SYSTEMS = ("deepsight", "self_reasoning_tokens", "thinker", "thoughtsformer")
-"""Those of thinkers.published, named here so that the command starts without torch."""
+"""The systems of thinkers.published, repeated here so that the command starts without torch."""
 
 
 def list_names(options: argparse.Namespace, settings: list[str]) -> int:
@@ -33,7 +33,7 @@ def list_names(options: argparse.Namespace, settings: list[str]) -> int:
 
 
 def summary(thing: Any) -> str:
-    """The first line of its docstring."""
+    """Return the first line of an object's docstring."""
     return (thing.__doc__ or "").strip().partition("\n")[0]
 
 
@@ -42,17 +42,17 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
         return resume(options, settings)
     if options.recipe is None:
         if options.help:
-            print(options.described())
+            print(options.format_help())
             return 0
-        raise UsageError("found: no recipe\nfix: thinkers list recipes shows them")
+        raise usage_error("no recipe", "the name of a recipe", "thinkers list recipes lists them")
     from thinkers.config.overrides import dump, override, parser
 
     if options.recipe not in thinkers.RECIPES:
         what = f"recipe {options.recipe!r}"
-        raise_unknown(what, options.recipe, thinkers.RECIPES, "thinkers list recipes shows them")
+        raise_unknown(what, options.recipe, thinkers.RECIPES, "thinkers list recipes lists them")
     recipe = replace(thinkers.RECIPES[options.recipe](), recipe=options.recipe)
     if options.help:
-        print(options.described())
+        print(options.format_help())
         print(parser(recipe, f"thinkers train {options.recipe}").format_help())
         return 0
     config = override(recipe, options.config, settings)
@@ -71,20 +71,20 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
 
 
 def resume(options: argparse.Namespace, settings: list[str]) -> int:
-    """Go on with a run; only the number of updates may change."""
+    """Continue a run; only its number of updates may change."""
     other = [word for word in settings if not word.startswith("--training.num_updates=")]
     own = ("out", "config", "recipe", "tracking")
     other += [f"--{name}" for name in own if getattr(options, name)]
     if other or options.print_config or options.dry_run:
-        raise UsageError(
-            f"found: {(other or ['--dry_run or --print_config'])[0]} with --resume\n"
-            "expected: nothing else, or --training.num_updates N, which extends the run\n"
-            "fix: leave it out; the settings of a run are in its config.json"
+        raise usage_error(
+            f"{(other or ['--dry_run or --print_config'])[0]} with --resume",
+            "nothing else, or --training.num_updates N, which extends the run",
+            "leave it out; the settings of a run are in its config.json",
         )
     num_updates = None
     if settings:
         text = settings[-1].partition("=")[2]
-        num_updates = whole("--training.num_updates", text, 1)
+        num_updates = parse_int("--training.num_updates", text, 1)
     print_run(thinkers.train(resume=options.resume, num_updates=num_updates))
     return 0
 
@@ -99,8 +99,8 @@ def print_run(run: Any) -> None:
 def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
     steps = None
     if options.num_steps is not None:
-        steps = [whole("--num_steps", text, 0) for text in options.num_steps.split(",")]
-    num_examples = whole("--num_examples", options.num_examples, 1)
+        steps = [parse_int("--num_steps", text, 0) for text in options.num_steps.split(",")]
+    num_examples = parse_int("--num_examples", options.num_examples, 1)
     rows = thinkers.evaluate(
         options.folder, num_steps=steps, num_examples=num_examples, flags=settings
     )
@@ -113,14 +113,14 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
         from thinkers.files import to_json, write_file
 
         write_file(Path(options.out), to_json({"scores": {str(r["num_steps"]): r for r in rows}}))
-    warn_of_falls(options.folder, rows, num_examples, settings)
+    warn_of_fall(options.folder, rows, num_examples, settings)
     return 0
 
 
-def warn_of_falls(
+def warn_of_fall(
     folder: str, rows: list[dict[str, Any]], num_examples: int, settings: list[str]
 ) -> None:
-    """Say so if more thinking answered worse, unless chance explains it."""
+    """Print a warning if more thinking scores lower and chance does not explain it."""
     from thinkers.evaluation.evaluate import find_fall
 
     steps = sorted({row["num_steps"] for row in rows})
@@ -139,31 +139,37 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
     from thinkers.runs.result import task_of
     from thinkers.tasks.text import Text
 
-    num_steps = None if options.num_steps is None else whole("--num_steps", options.num_steps, 0)
+    num_steps = (
+        None if options.num_steps is None else parse_int("--num_steps", options.num_steps, 0)
+    )
     least = {"max_new_tokens": 1, "top_k": 1, "seed": 0, "num_samples": 1}
     own = {name: getattr(options, name) for name in (*least, "temperature", "top_p")}
     own = {
-        name: whole(f"--{name}", value, least[name]) if name in least else value
+        name: parse_int(f"--{name}", value, least[name]) if name in least else value
         for name, value in own.items()
         if value is not None
     }
     if isinstance(task_of(Path(options.folder)), Text):
-        write(thinkers.stream(options.folder, options.prompt, num_steps=num_steps, **own), options)
+        print_samples(
+            thinkers.stream(options.folder, options.prompt, num_steps=num_steps, **own),
+            options.prompt,
+        )
     elif own:
-        raise UsageError(
-            f"found: --{next(iter(own))}, but {options.folder} answers questions\n"
-            "expected: a run on text\nfix: leave it out"
+        raise usage_error(
+            f"--{next(iter(own))}, but {options.folder} answers questions",
+            "a run on text",
+            f"leave --{next(iter(own))} out",
         )
     else:
         print(thinkers.answer(options.folder, options.prompt, num_steps=num_steps))
     return 0
 
 
-def write(pieces: Iterator[list[str]], options: argparse.Namespace) -> None:
-    """Print the first sample as it comes, and the others when all are finished."""
-    begun = next(pieces)  # what cannot be is found before anything is printed
-    others = [options.prompt + piece for piece in begun[1:]]
-    print(options.prompt + begun[0], end="", flush=True)
+def print_samples(pieces: Iterator[list[str]], prompt: str) -> None:
+    """Print the first sample as it is generated, and the others once all are finished."""
+    begun = next(pieces)  # errors are raised here, before anything is printed
+    others = [prompt + piece for piece in begun[1:]]
+    print(prompt + begun[0], end="", flush=True)
     for first, *rest in pieces:
         print(first, end="", flush=True)
         others = [text + piece for text, piece in zip(others, rest, strict=True)]
@@ -183,7 +189,7 @@ def reproduce(options: argparse.Namespace, settings: list[str]) -> int:
         return 0
     what = found.difference or "the metrics are equal, and the weights differ"
     print(f"not equal: {what}; {lines} were compared, run {found.folder}")
-    # On the same machine and versions this must not be.
+    # Without a change of machine or versions, a difference is a bug: exit code 1.
     return 0 if found.changes else 1
 
 
@@ -192,25 +198,25 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
     from thinkers.comparison.plan import Plan
     from thinkers.comparison.results import PAGE
 
-    wishes: dict[str, Any] = {
+    request: dict[str, Any] = {
         "task": options.task,
-        "models": names(options.models),
+        "models": split_list(options.models),
         "match": options.match,
         "budget": options.budget,
-        "seeds": None if options.seeds is None else whole("--seeds", options.seeds, 1),
-        "lrs": [number("--lrs", text) for text in names(options.lrs)],
-        "controls": names(options.controls),
+        "seeds": None if options.seeds is None else parse_int("--seeds", options.seeds, 1),
+        "lrs": [parse_float("--lrs", text) for text in split_list(options.lrs)],
+        "controls": split_list(options.controls),
         "settings": {key[2:]: value for key, _, value in (x.partition("=") for x in settings)},
         "num_examples": None
         if options.num_examples is None
-        else whole("--num_examples", options.num_examples, 1),
+        else parse_int("--num_examples", options.num_examples, 1),
     }
-    workers = 1 if options.workers is None else whole("--workers", options.workers, 1)
+    workers = 1 if options.workers is None else parse_int("--workers", options.workers, 1)
     if options.dry_run:
-        print(Plan.of(**wishes).table(workers))
+        print(Plan.of(**request).table(workers))
         return 0
     comparison = thinkers.compare(
-        **wishes,
+        **request,
         out=options.out,
         resume=options.resume,
         workers=workers,
@@ -221,27 +227,25 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
     return comparison.exit_code
 
 
-def names(text: str | None) -> list[str]:
-    """The parts of a list with commas."""
+def split_list(text: str | None) -> list[str]:
+    """Split a list with commas."""
     return [] if text is None else [part.strip() for part in text.split(",")]
 
 
-def number(flag: str, text: str) -> float:
-    """`text` as a number."""
+def parse_float(flag: str, text: str) -> float:
+    """Convert the value of a flag to a number."""
     try:
         return float(text)
     except ValueError:
-        raise UsageError(
-            f"found: {flag} {text!r}\nexpected: a number\nfix: change {flag}"
-        ) from None
+        raise usage_error(f"{flag} {text!r}", "a number", f"change {flag}") from None
 
 
 def import_published(options: argparse.Namespace, settings: list[str]) -> int:
     from thinkers.published.unpickle import import_checkpoint
 
     if options.system not in SYSTEMS:
-        todo = "thinkers import --help lists them"
-        raise_unknown(f"system {options.system!r}", options.system, SYSTEMS, todo)
+        fix = "thinkers import --help lists them"
+        raise_unknown(f"system {options.system!r}", options.system, SYSTEMS, fix)
     model = import_checkpoint(options.system, options.checkpoint, options.settings, options.out)
     size = sum(p.numel() for p in model.parameters())
     print(f"{model.name} with {size:,} parameters, model folder {options.out}")
@@ -250,33 +254,37 @@ def import_published(options: argparse.Namespace, settings: list[str]) -> int:
 
 def inspect(options: argparse.Namespace, settings: list[str]) -> int:
     if options.prompt is None and not options.ablate:
-        raise UsageError(
-            f"found: thinkers inspect {options.folder} alone\n"
-            "expected: --prompt TEXT, or --ablate\n"
-            'fix: ask something, such as --prompt "12+34="'
+        raise usage_error(
+            f"thinkers inspect {options.folder} without a prompt",
+            "--prompt TEXT, or --ablate (or both)",
+            'add a prompt, such as --prompt "12+34="',
         )
     if options.num_examples is not None and not options.ablate:
-        raise UsageError(
-            "found: --num_examples without --ablate, which alone takes examples\n"
-            "fix: leave it out, or add --ablate"
+        raise usage_error(
+            "--num_examples without --ablate",
+            "--ablate, which uses held-out examples",
+            "leave --num_examples out, or add --ablate",
         )
     if options.out is not None and not (
         Path(options.out).parent.is_dir() and not Path(options.out).is_dir()
     ):
-        raise UsageError(
-            f"found: --out {options.out}\nexpected: a file in a folder that exists\n"
-            "fix: make the folder, or choose another path"
+        raise usage_error(
+            f"--out {options.out}",
+            "a file in a folder that exists",
+            "make the folder, or choose another path",
         )
     from thinkers.inspection import page as pages
 
-    num_steps = None if options.num_steps is None else whole("--num_steps", options.num_steps, 0)
-    number = whole("--num_examples", options.num_examples or "2000", 2)
+    num_steps = (
+        None if options.num_steps is None else parse_int("--num_steps", options.num_steps, 0)
+    )
+    num_examples = parse_int("--num_examples", options.num_examples or "2000", 2)
     seen = ablation = None
     if options.prompt is not None:
         seen = thinkers.inspect(options.folder, options.prompt, num_steps)
         print("\n".join(pages.told(seen)))
     if options.ablate:
-        ablation = thinkers.ablate(options.folder, num_steps, number)
+        ablation = thinkers.ablate(options.folder, num_steps, num_examples)
         print("\n".join(pages.told_of_ablation(ablation)))
     if options.out is not None:
         pages.write(options.out, seen, ablation)
@@ -284,18 +292,13 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
-def whole(flag: str, text: str, least: int) -> int:
-    """`text` as an integer of at least `least`."""
+def parse_int(flag: str, text: str, least: int) -> int:
+    """Convert the value of a flag to an integer of at least `least`."""
     if not text.strip().isdecimal() or int(text) < least:
-        raise UsageError(
-            f"found: {flag} {text}\nexpected: a whole number of at least {least}\n"
-            f"fix: change {flag}"
-        )
+        raise usage_error(f"{flag} {text}", f"an integer of at least {least}", f"change {flag}")
     return int(text)
 
 
-def raise_unknown(what: str, name: str, known: Any, todo: str) -> NoReturn:
-    """The error of a name that does not exist, with the nearest that does."""
-    from thinkers.errors import nearest, usage_error
-
-    raise usage_error(f"unknown {what}", nearest(name, known), todo)
+def raise_unknown(what: str, name: str, known: Iterable[str], fix: str) -> NoReturn:
+    """Raise the UsageError for an unknown name; it shows the nearest known one."""
+    raise usage_error(f"unknown {what}", nearest(name, known), fix)

@@ -1,0 +1,175 @@
+"""The grammar of the command line: the flags of each command."""
+
+import argparse
+from typing import Any, NoReturn
+
+import thinkers
+from thinkers.cli import commands
+from thinkers.errors import usage_error
+
+Subparsers = Any
+"""`argparse._SubParsersAction[Parser]`, which argparse does not export."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises a UsageError instead of exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise usage_error(message, f"the form that {self.prog} --help shows", "change the command")
+
+
+def command_line() -> tuple[Parser, dict[str, Parser]]:
+    """Build the parser of the whole line, and return it with the parser of each command."""
+    top = Parser(prog="thinkers", description="Transformers that think before they answer.")
+    top.add_argument("--version", action="version", version=thinkers.__version__)
+    verbs = top.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    add_list(verbs)
+    add_train(verbs)
+    add_evaluate(verbs)
+    add_generate(verbs)
+    add_reproduce(verbs)
+    add_compare(verbs)
+    add_inspect(verbs)
+    add_import(verbs)
+    for verb in verbs.choices.values():
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        verb.allow_abbrev = False
+    return top, verbs.choices
+
+
+def add_list(verbs: Subparsers) -> None:
+    verb = verbs.add_parser("list", help="list models, tasks and recipes")
+    verb.add_argument("kind", nargs="?", choices=("models", "tasks", "recipes"))
+    verb.set_defaults(run=commands.list_names)
+
+
+def add_train(verbs: Subparsers) -> None:
+    verb = verbs.add_parser(
+        "train",
+        help="train the model of a recipe on its task",
+        description="Every setting of a recipe is a flag: --model.num_steps 8 --training.lr 1e-3. "
+        "thinkers train RECIPE --help lists them.",
+        add_help=False,  # the command prints its own, with the settings of the recipe
+    )
+    verb.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name from thinkers list")
+    verb.add_argument("--out", metavar="DIR", help="the run folder (default: runs/RECIPE-SEED)")
+    verb.add_argument(
+        "--config", metavar="FILE", action="append", default=[], help="read settings from YAML"
+    )
+    verb.add_argument("--print_config", action="store_true", help="print the settings and exit")
+    verb.add_argument(
+        "--dry_run", action="store_true", help="print parameters, FLOPs, memory and time, and exit"
+    )
+    verb.add_argument(
+        "--resume", metavar="RUN", help="continue a run; --training.num_updates extends it"
+    )
+    verb.add_argument(
+        "--tracking", metavar="NAME", help="also log to mlflow or tensorboard (default: neither)"
+    )
+    verb.add_argument("--help", "-h", action="store_true", help="show this help and exit")
+    add_import_module(verb)
+    verb.set_defaults(run=commands.train, format_help=verb.format_help)
+
+
+def add_evaluate(verbs: Subparsers) -> None:
+    verb = verbs.add_parser(
+        "evaluate",
+        help="score a run at several numbers of thinking steps",
+        epilog="--task.test_path FILE scores a run on another text.",
+    )
+    verb.add_argument("folder", metavar="RUN")
+    verb.add_argument("--num_steps", metavar="1,2,4", help="default: powers of two up to max_steps")
+    verb.add_argument("--num_examples", metavar="N", default="2000", help="default: 2000")
+    verb.add_argument("--out", metavar="FILE", help="also write the scores to a JSON file")
+    add_import_module(verb)
+    verb.set_defaults(run=commands.evaluate)
+
+
+def add_generate(verbs: Subparsers) -> None:
+    verb = verbs.add_parser("generate", help="answer a prompt, or continue a text")
+    verb.add_argument("folder", metavar="RUN")
+    verb.add_argument("--prompt", required=True, help='for example "12+34="')
+    verb.add_argument("--num_steps", metavar="N", help="thinking steps (default: as trained)")
+    sampling = verb.add_argument_group("for a run on text")
+    sampling.add_argument("--max_new_tokens", metavar="N", help="default: 200")
+    sampling.add_argument("--temperature", type=float, metavar="T", help="default: 0.8")
+    sampling.add_argument("--top_k", metavar="N", help="sample from the N likeliest tokens")
+    sampling.add_argument(
+        "--top_p", type=float, metavar="P", help="sample from the likeliest tokens of mass P"
+    )
+    sampling.add_argument("--seed", metavar="N", help="default: 0")
+    sampling.add_argument("--num_samples", metavar="N", help="texts to sample, in one batch")
+    add_import_module(verb)
+    verb.set_defaults(run=commands.generate)
+
+
+def add_reproduce(verbs: Subparsers) -> None:
+    verb = verbs.add_parser(
+        "reproduce", help="train a run again from its config.json and compare all metrics"
+    )
+    verb.add_argument("folder", metavar="RUN")
+    verb.add_argument("--out", metavar="DIR", help="the new run folder (default: RUN-again)")
+    add_import_module(verb)
+    verb.set_defaults(run=commands.reproduce)
+
+
+def add_compare(verbs: Subparsers) -> None:
+    verb = verbs.add_parser(
+        "compare",
+        help="train several models on one task with matched compute, and test the differences",
+        description="Settings of all models are flags: --task.max_digits 2 --model.dim 32.",
+    )
+    verb.add_argument("task", nargs="?", metavar="TASK", help="a name from thinkers list tasks")
+    verb.add_argument("--models", metavar="A,B,C", help="the first is the baseline")
+    verb.add_argument(
+        "--match", metavar="WHAT", help="flops, parameters or seconds (default: flops)"
+    )
+    verb.add_argument("--budget", metavar="B", help="of each run: 2e13 FLOPs, 5min or N updates")
+    verb.add_argument("--seeds", metavar="N", help="default: 3")
+    verb.add_argument(
+        "--lrs", metavar="A,B", help="learning rates to search (default: the recipe's)"
+    )
+    verb.add_argument("--controls", metavar="A,B", help="of fillers, untied, wider")
+    verb.add_argument("--num_examples", metavar="N", help="held-out examples (default: 2000)")
+    verb.add_argument("--out", metavar="DIR", help="default: runs/compare-TASK")
+    verb.add_argument("--resume", action="store_true", help="do the runs that DIR lacks")
+    verb.add_argument("--workers", metavar="N", help="runs at a time, one core each (default: 1)")
+    verb.add_argument("--tracking", metavar="NAME", help="mlflow or tensorboard")
+    verb.add_argument("--dry_run", action="store_true", help="print sizes and minutes, and exit")
+    add_import_module(verb)
+    verb.set_defaults(run=commands.compare)
+
+
+def add_inspect(verbs: Subparsers) -> None:
+    verb = verbs.add_parser(
+        "inspect", help="show the prediction after each thinking step, or ablate the thoughts"
+    )
+    verb.add_argument("folder", metavar="RUN")
+    verb.add_argument("--prompt", metavar="TEXT", help='for example "12+34="')
+    verb.add_argument(
+        "--ablate", action="store_true", help="replace the thoughts on held-out examples"
+    )
+    verb.add_argument("--num_steps", metavar="N", help="thinking steps (default: as trained)")
+    verb.add_argument("--num_examples", metavar="N", help="for --ablate (default: 2000)")
+    verb.add_argument("--out", metavar="FILE", help="write an HTML page")
+    add_import_module(verb)
+    verb.set_defaults(run=commands.inspect)
+
+
+def add_import(verbs: Subparsers) -> None:
+    verb = verbs.add_parser("import", help="convert a published checkpoint to a model folder")
+    verb.add_argument("system", metavar="SYSTEM", help=", ".join(commands.SYSTEMS))
+    verb.add_argument("checkpoint", metavar="CHECKPOINT")
+    verb.add_argument("--settings", metavar="FILE", required=True, help="a JSON file")
+    verb.add_argument("--out", metavar="DIR", required=True, help="the model folder")
+    verb.set_defaults(run=commands.import_published)
+
+
+def add_import_module(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--import_module",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a Python file that adds to thinkers.MODELS, TASKS or RECIPES",
+    )
