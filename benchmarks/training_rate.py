@@ -20,8 +20,8 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
-from thinkers import RECIPES, models, tasks
-from thinkers.config.experiment import Config
+from thinkers import RECIPES, tasks
+from thinkers.config.experiment import Config, build
 from thinkers.config.overrides import override
 from thinkers.training import optim
 from thinkers.training.loop import train
@@ -32,9 +32,8 @@ WARM_UP = 20
 def plain(config: Config, folder: Path) -> None:
     """Next-token training of a decoder, as one writes it for one experiment."""
     settings = config.training
-    task = tasks.from_config(config.task, settings.seed)
     torch.manual_seed(settings.seed)
-    model = models.from_config(config.model)
+    task, model = build(config)
     tables = {model.embedding.weight}
     decayed = [p for p in model.parameters() if p.ndim >= 2 and p not in tables]
     rest = [p for p in model.parameters() if p.ndim < 2 or p in tables]

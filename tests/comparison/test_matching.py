@@ -9,6 +9,7 @@ import thinkers
 from thinkers.cli.main import main
 from thinkers.comparison import matching
 from thinkers.comparison.plan import Plan, _budget
+from thinkers.config.experiment import build
 from thinkers.errors import UsageError
 from thinkers.models import MODELS
 
@@ -22,8 +23,8 @@ def test_all_models_are_of_the_size_of_the_first(first):
     names = [first, *(name for name in MODELS if name != first)]
     found = matching.contenders("add", names, (), [])
     sizes = [sum(p.numel() for p in MODELS[x.name](x.config.model).parameters()) for x in found]
-    own = thinkers.RECIPES[f"add/{first}"]().model
-    assert found[0].config.model == own
+    _, own = build(thinkers.RECIPES[f"add/{first}"]())
+    assert found[0].config.model == own.config
     assert max(sizes) <= 1.03 * min(sizes)
 
 
@@ -114,7 +115,7 @@ def test_settings_come_from_the_nearest_recipe():
 
 
 def test_a_size_that_no_width_reaches_is_refused():
-    model = thinkers.RECIPES["add/decoder"]().model
+    model = build(thinkers.RECIPES["add/decoder"]())[1].config
     with pytest.raises(UsageError, match="Decoder, which no width brings to 90"):
         matching.fit(model, matching.parameters, 90)
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
 from thinkers import RECIPES
-from thinkers.config.experiment import Config
+from thinkers.config.experiment import Config, build
 from thinkers.config.overrides import dump, override, parse
 from thinkers.config.training import Training
 from thinkers.errors import UsageError, nearest
@@ -34,25 +35,23 @@ def test_a_recipe_survives_its_own_yaml(name, tmp_path):
     assert override(config, [str(file)]) == config
 
 
-def test_sizes_of_the_model_follow_the_task(looped):
+def test_sizes_of_the_model_follow_the_task_unless_they_are_set(looped):
     wider = override(looped, flags=["--task.max_digits=7"])
-    assert wider.model.max_length > looped.model.max_length
-    assert wider.model.max_length == Add(wider.task).max_length
+    assert build(wider)[1].config.max_length == Add(wider.task).max_length
+    assert Add(wider.task).max_length > Add(looped.task).max_length
+    flags = ["--model.max_length=97", "--model.vocab_size=53"]
+    model = override(looped, flags=flags).model
+    assert (model.max_length, model.vocab_size) == (97, 53)
+    assert override(replace(looped, model=model), flags=["--model.max_length=null"]).model == (
+        replace(model, max_length=None)
+    )
 
 
-def test_sizes_that_are_set_stay(looped):
-    set_to = override(looped, flags=["--model.max_length=97", "--model.vocab_size=53"])
-    assert (set_to.model.max_length, set_to.model.vocab_size) == (97, 53)
-
-
-def test_sizes_below_the_task_are_refused_with_the_flag_to_set(looped):
-    needed = looped.model.max_length
-    for flags in (
-        ["--model.max_length=5"],
-        [f"--model.max_length={needed}", "--task.max_digits=7"],
-    ):
-        with pytest.raises(UsageError, match=r"set --model.max_length \d+"):
-            override(looped, flags=flags)
+def test_a_size_that_was_enough_is_refused_for_a_larger_task(looped):
+    needed = Add(looped.task).max_length
+    config = override(looped, flags=[f"--model.max_length={needed}", "--task.max_digits=7"])
+    with pytest.raises(UsageError, match=r"set --model.max_length \d+"):
+        build(config)
 
 
 def test_the_largest_number_of_steps_follows_the_usual_one_unless_set(looped):
@@ -82,12 +81,9 @@ def test_changes_name_what_differs(looped):
     assert looped.changes(looped) == {}
 
 
-def test_fit_makes_the_model_as_large_as_the_task():
-    task = Add.Config(max_digits=4)
-    config = Config.fit(Decoder, task, Training(num_updates=7), dim=20)
-    assert config.model == Decoder.Config(
-        vocab_size=Add.vocab_size, max_length=Add(task).max_length, dim=20
-    )
+def test_fit_leaves_the_sizes_of_the_model_to_the_task():
+    config = Config.fit(Decoder, Add.Config(max_digits=4), Training(num_updates=7), dim=20)
+    assert config.model == Decoder.Config(vocab_size=None, max_length=None, dim=20)
 
 
 def test_nested_choices_are_checked_by_name(looped):

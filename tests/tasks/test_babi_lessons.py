@@ -1,12 +1,14 @@
 """The lessons of stories: which are drawn when, by whom, and that they go on where they stopped."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import thinkers
 from thinkers.comparison import matching
+from thinkers.config.experiment import build
 from thinkers.errors import UsageError
 from thinkers.recipes.numbers import learning
 from thinkers.tasks.babi import Babi
@@ -66,7 +68,8 @@ def test_an_estimate_is_of_the_end_of_the_curriculum(monkeypatch):
     config = thinkers.Config.fit(
         thinkers.MODELS["decoder"], Babi.Config(**own), learning(40, batch_size=7), dim=16
     )
-    model = thinkers.build_model("decoder", **vars(config.model))
+    _, model = build(config)
+    config = replace(config, model=model.config)
     costs = [model.batch_flops(task.batch(u, 7), 1, training=True) for u in range(32)]
     assert estimate.estimate(config).flops == pytest.approx(sum(costs) / 32)
     assert matching.updates_for(config, 100 * sum(costs) / 32) in (100, 101)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import thinkers
+from thinkers.config.experiment import build
 from thinkers.errors import UsageError
 from thinkers.models import Batch
 from thinkers.prng import Draws, row_keys
@@ -263,6 +264,6 @@ def test_the_decoder_sees_as_many_graphs_and_is_the_larger_model():
     assert one.training.batch_size == other.training.batch_size
     sizes = []
     for config in (one, other):
-        model = thinkers.models.from_config(config.model)
+        _, model = build(config)
         sizes.append(sum(parameter.numel() for parameter in model.parameters()))
     assert sizes[0] > 1.5 * sizes[1]

@@ -13,7 +13,7 @@ from torch import nn
 
 import thinkers
 from thinkers.cli import main
-from thinkers.config.experiment import Config, sizes
+from thinkers.config.experiment import Config, build
 from thinkers.config.overrides import override
 from thinkers.data import token_cache
 from thinkers.errors import DamagedError, DataError, UsageError
@@ -113,7 +113,7 @@ def test_splits_by_file(poem, tmp_path):
 def test_without_a_path_there_are_sizes_and_no_batches():
     for vocabulary, size in (("byte", 256), ("character", 1), ("bpe", 256)):
         config = Text.Config(vocabulary=vocabulary, context=11)
-        assert sizes(config) == {"vocab_size": size, "max_length": 11}
+        assert (Text(config).vocab_size, Text(config).max_length) == (size, 11)
         for call in (lambda t: t.batch(0, 1), lambda t: t.encode("a"), lambda t: t.decode([1])):
             with pytest.raises(UsageError, match="--task.path FILE"):
                 call(Text(config))
@@ -229,10 +229,11 @@ def trained(tmp_path_factory):
 
 def test_the_model_follows_the_vocabulary_of_the_text(poem):
     config = config_of(poem)
-    assert config.model.vocab_size == len(set(POEM)) and config.model.max_length == 10
+    model = build(config)[1].config
+    assert model.vocab_size == len(set(POEM)) and model.max_length == 10
     assert Config.from_dict(config.to_dict()) == config
     pairs = config_of(poem, **{"task.vocabulary": "bpe", "task.bpe_size": 270})
-    assert pairs.model.vocab_size == 270
+    assert build(pairs)[1].config.vocab_size == 270
 
 
 def test_a_run_goes_on_with_a_prompt_where_its_text_is_gone(trained):

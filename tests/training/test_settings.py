@@ -6,7 +6,7 @@ import pytest
 import torch
 from training_cases import lines, losses, make
 
-from thinkers import models, tasks
+from thinkers.config.experiment import build
 from thinkers.config.training import Training
 from thinkers.errors import UsageError
 from thinkers.prng import draw
@@ -55,7 +55,7 @@ def test_norms_biases_and_embeddings_are_not_decayed():
 
 
 def test_muon_takes_the_matrices_of_hidden_layers():
-    model = models.from_config(make().model)
+    model = build(make())[1]
     adamw, muon = optim.build(model, settings_of(optimizer="muon"))
     names = {p: n for n, p in model.named_parameters()}
     taken = {names[p] for g in muon.param_groups for p in g["params"]}
@@ -137,10 +137,8 @@ def test_auto_precision_is_measured_once(tmp_path, monkeypatch):
 
 
 def test_the_measured_precision_is_one_of_two():
-    config = make()
-    model = models.from_config(config.model)
-    batch = tasks.from_config(config.task).batch(0, 3)
-    assert loop.faster_precision(model, batch) in ("float32", "bf16")
+    task, model = build(make())
+    assert loop.faster_precision(model, task.batch(0, 3)) in ("float32", "bf16")
     assert all(p.grad is None for p in model.parameters())
 
 

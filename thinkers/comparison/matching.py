@@ -11,7 +11,7 @@ import torch
 
 from thinkers import models, tasks
 from thinkers.comparison.metering import one_thread
-from thinkers.config.experiment import Config, sizes
+from thinkers.config.experiment import TASK_SIZES, Config, resolve_sizes
 from thinkers.config.overrides import override
 from thinkers.devices import find_device
 from thinkers.errors import usage_error
@@ -55,17 +55,20 @@ def contenders(
     recipes = [make() for make in RECIPES.values()]
     judged = _task_settings(task, names, recipes)
     bases = [override(_base(name, judged, recipes), (), flags) for name in names]
+    task_built = tasks.from_config(bases[0].task)  # the flags are the same for all, so the task is
+    bases = [replace(x, model=resolve_sizes(x.model, task_built)) for x in bases]
     wanted = parameters(bases[0].model)
     found = [
         Contender(name, replace(base, model=fit(base.model, parameters, wanted)))
         for name, base in zip(names, bases, strict=True)
     ]
     for one in found:
-        tasks.from_config(one.config.task).check(build(one.config.model))
+        task_built.check(build(one.config.model))
     if not controls:
         return found
     reference = _reference(found)
     decoder = override(_base("decoder", judged, recipes), (), flags)
+    decoder = replace(decoder, model=resolve_sizes(decoder.model, task_built))
     makers = {"pause": _pause, "untied": _untied, "wider": _wider}
     return found + [makers[name](decoder, reference, wanted) for name in controls]
 
@@ -92,7 +95,7 @@ def _base(name: str, judged: Any, recipes: Sequence[Config]) -> Config:
         common = {f.name: getattr(recipe.model, f.name) for f in fields(models.base.Config)}
         recipe = replace(recipe, model=kind(**common))
     told = recipe.recipe if found and recipe.task == judged else ""
-    model = replace(recipe.model, **sizes(judged))
+    model = replace(recipe.model, **dict.fromkeys(TASK_SIZES))
     return replace(recipe, recipe=told, model=model, task=judged)
 
 

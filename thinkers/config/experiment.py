@@ -1,4 +1,4 @@
-"""Config: the settings of a run, of model, task and training, as one value."""
+"""Config, the settings of model, task and training; `build`, the objects that it describes."""
 
 import dataclasses
 import json
@@ -7,25 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from thinkers import tasks
+from thinkers import models, tasks
 from thinkers.config.training import Training
 from thinkers.errors import UsageError, nearest, usage_error
-from thinkers.models import MODELS
-from thinkers.tasks import TASKS
+from thinkers.models import MODELS, Model
+from thinkers.tasks import TASKS, Task
 
 PARTS = ("model", "task", "training")
-FOLLOWERS = {"vocab_size": "vocabulary", "max_length": "longest row"}
-"""Settings of a model that follow its task, and what of the task they must hold."""
+TASK_SIZES = {"vocab_size": "vocabulary", "max_length": "longest row"}
+"""Model settings that follow the task where they are None, and the property that they must hold."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a run is made of: the settings of its model, its task and its training.
+    """The settings of a run: of its model, its task and its training.
+
+    A value: constructing one builds no task, opens no file and touches no device. `build` does.
 
     Args:
-        model: The `Config` of a class in MODELS; large enough for the task.
+        model: The `Config` of a class in MODELS; sizes that are None follow the task.
         task: The `Config` of a class in TASKS.
-        recipe: The name in RECIPES that this came from, if it did.
+        recipe: The name in RECIPES that it came from; empty for none.
     """
 
     model: Any
@@ -33,37 +35,28 @@ class Config:
     training: Training
     recipe: str = ""
 
-    def __post_init__(self) -> None:
-        for field, needed in sizes(self.task).items():
-            given = getattr(self.model, field)
-            if given < needed:
-                raise usage_error(
-                    f"model.{field} {given}",
-                    f"at least {needed}, the {FOLLOWERS[field]} of the task",
-                    f"set --model.{field} {needed}, or leave it out to follow the task",
-                )
-
     @classmethod
     def fit(cls, model: type, task: Any, training: Training, **settings: Any) -> "Config":
-        """A configuration of this class of model, made as large as the task needs."""
-        return cls(model.Config(**(sizes(task) | settings)), task, training)  # type: ignore
+        """Return a configuration of this class of model whose sizes follow the task."""
+        return cls(model.Config(**(dict.fromkeys(TASK_SIZES) | settings)), task, training)  # type: ignore
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration in types that JSON has."""
+        """Return the configuration in the types of JSON."""
         parts: dict[str, Any] = {
             "model": {"name": _name_of(self.model, MODELS)} | dataclasses.asdict(self.model),
             "task": {"name": _name_of(self.task, TASKS)} | dataclasses.asdict(self.task),
             "training": dataclasses.asdict(self.training),
         }
+        # The round trip turns tuples into lists, so that the result equals what a file gives back.
         return json.loads(json.dumps({"recipe": self.recipe} | parts))
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Config":
-        """The configuration that `to_dict` described."""
+        """Return the configuration that `to_dict` described."""
         return Config(*parts_of(data), recipe=data.get("recipe", ""))
 
     def changes(self, other: "Config") -> dict[str, Any]:
-        """What differs here from `other`: {"model.num_steps": 8}."""
+        """Return the settings that differ from `other`: {"model.num_steps": 8}."""
         ours, theirs = self.to_dict(), other.to_dict()
         return {
             f"{part}.{name}": value
@@ -73,9 +66,39 @@ class Config:
         }
 
 
-def parts_of(data: Mapping[str, Any]) -> tuple[Any, Any, Training]:
-    """The settings of model, task and training that `Config.to_dict` described, each alone."""
+def build(config: Config) -> tuple[Task, Model]:
+    """Build the task, then the model, its sizes resolved; the model's weights are on the CPU.
 
+    The weights are drawn from torch's global generator: seed it first for a reproducible model.
+
+    Raises:
+        UsageError: A size that was given is smaller than the task needs.
+    """
+    task = tasks.from_config(config.task, config.training.seed)
+    return task, models.from_config(resolve_sizes(config.model, task))
+
+
+def resolve_sizes(model: Any, task: Task) -> Any:
+    """Fill in the sizes of a model's `Config` that are None from the task.
+
+    Raises:
+        UsageError: A size that was given is smaller than the task needs.
+    """
+    needed = {field: getattr(task, field) for field in TASK_SIZES}
+    for field, least in needed.items():
+        given = getattr(model, field)
+        if given is not None and given < least:
+            raise usage_error(
+                f"model.{field} {given}",
+                f"at least {least}, the {TASK_SIZES[field]} of the task",
+                f"set --model.{field} {least}, or leave it out to follow the task",
+            )
+    missing = {field: least for field, least in needed.items() if getattr(model, field) is None}
+    return dataclasses.replace(model, **missing)
+
+
+def parts_of(data: Mapping[str, Any]) -> tuple[Any, Any, Training]:
+    """Return the settings of model, task and training that `Config.to_dict` described."""
     for part in PARTS:
         if not isinstance(data.get(part), Mapping):
             raise usage_error(f"a configuration without {part}", " and ".join(PARTS), "add it")
@@ -87,10 +110,19 @@ def parts_of(data: Mapping[str, Any]) -> tuple[Any, Any, Training]:
     )
 
 
-def sizes(task: Any) -> dict[str, int]:
-    """The least sizes of a model for a task, by its `Config`."""
-    built = tasks.from_config(task, seed=0)
-    return {field: getattr(built, field) for field in FOLLOWERS}
+def build_part(kind: type, settings: dict[str, Any], part: str) -> Any:
+    """Build the dataclass `kind` from settings; its ValueErrors become errors of three lines."""
+    known = [f.name for f in dataclasses.fields(kind) if f.init]
+    for field in settings:
+        if field not in known:
+            raise usage_error(
+                f"unknown {part}.{field}", nearest(field, known), "remove or rename it"
+            )
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    try:
+        return kind(**tuples)
+    except (ValueError, TypeError) as error:
+        raise _value_error(str(error), part, known) from None
 
 
 def _name_of(config: Any, registry: Mapping[str, Any]) -> str:
@@ -108,25 +140,11 @@ def _class_named(settings: dict[str, Any], kind: str, registry: Mapping[str, Any
     return registry[name].Config
 
 
-def build_part(kind: type, settings: dict[str, Any], part: str) -> Any:
-    """The dataclass `kind` of these settings, its complaints turned into three lines."""
-    known = [f.name for f in dataclasses.fields(kind) if f.init]
-    for field in settings:
-        if field not in known:
-            raise usage_error(
-                f"unknown {part}.{field}", nearest(field, known), "remove or rename it"
-            )
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    try:
-        return kind(**tuples)
-    except (ValueError, TypeError) as error:
-        raise _value_problem(str(error), part, known) from None
-
-
-def _value_problem(message: str, part: str, known: list[str]) -> UsageError:
+def _value_error(message: str, part: str, known: list[str]) -> UsageError:
+    """Turn "FIELD must RULE, got VALUE" into an error of three lines that names the flag."""
     parts = re.fullmatch(r"(?s)(.+?), got (.+)", " ".join(message.split()))
     field = next((word for word in re.findall(r"\w+", message) if word in known), None)
     flag = f"--{part}.{field}" if field else f"the settings --{part}.*"
     if not parts:
-        return usage_error(f"a value in {part} that cannot be", message, f"change {flag}")
+        return usage_error(f"an invalid value in {part}", message, f"change {flag}")
     return usage_error(f"{flag} {parts[2]}", parts[1], f"change {flag}")

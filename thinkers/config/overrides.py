@@ -11,7 +11,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from thinkers.config.experiment import FOLLOWERS, PARTS, Config, build_part, sizes
+from thinkers.config.experiment import PARTS, TASK_SIZES, Config, build_part
 from thinkers.errors import UsageError, nearest, usage_error
 
 LARGEST_FILE = 1_000_000
@@ -22,17 +22,17 @@ def parser(config: Config, prog: str = "thinkers train RECIPE") -> jsonargparse.
     result = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, add_help=False)
     for part in PARTS:
         value = getattr(config, part)
-        skip = set(FOLLOWERS) if part == "model" else set()
+        # The sizes are added by hand below, for the sake of their help.
+        skip = set(TASK_SIZES) if part == "model" else set()
         result.add_class_arguments(type(value), part, skip=skip, instantiate=False)  # type: ignore
         given = _given(value)
         result.set_defaults({f"{part}.{k}": v for k, v in given.items() if k not in skip})
-    for field, needed in sizes(config.task).items():
-        size = getattr(config.model, field)
+    for field, meaning in TASK_SIZES.items():
         result.add_argument(
             f"--model.{field}",
             type=int | None,
-            default=None if size == needed else size,
-            help=f"null: the {FOLLOWERS[field]} of the task",
+            default=getattr(config.model, field),
+            help=f"null: the {meaning} of the task",
         )
     return result
 
@@ -40,14 +40,8 @@ def parser(config: Config, prog: str = "thinkers train RECIPE") -> jsonargparse.
 def override(config: Config, files: Sequence[str] = (), flags: Sequence[str] = ()) -> Config:
     """`config` with the settings of YAML files, then those of flags such as --model.dim=64."""
     values = parse(config, files, flags)
-    built: dict[str, Any] = {}
-    for part in ("task", "training", "model"):
-        settings = values[part]
-        if part == "model":
-            needed = sizes(built["task"])
-            settings |= {k: needed[k] for k in FOLLOWERS if settings[k] is None}
-        built[part] = build_part(type(getattr(config, part)), settings, part)
-    return dataclasses.replace(config, **built)
+    parts = {x: build_part(type(getattr(config, x)), values[x], x) for x in PARTS}
+    return dataclasses.replace(config, **parts)
 
 
 def override_task(task: Any, flags: Sequence[str]) -> Any:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from thinkers import models, tasks
-from thinkers.config.experiment import Config
+from thinkers.config.experiment import Config, build
 from thinkers.devices import find_device
 from thinkers.training import optim
 from thinkers.training.distributed import Ranks
@@ -48,8 +47,8 @@ def estimate(config: Config) -> Estimate:
     """The needs of a training, from a few updates made in memory."""
     settings = config.training
     ranks = Ranks(0, 1, find_device(settings.device))
-    task = tasks.from_config(config.task, settings.seed)
-    model = models.from_config(config.model).to(ranks.device)
+    task, model = build(config)
+    model = model.to(ranks.device)
     check_random_steps(model, settings)
     task.check(model)
     if settings.init_from is not None:

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from thinkers import models, tasks
 from thinkers.checks import check_int
-from thinkers.config.experiment import Config
+from thinkers.config.experiment import Config, build
 from thinkers.config.training import PRECISIONS
 from thinkers.errors import Interrupted, UsageError, usage_error
 from thinkers.models.base import Model
@@ -173,9 +172,10 @@ def _prepare(
         rule = f"a multiple of ranks x accumulation, {parts}"
         raise UsageError(f"batch_size must be {rule}, got {settings.batch_size}")
     update = ranks.first(_newest(folder, record["run"]) if ranks.writes else 0)
-    task = tasks.from_config(config.task, settings.seed)
     torch.manual_seed(settings.seed)
-    model = models.from_config(config.model).to(ranks.device)
+    task, model = build(config)
+    config = replace(config, model=model.config)
+    model = model.to(ranks.device)
     check_random_steps(model, settings)
     task.check(model)
     task.batch(0, settings.batch_size)  # what cannot be made is found before anything is written
