@@ -65,7 +65,7 @@ def main() -> int:
     if folder:
         model = thinkers.load(folder).eval()
         with torch.no_grad():
-            batches = task.held_out("test", len(task.examples("test")))
+            batches = task.evaluation_batches("test", len(task.examples("test")))
             right = [x for batch in batches for x in model.loss(batch).correct.tolist()]
         # Questions are held out mixed: by story and statements they are put in order again.
         pairs = zip(task.examples("test"), right, strict=True)

@@ -19,7 +19,8 @@ from thinkers.models.base import Model
 from thinkers.report import html
 from thinkers.report.html import Section
 from thinkers.runs import folder as run_folder
-from thinkers.tasks.base import Task, left_padded_prompts
+from thinkers.tasks import Task
+from thinkers.tasks.answers import left_padded_prompts
 
 MODELS = ("decoder", "looped", "thinker")
 SHOWN = "thinker"

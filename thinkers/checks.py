@@ -7,11 +7,13 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import Tensor
 
+from thinkers.errors import UsageError
+
 NOT_CAUSAL = "{what} needs a causal model, and this configuration reads the future"
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None, limit: str = "") -> int:
-    """`value` as an int within low .. high; ValueError names the value and the range."""
+    """`value` as an int within low .. high; UsageError names the value and the range."""
     try:
         if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
             raise TypeError
@@ -21,7 +23,7 @@ def check_int(name: str, value: Any, low: int, high: int | None = None, limit: s
     if number is None or number < low or (high is not None and number > high):
         allowed = f"at least {low}" if high is None else f"in {low} .. {high}"
         source = f" ({limit})" if limit else ""
-        raise ValueError(f"{name} must be an integer {allowed}{source}, got {value!r}")
+        raise UsageError(f"{name} must be an integer {allowed}{source}, got {value!r}")
     return number
 
 

@@ -71,7 +71,7 @@ class Draws:
         return bits.view(np.int64)
 
 
-class Dice:
+class Rng:
     """Random choices one at a time, a function of a key; `Draws` is for many rows."""
 
     def __init__(self, key: int):
@@ -82,17 +82,17 @@ class Dice:
         self.used += 1
         return (mix_int(self.key + self.used * int(GOLDEN)) >> 32) * bound >> 32
 
-    def pick(self, choices: Sequence[str]) -> str:
+    def choice(self, choices: Sequence[str]) -> str:
         """One of these."""
         return choices[self.below(len(choices))]
 
-    def deal(self, choices: Sequence[str], count: int) -> list[str]:
+    def sample(self, choices: Sequence[str], count: int) -> list[str]:
         """So many of these, all different, in random order."""
         left = list(choices)
         return [left.pop(self.below(len(left))) for _ in range(count)]
 
 
-def hashed(*numbers: int) -> int:
+def hash_integers(*numbers: int) -> int:
     """64 bits that depend on all of these, however large they are."""
     found = 0
     for number in numbers:

@@ -16,7 +16,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     counts = {"train": options.num_stories, "test": options.num_held_out}
     for split, count in counts.items():
-        stories = (babi_worlds.tell(options.kind, split, number) for number in range(count))
+        stories = (
+            babi_worlds.generate_story(options.kind, split, number) for number in range(count)
+        )
         file = options.out / f"qa{options.kind}_stories_{split}.txt"
         file.write_text("".join(stories), encoding="utf-8")
 

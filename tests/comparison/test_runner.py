@@ -24,7 +24,7 @@ from thinkers.models import MODELS
 from thinkers.models.looped import Looped
 from thinkers.runs import folder as run_folder
 from thinkers.runs import trackers
-from thinkers.tasks.base import questions_of
+from thinkers.tasks.base import example_groups
 
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
 FLAGS = [f"--{key}={value}" for key, value in SMALL.items()]
@@ -320,8 +320,8 @@ def test_grades_of_examples_that_nobody_numbered_count_one_by_one(finished, copi
     assert (result.questions == np.arange(len(result.grades[1]))).all()
     task = tasks.build_task("add")
     grades = result.grades[1]
-    assert len(set(questions_of(task, "test", len(grades), grades).tolist())) < len(grades)
-    shorter = questions_of(task, "test", len(grades), grades[:9])
+    assert len(set(example_groups(task, "test", len(grades), grades).tolist())) < len(grades)
+    shorter = example_groups(task, "test", len(grades), grades[:9])
     assert (shorter == np.arange(9)).all()
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from thinkers.data import sources, token_cache, tokenizers
 from thinkers.data.sources import cache_folder, find, read
-from thinkers.data.token_cache import prepare, vocabulary_of
-from thinkers.data.tokenizers import BytePairs, Bytes, Characters, from_state
+from thinkers.data.token_cache import prepare, tokenizer_for
+from thinkers.data.tokenizers import BPETokenizer, Bytes, Characters, from_state
 from thinkers.errors import DamagedError, DataError, UsageError
 
 LINES = "".join(f"Wer reitet so spät durch Nacht und Wind? {i * i}\n" for i in range(211))
@@ -139,7 +139,7 @@ def test_a_data_set_that_cannot_be_had_is_told_in_three_lines(data_set, monkeypa
 
 @pytest.fixture(scope="module")
 def pairs():
-    return BytePairs.learn([LINES], 300)
+    return BPETokenizer.learn([LINES], 300)
 
 
 @settings(max_examples=50, deadline=None)
@@ -190,7 +190,7 @@ def lines(tmp_path):
 
 @pytest.mark.parametrize("kind", tokenizers.KINDS)
 def test_prepared_tokens_are_the_text_cut_at_nine_tenths(lines, kind):
-    vocabulary = vocabulary_of(lines, kind, 300, "error", 0.9)
+    vocabulary = tokenizer_for(lines, kind, 300, "error", 0.9)
     found = prepare(lines, vocabulary, "error")
     raw = LINES.encode()
     cut = int(0.9 * len(raw))
@@ -203,7 +203,7 @@ def test_prepared_tokens_are_the_text_cut_at_nine_tenths(lines, kind):
 
 def test_pairs_are_learned_from_the_training_part_alone(tmp_path):
     (tmp_path / "t.txt").write_text("ab " * 900 + "xy " * 100)
-    vocabulary = vocabulary_of(find(str(tmp_path / "t.txt")), "bpe", 300, "error", 0.9)
+    vocabulary = tokenizer_for(find(str(tmp_path / "t.txt")), "bpe", 300, "error", 0.9)
     assert b" ab" in vocabulary.pieces
     assert not any(len(piece) > 1 and b"x" in piece for piece in vocabulary.pieces)
 
@@ -237,7 +237,7 @@ def test_what_is_in_the_cache_is_used_until_the_text_changes(lines, tmp_path, mo
 def test_a_damaged_cache_is_made_again(lines, kind, harm, empty_cache):
     def prepared():
         token_cache._known.clear()
-        vocabulary = vocabulary_of(lines, kind, 300, "error", 0.9)
+        vocabulary = tokenizer_for(lines, kind, 300, "error", 0.9)
         return vocabulary.decode(prepare(lines, vocabulary, "error").tokens.tolist())
 
     assert prepared() == LINES

@@ -59,7 +59,7 @@ def test_what_is_seen_is_what_the_model_computes(name, steps):
     seen = inspect(model, "12+34=", steps, task=task)
     assert seen.tokens[:6] == task.encode("12+34=") and seen.first == 5
     said = model.answer(
-        torch.tensor([seen.tokens[:6]]), torch.tensor([6]), task.answer_length(), steps
+        torch.tensor([seen.tokens[:6]]), torch.tensor([6]), task.max_answer_length(), steps
     )[0]
     assert seen.answer == task.decode(said)
     assert seen.tokens[6:] == said[: len(seen.tokens) - 6].tolist()

@@ -12,8 +12,9 @@ from thinkers.comparison import matching
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models import Batch
 from thinkers.recipes.numbers import learning
-from thinkers.tasks.babi import IGNORED, KEPT, Babi
+from thinkers.tasks.babi import KEPT, Babi
 from thinkers.tasks.babi_format import Line, parse, read, told
+from thinkers.tasks.base import IGNORED
 from thinkers.training import estimate
 
 SMALL = dict(num_stories=20, num_held_out=10)
@@ -83,7 +84,7 @@ def test_bad_files_are_told_by_file_and_line(data, words, tmp_path):
         read(tmp_path / "file.txt")
     message = str(caught.value)
     assert all(word in message for word in ("file.txt", *words)), message
-    assert [line.split(":")[0] for line in message.splitlines()] == ["found", "expected", "to do"]
+    assert [line.split(":")[0] for line in message.splitlines()] == ["found", "expected", "fix"]
 
 
 def test_a_folder_is_read_by_kinds_and_parts(folder):
@@ -165,7 +166,7 @@ def test_an_answer_that_is_chosen_is_one_token_behind_the_question(folder):
     assert torch.equal((batch.targets != IGNORED).sum(1), torch.ones(29, dtype=torch.int64))
     given = batch.targets[rows, batch.prompt_lengths - 1]
     assert {task.decode([x]) for x in given} == {"yes", "milk,football", "e,n"}
-    assert task.answer_length() == 1 and task_of(folder, kinds=(8,)).answer_length() == 4
+    assert task.max_answer_length() == 1 and task_of(folder, kinds=(8,)).max_answer_length() == 4
 
 
 class Knowing(thinkers.MODELS["decoder"]):
@@ -232,32 +233,32 @@ def test_a_run_answers_where_its_files_are_no_more(tmp_path, folder):
     (folder / "qa8_lists-sets_train.txt").unlink()
     story = "Eve got the milk there. What is Eve carrying?"
     assert thinkers.answer(tmp_path / "run", story).startswith(story)
-    kept = Babi.of_run(task, 0, tmp_path / "run")
+    kept = Babi.from_run(task, 0, tmp_path / "run")
     assert (kept.words, kept.max_length, kept.vocab_size) == (
         wanted.words,
         wanted.max_length,
         wanted.vocab_size,
     )
-    assert kept.answer_length() == wanted.answer_length()
+    assert kept.max_answer_length() == wanted.max_answer_length()
     with pytest.raises(DataError, match="qa8"):
         kept.batch(0, 2)
 
     (tmp_path / "run" / KEPT).write_text("[]")
     with pytest.raises(DamagedError, match="vocabulary.json"):
-        Babi.of_run(task, 0, tmp_path / "run")
+        Babi.from_run(task, 0, tmp_path / "run")
     (tmp_path / "run" / KEPT).unlink()
     with pytest.raises(DataError, match="vocabulary.json is missing"):
-        Babi.of_run(task, 0, tmp_path / "run")
+        Babi.from_run(task, 0, tmp_path / "run")
 
 
 def test_a_run_is_not_resumed_on_other_stories(tmp_path, folder):
-    task_of(folder, kinds=(8,)).keep(tmp_path)
-    task_of(folder, kinds=(8,)).keep(tmp_path)
-    assert json.loads((tmp_path / KEPT).read_text())["answer_length"] == 4
+    task_of(folder, kinds=(8,)).save_to_run(tmp_path)
+    task_of(folder, kinds=(8,)).save_to_run(tmp_path)
+    assert json.loads((tmp_path / KEPT).read_text())["max_answer_length"] == 4
     file = folder / "qa8_lists-sets_train.txt"
     file.write_bytes(file.read_bytes().replace(b"Eve", b"Ada"))
     with pytest.raises(DataError, match="other stories than when the run began"):
-        task_of(folder, kinds=(8,)).keep(tmp_path)
+        task_of(folder, kinds=(8,)).save_to_run(tmp_path)
 
 
 def test_text_and_tokens_are_the_same():
@@ -313,8 +314,8 @@ def test_calls_that_cannot_be_are_refused(call, words):
 
 def test_questions_about_one_story_are_bound_together():
     task = Babi(Babi.Config(kinds=(1, 2), num_stories=30, num_held_out=30))
-    asked, examples = task.questions("test", 100), task.examples("test")
-    assert len(asked) == 100 and len(set(task.questions("test").tolist())) == 60
+    asked, examples = task.groups("test", 100), task.examples("test")
+    assert len(asked) == 100 and len(set(task.groups("test").tolist())) == 60
     first = task.encode(".")[0]
     openings = [tuple(x.prompt[: x.prompt.index(first)]) for x in examples[:100]]
     assert all(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from story_solver import solve
 
-from thinkers.prng import Dice, hashed, mix, mix_int
+from thinkers.prng import Rng, hash_integers, mix, mix_int
 from thinkers.tasks import babi_worlds
 from thinkers.tasks.babi import LONGEST, Babi
 from thinkers.tasks.babi_format import parse
@@ -15,7 +15,7 @@ KINDS = list(babi_worlds.KINDS)
 
 
 def stories(kind, split, count):
-    text = "".join(babi_worlds.tell(kind, split, number) for number in range(count))
+    text = "".join(babi_worlds.generate_story(kind, split, number) for number in range(count))
     found = parse(text.encode(), "test")
     assert len(found) == count
     return found
@@ -77,8 +77,8 @@ def test_splits_share_no_beginning(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_story_is_a_function_of_its_number(kind):
-    texts = [babi_worlds.tell(kind, "train", number) for number in range(17)]
-    assert texts == [babi_worlds.tell(kind, "train", number) for number in range(17)]
+    texts = [babi_worlds.generate_story(kind, "train", number) for number in range(17)]
+    assert texts == [babi_worlds.generate_story(kind, "train", number) for number in range(17)]
     assert len(set(texts)) == 17
 
 
@@ -92,11 +92,11 @@ def test_all_words_are_known_and_all_stories_short_enough():
 
 
 def test_hashing_tells_numbers_apart_and_dice_are_fair():
-    seen = {hashed(*x) for x in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (2**64,), (2**80,))}
+    seen = {hash_integers(*x) for x in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (2**64,), (2**80,))}
     assert len(seen) == 8
     for number in (0, 1, 5, 2**63, 2**64 - 1):
         assert mix_int(number) == int(mix(np.array([number], np.uint64))[0])
-    dice = Dice(5)
-    counts = collections.Counter(dice.below(6) for _ in range(3000))
+    rng = Rng(5)
+    counts = collections.Counter(rng.below(6) for _ in range(3000))
     assert set(counts) == set(range(6)) and max(abs(n - 500) for n in counts.values()) < 120
-    assert all(sorted(dice.deal("abc", 3)) == ["a", "b", "c"] for _ in range(5))
+    assert all(sorted(rng.sample("abc", 3)) == ["a", "b", "c"] for _ in range(5))

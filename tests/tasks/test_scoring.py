@@ -101,4 +101,4 @@ def test_grades_are_the_score_example_by_example():
     assert task.score(model, "test", 600)["exact"] == pytest.approx(grades.mean().item(), abs=1e-12)
     assert set(grades.tolist()) == {0.0, 1.0}
     assert torch.equal(task.grade(model, "test", 600), grades)
-    assert task.merit({"exact": 0.25}) == 0.25
+    assert task.objective({"exact": 0.25}) == 0.25

@@ -135,22 +135,12 @@ def test_numbers_that_are_drawn_are_different_and_all_likely():
         assert abs(counts - 3000 / high).max() < 6 * (3000 / high) ** 0.5
 
 
-class Knowing:
-    """Answers what `change` makes of the solver's answer."""
-
-    training = True
+class SolverModel(torch.nn.Module):
+    """Model that answers with `change` of the solver's answer."""
 
     def __init__(self, task, change):
+        super().__init__()
         self.task, self.change = task, change
-
-    def parameters(self):
-        return iter([torch.zeros(1)])
-
-    def eval(self):
-        return self
-
-    def train(self, mode=True):
-        return self
 
     def answer(self, tokens, prompt_lengths, max_new_tokens, num_steps=None):
         rows = []
@@ -169,10 +159,10 @@ def test_a_score_is_the_share_of_whole_paths():
             nodes[1] = "0" if nodes[1] != "0" else "1"
         return ",".join(nodes)
 
-    assert task.score(Knowing(task, str), num_examples=701) == {"exact": 1.0, "per_token": 1.0}
-    grades = task.grade(Knowing(task, spoil), num_examples=701)
+    assert task.score(SolverModel(task, str), num_examples=701) == {"exact": 1.0, "per_token": 1.0}
+    grades = task.grade(SolverModel(task, spoil), num_examples=701)
     assert grades.dtype == torch.float64 and len(grades) == 701
-    scores = task.score(Knowing(task, spoil), num_examples=701)
+    scores = task.score(SolverModel(task, spoil), num_examples=701)
     assert scores["exact"] == pytest.approx(float(grades.mean()))
     assert 0.3 < scores["exact"] < 0.7
     assert scores["per_token"] == pytest.approx(1 - (1 - scores["exact"]) / 5)
@@ -254,7 +244,7 @@ def test_calls_that_cannot_be_are_refused(call, words):
 
 def test_a_score_of_no_examples_is_refused():
     with pytest.raises(UsageError, match="num_examples must be an integer at least 1, got 0"):
-        StarGraph(SMALL).score(Knowing(None, str), num_examples=0)
+        StarGraph(SMALL).score(SolverModel(None, str), num_examples=0)
 
 
 def test_the_decoder_sees_as_many_graphs_and_is_the_larger_model():

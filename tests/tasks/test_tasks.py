@@ -329,10 +329,10 @@ def test_questions_that_are_asked_again_are_known():
     task = build_task("add")
     texts = [
         task.decode(row[:length])
-        for batch in task.held_out("test", 700)
+        for batch in task.evaluation_batches("test", 700)
         for row, length in zip(batch.tokens, batch.prompt_lengths.tolist(), strict=True)
     ]
-    questions = task.questions("test", 700)
+    questions = task.groups("test", 700)
     assert len(questions) == 700 and questions.max() + 1 == len(set(texts)) < 700
     assert all(
         (questions[i] == questions[j]) == (texts[i] == texts[j])

@@ -174,11 +174,11 @@ def test_scores_are_nats_per_token_and_bits_per_byte(poem, own):
     windows = [tokens[i : i + length + 1] for i in range(0, len(tokens) - length, length)]
     logs = model.table.detach().double().log_softmax(-1)
     nats = [[-logs[a, b].item() for a, b in zip(w[:-1], w[1:], strict=True)] for w in windows]
-    size = len(b"".join(task.vocabulary.pieces[token] for w in windows for token in w[1:]))
+    size = len(b"".join(task.tokenizer.pieces[token] for w in windows for token in w[1:]))
     scores = task.score(model, num_steps=3)
     assert scores["loss"] == pytest.approx(np.mean(nats), rel=1e-6)
     assert scores["bits_per_byte"] == pytest.approx(np.sum(nats) / math.log(2) / size, rel=1e-6)
-    assert next(iter(scores)) == task.primary_metric and task.merit(scores) == -scores["loss"]
+    assert next(iter(scores)) == task.primary_metric and task.objective(scores) == -scores["loss"]
     assert task.grade(model).tolist() == pytest.approx([np.mean(x) for x in nats], rel=1e-6)
     assert model.training and set(model.asked[:1]) == {(length, 3, False)}
     some = task.grade(model, num_examples=4)

@@ -219,7 +219,7 @@ def learned_last(task: Any, number: int) -> tuple[Batch, ...]:
     if not getattr(task, "curriculum", False):
         return (rows_of(task, number),)
     learned = tasks.from_config(task)
-    learned.finish_curriculum()
+    learned.skip_curriculum()
     return tuple(learned.batch(update, number) for update in range(CURRICULUM_SAMPLE))
 
 
@@ -279,7 +279,7 @@ def warm_up(config: Config) -> None:
 def _updates(config: Config, number: int) -> Iterator[int]:
     ranks = Ranks(0, 1, find_device(config.training.device))
     task = tasks.from_config(config.task, config.training.seed)
-    task.finish_curriculum()
+    task.skip_curriculum()
     model = build(config.model).to(ranks.device)
     learner = Learner(config, model, None, optim.build(model, config.training), task)
     forward = LossOf(model)

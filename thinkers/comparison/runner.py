@@ -28,7 +28,7 @@ from thinkers.runs import checkpoint, trackers
 from thinkers.runs import folder as run_folder
 from thinkers.runs.result import load
 from thinkers.runs.trackers import Tracker, Tracking
-from thinkers.tasks.base import questions_of
+from thinkers.tasks.base import example_groups
 from thinkers.training.loop import train
 
 SEARCH, SITTINGS = "search.jsonl", "sittings.jsonl"
@@ -166,7 +166,7 @@ def _finish(
     grades = {k: task.grade(model, "test", plan.num_examples, k).numpy() for k in model.step_counts}
     usual = usual_steps(model)
     curve, points = _curve(home, model, task, min(POINT_EXAMPLES, plan.num_examples))
-    questions = questions_of(task, "test", plan.num_examples, grades[usual])
+    questions = example_groups(task, "test", plan.num_examples, grades[usual])
     write_grades(home, grades, points, questions)
     checkpoint.prune(home / "checkpoints", 1)
     return {
@@ -205,7 +205,7 @@ def _find_rate(folder: Path, name: str) -> float:
             task = tasks.from_config(config.task, JUDGED_SEED)
             model = load(home).to(find_device(config.training.device))
             scores = task.score(model, "valid", plan.num_examples)
-            told = {"merit": task.merit(scores), "seconds": seconds}
+            told = {"merit": task.objective(scores), "seconds": seconds}
         except (Interrupted, LockedError):
             raise
         except Exception as error:  # a rate too high to train with is not the best

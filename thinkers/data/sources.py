@@ -81,16 +81,16 @@ def find(path: str, max_bytes: int | None = None) -> Source:
     elif place.is_file():
         files = [place]
     else:
-        raise unreadable(path, "no such file or folder", "a file, a folder or hf:NAME")
+        raise data_error(path, "no such file or folder", "a file, a folder or hf:NAME")
     for file in files:
         if not os.access(file, os.R_OK):
-            raise unreadable(str(file), "may not be read", "a file with permission to read it")
+            raise data_error(str(file), "may not be read", "a file with permission to read it")
     if not any(file.stat().st_size for file in files):
-        raise unreadable(path, "holds no text", "a file, or a folder of files, with text")
+        raise data_error(path, "holds no text", "a file, or a folder of files, with text")
     return Source(path, tuple(files))
 
 
-def unreadable(path: str, found: str, expected: str, todo: str = "change --task.path") -> DataError:
+def data_error(path: str, found: str, expected: str, todo: str = "change --task.path") -> DataError:
     """An error about a text, in three lines."""
     return DataError(f"found: {path}: {found}\nexpected: {expected}\nfix: {todo}")
 
@@ -113,7 +113,7 @@ def read(part: Part, bad_bytes: str) -> Iterator[tuple[str, int]]:
             except UnicodeDecodeError as error:
                 if bad_bytes == "error":
                     place = f"byte 0x{data[error.start]:02x} at offset {offset + error.start}"
-                    raise unreadable(
+                    raise data_error(
                         str(part.file),
                         f"{place} is not UTF-8",
                         "text in UTF-8",
@@ -150,7 +150,7 @@ def download(name: str, max_bytes: int | None) -> Path:
                 if max_bytes is not None and size >= max_bytes:
                     break
         if not size:
-            raise unreadable(DATA_SET + name, "holds no text", "a data set with texts")
+            raise data_error(DATA_SET + name, "holds no text", "a data set with texts")
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
@@ -165,10 +165,10 @@ def _texts(name: str) -> Iterator[str]:
         first: dict[str, Any] = next(rows, {"text": ""})
     except Exception as error:  # whatever the network, the service or the library has to say
         what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise unreadable(DATA_SET + name, what, "a data set that can be streamed") from error
+        raise data_error(DATA_SET + name, what, "a data set that can be streamed") from error
     if not isinstance(first.get("text"), str):
         what = f"has the columns {', '.join(first)}"
-        raise unreadable(DATA_SET + name, what, "a data set with a column of texts called text")
+        raise data_error(DATA_SET + name, what, "a data set with a column of texts called text")
     yield first["text"]
     for row in rows:
         yield row["text"]

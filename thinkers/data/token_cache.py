@@ -20,13 +20,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Integer
 
-from thinkers.data.sources import PIECE, Part, Signature, Source, cache_folder, read, unreadable
+from thinkers.data.sources import PIECE, Part, Signature, Source, cache_folder, data_error, read
 from thinkers.data.tokenizers import (
-    BytePairs,
+    BPETokenizer,
     Bytes,
     Characters,
+    Tokenizer,
     UnknownCharacter,
-    Vocabulary,
     characters_of,
     from_state,
 )
@@ -56,7 +56,7 @@ class Prepared:
 _known: dict[tuple[Signature, str, str], Prepared] = {}
 
 
-def prepare(source: Source, vocabulary: Vocabulary, bad_bytes: str) -> Prepared:
+def prepare(source: Source, vocabulary: Tokenizer, bad_bytes: str) -> Prepared:
     """The tokens of a text, from the cache if they are there, whole and of this text."""
     signature = source.signature()
     made_of = (signature, vocabulary.digest, bad_bytes)
@@ -72,7 +72,7 @@ def prepare(source: Source, vocabulary: Vocabulary, bad_bytes: str) -> Prepared:
                 _write(folder, key, source, bad_bytes, vocabulary, digest)
                 found = _open(folder / key)
     if source.signature() != signature or found is None:
-        raise unreadable(source.path, "changed while it was read", "a text at rest", "try again")
+        raise data_error(source.path, "changed while it was read", "a text at rest", "try again")
     if found.bad_bytes:
         done = {"replace": "replaced", "skip": "skipped"}[bad_bytes]
         told = f"{source.path}: {found.bad_bytes} bytes that are not UTF-8 {done}"
@@ -81,9 +81,9 @@ def prepare(source: Source, vocabulary: Vocabulary, bad_bytes: str) -> Prepared:
     return found
 
 
-def vocabulary_of(
+def tokenizer_for(
     source: Source, kind: str, bpe_size: int, bad_bytes: str, share: float
-) -> Vocabulary:
+) -> Tokenizer:
     """The vocabulary of a text, from the cache if it is there.
 
     Args:
@@ -111,19 +111,19 @@ def vocabulary_of(
 
 def _make_vocabulary(
     source: Source, kind: str, bpe_size: int, bad_bytes: str, share: float
-) -> Vocabulary:
+) -> Tokenizer:
     first, rest = source.split(share)
     if kind == "bpe":
         texts = (text for part in first for text, _ in read(part, bad_bytes))
-        return BytePairs.learn(texts, bpe_size)
+        return BPETokenizer.learn(texts, bpe_size)
     found = characters_of(text for part in first + rest for text, _ in read(part, bad_bytes))
     if not found:
-        raise unreadable(source.path, "holds no text", "a text of characters")
+        raise data_error(source.path, "holds no text", "a text of characters")
     return Characters(found)
 
 
 def _write(
-    folder: Path, key: str, source: Source, bad_bytes: str, vocabulary: Vocabulary, digest: str
+    folder: Path, key: str, source: Source, bad_bytes: str, vocabulary: Tokenizer, digest: str
 ) -> None:
     """Make the entry `key`, in place of a damaged one if there is one."""
     temporary = folder / f".{key}.tmp"
@@ -158,7 +158,7 @@ def _write(
 class _Writer:
     """Appends the tokens of parts of a text to a file."""
 
-    def __init__(self, stream: BinaryIO, vocabulary: Vocabulary):
+    def __init__(self, stream: BinaryIO, vocabulary: Tokenizer):
         self.stream, self.vocabulary = stream, vocabulary
         self.dtype = np.dtype(np.min_scalar_type(len(vocabulary) - 1))
         self.written = self.bad_bytes = self.crc = 0
@@ -178,7 +178,7 @@ class _Writer:
             tokens = self.vocabulary.encode(text).astype(self.dtype, copy=False)
         except UnknownCharacter as error:
             what = f"{error.character!r}, {before + error.index} characters after byte {part.start}"
-            raise unreadable(
+            raise data_error(
                 str(part.file),
                 f"{what}, has no token",
                 "only characters that the vocabulary was made of",

@@ -33,7 +33,7 @@ class UnknownCharacter(ValueError):
         super().__init__(f"{character!r} at character {index} has no token")
 
 
-class Vocabulary(ABC):
+class Tokenizer(ABC):
     """What tokens there are.
 
     Args:
@@ -75,7 +75,7 @@ class Vocabulary(ABC):
         return hashlib.sha256(json.dumps(self.state(), sort_keys=True).encode()).hexdigest()
 
 
-class Bytes(Vocabulary):
+class Bytes(Tokenizer):
     """Token i is byte i."""
 
     kind = "byte"
@@ -90,7 +90,7 @@ class Bytes(Vocabulary):
         return {"kind": self.kind}
 
 
-class Characters(Vocabulary):
+class Characters(Tokenizer):
     """The characters of a text, in the order of Unicode."""
 
     kind = "character"
@@ -125,7 +125,7 @@ def _codes(text: str) -> UInt32[np.ndarray, " t"]:
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
-class BytePairs(Vocabulary):
+class BPETokenizer(Tokenizer):
     """Bytes, and the most frequent pairs of tokens joined again and again (Sennrich et al. 2016,
     https://arxiv.org/abs/1508.07909), within words, by the library `tokenizers`."""
 
@@ -138,7 +138,7 @@ class BytePairs(Vocabulary):
         super().__init__([bytes(to_byte[letter] for letter in name) for name in names])
 
     @classmethod
-    def learn(cls, texts: Iterable[str], size: int) -> "BytePairs":
+    def learn(cls, texts: Iterable[str], size: int) -> "BPETokenizer":
         """The pairs of a text, up to `size` tokens in all."""
         tokenizers = require("tokenizers", "text", "a byte-pair vocabulary")
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -180,7 +180,7 @@ def byte_letters() -> list[str]:
     return [chr(b if b in shown else 256 + others.index(b)) for b in range(256)]
 
 
-def from_state(state: Mapping[str, Any], where: str) -> Vocabulary:
+def from_state(state: Mapping[str, Any], where: str) -> Tokenizer:
     """The vocabulary that `Vocabulary.state` described; DamagedError naming `where` if none is."""
     try:
         if state["kind"] == "byte":
@@ -189,7 +189,7 @@ def from_state(state: Mapping[str, Any], where: str) -> Vocabulary:
             return Characters(state["characters"])
         if state["kind"] == "bpe":
             tokenizers = require("tokenizers", "text", "a byte-pair vocabulary")
-            return BytePairs(tokenizers.Tokenizer.from_str(json.dumps(state["tokenizer"])))
+            return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(state["tokenizer"])))
     except UsageError:
         raise
     except Exception as error:  # the library of byte pairs raises nothing narrower

@@ -11,7 +11,7 @@ from thinkers.evaluation.statistics import Fall, worst_fall
 from thinkers.models.base import Model
 from thinkers.runs.result import Run, load, task_of
 from thinkers.tasks import SPLITS, Task
-from thinkers.tasks.base import questions_of
+from thinkers.tasks.base import example_groups
 
 
 def evaluate(
@@ -58,7 +58,7 @@ def find_fall(
     for k in _depths(model, num_steps):
         grade = task.grade(model, split, num_examples, k).numpy()
         grades[model.check_steps(k)] = sign * grade
-    return worst_fall(grades, questions_of(task, split, num_examples, grade))
+    return worst_fall(grades, example_groups(task, split, num_examples, grade))
 
 
 def _depths(model: Model, num_steps: Sequence[int | None] | int | None) -> Sequence[int | None]:

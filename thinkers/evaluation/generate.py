@@ -13,7 +13,7 @@ from thinkers.models.base import Model
 from thinkers.models.generation import check_sampling
 from thinkers.models.generation import stream as next_tokens
 from thinkers.runs.result import load, task_of
-from thinkers.tasks.base import AnswerTask
+from thinkers.tasks.answers import AnswerTask
 from thinkers.tasks.text import Text
 
 
@@ -29,13 +29,15 @@ def answer(run: str | Path, prompt: str, num_steps: int | None = None) -> str:
         raise usage_error(
             "an empty prompt", "a question such as 12+34=, or the beginning of a text", "write one"
         )
-    if isinstance(task, AnswerTask) and task.closing not in prompt:
-        asked = f"a prompt that asks by {task.closing}, such as {prompt[-30:]}{task.closing}"
-        raise usage_error(f"{prompt[-30:]!r}, which asks nothing yet", asked, f"add {task.closing}")
+    if isinstance(task, AnswerTask) and task.prompt_end not in prompt:
+        asked = f"a prompt that asks by {task.prompt_end}, such as {prompt[-30:]}{task.prompt_end}"
+        raise usage_error(
+            f"{prompt[-30:]!r}, which asks nothing yet", asked, f"add {task.prompt_end}"
+        )
     model = _model_of(run)
     device = next(model.parameters()).device
     room = model.config.max_length - len(tokens)
-    longest = task.answer_length()
+    longest = task.max_answer_length()
     room = room if longest is None else min(room, longest)
     if room < 1:
         longest = model.config.max_length - 1
@@ -109,8 +111,8 @@ def stream(
     device = next(model.parameters()).device
     rows = torch.tensor([tokens] * num_samples, device=device)
     generator = torch.Generator(device).manual_seed(seed)
-    assert task.vocabulary is not None
-    words = task.vocabulary.pieces
+    assert task.tokenizer is not None
+    words = task.tokenizer.pieces
     readers = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(num_samples)]
     left, window = max_new_tokens, model.config.max_length
     check_int("max_length of the model", window, 2)

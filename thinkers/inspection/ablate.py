@@ -18,7 +18,7 @@ from thinkers.models.base import Model
 from thinkers.models.generation import eval_mode
 from thinkers.runs.result import Run, model_and_task
 from thinkers.tasks import SPLITS, Task
-from thinkers.tasks.base import questions_of
+from thinkers.tasks.base import example_groups
 
 RESAMPLES = 10_000
 CALLS = ("answer", "forward", "generate", "loss", "score")
@@ -97,7 +97,7 @@ def ablate(
         )
     sign = 1 if task.higher_is_better else -1
     own = task.grade(model, split, num_examples, steps).numpy()
-    questions = questions_of(task, split, num_examples, own)
+    questions = example_groups(task, split, num_examples, own)
     effects = []
     for way in WAYS:
         if way == "shuffled steps" and handed < 2:

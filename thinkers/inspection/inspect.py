@@ -51,12 +51,12 @@ def look(model: Model, task: Task, prompt: str, num_steps: int, run: str = "") -
         raise usage_error(
             "an empty prompt", "a question such as 12+34=, or the beginning of a text", "write one"
         )
-    most = model.config.max_length - (task.answer_length() is not None)
+    most = model.config.max_length - (task.max_answer_length() is not None)
     if len(given) > most:
         raise usage_error(f"a prompt of {len(given)} tokens", f"at most {most}", "shorten it")
     device = next(model.parameters()).device
     row, lengths, said = torch.tensor([given], device=device), None, None
-    if (longest := task.answer_length()) is not None:
+    if (longest := task.max_answer_length()) is not None:
         lengths = torch.tensor([len(given)], device=device)
         room = min(longest, model.config.max_length - len(given))
         answer = model.answer(row, lengths, room, num_steps)[0].tolist()

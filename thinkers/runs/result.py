@@ -48,7 +48,7 @@ def task_of(folder: Path, flags: Sequence[str] = ()) -> Task:
     """
     home = folder.parent if folder.name == "model" else folder
     _, task, training = parts_of(read_record(home)["config"])
-    return tasks.of_run(override_task(task, flags), training.seed, home)
+    return tasks.from_run(override_task(task, flags), training.seed, home)
 
 
 def model_and_task(run: Run | Model | str | Path, task: Task | None) -> tuple[Model, Task]:

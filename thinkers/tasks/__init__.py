@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkers.errors import UsageError
+from thinkers.tasks.answers import AnswerTask as AnswerTask
 from thinkers.tasks.arithmetic import Add, Arithmetic, Factorise, Multiply, Subtract
 from thinkers.tasks.babi import Babi
 from thinkers.tasks.base import SPLITS as SPLITS
@@ -54,9 +55,9 @@ def from_config(config: Any, seed: int = 0) -> Task:
     return _owner(config)(config, seed)
 
 
-def of_run(config: Any, seed: int, folder: Path) -> Task:
+def from_run(config: Any, seed: int, folder: Path) -> Task:
     """The task of this configuration, with what the run in `folder` keeps of it."""
-    return _owner(config).of_run(config, seed, folder)
+    return _owner(config).from_run(config, seed, folder)
 
 
 def _owner(config: Any) -> type[Task]:

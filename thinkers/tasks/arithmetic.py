@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
+from thinkers.checks import check_int
 from thinkers.errors import UsageError
 from thinkers.prng import Draws
 from thinkers.tasks import bigint
-from thinkers.tasks.base import whole
 from thinkers.tasks.number_task import Fields, NumberTask, Questions
 from thinkers.tasks.number_tokens import MARKS, MINUS, NEGATIVE, PLUS, POWER, TIMES
 
@@ -32,8 +32,8 @@ class OperandTask(NumberTask):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            whole("min_digits", self.min_digits, 1, LONGEST)
-            whole("max_digits", self.max_digits, self.min_digits, LONGEST)
+            check_int("min_digits", self.min_digits, 1, LONGEST)
+            check_int("max_digits", self.max_digits, self.min_digits, LONGEST)
 
         @property
         def sizes(self) -> range:
@@ -184,8 +184,8 @@ class Arithmetic(OperandTask):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            whole("min_operators", self.min_operators, 1, 100)
-            whole("max_operators", self.max_operators, self.min_operators, 100)
+            check_int("min_operators", self.min_operators, 1, 100)
+            check_int("max_operators", self.max_operators, self.min_operators, 100)
             given = set(self.operators)
             if not given or not given <= set("+-*") or len(given) < len(self.operators):
                 raise UsageError(f"operators must be some of +-*, got {self.operators!r}")

@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
-from thinkers.data.sources import unreadable
+from thinkers.checks import check_int
+from thinkers.data.sources import data_error
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.files import write_file
 from thinkers.models.base import Batch
 from thinkers.prng import Draws, mix, row_keys
 from thinkers.tasks import babi_worlds
+from thinkers.tasks.answers import answer_batch
 from thinkers.tasks.babi_format import Story, read_splits, told
-from thinkers.tasks.base import IGNORED, SPLITS, whole
+from thinkers.tasks.base import SPLITS, check_batch, check_split
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 
-SCORED_AT_ONCE = 250
+SCORING_ROWS = 250
 LONGEST = 8 * babi_worlds.MOST_LINES + 2
 """The most tokens of a question of our own, with its story, its answer and the end."""
 KEPT = "vocabulary.json"
@@ -83,10 +84,10 @@ class Babi(CurriculumTask):
             if self.answers not in ("written", "chosen"):
                 raise UsageError(f"answers must be written or chosen, got {self.answers!r}")
             for name in ("num_stories", "num_held_out"):
-                whole(name, getattr(self, name), 1)
+                check_int(name, getattr(self, name), 1)
             check_curriculum(self)
             for kind in self.kinds:
-                whole("kinds", kind, 1, 20)
+                check_int("kinds", kind, 1, 20)
             if not self.kinds or len(set(self.kinds)) < len(self.kinds):
                 raise UsageError(f"kinds must be different ones, got {self.kinds}")
             unknown = [kind for kind in self.kinds if kind not in babi_worlds.KINDS]
@@ -96,12 +97,12 @@ class Babi(CurriculumTask):
 
     config: Config
     end_token, pad_token = END, PAD
-    remedy = "set answers=chosen, or causal=True"
+    causal_fix = "set answers=chosen, or causal=True"
 
     def __init__(self, config: Any = None, seed: int = 0, run: Mapping[str, Any] | None = None):
         """
         Args:
-            run: What `keep` wrote: files are then read when they are needed, with its words.
+            run: What `save_to_run` wrote: files are then read when they are needed, with its words.
         """
         super().__init__(config, seed)
         self._examples: dict[str, list[Example]] = {}
@@ -117,20 +118,19 @@ class Babi(CurriculumTask):
         self.max_length = LONGEST
         self._answer_length = 1 if self.config.answers == "chosen" else 2
         if run is not None:
-            self.max_length, self._answer_length = run["max_length"], run["answer_length"]
+            self.max_length, self._answer_length = run["max_length"], run["max_answer_length"]
         elif self.config.path:
             examples = [x for split in SPLITS for x in self.examples(split)]
             self._answer_length = max(len(x.answer) for x in examples)
             self.max_length = max(len(x.prompt) for x in examples) + self._answer_length
         self.difficulty = 0
 
-    def answer_length(self) -> int:
+    def max_answer_length(self) -> int:
         return self._answer_length
 
     def stories(self, split: str) -> Sequence[Sequence[Story]]:
         """The stories of a split, by kind."""
-        if split not in SPLITS:
-            raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        check_split(split)
         config = self.config
         if config.path:
             return read_splits(Path(config.path), config.kinds)[split]
@@ -170,7 +170,7 @@ class Babi(CurriculumTask):
         """The numbers of the stages; stories are told when the first is asked for."""
         return range(len(self._stages) if self.config.curriculum else 1)
 
-    def questions(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
+    def groups(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
         """The story of each: those of one story share its statements."""
         return np.array([x.story for x in self.examples(split)[:num_examples]])
 
@@ -210,20 +210,19 @@ class Babi(CurriculumTask):
         difficulty, the number of the stage; all rows are then of one lesson, about equally
         long.
         """
-        whole("update", update, 0, 2**63 - 1)
-        whole("batch_size", batch_size, 1)
+        stream = check_batch(update, batch_size, split)
         examples = self.examples(split)
-        keys = row_keys(self.seed, SPLITS.index(split), np.array([update]), batch_size)[0]
+        keys = row_keys(self.seed, stream, np.array([update]), batch_size)[0]
         if self.config.curriculum and split == "train":
             examples = self._lesson(Draws(mix(keys[:1])))
         chosen = Draws(keys).below(len(examples), 1)[:, 0].tolist()
-        return rows([examples[i] for i in chosen], keys.view(np.int64))
+        return _batch([examples[i] for i in chosen], keys.view(np.int64))
 
-    def held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
+    def evaluation_batches(self, split: str, num_examples: int) -> Iterator[Batch]:
         examples = self.examples(split)[:num_examples]
-        for start in range(0, len(examples), SCORED_AT_ONCE):
-            some = examples[start : start + SCORED_AT_ONCE]
-            yield rows(some, np.arange(start, start + len(some)))
+        for start in range(0, len(examples), SCORING_ROWS):
+            some = examples[start : start + SCORING_ROWS]
+            yield _batch(some, np.arange(start, start + len(some)))
 
     # text
 
@@ -248,7 +247,7 @@ class Babi(CurriculumTask):
         words = ("", "", *MARKS, *self.words)
         text = ""
         for position, token in enumerate(int(token) for token in tokens):
-            whole(f"token {position}", token, 0, self.vocab_size - 1)
+            check_int(f"token {position}", token, 0, self.vocab_size - 1)
             if token == END:
                 break
             glued = not text or words[token] in MARKS or text[-1] == ","
@@ -257,7 +256,7 @@ class Babi(CurriculumTask):
 
     # runs
 
-    def keep(self, folder: Path) -> None:
+    def save_to_run(self, folder: Path) -> None:
         """Write vocabulary.json: with it a run can answer where its files are no more.
 
         Raises:
@@ -267,13 +266,13 @@ class Babi(CurriculumTask):
         state = {
             "words": list(self.words),
             "max_length": self.max_length,
-            "answer_length": self._answer_length,
+            "max_answer_length": self._answer_length,
             "stories": hashlib.sha256(repr(asked).encode()).hexdigest(),
         }
         if not (folder / KEPT).exists():
             write_file(folder / KEPT, (json.dumps(state, indent=1) + "\n").encode())
         elif _kept(folder / KEPT) != state:
-            raise unreadable(
+            raise data_error(
                 self.config.path or "our own stories",
                 "other stories than when the run began",
                 "those that the run was trained on",
@@ -281,14 +280,14 @@ class Babi(CurriculumTask):
             )
 
     @classmethod
-    def of_run(cls, config: Any, seed: int, folder: Path) -> "Babi":
+    def from_run(cls, config: Any, seed: int, folder: Path) -> "Babi":
         return cls(config, seed, _kept(folder / KEPT))
 
 
 def _kept(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
-        if not {"words", "max_length", "answer_length"} <= found.keys():
+        if not {"words", "max_length", "max_answer_length"} <= found.keys():
             raise ValueError("no words")
     except FileNotFoundError:
         raise DataError(f"{file} is missing, so nobody knows what the tokens stand for") from None
@@ -297,18 +296,8 @@ def _kept(file: Path) -> dict[str, Any]:
     return found
 
 
-def rows(examples: Sequence[Example], keys: np.ndarray) -> Batch:
-    """These examples, padded to the longest."""
-    width = max(len(x.prompt) + len(x.answer) for x in examples) - 1
-    tokens = np.full((len(examples), width), PAD)
-    targets = np.full((len(examples), width), IGNORED)
-    prompts = np.array([len(x.prompt) for x in examples])
-    lengths = prompts + [len(x.answer) - 1 for x in examples]
-    for row, (x, n, end) in enumerate(zip(examples, prompts, lengths, strict=True)):
-        tokens[row, :n] = x.prompt
-        tokens[row, n:end] = x.answer[:-1]
-        targets[row, n - 1 : end] = x.answer
-    return Batch(*(torch.from_numpy(x) for x in (tokens, targets, prompts, lengths, keys)))
+def _batch(examples: Sequence[Example], keys: Int64[np.ndarray, " b"]) -> Batch:
+    return answer_batch([(x.prompt, x.answer) for x in examples], keys, PAD)
 
 
 def words_of(stories: Iterable[Story], joined: bool) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from thinkers.data.sources import unreadable
+from thinkers.data.sources import data_error
 from thinkers.tasks import babi_worlds
 from thinkers.tasks.base import SPLITS
 
@@ -28,7 +28,7 @@ Story = list[Line]
 @lru_cache(maxsize=8)
 def told(kind: int, split: str, count: int) -> tuple[Story, ...]:
     """So many of our own stories, read as a file of them would be."""
-    text = "".join(babi_worlds.tell(kind, split, number) for number in range(count))
+    text = "".join(babi_worlds.generate_story(kind, split, number) for number in range(count))
     return tuple(parse(text.encode(), f"stories of kind {kind}"))
 
 
@@ -54,7 +54,7 @@ def read_splits(path: Path, kinds: Sequence[int]) -> dict[str, list[list[Story]]
     for split, by_kind in found.items():
         lines = (line for stories in by_kind for story in stories for line in story)
         if not any(line.answer is not None for line in lines):
-            raise unreadable(
+            raise data_error(
                 str(path), f"no question for {split}", "at least ten stories", "take a larger file"
             )
     return found
@@ -65,7 +65,7 @@ def _only(folder: Path, kind: int, part: str) -> Path:
     files = sorted(folder.glob(pattern))
     if len(files) != 1:
         found = f"{len(files)} files {pattern}"
-        raise unreadable(str(folder), found, "one", "set --task.path or --task.kinds")
+        raise data_error(str(folder), found, "one", "set --task.path or --task.kinds")
     return files[0]
 
 
@@ -79,7 +79,7 @@ def read(file: Path) -> list[Story]:
         return parse(file.read_bytes(), str(file))
     except OSError as error:
         why = error.strerror or "it cannot be read"
-        raise unreadable(str(file), why, "a file of stories", "set --task.path") from None
+        raise data_error(str(file), why, "a file of stories", "set --task.path") from None
 
 
 def parse(data: bytes, source: str) -> list[Story]:
@@ -91,7 +91,7 @@ def parse(data: bytes, source: str) -> list[Story]:
             text = raw.decode("utf-8-sig" if place == 1 else "utf-8")
         except UnicodeDecodeError as error:
             found = f"byte {error.start} is {raw[error.start]:#04x}"
-            raise unreadable(where, found, "UTF-8", "convert the file") from None
+            raise data_error(where, found, "UTF-8", "convert the file") from None
         if not text.strip():
             continue
         number, line = _line(text, where)
@@ -99,23 +99,23 @@ def parse(data: bytes, source: str) -> list[Story]:
             stories.append([])
         elif not stories or number != len(stories[-1]) + 1:
             wanted = f"1 or {len(stories[-1]) + 1}" if stories else "1"
-            raise unreadable(where, f"number {number}", wanted, "number the lines of a story")
+            raise data_error(where, f"number {number}", wanted, "number the lines of a story")
         story = stories[-1]
         if line.answer is not None:
             for fact in line.support:
                 if not 1 <= fact <= len(story) or story[fact - 1].answer is not None:
                     wanted = "numbers of statements before it in its story"
-                    raise unreadable(where, f"supporting fact {fact}", wanted, "correct it")
+                    raise data_error(where, f"supporting fact {fact}", wanted, "correct it")
         story.append(line)
     if not stories:
-        raise unreadable(source, "no story", "numbered lines", "take another file")
+        raise data_error(source, "no story", "numbered lines", "take another file")
     return stories
 
 
 def _line(text: str, where: str) -> tuple[int, Line]:
     number, _, rest = text.strip().partition(" ")
     if not (number.isascii() and number.isdigit()) or not rest.strip():
-        raise unreadable(where, repr(text[:40]), "a number, a space and a sentence", "correct it")
+        raise data_error(where, repr(text[:40]), "a number, a space and a sentence", "correct it")
     sentence, *others = (part.strip() for part in rest.split("\t"))
     if not others:
         return int(number), Line(sentence)
@@ -124,5 +124,5 @@ def _line(text: str, where: str) -> tuple[int, Line]:
     numbers = all(fact.isascii() and fact.isdigit() for fact in facts)
     if len(others) != 2 or not sentence or not all(answer.split(",")) or not numbers:
         wanted = "a question, its answer and the numbers of supporting lines, between tabs"
-        raise unreadable(where, repr(text[:60]), wanted, "correct it")
+        raise data_error(where, repr(text[:60]), wanted, "correct it")
     return int(number), Line(sentence, answer, tuple(int(fact) for fact in facts))

@@ -9,8 +9,8 @@ so no question with the lines before it is in two.
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
-from thinkers.prng import Dice, hashed
-from thinkers.tasks.base import SPLITS
+from thinkers.prng import Rng, hash_integers
+from thinkers.tasks.base import SPLITS, split_of_hash
 
 WOMEN = ("Anna", "Clara", "Emma", "Greta")
 MEN = ("Boris", "Daniel", "Felix", "Hugo")
@@ -75,53 +75,53 @@ class Story:
         self.lines.append(f"{len(self.lines) + 1} {question}\t{answer}\t{numbers}")
 
 
-def move(dice: Dice, story: Story, name: str, place: str) -> int:
+def move(rng: Rng, story: Story, name: str, place: str) -> int:
     """Tell that somebody goes somewhere."""
-    return story.say(dice.pick(MOVES).format(name, place))
+    return story.say(rng.choice(MOVES).format(name, place))
 
 
-def elsewhere(dice: Dice, place: str | None) -> str:
+def elsewhere(rng: Rng, place: str | None) -> str:
     """A place that is another one."""
-    return dice.pick([other for other in PLACES if other != place])
+    return rng.choice([other for other in PLACES if other != place])
 
 
 class Walk:
     """Who is where, since which line."""
 
-    def __init__(self, dice: Dice, story: Story, people: int):
-        self.dice, self.story = dice, story
-        self.people = dice.deal(NAMES, people)
+    def __init__(self, rng: Rng, story: Story, people: int):
+        self.rng, self.story = rng, story
+        self.people = rng.sample(NAMES, people)
         self.at: dict[str, tuple[str, int]] = {}
 
     def go(self) -> str:
         """Somebody goes elsewhere."""
-        name = self.dice.pick(self.people)
-        place = elsewhere(self.dice, self.at.get(name, (None, 0))[0])
-        self.at[name] = place, move(self.dice, self.story, name, place)
+        name = self.rng.choice(self.people)
+        place = elsewhere(self.rng, self.at.get(name, (None, 0))[0])
+        self.at[name] = place, move(self.rng, self.story, name, place)
         return name
 
 
-def walks(dice: Dice, story: Story) -> Iterator[tuple[str, str, int]]:
+def walks(rng: Rng, story: Story) -> Iterator[tuple[str, str, int]]:
     """Five times: two walks, and of somebody the name, the place and the line that says so."""
-    walk = Walk(dice, story, 4)
+    walk = Walk(rng, story, 4)
     for _ in range(5):
         walk.go()
         walk.go()
-        name = dice.pick(list(walk.at))
+        name = rng.choice(list(walk.at))
         yield name, *walk.at[name]
 
 
-def one_fact(dice: Dice, story: Story) -> None:
+def one_fact(rng: Rng, story: Story) -> None:
     """Kind 1: where somebody is."""
-    for name, place, line in walks(dice, story):
+    for name, place, line in walks(rng, story):
         story.ask(WHERE.format(name), place, [line])
 
 
-def yes_no(dice: Dice, story: Story) -> None:
+def yes_no(rng: Rng, story: Story) -> None:
     """Kind 6: whether somebody is somewhere."""
-    for name, place, line in walks(dice, story):
-        is_there = dice.below(2) == 0
-        asked = place if is_there else elsewhere(dice, place)
+    for name, place, line in walks(rng, story):
+        is_there = rng.below(2) == 0
+        asked = place if is_there else elsewhere(rng, place)
         story.ask(IS_IN.format(name, asked), "yes" if is_there else "no", [line])
 
 
@@ -131,9 +131,9 @@ class Errands(Walk):
     `been` holds for each place the lines that say so, that of the latest deed last.
     """
 
-    def __init__(self, dice: Dice, story: Story, people: int, things: int):
-        super().__init__(dice, story, people)
-        self.things = dice.deal(THINGS, things)
+    def __init__(self, rng: Rng, story: Story, people: int, things: int):
+        super().__init__(rng, story, people)
+        self.things = rng.sample(THINGS, things)
         self.holder: dict[str, str] = {}
         self.been: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
         self.deeds: dict[str, list[int]] = {}
@@ -144,7 +144,7 @@ class Errands(Walk):
 
     def act(self) -> None:
         """Something happens: somebody walks, takes or leaves."""
-        choice = self.dice.below(6)
+        choice = self.rng.below(6)
         if not (self.at and (self.take() if choice < 2 else choice == 2 and self.drop())):
             name = self.go()
             for thing in self.carried(name):
@@ -153,7 +153,7 @@ class Errands(Walk):
 
     def take(self) -> bool:
         """Somebody takes a thing that lies where they are, or lay nowhere yet."""
-        name = self.dice.pick(list(self.at))
+        name = self.rng.choice(list(self.at))
         place, since = self.at[name]
         free = [
             thing
@@ -162,8 +162,8 @@ class Errands(Walk):
         ]
         if not free:
             return False
-        thing = self.dice.pick(free)
-        line = self.story.say(self.dice.pick(TAKES).format(name, thing))
+        thing = self.rng.choice(free)
+        line = self.story.say(self.rng.choice(TAKES).format(name, thing))
         self.holder[thing] = name
         trail = self.been.setdefault(thing, [])
         before = trail.pop()[1] if trail else (since,)  # it lay here, or nobody knew of it
@@ -175,133 +175,133 @@ class Errands(Walk):
         """Somebody leaves a thing where they are."""
         if not self.holder:
             return False
-        thing = self.dice.pick(list(self.holder))
+        thing = self.rng.choice(list(self.holder))
         name = self.holder.pop(thing)
-        line = self.story.say(self.dice.pick(DROPS).format(name, thing))
+        line = self.story.say(self.rng.choice(DROPS).format(name, thing))
         place, before = self.been[thing].pop()
         self.been[thing].append((place, (*before, line)))
         self.deeds.setdefault(name, []).append(line)
         return True
 
 
-def two_facts(dice: Dice, story: Story) -> None:
+def two_facts(rng: Rng, story: Story) -> None:
     """Kind 2: where a thing is, by who has it and where they went."""
-    errands = Errands(dice, story, 2, 2)
+    errands = Errands(rng, story, 2, 2)
     for _ in range(4):
         errands.act()
         errands.act()
         while not errands.been:
             errands.act()
-        thing = dice.pick(list(errands.been))
+        thing = rng.choice(list(errands.been))
         place, lines = errands.been[thing][-1]
         story.ask(WHERE_THING.format(thing), place, lines)
 
 
-def three_facts(dice: Dice, story: Story) -> None:
+def three_facts(rng: Rng, story: Story) -> None:
     """Kind 3: where a thing was before."""
-    errands = Errands(dice, story, 2, 2)
+    errands = Errands(rng, story, 2, 2)
     for _ in range(3):
         for _ in range(3):
             errands.act()
         while not (moved := [thing for thing, been in errands.been.items() if len(been) > 1]):
             errands.act()
-        thing = dice.pick(moved)
+        thing = rng.choice(moved)
         (before, first), (place, last) = errands.been[thing][-2:]
         story.ask(BEFORE.format(thing, place), before, [*first, *last])
 
 
-def counting(dice: Dice, story: Story) -> None:
+def counting(rng: Rng, story: Story) -> None:
     """Kind 7: how many things somebody carries."""
-    errands = Errands(dice, story, 2, 4)
+    errands = Errands(rng, story, 2, 4)
     for _ in range(5):
         errands.act()
         errands.act()
         while not errands.deeds:
             errands.act()
-        name = dice.pick(list(errands.deeds))
+        name = rng.choice(list(errands.deeds))
         count = NUMBERS[len(errands.carried(name))]
         story.ask(CARRYING.format(name), count, errands.deeds[name])
 
 
-def pronouns(dice: Dice, story: Story) -> None:
+def pronouns(rng: Rng, story: Story) -> None:
     """Kind 11: where somebody is, who was called she or he."""
-    walk = Walk(dice, story, 4)
+    walk = Walk(rng, story, 4)
     for _ in range(5):
         name = walk.go()
         place, line = walk.at[name]
-        verb, place = dice.pick(MOVES).split()[1], elsewhere(dice, place)
+        verb, place = rng.choice(MOVES).split()[1], elsewhere(rng, place)
         who = "she" if name in WOMEN else "he"
-        again = story.say(PRONOUN.format(dice.pick(THEN), who, verb, place))
+        again = story.say(PRONOUN.format(rng.choice(THEN), who, verb, place))
         walk.at[name] = place, again
         lines = {name: [line, again]}
-        asked = name if dice.below(2) else dice.pick(list(walk.at))
+        asked = name if rng.below(2) else rng.choice(list(walk.at))
         place, line = walk.at[asked]
         story.ask(WHERE.format(asked), place, lines.get(asked, [line - 1, line]))
 
 
-def pairs(dice: Dice, story: Story) -> None:
+def pairs(rng: Rng, story: Story) -> None:
     """Kind 12: where somebody is, who went with another."""
-    people = dice.deal(NAMES, 4)
+    people = rng.sample(NAMES, 4)
     at: dict[str, tuple[str, int]] = {}
     for _ in range(5):
         for _ in range(2):
-            names = dice.deal(people, 2)
-            place = elsewhere(dice, at.get(names[0], (None, 0))[0])
-            verb = dice.pick(MOVES).split()[1]
+            names = rng.sample(people, 2)
+            place = elsewhere(rng, at.get(names[0], (None, 0))[0])
+            verb = rng.choice(MOVES).split()[1]
             line = story.say(PAIR.format(*names, verb, place))
             at.update({name: (place, line) for name in names})
-        name = dice.pick(list(at))
+        name = rng.choice(list(at))
         story.ask(WHERE.format(name), at[name][0], [at[name][1]])
 
 
-def told(dice: Dice, story: Story, texts: Sequence[str]) -> dict[str, int]:
+def told(rng: Rng, story: Story, texts: Sequence[str]) -> dict[str, int]:
     """Say all of these in random order; their numbers."""
-    return {text: story.say(text) for text in dice.deal(texts, len(texts))}
+    return {text: story.say(text) for text in rng.sample(texts, len(texts))}
 
 
-def deduction(dice: Dice, story: Story) -> None:
+def deduction(rng: Rng, story: Story) -> None:
     """Kind 15: what somebody fears, as all of their sort do."""
-    beasts, names = dice.deal(tuple(BEASTS), 4), dice.deal(NAMES, 4)
-    feared = {beast: dice.pick([x for x in beasts if x != beast]) for beast in beasts}
+    beasts, names = rng.sample(tuple(BEASTS), 4), rng.sample(NAMES, 4)
+    feared = {beast: rng.choice([x for x in beasts if x != beast]) for beast in beasts}
     fears = {
         beast: FEAR.format(BEASTS[beast].capitalize(), BEASTS[x]) for beast, x in feared.items()
     }
-    sorts = {name: dice.pick(beasts) for name in names}
+    sorts = {name: rng.choice(beasts) for name in names}
     is_a = {name: IS_A.format(name, beast) for name, beast in sorts.items()}
-    lines = told(dice, story, [*fears.values(), *is_a.values()])
-    for name in dice.deal(names, 4):
+    lines = told(rng, story, [*fears.values(), *is_a.values()])
+    for name in rng.sample(names, 4):
         beast = sorts[name]
         support = [lines[is_a[name]], lines[fears[beast]]]
         story.ask(WHAT_FEAR.format(name), BEASTS[feared[beast]], support)
 
 
-def induction(dice: Dice, story: Story) -> None:
+def induction(rng: Rng, story: Story) -> None:
     """Kind 16: what colour somebody has, as another of their sort does."""
-    beasts, names = dice.deal(tuple(BEASTS), 3), dice.deal(NAMES, 5)
-    colours = dict(zip(beasts, dice.deal(COLOURS, 3), strict=True))
-    sorts = dict(zip(names, [*beasts, dice.pick(beasts), dice.pick(beasts)], strict=True))
+    beasts, names = rng.sample(tuple(BEASTS), 3), rng.sample(NAMES, 5)
+    colours = dict(zip(beasts, rng.sample(COLOURS, 3), strict=True))
+    sorts = dict(zip(names, [*beasts, rng.choice(beasts), rng.choice(beasts)], strict=True))
     is_a = {name: IS_A.format(name, beast) for name, beast in sorts.items()}
     shown = {name: IS.format(name, colours[sorts[name]]) for name in names[:3]}
-    lines = told(dice, story, [*is_a.values(), *shown.values()])
+    lines = told(rng, story, [*is_a.values(), *shown.values()])
     for name in names[3:]:
         other = next(x for x in names if sorts[x] == sorts[name])
         support = [lines[is_a[name]], lines[is_a[other]], lines[shown[other]]]
         story.ask(COLOUR.format(name), colours[sorts[name]], support)
 
 
-def sizes(dice: Dice, story: Story) -> None:
+def sizes(rng: Rng, story: Story) -> None:
     """Kind 18: what fits in what, by steps from the larger to the smaller."""
-    order = dice.deal(BOXES, 5)
+    order = rng.sample(BOXES, 5)
     steps = []
     for large, small in zip(order[:-1], order[1:], strict=True):
-        is_larger = dice.below(2) == 0
+        is_larger = rng.below(2) == 0
         steps.append(LARGER.format(large, small) if is_larger else FITS.format(small, large))
-    lines = told(dice, story, steps)
+    lines = told(rng, story, steps)
     for _ in range(4):
-        first, second = sorted(order.index(x) for x in dice.deal(order, 2))
+        first, second = sorted(order.index(x) for x in rng.sample(order, 2))
         large, small = order[first], order[second]
-        is_so = dice.below(2) == 0
-        if dice.below(2):
+        is_so = rng.below(2) == 0
+        if rng.below(2):
             asked = IS_LARGER.format(*((large, small) if is_so else (small, large)))
         else:
             asked = DOES_FIT.format(*((small, large) if is_so else (large, small)))
@@ -309,22 +309,22 @@ def sizes(dice: Dice, story: Story) -> None:
         story.ask(asked, "yes" if is_so else "no", support)
 
 
-def motives(dice: Dice, story: Story) -> None:
+def motives(rng: Rng, story: Story) -> None:
     """Kind 20: where somebody will go, and why they went there or took what they took."""
-    names = dice.deal(NAMES, 3)
-    moods = dict(zip(names, dice.deal(tuple(MOTIVES), 3), strict=True))
-    lines = told(dice, story, [IS.format(name, moods[name]) for name in names])
-    for name in dice.deal(names, 3):
+    names = rng.sample(NAMES, 3)
+    moods = dict(zip(names, rng.sample(tuple(MOTIVES), 3), strict=True))
+    lines = told(rng, story, [IS.format(name, moods[name]) for name in names])
+    for name in rng.sample(names, 3):
         mood, (place, thing) = moods[name], MOTIVES[moods[name]]
         since = lines[IS.format(name, mood)]
         story.ask(WILL_GO.format(name), place, [since])
-        went = move(dice, story, name, place)
+        went = move(rng, story, name, place)
         story.ask(WHY_GO.format(name, place), mood, [since, went])
-        took = story.say(dice.pick(TAKES).format(name, thing))
+        took = story.say(rng.choice(TAKES).format(name, thing))
         story.ask(WHY_TAKE.format(name, thing), mood, [since, took])
 
 
-KINDS: dict[int, Callable[[Dice, Story], None]] = {
+KINDS: dict[int, Callable[[Rng, Story], None]] = {
     1: one_fact,
     2: two_facts,
     3: three_facts,
@@ -339,11 +339,11 @@ KINDS: dict[int, Callable[[Dice, Story], None]] = {
 }
 
 
-def tell(kind: int, split: str, number: int) -> str:
+def generate_story(kind: int, split: str, number: int) -> str:
     """One story: its lines, each with its end."""
     for attempt in range(100_000):
         story = Story()
-        KINDS[kind](Dice(hashed(kind, SPLITS.index(split), number, attempt)), story)
+        KINDS[kind](Rng(hash_integers(kind, SPLITS.index(split), number, attempt)), story)
         is_short = len(story.lines) <= MOST_LINES
         if is_short and split_of(kind, story.lines[:OPENING]) == split:
             return "".join(f"{line}\n" for line in story.lines)
@@ -353,7 +353,7 @@ def tell(kind: int, split: str, number: int) -> str:
 def split_of(kind: int, opening: Sequence[str]) -> str:
     """The split of stories that begin so: train for 8 of 10, valid and test for one each."""
     content = [int.from_bytes(line.encode()) for line in opening]
-    return SPLITS[max(0, hashed(_SALT, kind, *content) % 10 - 7)]
+    return split_of_hash(_SALT, kind, *content)
 
 
 @cache

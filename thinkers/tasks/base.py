@@ -1,51 +1,45 @@
-"""What all tasks share: batches to learn from, examples to be judged on, a score."""
+"""The contract of a task: batches to train on, examples to be scored on, text and tokens."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64, UInt64
 from torch import Tensor, nn
 
-from thinkers.checks import NOT_CAUSAL
+from thinkers.checks import check_int
 from thinkers.errors import UsageError
 from thinkers.models.base import Batch
+from thinkers.prng import hash_integers
 
 SPLITS = ("train", "valid", "test")
 IGNORED = -100
-
-
-def whole(name: str, value: object, low: int, high: int | None = None) -> int:
-    """`value`, if it is an integer from `low` to `high`.
-
-    Raises:
-        UsageError: naming what it is called, what it must be and what it is.
-    """
-    right = isinstance(value, int) and not isinstance(value, bool) and value >= low
-    if not right or (high is not None and value > high):  # type: ignore[operator]
-        wanted = f"at least {low}" if high is None else f"in {low} .. {high}"
-        raise UsageError(f"{name} must be an integer {wanted}, got {value!r}")
-    return value  # type: ignore[return-value]
+"""Target of a position that is not graded."""
 
 
 class Task(ABC):
-    """A source of batches that can also judge a model.
+    """Source of training batches that also scores models on held-out examples.
 
-    Everything drawn is a pure function of (seed, update, row) and of the curriculum's state, which
-    `observe` moves: batches may be asked for in any order, by any process.
+    A task must define `Config` (a frozen dataclass of its settings), `primary_metric`,
+    `vocab_size`, `max_length`, and the abstract methods `batch`, `score`, `grade`, `encode` and
+    `decode`. All other methods have defaults that suit a task without a curriculum that needs no
+    files. `AnswerTask` defines most of them for tasks of prompts with one right answer.
+
+    Batches are pure functions of (seed, split, update, batch_size) and of the curriculum's state,
+    which only `observe`, `skip_curriculum` and `load_state_dict` change. So batches may be asked
+    for in any order, by any process, and a resumed run sees the batches it would have seen.
     """
 
     Config: ClassVar[type]
     primary_metric: ClassVar[str]
-    """The metric that a run is remembered by."""
+    """The metric by which runs are compared, the first of those that `score` returns."""
     higher_is_better: ClassVar[bool] = True
-    """Of the headline; False where it is a loss."""
+    """Direction of the primary metric; False for a loss."""
     vocab_size: int
     max_length: int
-    """The most tokens that a prompt, its answer and the end token may need together."""
+    """The most tokens that a prompt, its answer and the end token may take together."""
 
     def __init__(self, config: Any = None, seed: int = 0):
         self.config = self.Config() if config is None else config
@@ -56,7 +50,10 @@ class Task(ABC):
 
     @abstractmethod
     def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
-        """The examples of one update; rank r of w learns from rows r::w."""
+        """Return the examples of one update, over all ranks: rank r of w trains on rows r::w.
+
+        Row i must not depend on `batch_size`, and rows of different splits must share no example.
+        """
 
     @abstractmethod
     def score(
@@ -66,7 +63,7 @@ class Task(ABC):
         num_examples: int = 2000,
         num_steps: int | None = None,
     ) -> dict[str, float]:
-        """How well `model` does on examples of `split`, the headline first."""
+        """Return {metric: mean over examples of `split`}, the primary metric first."""
 
     @abstractmethod
     def grade(
@@ -76,189 +73,104 @@ class Task(ABC):
         num_examples: int = 2000,
         num_steps: int | None = None,
     ) -> Float[Tensor, " n"]:
-        """The headline of each example alone, in float64: the mean of them is the score.
+        """Return the primary metric of each example, in float64; their mean is the score.
 
-        The same examples in the same order for every model, so that models can be compared in
-        pairs.
+        Examples and their order must be the same for every model, since models are compared by
+        paired differences.
         """
-
-    def questions(
-        self, split: str = "test", num_examples: int = 2000
-    ) -> Int64[np.ndarray, " n"] | None:
-        """Which question each example of `grade` asks, by its number; None where all differ.
-
-        Examples that ask the same, or are bound together otherwise, count as one where it is told
-        how sure a score is.
-        """
-        return None
-
-    def merit(self, scores: Mapping[str, float]) -> float:
-        """The headline among `scores`, turned so that more is better."""
-        return (
-            scores[self.primary_metric] if self.higher_is_better else -scores[self.primary_metric]
-        )
-
-    def answer_length(self) -> int | None:
-        """The most tokens that an answer may need; None where it goes on as long as there is room.
-
-        An answer ends before that at the task's end token.
-        """
-        return None
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """The tokens of `text`; UsageError where it cannot stand in this task."""
+        """Return the tokens of `text`.
+
+        Raises:
+            UsageError: naming the first part of `text` that has no token.
+        """
 
     @abstractmethod
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
-        """The text of `tokens`."""
+        """Return the text of `tokens`, up to the end token if the task has one."""
+
+    def max_answer_length(self) -> int | None:
+        """Return the most tokens of an answer, end token included; None for open-ended text."""
+        return None
+
+    def groups(
+        self, split: str = "test", num_examples: int = 2000
+    ) -> Int64[np.ndarray, " n"] | None:
+        """Return a group number for each example of `grade`; None if examples are independent.
+
+        Examples of one group, such as a question that was drawn twice, are correlated; confidence
+        intervals resample groups instead of examples.
+        """
+        return None
+
+    def objective(self, scores: Mapping[str, float]) -> float:
+        """Return the primary metric of `scores`, negated if lower is better."""
+        value = scores[self.primary_metric]
+        return value if self.higher_is_better else -value
 
     def check(self, model: Any) -> None:  # noqa: B027, most can be learned by all models
-        """UsageError if this model cannot learn this task."""
-
-    def keep(self, folder: Path) -> None:  # noqa: B027, most need no more than their Config
-        """Write beside the config.json of a run what using the run will need of its task."""
-
-    @classmethod
-    def of_run(cls, config: Any, seed: int, folder: Path) -> "Task":
-        """The task of the run in `folder`, with what `keep` wrote there."""
-        return cls(config, seed)
+        """Raise UsageError if this model cannot learn this task."""
 
     def observe(self, correct: Bool[Tensor, " b"]) -> None:  # noqa: B027, most have no curriculum
-        """Move the curriculum by what was right in one update, in the order of the batch."""
+        """Advance the curriculum by the correct rows of one update, in the order of the batch."""
 
-    def finish_curriculum(self) -> None:  # noqa: B027, most have no curriculum
-        """Go to the end of the curriculum, where examples are as they will be longest."""
+    def skip_curriculum(self) -> None:  # noqa: B027, most have no curriculum
+        """Set the curriculum to its last stage, whose examples are the longest."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the curriculum, of plain numbers."""
+        """Return the state of the curriculum as plain numbers."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state that `state_dict` gave."""
+        """Restore a state that `state_dict` returned."""
         if state:
             raise UsageError(f"state must be empty without a curriculum, got {sorted(state)}")
 
+    def save_to_run(self, folder: Path) -> None:  # noqa: B027, most need only their Config
+        """Write to a run folder the files that `from_run` reads, such as a vocabulary."""
 
-def questions_of(
+    @classmethod
+    def from_run(cls, config: Any, seed: int, folder: Path) -> "Task":
+        """Build the task of the run in `folder` from its config and the files of `save_to_run`."""
+        return cls(config, seed)
+
+
+def example_groups(
     task: Task, split: str, num_examples: int, grades: Float[np.ndarray, "*s n"]
 ) -> Int64[np.ndarray, " n"]:
-    """What each of these grades of `task` was asked; all different if that is not known."""
-    asked = task.questions(split, num_examples)
-    number = grades.shape[-1]
-    return np.arange(number) if asked is None or len(asked) != number else asked
+    """Return the group of each of these grades; each is its own group if the task knows none."""
+    groups = task.groups(split, num_examples)
+    count = grades.shape[-1]
+    return np.arange(count) if groups is None or len(groups) != count else groups
 
 
-class AnswerTask(Task):
-    """A task whose held-out examples are prompts, each with one right answer."""
-
-    primary_metric = "exact"
-    closing: ClassVar[str] = ""
-    """What every prompt holds before there is something to answer."""
-    remedy: ClassVar[str] = "set causal=True"
-    """What helps a model that reads the future, which can say one token and no more."""
-
-    @abstractmethod
-    def held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
-        """So many examples of `split`, or all that there are, the same whoever asks."""
-
-    @abstractmethod
-    def answer_length(self) -> int: ...
-
-    def check(self, model: Any) -> None:
-        if not model.causal and self.answer_length() > 1:
-            wrong = NOT_CAUSAL.format(what="writing answers")
-            raise UsageError(f"{wrong}; {self.remedy}")
-
-    def score(
-        self,
-        model: nn.Module,
-        split: str = "test",
-        num_examples: int = 2000,
-        num_steps: int | None = None,
-    ) -> dict[str, float]:
-        """The share of whole answers that are right, and of answer tokens, the end included."""
-        examples = self.held_out(split, whole("num_examples", num_examples, 1))
-        return score_answers(model, examples, self.answer_length(), num_steps)
-
-    def grade(
-        self,
-        model: nn.Module,
-        split: str = "test",
-        num_examples: int = 2000,
-        num_steps: int | None = None,
-    ) -> Float[Tensor, " n"]:
-        """1 for each whole answer that is right, 0 for the others."""
-        examples = self.held_out(split, whole("num_examples", num_examples, 1))
-        right, graded = grade_answers(model, examples, self.answer_length(), num_steps)
-        return (right == graded).double()
-
-    def questions(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
-        numbers: dict[tuple[int, ...], int] = {}
-        found = []
-        for batch in self.held_out(split, whole("num_examples", num_examples, 1)):
-            assert batch.prompt_lengths is not None
-            for row, length in zip(batch.tokens, batch.prompt_lengths.tolist(), strict=True):
-                found.append(numbers.setdefault(tuple(row[:length].tolist()), len(numbers)))
-        return np.array(found)
+def check_split(split: str) -> int:
+    """Return the index of `split` in SPLITS, or raise UsageError."""
+    if split not in SPLITS:
+        raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    return SPLITS.index(split)
 
 
-def score_answers(
-    model: Any,
-    batches: Iterable[Batch],
-    max_new_tokens: int,
-    num_steps: int | None = None,
-) -> dict[str, float]:
-    """The share of whole answers, end token included, and of their tokens that `model` gets right.
-
-    `model` answers in evaluation mode, without gradient, and is left in the mode it was in.
-    """
-    right, graded = grade_answers(model, batches, max_new_tokens, num_steps)
-    exact = (right == graded).double().mean()
-    return {"exact": float(exact), "per_token": float(right.sum() / graded.sum())}
+def check_batch(update: int, batch_size: int, split: str) -> int:
+    """Check the arguments of `Task.batch` and return the index of `split` in SPLITS."""
+    check_int("update", update, 0, 2**63 - 1)
+    check_int("batch_size", batch_size, 1)
+    return check_split(split)
 
 
-def grade_answers(
-    model: Any,
-    batches: Iterable[Batch],
-    max_new_tokens: int,
-    num_steps: int | None = None,
-) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """(how many tokens of each answer are right, how many it has), as `score_answers` counts."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    training = model.training
-    model.eval()
-    right, graded = [], []
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                prompts, truth = left_padded_prompts(batch), answers(batch, max_new_tokens)
-                given = model.answer(
-                    prompts.to(device),
-                    batch.prompt_lengths.to(device),  # type: ignore[union-attr]
-                    max_new_tokens,
-                    num_steps=num_steps,
-                ).cpu()
-                is_graded = truth != IGNORED
-                right.append((is_graded & (given == truth)).sum(1))
-                graded.append(is_graded.sum(1))
-    finally:
-        model.train(training)
-    return torch.cat(right), torch.cat(graded)
+# A split is a hash of an example's content, never of the seed or of when it was drawn: an example
+# that is held out once is held out of every training, at any seed, size and curriculum stage.
 
 
-def left_padded_prompts(batch: Batch) -> Int[Tensor, "b p"]:
-    """The prompts alone, each in the last columns of its row."""
-    assert batch.prompt_lengths is not None
-    longest = int(batch.prompt_lengths.max())
-    columns = torch.arange(longest) - longest + batch.prompt_lengths[:, None]
-    return batch.tokens.gather(1, columns.clamp_min(0)).masked_fill(columns < 0, 0)
+def split_of_hash(*content: int) -> str:
+    """Return the split of an example: train for 8 of 10 hashes, valid and test for one each."""
+    return SPLITS[max(0, hash_integers(*content) % 10 - 7)]
 
 
-def answers(batch: Batch, length: int) -> Int[Tensor, "b n"]:
-    """What is to be answered, end token included, and -100 after it."""
-    assert batch.prompt_lengths is not None
-    columns = batch.prompt_lengths[:, None] - 1 + torch.arange(length)
-    inside = columns < batch.targets.shape[1]
-    truth = batch.targets.gather(1, columns.clamp_max(batch.targets.shape[1] - 1))
-    return truth.masked_fill(~inside, IGNORED)
+def splits_of_hashes(hashes: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Return the index into SPLITS of each hash, in the shares 8 : 1 : 1."""
+    # The high half: in some products of odd constants the lowest bits are not mixed.
+    tenths = (hashes >> np.uint64(32)) % np.uint64(10)
+    return np.maximum(tenths.astype(np.int64) - 7, 0)

@@ -6,8 +6,9 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
+from thinkers.checks import check_int
 from thinkers.errors import UsageError
-from thinkers.tasks.base import AnswerTask, whole
+from thinkers.tasks.answers import AnswerTask
 
 ROUNDING = 1e-9
 """A mean of nothing but right answers may end that far below 1."""
@@ -15,7 +16,7 @@ ROUNDING = 1e-9
 
 def check_curriculum(config: Any) -> None:
     """UsageError if no curriculum can go by the `threshold` and `window` of a task's Config."""
-    whole("window", config.window, 1)
+    check_int("window", config.window, 1)
     if not 0 < config.threshold <= 1:
         raise UsageError(f"threshold must be above 0 and at most 1, got {config.threshold}")
 
@@ -31,7 +32,7 @@ class CurriculumTask(AnswerTask):
     difficulty: int
     accuracy = 0.0
 
-    def finish_curriculum(self) -> None:
+    def skip_curriculum(self) -> None:
         self.difficulty = self.levels[-1]
 
     def observe(self, correct: Bool[Tensor, " b"]) -> None:
@@ -54,5 +55,5 @@ class CurriculumTask(AnswerTask):
         if set(state) != {"difficulty", "accuracy"}:
             raise UsageError(f"state must hold difficulty and accuracy, got {sorted(state)}")
         first, last = self.levels[0], self.levels[-1]
-        self.difficulty = whole("difficulty", state["difficulty"], first, last)
+        self.difficulty = check_int("difficulty", state["difficulty"], first, last)
         self.accuracy = float(state["accuracy"])

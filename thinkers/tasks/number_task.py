@@ -15,18 +15,19 @@ import torch
 from jaxtyping import Bool, Int, Int64, UInt64
 from torch import Tensor
 
+from thinkers.checks import check_int
 from thinkers.errors import UsageError
 from thinkers.models.base import Batch
 from thinkers.prng import Draws, constants, mix, row_keys
 from thinkers.tasks import number_tokens
-from thinkers.tasks.base import IGNORED, SPLITS, whole
+from thinkers.tasks.answers import SCORING_ROWS
+from thinkers.tasks.base import IGNORED, SPLITS, check_batch, check_split, splits_of_hashes
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.number_tokens import BASE, BLANK, END, EQUALS, PAD
 
 Fields = list[Int64[np.ndarray, "n _"]]
 """Tokens of n rows, side by side; -1 is no token and is closed up."""
 
-SCORED_AT_ONCE = 500
 BLOCK_TOKENS, BLOCK_UPDATES = 1 << 17, 64
 SMALL = 10_000
 """Spaces below this are tried for examples of every split."""
@@ -76,10 +77,10 @@ class NumberTask(CurriculumTask):
         """The number of examples that the running accuracy looks back on."""
 
         def __post_init__(self) -> None:
-            whole("min_in_base", self.min_in_base, 2, 16)
-            whole("max_in_base", self.max_in_base, self.min_in_base, 16)
-            whole("min_out_base", self.min_out_base, 2, 16)
-            whole("max_out_base", self.max_out_base, self.min_out_base, 16)
+            check_int("min_in_base", self.min_in_base, 2, 16)
+            check_int("max_in_base", self.max_in_base, self.min_in_base, 16)
+            check_int("min_out_base", self.min_out_base, 2, 16)
+            check_int("max_out_base", self.max_out_base, self.min_out_base, 16)
             check_curriculum(self)
 
         @property
@@ -100,7 +101,7 @@ class NumberTask(CurriculumTask):
             return len(self.in_bases) * len(self.out_bases) > 1
 
     config: Config
-    closing = "="
+    prompt_end = "="
     marks: ClassVar[str] = "="
     """What a text of this task may hold beside digits and blanks."""
     are_numbers: ClassVar[bool] = True
@@ -159,9 +160,7 @@ class NumberTask(CurriculumTask):
         difficulty; valid and test are always of every size. Training updates are made many at a
         time and remembered.
         """
-        whole("update", update, 0, 2**63 - 1)
-        whole("batch_size", batch_size, 1)
-        _check_split(split)
+        check_batch(update, batch_size, split)
         if split != "train":
             return self._generate(update, 1, batch_size, split, self.config.sizes[-1])
         size = self.difficulty
@@ -218,8 +217,7 @@ class NumberTask(CurriculumTask):
         others = np.column_stack([questions.in_base, questions.out_base, questions.marks])
         weights = constants(others.shape[1], salt=_SALT + 2)
         content = mix(content.sum(1) + ((others + 1).astype(np.uint64) * weights).sum(1))
-        tenth = (content >> np.uint64(32)) % np.uint64(10)
-        return np.maximum(tenth.astype(np.int64) - 7, 0)
+        return splits_of_hashes(content)
 
     def _prompt(self, questions: Questions) -> Fields:
         prompt = self.ask(questions)
@@ -267,14 +265,14 @@ class NumberTask(CurriculumTask):
 
     # judging
 
-    def held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
-        _check_split(split)
+    def evaluation_batches(self, split: str, num_examples: int) -> Iterator[Batch]:
+        check_split(split)
         largest = self.config.sizes[-1]
-        for i, start in enumerate(range(0, num_examples, SCORED_AT_ONCE)):
-            count = min(SCORED_AT_ONCE, num_examples - start)
+        for i, start in enumerate(range(0, num_examples, SCORING_ROWS)):
+            count = min(SCORING_ROWS, num_examples - start)
             yield self._generate(i, 1, count, split, largest)
 
-    def answer_length(self) -> int:
+    def max_answer_length(self) -> int:
         return self.answer_width(self.config.sizes[-1]) + 1
 
     def encode(self, text: str) -> list[int]:
@@ -306,11 +304,6 @@ def _close_up(parts: Fields, width: int) -> tuple[np.ndarray, np.ndarray]:
     rows = np.full((len(wide), width), PAD)
     rows.ravel()[places[kept]] = wide[kept]
     return rows, kept.sum(1)
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
 
 
 def _parts(batch: Batch) -> list[Tensor]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
+from thinkers.checks import check_int
 from thinkers.prng import Draws
-from thinkers.tasks.base import whole
 from thinkers.tasks.bigint import num_digits
 from thinkers.tasks.number_task import Fields, NumberTask, Questions
 from thinkers.tasks.number_tokens import COMMA
@@ -30,8 +30,8 @@ class SequenceTask(NumberTask):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            whole("min_length", self.min_length, 1, LONGEST)
-            whole("max_length", self.max_length, self.min_length, LONGEST)
+            check_int("min_length", self.min_length, 1, LONGEST)
+            check_int("max_length", self.max_length, self.min_length, LONGEST)
 
         @property
         def sizes(self) -> range:
@@ -187,7 +187,7 @@ class Jump(SequenceTask):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            whole("num_hops", self.num_hops, 1, LONGEST)
+            check_int("num_hops", self.num_hops, 1, LONGEST)
 
     config: Config
 

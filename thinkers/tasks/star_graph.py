@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Int, Int64, UInt64
 from torch import Tensor
 
+from thinkers.checks import check_int
 from thinkers.errors import UsageError
 from thinkers.models.base import Batch
 from thinkers.prng import Draws, constants, mix, row_keys
-from thinkers.tasks.base import IGNORED, SPLITS, AnswerTask, whole
+from thinkers.tasks.answers import AnswerTask
+from thinkers.tasks.base import IGNORED, SPLITS, check_batch, splits_of_hashes
 
-SCORED_AT_ONCE = 500
 BLOCK_ROWS = 1 << 13
 FEWEST = 1000
 """Different graphs, below which a split might stay empty."""
@@ -50,10 +51,10 @@ class StarGraph(AnswerTask):
         """Graphs to learn from."""
 
         def __post_init__(self) -> None:
-            whole("degree", self.degree, 1)
-            whole("path_length", self.path_length, 2)
-            whole("num_labels", self.num_labels, 2, 10_000)
-            whole("num_graphs", self.num_graphs, 1, 2**32 - 1)
+            check_int("degree", self.degree, 1)
+            check_int("path_length", self.path_length, 2)
+            check_int("num_labels", self.num_labels, 2, 10_000)
+            check_int("num_graphs", self.num_graphs, 1, 2**32 - 1)
             if self.num_nodes > self.num_labels:
                 raise UsageError(
                     f"num_labels must be at least {self.num_nodes}, the nodes of a star of degree "
@@ -82,10 +83,10 @@ class StarGraph(AnswerTask):
         self.vocab_size = labels + 5
         self.num_edges = self.config.num_nodes - 1
         self.prompt_length = 3 * self.num_edges + 4
-        self.max_length = self.prompt_length + self.answer_length()
+        self.max_length = self.prompt_length + self.max_answer_length()
         self._memo: tuple[Any, Batch | None] = (None, None)
 
-    def answer_length(self) -> int:
+    def max_answer_length(self) -> int:
         return self.config.path_length + 1
 
     def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
@@ -94,10 +95,7 @@ class StarGraph(AnswerTask):
         A row depends on (seed, split, update, row) alone. Training updates are made many at a
         time and remembered.
         """
-        whole("update", update, 0, 2**63 - 1)
-        whole("batch_size", batch_size, 1)
-        if split not in SPLITS:
-            raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        check_batch(update, batch_size, split)
         if split != "train":
             return self._generate(update, 1, batch_size, split)
         count = max(1, BLOCK_ROWS // batch_size)
@@ -113,7 +111,7 @@ class StarGraph(AnswerTask):
 
     def graphs(self, numbers: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
         """The training graphs of these numbers: edges (n, e, 2) in their order, paths (n, p)."""
-        return self._draw(row_keys(_GRAPHS, 0, numbers, 1)[:, 0], "train")
+        return self._draw_graphs(row_keys(_GRAPHS, 0, numbers, 1)[:, 0], "train")
 
     def _generate(self, update: int, count: int, batch_size: int, split: str) -> Batch:
         updates = np.arange(update, update + count)
@@ -122,7 +120,7 @@ class StarGraph(AnswerTask):
             numbers = Draws(keys).below(self.config.num_graphs, 1)[:, 0]
             edges, paths = self.graphs(numbers)
         else:
-            edges, paths = self._draw(keys, split)
+            edges, paths = self._draw_graphs(keys, split)
         n = len(keys)
         row = np.empty((n, self.max_length), np.int64)
         row[:, : 3 * self.num_edges] = np.concatenate(
@@ -141,7 +139,9 @@ class StarGraph(AnswerTask):
         arrays = (row[:, :-1], targets, prompts, lengths, keys.view(np.int64))
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
-    def _draw(self, keys: UInt64[np.ndarray, " n"], split: str) -> tuple[np.ndarray, np.ndarray]:
+    def _draw_graphs(
+        self, keys: UInt64[np.ndarray, " n"], split: str
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Graphs of a split, one for each key."""
         config = self.config
         edges = np.empty((len(keys), self.num_edges, 2), np.int64)
@@ -171,12 +171,7 @@ class StarGraph(AnswerTask):
         pairs = np.concatenate([edges, ends[:, None] + self.config.num_labels], 1)
         weights = constants(2, salt=_GRAPHS)
         content = mix(((pairs + 1).astype(np.uint64) * weights).sum(2)).sum(1)
-        tenth = (mix(content) >> np.uint64(32)) % np.uint64(10)
-        return np.maximum(tenth.astype(np.int64) - 7, 0)
-
-    def held_out(self, split: str, num_examples: int) -> Iterator[Batch]:
-        for i, start in enumerate(range(0, num_examples, SCORED_AT_ONCE)):
-            yield self.batch(i, min(SCORED_AT_ONCE, num_examples - start), split)
+        return splits_of_hashes(mix(content))
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text such as `3,7|12,9|3,12|7,4|/3,9=`, with its answer or without."""
@@ -187,7 +182,7 @@ class StarGraph(AnswerTask):
             if part in marks:
                 tokens.append(marks[part])
             elif "0" <= part[0] <= "9":
-                tokens.append(whole(f"label {part} of {text!r}", int(part), 0, self.bar - 1))
+                tokens.append(check_int(f"label {part} of {text!r}", int(part), 0, self.bar - 1))
             elif part != ",":
                 raise UsageError(
                     f"character {found.start()} of {text!r} must be one of 0 .. 9 , | / =, "
@@ -205,7 +200,7 @@ class StarGraph(AnswerTask):
         marks = {self.bar: "|", self.slash: "/", self.equals: "="}
         text = ""
         for position, token in enumerate(int(token) for token in tokens):
-            whole(f"token {position}", token, 0, self.vocab_size - 1)
+            check_int(f"token {position}", token, 0, self.vocab_size - 1)
             if token == self.end_token:
                 break
             if token in marks:

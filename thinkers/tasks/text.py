@@ -13,19 +13,19 @@ from jaxtyping import Float, Float64, Int, Int64, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.checks import NOT_CAUSAL
-from thinkers.data.sources import find, unreadable
-from thinkers.data.token_cache import TRAIN_SHARE, Prepared, prepare, vocabulary_of
-from thinkers.data.tokenizers import UnknownCharacter, Vocabulary, from_state
+from thinkers.checks import NOT_CAUSAL, check_int
+from thinkers.data.sources import data_error, find
+from thinkers.data.token_cache import TRAIN_SHARE, Prepared, prepare, tokenizer_for
+from thinkers.data.tokenizers import Tokenizer, UnknownCharacter, from_state
 from thinkers.errors import DamagedError, DataError, UsageError, usage_error
 from thinkers.files import to_json, write_file
 from thinkers.models.base import Batch
 from thinkers.models.generation import eval_mode
 from thinkers.prng import GOLDEN, mix, row_keys
-from thinkers.tasks.base import SPLITS, Task, whole
+from thinkers.tasks.base import SPLITS, Task, check_batch, check_split
 
 KEPT = "vocabulary.json"
-SCORED_AT_ONCE = 4096
+SCORING_TOKENS = 4096
 """Tokens that a model judges at once."""
 
 
@@ -61,10 +61,10 @@ class Text(Task):
                 known = get_args(Text.Config.__annotations__[name])
                 if (value := getattr(self, name)) not in known:
                     raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-            whole("context", self.context, 2)
-            whole("bpe_size", self.bpe_size, 256)
+            check_int("context", self.context, 2)
+            check_int("bpe_size", self.bpe_size, 256)
             if self.max_bytes is not None:
-                whole("max_bytes", self.max_bytes, 1)
+                check_int("max_bytes", self.max_bytes, 1)
 
     config: Config
     primary_metric = "loss"
@@ -74,23 +74,24 @@ class Text(Task):
         """Without a path, all that is known is how large a model would be at least.
 
         Args:
-            run: What `keep` wrote: texts are then read when they are needed, with its vocabulary.
+            run: What `save_to_run` wrote: texts are then read when they are needed, with its
+                vocabulary.
         """
         super().__init__(config, seed)
         self.max_length = self.config.context
         self._run = run
         self._parts: dict[str, Integer[np.ndarray, " n"]] = {}
-        self.vocabulary: Vocabulary | None = None
+        self.tokenizer: Tokenizer | None = None
         if run is not None:
-            self.vocabulary = from_state(run["vocabulary"], KEPT)
-            if self.vocabulary.kind != self.config.vocabulary:
+            self.tokenizer = from_state(run["vocabulary"], KEPT)
+            if self.tokenizer.kind != self.config.vocabulary:
                 found = f"--task.vocabulary {self.config.vocabulary}"
                 todo = "leave it out; a run keeps its vocabulary"
-                raise usage_error(found, f"{self.vocabulary.kind}, that of the run", todo)
+                raise usage_error(found, f"{self.tokenizer.kind}, that of the run", todo)
         elif self.config.path:
             source = find(self.config.path, self.config.max_bytes)
             share = 1.0 if self.config.valid_path else TRAIN_SHARE
-            self.vocabulary = vocabulary_of(
+            self.tokenizer = tokenizer_for(
                 source,
                 self.config.vocabulary,
                 self.config.bpe_size,
@@ -100,14 +101,13 @@ class Text(Task):
             for split in SPLITS:
                 self.tokens(split)
         fewest = {"byte": 256, "character": 1, "bpe": 256}[self.config.vocabulary]
-        self.vocab_size = len(self.vocabulary) if self.vocabulary is not None else fewest
+        self.vocab_size = len(self.tokenizer) if self.tokenizer is not None else fewest
 
     # the text
 
     def tokens(self, split: str) -> Integer[np.ndarray, " n"]:
         """All tokens of a split, one after the other."""
-        if split not in SPLITS:
-            raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        check_split(split)
         if split not in self._parts:
             self._parts[split] = self._part(split)
         return self._parts[split]
@@ -123,7 +123,7 @@ class Text(Task):
             cut = len(text.tokens) if config.valid_path else text.boundary
             found = text.tokens[:cut] if split == "train" else text.tokens[cut:]
         if len(found) <= config.context:
-            raise unreadable(
+            raise data_error(
                 path or config.path,
                 f"{len(found)} tokens to {'train on' if split == 'train' else 'be judged on'}",
                 f"at least {config.context + 1}, one more than --task.context",
@@ -136,7 +136,7 @@ class Text(Task):
             raise usage_error("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
         found = self._prepared(self.config.path)
         if self._run is not None and self._run["text"] not in (None, found.digest):
-            raise unreadable(
+            raise data_error(
                 self.config.path,
                 "has changed since the run began",
                 "the text that the run was trained on",
@@ -145,18 +145,17 @@ class Text(Task):
         return found
 
     def _prepared(self, path: str) -> Prepared:
-        assert self.vocabulary is not None
+        assert self.tokenizer is not None
         source = find(path, self.config.max_bytes)
-        return prepare(source, self.vocabulary, self.config.bad_bytes)
+        return prepare(source, self.tokenizer, self.config.bad_bytes)
 
     # batches
 
     def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
         """Windows drawn anywhere in the split; row by row a function of (seed, update, row)."""
-        whole("update", update, 0, 2**63 - 1)
-        whole("batch_size", batch_size, 1)
+        stream = check_batch(update, batch_size, split)
         text, length = self.tokens(split), self.config.context
-        keys = row_keys(self.seed, SPLITS.index(split), np.array([update]), batch_size)[0]
+        keys = row_keys(self.seed, stream, np.array([update]), batch_size)[0]
         starts = mix(keys + GOLDEN) % np.uint64(len(text) - length)
         rows = self._windows(text, starts.astype(np.int64))
         tokens, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
@@ -202,23 +201,23 @@ class Text(Task):
     ) -> tuple[Float64[Tensor, " n"], Int64[np.ndarray, " n"]]:
         """The nats of each window, and its number of bytes."""
         self.check(model)
-        whole("num_examples", num_examples, 1)
+        check_int("num_examples", num_examples, 1)
         tokens, length = self.tokens(split), self.config.context
         count = (len(tokens) - 1) // length
         shown = min(count, num_examples)
         starts = np.arange(shown) * count // shown * length
         device = next(model.parameters()).device
-        assert self.vocabulary is not None
+        assert self.tokenizer is not None
         nats, sizes = [], []
         with eval_mode(model):
-            for chosen in np.array_split(starts, math.ceil(shown * length / SCORED_AT_ONCE)):
+            for chosen in np.array_split(starts, math.ceil(shown * length / SCORING_TOKENS)):
                 rows = self._windows(tokens, chosen)
                 logits = model(rows[:, :-1].to(device), num_steps=num_steps).logits
                 logits = logits.float() if logits.dtype.itemsize < 4 else logits
                 targets = rows[:, 1:].to(device)
                 losses = F.cross_entropy(logits.mT, targets, reduction="none")
                 nats.append(losses.double().sum(1).cpu())
-                sizes.append(self.vocabulary.lengths[rows[:, 1:].numpy()].sum(1))
+                sizes.append(self.tokenizer.lengths[rows[:, 1:].numpy()].sum(1))
         return torch.cat(nats), np.concatenate(sizes)
 
     def check(self, model: Any) -> None:
@@ -229,42 +228,42 @@ class Text(Task):
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text; UsageError naming a character that has none."""
-        if self.vocabulary is None:
+        if self.tokenizer is None:
             raise usage_error("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
         try:
             text.encode()
-            return self.vocabulary.encode(text).tolist()
+            return self.tokenizer.encode(text).tolist()
         except UnicodeEncodeError as error:
             what = f"{error.object[error.start]!r} at character {error.start}"
             raise usage_error(
                 f"{what}, which is half a letter", "text in UTF-8", "write it"
             ) from None
         except UnknownCharacter as error:
-            shown = "".join(piece.decode() for piece in self.vocabulary.pieces[:100])
+            shown = "".join(piece.decode() for piece in self.tokenizer.pieces[:100])
             raise usage_error(
                 str(error), f"characters of the text: {shown!r}", "write others"
             ) from None
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
         """The text of `tokens`."""
-        if self.vocabulary is None:
+        if self.tokenizer is None:
             raise usage_error("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
-        return self.vocabulary.decode(int(token) for token in tokens)
+        return self.tokenizer.decode(int(token) for token in tokens)
 
     # runs
 
-    def keep(self, folder: Path) -> None:
+    def save_to_run(self, folder: Path) -> None:
         """Write vocabulary.json: with it a run can be used where its text is no more.
 
         Raises:
             DataError: The run was begun with another text.
         """
-        assert self.vocabulary is not None
-        state = {"text": self._training_text().digest, "vocabulary": self.vocabulary.state()}
+        assert self.tokenizer is not None
+        state = {"text": self._training_text().digest, "vocabulary": self.tokenizer.state()}
         if not (folder / KEPT).exists():
             write_file(folder / KEPT, to_json(state))
         elif _read(folder / KEPT) != state:
-            raise unreadable(
+            raise data_error(
                 self.config.path,
                 "has changed since the run began",
                 "the text that the run was trained on",
@@ -272,7 +271,7 @@ class Text(Task):
             )
 
     @classmethod
-    def of_run(cls, config: Any, seed: int, folder: Path) -> "Text":
+    def from_run(cls, config: Any, seed: int, folder: Path) -> "Text":
         kept = _read(folder / KEPT)
         return cls(config, seed, kept)
 

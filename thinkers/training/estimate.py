@@ -59,7 +59,7 @@ def estimate(config: Config) -> Estimate:
     if precision == "float64":
         model.double()
 
-    task.finish_curriculum()
+    task.skip_curriculum()
     flops = [
         model.batch_flops(
             task.batch(update, settings.batch_size), thinking_steps(update, settings), training=True

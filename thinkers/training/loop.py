@@ -145,7 +145,7 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks, l
                 alone = ranks.world == 1
                 if scores := signals.unless_stopped(lambda: score_of(learner, "valid"), alone):
                     tracker.log(done, valid=scores)
-                    score = learner.task.merit(scores)
+                    score = learner.task.objective(scores)
             is_best = score is not None and _is_better(score, learner.best)
             learner.best = score if is_best else learner.best
             signal = told.signal or (signals.number if ranks.world == 1 else 0)
@@ -200,7 +200,7 @@ def _prepare(
             print(f"{change}: the last bits may differ", flush=True)
         record |= here | {"config": config.to_dict(), "plans": plans}
         run_folder.write_record(folder, record)
-        task.keep(folder)
+        task.save_to_run(folder)
     if update:
         restore(learner, checkpoint.read(folder / "checkpoints" / f"{update:08d}", record["run"]))
     return learner, precision

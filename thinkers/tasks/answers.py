@@ -1,0 +1,235 @@
+"""Tasks of prompts with one right answer: their batches, and the score of a model's answers."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor, nn
+
+from thinkers.checks import NOT_CAUSAL, check_int
+from thinkers.errors import UsageError
+from thinkers.models.base import Batch
+from thinkers.models.generation import eval_mode
+from thinkers.prng import Rng, mix_int, row_keys
+from thinkers.tasks.base import IGNORED, Task, check_batch, split_of_hash
+
+SCORING_ROWS = 500
+"""Examples that a model answers at once when it is scored."""
+ATTEMPTS = 100_000
+"""Draws after which a split is taken to have no example."""
+
+
+class AnswerTask(Task):
+    """Task of prompts, each with one right answer, scored by exact match.
+
+    The shortest task defines `Config`, `max_length`, `symbols`, `max_answer_length` and `example`.
+    `batch`, `encode` and `decode` follow from these, and prompts are held out by their hash: 80 %
+    of all prompts are for training, 10 % each for valid and test. A task with tokens of its own or
+    with vectorised draws overrides these three methods, and `evaluation_batches` where its
+    evaluation examples are not those of `batch`.
+    """
+
+    primary_metric = "exact"
+    symbols: ClassVar[str] = ""
+    """The characters of its texts; character i is token i, then come the end token and padding.
+    Empty for a task that sets `vocab_size` and overrides `encode` and `decode`."""
+    prompt_end: ClassVar[str] = ""
+    """Text that a complete prompt must contain, such as `=`."""
+    causal_fix: ClassVar[str] = "set causal=True"
+    """Fix for a non-causal model, which can answer with one token only."""
+
+    def __init__(self, config: Any = None, seed: int = 0):
+        super().__init__(config, seed)
+        if self.symbols:
+            self.end_token, self.pad_token = len(self.symbols), len(self.symbols) + 1
+            self.vocab_size = len(self.symbols) + 2
+
+    @abstractmethod
+    def max_answer_length(self) -> int: ...
+
+    def example(self, rng: Rng) -> tuple[str, str]:
+        """Return the text of a random prompt and of its answer, all randomness drawn from `rng`.
+
+        Required unless `batch` is overridden.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define example, or override batch")
+
+    def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
+        """Return rows that are a function of (seed, split, update, row), padded to the longest."""
+        stream = check_batch(update, batch_size, split)
+        keys = row_keys(self.seed, stream, np.array([update]), batch_size)[0]
+        examples = [self._draw_example(key, split) for key in keys.tolist()]
+        return answer_batch(examples, keys.view(np.int64), self.pad_token)
+
+    def _draw_example(self, key: int, split: str) -> tuple[list[int], list[int]]:
+        """Return the tokens of the first prompt of `split` drawn from `key`, and of its answer."""
+        for attempt in range(ATTEMPTS):
+            prompt, answer = self.example(Rng(mix_int(key + attempt + 1)))
+            if split_of_hash(int.from_bytes(prompt.encode())) == split:
+                break
+        else:
+            raise UsageError(
+                f"{type(self).__name__} must have prompts for {split}, got none in {ATTEMPTS:,} "
+                "draws; allow more different prompts"
+            )
+        tokens, target = self.encode(prompt), [*self.encode(answer), self.end_token]
+        for name, needed, limit in (
+            ("max_length", len(tokens) + len(target), self.max_length),
+            ("max_answer_length", len(target), self.max_answer_length()),
+        ):
+            if needed > limit:
+                raise UsageError(
+                    f"{name} must be at least {needed}, the end token of {prompt!r} {answer!r} "
+                    f"included, got {limit}"
+                )
+        return tokens, target
+
+    def evaluation_batches(self, split: str, num_examples: int) -> Iterator[Batch]:
+        """Yield `num_examples` examples of `split`, or all there are, the same in every call."""
+        for i, start in enumerate(range(0, num_examples, SCORING_ROWS)):
+            yield self.batch(i, min(SCORING_ROWS, num_examples - start), split)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token of each character of `text`.
+
+        Raises:
+            UsageError: naming the first character that is not in `symbols`.
+        """
+        for position, character in enumerate(text):
+            if character not in self.symbols:
+                raise UsageError(
+                    f"character {position} of {text!r} must be one of {' '.join(self.symbols)}, "
+                    f"got {character!r}"
+                )
+        return [self.symbols.index(character) for character in text]
+
+    def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
+        """Return the text of `tokens`, up to the end token and without padding."""
+        text = ""
+        for position, token in enumerate(int(token) for token in tokens):
+            check_int(f"token {position}", token, 0, self.vocab_size - 1)
+            if token == self.end_token:
+                break
+            text += self.symbols[token] if token != self.pad_token else ""
+        return text
+
+    def check(self, model: Any) -> None:
+        if not model.causal and self.max_answer_length() > 1:
+            reason = NOT_CAUSAL.format(what="writing answers")
+            raise UsageError(f"{reason}; {self.causal_fix}")
+
+    def score(
+        self,
+        model: nn.Module,
+        split: str = "test",
+        num_examples: int = 2000,
+        num_steps: int | None = None,
+    ) -> dict[str, float]:
+        """Return the shares of answers (`exact`) and of answer tokens (`per_token`) that are right.
+
+        Both include the end token: `exact` counts an answer only if it also stops where it should.
+        """
+        batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
+        return score_answers(model, batches, self.max_answer_length(), num_steps)
+
+    def grade(
+        self,
+        model: nn.Module,
+        split: str = "test",
+        num_examples: int = 2000,
+        num_steps: int | None = None,
+    ) -> Float[Tensor, " n"]:
+        """Return 1 for each answer that is right to its end token, 0 for the others."""
+        batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
+        right, graded = grade_answers(model, batches, self.max_answer_length(), num_steps)
+        return (right == graded).double()
+
+    def groups(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
+        """Return the number of each example's prompt: equal prompts are one group."""
+        numbers: dict[tuple[int, ...], int] = {}
+        found = []
+        for batch in self.evaluation_batches(split, check_int("num_examples", num_examples, 1)):
+            assert batch.prompt_lengths is not None
+            for row, length in zip(batch.tokens, batch.prompt_lengths.tolist(), strict=True):
+                found.append(numbers.setdefault(tuple(row[:length].tolist()), len(numbers)))
+        return np.array(found)
+
+
+def answer_batch(
+    examples: Sequence[tuple[list[int], list[int]]], keys: Int64[np.ndarray, " b"], pad_token: int
+) -> Batch:
+    """Return a batch of (prompt, answer with end token), padded to the longest of them.
+
+    The input of a row is its prompt and its answer without the end token; the targets of the
+    prompt's last position and of the answer's positions are the answer, all others are ignored.
+    """
+    width = max(len(prompt) + len(answer) for prompt, answer in examples) - 1
+    tokens = np.full((len(examples), width), pad_token)
+    targets = np.full((len(examples), width), IGNORED)
+    prompts = np.array([len(prompt) for prompt, _ in examples])
+    lengths = prompts + [len(answer) - 1 for _, answer in examples]
+    rows = zip(examples, prompts, lengths, strict=True)
+    for row, ((prompt, answer), start, end) in enumerate(rows):
+        tokens[row, :start] = prompt
+        tokens[row, start:end] = answer[:-1]
+        targets[row, start - 1 : end] = answer
+    return Batch(*(torch.from_numpy(x) for x in (tokens, targets, prompts, lengths, keys)))
+
+
+def score_answers(
+    model: Any,
+    batches: Iterable[Batch],
+    max_new_tokens: int,
+    num_steps: int | None = None,
+) -> dict[str, float]:
+    """Return the shares of answers, and of their tokens, that `model` gets right.
+
+    `model` answers in evaluation mode, without gradient, and is left in the mode it was in.
+    """
+    right, graded = grade_answers(model, batches, max_new_tokens, num_steps)
+    exact = (right == graded).double().mean()
+    return {"exact": float(exact), "per_token": float(right.sum() / graded.sum())}
+
+
+def grade_answers(
+    model: Any,
+    batches: Iterable[Batch],
+    max_new_tokens: int,
+    num_steps: int | None = None,
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Return the number of right tokens of each answer, and its number of tokens."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    right, graded = [], []
+    with eval_mode(model):
+        for batch in batches:
+            prompts, truth = left_padded_prompts(batch), true_answers(batch, max_new_tokens)
+            predicted = model.answer(
+                prompts.to(device),
+                batch.prompt_lengths.to(device),  # type: ignore[union-attr]
+                max_new_tokens,
+                num_steps=num_steps,
+            ).cpu()
+            is_graded = truth != IGNORED
+            right.append((is_graded & (predicted == truth)).sum(1))
+            graded.append(is_graded.sum(1))
+    return torch.cat(right), torch.cat(graded)
+
+
+def left_padded_prompts(batch: Batch) -> Int[Tensor, "b p"]:
+    """Return the prompts alone, each in the last columns of its row."""
+    assert batch.prompt_lengths is not None
+    longest = int(batch.prompt_lengths.max())
+    columns = torch.arange(longest) - longest + batch.prompt_lengths[:, None]
+    return batch.tokens.gather(1, columns.clamp_min(0)).masked_fill(columns < 0, 0)
+
+
+def true_answers(batch: Batch, length: int) -> Int[Tensor, "b n"]:
+    """Return the right answers, end token included, padded to `length` with -100."""
+    assert batch.prompt_lengths is not None
+    columns = batch.prompt_lengths[:, None] - 1 + torch.arange(length)
+    inside = columns < batch.targets.shape[1]
+    truth = batch.targets.gather(1, columns.clamp_max(batch.targets.shape[1] - 1))
+    return truth.masked_fill(~inside, IGNORED)
