@@ -374,6 +374,6 @@ def test_wrong_settings_are_named(settings):
 
 def test_the_picture_in_the_documentation_is_the_mask_that_is_computed():
     number = N + 1
-    shown = masks.table(masks.thought_trains(N), T * number)[0]
+    shown = masks.table(masks.thought_chains(N), T * number)[0]
     order = torch.arange(T * number).view(T, number).T.flatten()
     assert torch.equal(shown[order][:, order], Everything(make()).visible(T, number)[0, 0])

@@ -280,7 +280,7 @@ class ThoughtsFormer(Model):
 
     def mask(self, length: int, num_steps: int | None = None) -> Bool[Tensor, "t s"]:
         steps = self.check_steps(num_steps)
-        trains = masks.table(masks.thought_trains(steps - 1), length * steps)[0]
+        trains = masks.table(masks.thought_chains(steps - 1), length * steps)[0]
         return trains if self.causal else torch.ones_like(trains)
 
     def prefill(

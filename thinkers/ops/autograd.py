@@ -1,4 +1,4 @@
-"""What the operations share around autograd: no second derivative, and no autocast inside."""
+"""Autograd helpers of the operations: no second derivative, no autocast inside, eager execution."""
 
 import contextlib
 import functools
@@ -11,8 +11,8 @@ from torch import Tensor
 P, R = ParamSpec("P"), TypeVar("R")
 
 
-class _OneDerivative(torch.autograd.Function):
-    """Passes gradients on; differentiating them again is an error that names the operation."""
+class _OnceDifferentiable(torch.autograd.Function):
+    """The identity, whose own backward raises an error that names the operation."""
 
     @staticmethod
     def forward(ctx: Any, name: str, number: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -27,32 +27,37 @@ class _OneDerivative(torch.autograd.Function):
         )
 
 
-def one_derivative(
+def forbid_second_derivative(
     name: str, grads: tuple[Tensor | None, ...], sources: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
-    """`grads`, which raise if they are differentiated with respect to any of `sources`."""
+    """Return `grads` unchanged, but raise if they are differentiated with respect to `sources`.
+
+    torch's `once_differentiable` would raise too, without the name of the operation.
+    """
+    # Gradients are enabled inside a backward pass under create_graph=True alone.
     if not torch.is_grad_enabled():
         return grads
     wanted = [x for x in grads if x is not None]
-    passed = iter(_OneDerivative.apply(name, len(wanted), *wanted, *sources))
+    passed = iter(_OnceDifferentiable.apply(name, len(wanted), *wanted, *sources))
     return tuple(None if x is None else next(passed) for x in grads)
 
 
 def eager(reason: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator: compiled callers run the function between their graphs, or are told why.
+    """Decorate a function that compiled callers run between their graphs.
 
-    The same as torch.compiler.disable, which would import the whole compiler with the library.
+    Under `fullgraph=True` the compiler raises, and its error holds `reason`. The same as
+    `torch.compiler.disable`, which would import the whole compiler with the library.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        between: Any = torch._disable_dynamo(function)
-        between._torchdynamo_disable = True
-        between._torchdynamo_disable_msg = reason
+        disabled: Any = torch._disable_dynamo(function)
+        disabled._torchdynamo_disable = True
+        disabled._torchdynamo_disable_msg = reason
 
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
             if torch.compiler.is_compiling():
-                return between(*args, **kwargs)
+                return disabled(*args, **kwargs)
             return function(*args, **kwargs)
 
         return called
@@ -60,24 +65,29 @@ def eager(reason: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the dtype of autocast where it is on, as torch's own attention casts them."""
+def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast tensors to the dtype of autocast where it is on, as torch's own attention does."""
     if not isinstance(tensors[0], Tensor):
         return tensors
     kind = tensors[0].device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(x.to(dtype) if _casts(x) else x for x in tensors)
+    return tuple(x.to(dtype) if _is_cast(x) else x for x in tensors)
 
 
-def _casts(x: Tensor) -> bool:
-    """Whether autocast lowers `x`; what it leaves alone is for the checks to refuse."""
+def _is_cast(x: Tensor) -> bool:
+    """Return True if autocast casts `x`; any other dtype is left for the checks to refuse."""
     return isinstance(x, Tensor) and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
-    """A context in which products keep the dtype that they were given."""
+    """Return a context in which matrix products keep the dtype of their inputs.
+
+    The kernels choose the dtype of every product themselves: autocast would lower the float32
+    products that low precision is accumulated in, and a backward pass may run under another
+    autocast setting than its forward pass.
+    """
     if not torch.amp.is_autocast_available(x.device.type):
         return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)

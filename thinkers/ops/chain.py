@@ -1,7 +1,7 @@
-"""Trains of thought that grow step by step in one buffer, for models that learn through many steps.
+"""Chain: thoughts appended step by step to one buffer, for gradients through many steps.
 
-Concatenating a longer chain at every step keeps n copies of it on the tape: memory quadratic in n.
-Here every thought is written once, and the steps that read it add their gradients into one buffer.
+Concatenating a longer chain at every step keeps n copies in the graph: memory quadratic in n. Here
+every thought is written once, and the steps that read it add their gradients into one buffer.
 """
 
 from typing import Any
@@ -10,56 +10,66 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from thinkers.ops.autograd import eager, lowered, no_autocast, one_derivative
-from thinkers.ops.thought import BACKENDS, NAME, Reading, choose, read, read_back
+from thinkers.ops.autograd import cast_for_autocast, eager, forbid_second_derivative, no_autocast
+from thinkers.ops.dispatch import THOUGHT_BACKENDS, choose_thought
+from thinkers.ops.thought import NAME, ThoughtCall, backward_from_lse, forward_with_lse
 from thinkers.ops.validation import check_backend, check_tensor, check_thought
 
 
 class Chain:
-    """The keys and values of the thoughts of every position, for one layer and one forward pass."""
+    """Keys and values of the thoughts of every position, for one layer and one forward pass."""
 
     def __init__(self, max_thoughts: int):
-        """A chain of no thoughts with room for `max_thoughts`."""
+        """Make an empty chain.
+
+        Args:
+            max_thoughts: Thoughts of a position that fit; the buffer is allocated by the first one.
+        """
         if isinstance(max_thoughts, bool) or not isinstance(max_thoughts, int) or max_thoughts < 0:
             raise ValueError(f"max_thoughts must be an integer >= 0, got {max_thoughts!r}")
         self.max_thoughts = max_thoughts
-        self._store: _Store | None = None
-        self._tickets: list[Tensor] = []
+        self._buffer: _Buffer | None = None
+        self._dependencies: list[Tensor] = []
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return len(self._dependencies)
 
     @property
     def k(self) -> Float[Tensor, "b g t n d"]:
-        """The keys written so far, without gradient."""
-        return self._stored().view(len(self))[0]
+        """Keys of the thoughts so far, without gradient."""
+        return self._written().view(len(self))[0]
 
     @property
     def v(self) -> Float[Tensor, "b g t n d"]:
-        """The values written so far, without gradient."""
-        return self._stored().view(len(self))[1]
+        """Values of the thoughts so far, without gradient."""
+        return self._written().view(len(self))[1]
 
-    @eager("a chain of thoughts is written in place between graphs")
+    @eager("a chain of thoughts is written in place, outside of graphs")
     def append(self, k: Float[Tensor, "b g t d"], v: Float[Tensor, "b g t d"]) -> None:
-        """Write the next thought of every position."""
+        """Append the next thought of every position.
+
+        Raises:
+            ValueError: if the chain is full, or k or v is not like the first thought.
+        """
         if len(self) == self.max_thoughts:
             raise ValueError(
                 f"a chain must hold at most {self.max_thoughts} thoughts, got one more"
             )
-        k, v = lowered(k, v)
+        k, v = cast_for_autocast(k, v)
         check_tensor("k", k, "b g t d")
         check_tensor("v", v, "b g t d")
-        if self._store is None:
-            self._store = _Store(k, self.max_thoughts)
-        slot = self._store.k[..., 0, :]
+        if self._buffer is None:
+            self._buffer = _Buffer(k, self.max_thoughts)
+        slot = self._buffer.k[..., 0, :]
         for name, x in (("k", k), ("v", v)):
             if (x.shape, x.dtype, x.device) != (slot.shape, slot.dtype, slot.device):
                 raise ValueError(
-                    f"{name} must be {_kind(slot)} like the first thought's k, got {_kind(x)}"
+                    f"{name} must be {_describe(slot)} like the first thought's k, "
+                    f"got {_describe(x)}"
                 )
-        self._tickets.append(_Write.apply(k, v, self._store, len(self)))
+        self._dependencies.append(_Append.apply(k, v, self._buffer, len(self)))
 
-    @eager("a chain of thoughts is read between graphs")
+    @eager("a chain of thoughts is read outside of graphs")
     def attend(
         self,
         q: Float[Tensor, "b h t d"],
@@ -70,72 +80,85 @@ class Chain:
         scale: float | None = None,
         backend: str = "auto",
     ) -> Float[Tensor, "b h t d"]:
-        """What causal `thought_attention` gives over this chain, with gradients to its thoughts."""
-        check_backend(backend, tuple(name for name in BACKENDS if name != "dense"))
-        q, base_k, base_v = lowered(q, base_k, base_v)
+        """Causal `thought_attention` over this chain, with gradients to its thoughts.
+
+        See `thinkers.ops.thought_attention` for the arguments and errors; the dense backend is not
+        available.
+        """
+        check_backend(backend, tuple(name for name in THOUGHT_BACKENDS if name != "dense"))
+        q, base_k, base_v = cast_for_autocast(q, base_k, base_v)
         check_tensor("q", q, "b h t d")
         check_tensor("base_k", base_k, "b g s d", like=q)
-        store = self._store
-        if store is None:
-            store = _Store(base_k[:, :, base_k.shape[2] - q.shape[2] :], 0)
-        k, v = store.view(len(self))
+        buffer = self._buffer
+        if buffer is None:
+            buffer = _Buffer(base_k[:, :, base_k.shape[2] - q.shape[2] :], 0)
+        k, v = buffer.view(len(self))
         check_thought(q, base_k, base_v, k, v, True, key_padding, scale)
         scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-        reading = Reading(True, scale, choose(q, backend).name)
-        return _Attend.apply(q, base_k, base_v, key_padding, store, reading, *self._tickets)
+        call = ThoughtCall(True, scale, choose_thought(q, backend).backend)
+        return _Attend.apply(q, base_k, base_v, key_padding, buffer, call, *self._dependencies)
 
-    def _stored(self) -> "_Store":
-        if self._store is None:
-            raise ValueError("a chain must hold a thought before it is looked at, got none")
-        return self._store
+    def _written(self) -> "_Buffer":
+        if self._buffer is None:
+            raise ValueError("a chain must hold a thought before k or v is read, got none")
+        return self._buffer
 
 
-def _kind(x: Tensor) -> str:
+def _describe(x: Tensor) -> str:
     return f"{tuple(x.shape)} of {x.dtype} on {x.device}"
 
 
-class _Store:
-    """The buffers of a chain. It knows no tensor of the graph, so that graph and chain can die."""
+class _Buffer:
+    """Keys, values and their gradients. It holds no tensor of the graph, so that the graph, which
+    holds the buffer, makes no reference cycle with it and is freed without the garbage collector.
+    """
 
     def __init__(self, like: Tensor, room: int):
         shape = (*like.shape[:3], room, like.shape[3])
         self.k, self.v = like.new_empty(shape), like.new_empty(shape)
         self._grads: tuple[Tensor, Tensor] | None = None
-        self._pass = -1
+        self._pass_id = -1
 
     def view(self, n: int) -> tuple[Tensor, Tensor]:
-        """The first n thoughts."""
+        """Keys and values of the first n thoughts, (b, g, t, n, d) each."""
         return self.k[..., :n, :], self.v[..., :n, :]
 
     def write(self, slot: int, k: Tensor, v: Tensor) -> None:
-        """Put a thought into its place."""
-        # Earlier steps keep views of the slots before, which stay: their versions must not change.
+        """Write the keys and values (b, g, t, d) of a thought."""
+        # Through .data, which leaves the version counter alone: a view of earlier slots that was
+        # saved for a backward pass still holds the same values, and autograd must not refuse it.
         self.k.data[..., slot, :] = k
         self.v.data[..., slot, :] = v
 
     def grads(self) -> tuple[Tensor, Tensor]:
-        """Where the steps of the backward pass that is running add up their gradients."""
+        """Gradients of keys and values, summed over the steps of the running backward pass."""
+        # A retained graph may run backward again, and an earlier pass may have been interrupted:
+        # sums of another pass are dropped.
         current = torch._C._current_graph_task_id()
-        if self._grads is None or self._pass != current:
+        if self._grads is None or self._pass_id != current:
             wide = torch.float64 if self.k.dtype == torch.float64 else torch.float32
             first, second = (torch.zeros_like(self.k, dtype=wide) for _ in "kv")
-            self._grads, self._pass = (first, second), current
+            self._grads, self._pass_id = (first, second), current
         return self._grads
 
 
-class _Write(torch.autograd.Function):
-    """Writes a thought, and returns a ticket: its readers go backwards before it does."""
+class _Append(torch.autograd.Function):
+    """Write a thought, and return an empty tensor for its readers to depend on.
+
+    Autograd thereby runs the backward passes of all readers, which add to the buffer of gradients,
+    before this one, which takes the sum.
+    """
 
     @staticmethod
-    def forward(ctx: Any, k: Tensor, v: Tensor, store: _Store, slot: int) -> Tensor:
-        ctx.store, ctx.slot, ctx.dtype = store, slot, k.dtype
-        store.write(slot, k, v)
+    def forward(ctx: Any, k: Tensor, v: Tensor, buffer: _Buffer, slot: int) -> Tensor:
+        ctx.buffer, ctx.slot, ctx.dtype = buffer, slot, k.dtype
+        buffer.write(slot, k, v)
         return k.new_zeros(0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found = (x[..., ctx.slot, :].to(ctx.dtype).contiguous() for x in ctx.store.grads())
-        return (*one_derivative(NAME, tuple(found), grads), None, None)
+        found = (x[..., ctx.slot, :].to(ctx.dtype).contiguous() for x in ctx.buffer.grads())
+        return (*forbid_second_derivative(NAME, tuple(found), grads), None, None)
 
 
 class _Attend(torch.autograd.Function):
@@ -145,31 +168,34 @@ class _Attend(torch.autograd.Function):
         q: Tensor,
         base_k: Tensor,
         base_v: Tensor,
-        hidden: Tensor | None,
-        store: _Store,
-        reading: Reading,
-        *tickets: Tensor,
+        padding: Tensor | None,
+        buffer: _Buffer,
+        call: ThoughtCall,
+        *dependencies: Tensor,
     ) -> Tensor:
         with no_autocast(q):
-            k, v = store.view(len(tickets))
-            out, lse = read(q, base_k, base_v, k, v, hidden, reading)
-        ctx.save_for_backward(q, base_k, base_v, hidden, out, lse)
-        ctx.store, ctx.reading, ctx.n = store, reading, len(tickets)
+            k, v = buffer.view(len(dependencies))
+            out, lse = forward_with_lse(q, base_k, base_v, k, v, padding, call)
+        ctx.save_for_backward(q, base_k, base_v, padding, out, lse)
+        ctx.buffer, ctx.call, ctx.n = buffer, call, len(dependencies)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, base_k, base_v, hidden, out, lse = ctx.saved_tensors
-        store, n, (grad,) = ctx.store, ctx.n, grads
+        q, base_k, base_v, padding, out, lse = ctx.saved_tensors
+        buffer, n, (grad,) = ctx.buffer, ctx.n, grads
         with torch.no_grad(), no_autocast(q):
-            k, v = store.view(n)
-            into = None
+            k, v = buffer.view(n)
+            chain_grads = None
             if any(ctx.needs_input_grad[6:]):
-                into_k, into_v = store.grads()
-                into = (into_k[..., :n, :], into_v[..., :n, :])
-            tensors = (q, base_k, base_v, k, v, out, lse, hidden)
+                grad_k, grad_v = buffer.grads()
+                chain_grads = (grad_k[..., :n, :], grad_v[..., :n, :])
+            tensors = (q, base_k, base_v, k, v, out, lse, padding)
             needs = ctx.needs_input_grad
-            dq, dk, dv = read_back(grad, *tensors, ctx.reading, needs, into)
-        used = (q.new_zeros(0) if need else None for need in ctx.needs_input_grad[6:])
-        dq, dk, dv, *passed = one_derivative(NAME, (dq, dk, dv, *used), (grad, q, base_k, base_v))
+            dq, dk, dv = backward_from_lse(grad, *tensors, ctx.call, needs, chain_grads)
+        # Empty gradients of the dependencies: the real ones are in the buffer.
+        empty = (q.new_zeros(0) if need else None for need in ctx.needs_input_grad[6:])
+        dq, dk, dv, *passed = forbid_second_derivative(
+            NAME, (dq, dk, dv, *empty), (grad, q, base_k, base_v)
+        )
         return (dq, dk, dv, None, None, None, *passed)

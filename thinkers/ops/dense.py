@@ -1,10 +1,10 @@
-"""The definition of each operation by einsum and autograd: slow, the oracle of every test."""
+"""The definition of each operation, in einsum and autograd: slow, the reference of the tests."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from thinkers.ops.validation import Pairs, check_backend, check_stop_grad, check_thought
+from thinkers.ops.validation import PairValues, check_backend, check_stop_grad, check_thought
 
 
 def stop_grad_attention(
@@ -14,9 +14,9 @@ def stop_grad_attention(
     *,
     causal: bool = False,
     mask: Tensor | None = None,
-    stop_q: Pairs = None,
-    stop_k: Pairs = None,
-    stop_v: Pairs = None,
+    stop_q: PairValues = None,
+    stop_k: PairValues = None,
+    stop_v: PairValues = None,
     scale: float | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "b h t d"]:
@@ -28,14 +28,16 @@ def stop_grad_attention(
     check_backend(backend, ("auto", "dense"))
     stops = {"stop_q": stop_q, "stop_k": stop_k, "stop_v": stop_v}
     check_stop_grad(q, k, v, causal, mask, stops, scale)
-    keep_q, keep_k, keep_v = (_keep(stop, q, k) for stop in stops.values())
+    factor_q, factor_k, factor_v = (_gradient_factor(stop, q, k) for stop in stops.values())
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
 
+    # Each difference below is exactly 0 in value and carries the gradient to one tensor alone, so
+    # that multiplying it by a factor scales this gradient and leaves the output as it is.
     scores = _scores(q.detach(), k.detach())
-    to_q = keep_q * (_scores(q, k.detach()) - scores)
-    to_k = keep_k * (_scores(q.detach(), k) - scores)
+    to_q = factor_q * (_scores(q, k.detach()) - scores)
+    to_k = factor_k * (_scores(q.detach(), k) - scores)
     p = _softmax((scores + to_q + to_k) * _scale(scale, q), *_visible(q, k, causal, mask))
-    to_v = torch.einsum("bhts,bhsd->bhtd", p.detach() * keep_v, v - v.detach())
+    to_v = torch.einsum("bhts,bhsd->bhtd", p.detach() * factor_v, v - v.detach())
     return torch.einsum("bhts,bhsd->bhtd", p, v.detach()) + to_v
 
 
@@ -51,7 +53,7 @@ def thought_attention(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "b h t d"]:
-    """Attention of one reading element per position over base elements and trains of thought.
+    """Attention of one reading element per position over base elements and chains of thoughts.
 
     The mask of ThoughtsFormer, https://github.com/EmmettBicker/ThoughtsFormer.
     See `thinkers.ops.thought_attention` for the arguments.
@@ -63,15 +65,15 @@ def thought_attention(
     k, v, chain_k, chain_v = (
         x.repeat_interleave(h // x.shape[1], dim=1) for x in (base_k, base_v, chain_k, chain_v)
     )
-    hidden = q.new_zeros((b, s), dtype=torch.bool) if key_padding is None else key_padding
-    sees_base = ~hidden[:, None, None, :].expand(b, h, t, s)
+    padding = q.new_zeros((b, s), dtype=torch.bool) if key_padding is None else key_padding
+    visible_base = ~padding[:, None, None, :].expand(b, h, t, s)
     own = torch.eye(t, dtype=torch.bool, device=q.device)[:, :, None].expand(t, t, n)
-    sees_chain = ~hidden[:, None, None, s - t :, None].expand(b, h, t, t, n)
+    visible_chain = ~padding[:, None, None, s - t :, None].expand(b, h, t, t, n)
     if causal:
-        sees_base = sees_base & _causal(t, s, q.device)
-        sees_chain = sees_chain & own
+        visible_base = visible_base & _causal(t, s, q.device)
+        visible_chain = visible_chain & own
     k, v = (torch.cat([x, y.flatten(2, 3)], 2) for x, y in ((k, chain_k), (v, chain_v)))
-    visible = torch.cat([sees_base, sees_chain.flatten(3)], dim=3)
+    visible = torch.cat([visible_base, visible_chain.flatten(3)], dim=3)
     p = _softmax(_scores(q, k) * _scale(scale, q), visible)
     return torch.einsum("bhts,bhsd->bhtd", p, v)
 
@@ -85,10 +87,12 @@ def _scale(scale: float | None, q: Tensor) -> float:
 
 
 def _causal(t: int, s: int, device: torch.device) -> Tensor:
+    """True where query i may see key j, (t, s): j <= i + s - t (bottom-right alignment)."""
     return torch.ones(t, s, dtype=torch.bool, device=device).tril(s - t)
 
 
 def _visible(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """True where a pair is visible, (b, h, t, s), and the addend of the scores."""
     b, h, t, _ = q.shape
     s = k.shape[2]
     visible = _causal(t, s, q.device) if causal else q.new_ones((t, s), dtype=torch.bool)
@@ -103,16 +107,18 @@ def _visible(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> tuple[T
 
 
 def _softmax(scores: Tensor, visible: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Probabilities over the visible keys; a row that sees nothing is zero, and so its gradient."""
+    """Probabilities over the visible keys; 0 in a row that sees none, and so is its gradient."""
     dtype = scores.dtype
     scores = scores if bias is None else scores + bias
     empty = ~visible.any(dim=-1, keepdim=True)
+    # A softmax over nothing but -inf is nan, and so is its gradient: empty rows are computed over
+    # zeros, and set to 0 afterwards.
     scores = scores.masked_fill(~visible, -torch.inf).masked_fill(empty, 0.0)
     return torch.softmax(scores, dim=-1).masked_fill(empty, 0.0).to(dtype)
 
 
-def _keep(stop: Pairs, q: Tensor, k: Tensor) -> Tensor:
-    """The gradient factor of every pair, (b, h, t, s): 1 keeps, 0 stops."""
+def _gradient_factor(stop: PairValues, q: Tensor, k: Tensor) -> Tensor:
+    """The gradient factor of every pair, (b, h, t, s): 1 keeps the gradient, 0 stops it."""
     b, h, t, _ = q.shape
     shape = (b, h, t, k.shape[2])
     if stop is None:

@@ -1,7 +1,7 @@
-"""The masks of the library as functions of (b, h, q, k): True where the pair belongs to the mask.
+"""Masks as functions of the indices (b, h, q, k), True where the pair belongs to the mask.
 
-Every one takes int64 index tensors that broadcast, as the stop masks of `stop_grad_attention` do:
-one function serves to stop gradients, to draw a picture and to build a table.
+The indices are int64 tensors that broadcast to (b, h, t, s), as in the stops of
+`stop_grad_attention`: one function serves to stop gradients, build a table and draw a picture.
 """
 
 import struct
@@ -19,11 +19,11 @@ PairMask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Banded:
-    """A mask that knows outside which keys it is False, so that nobody need look there."""
+    """A mask with the range of keys outside of which it is False and need not be evaluated."""
 
     mask: PairMask
     span: Callable[[int, int], tuple[int, int]]
-    """From the first query and the end of the queries to the first key and the end of the keys."""
+    """(first query, end of the queries) -> (first key, end of the keys)."""
 
     def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.mask(b, h, q, k)
@@ -35,7 +35,7 @@ def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 
 def reasoning_near(num_reasoning: int, window: int) -> PairMask:
-    """True where a query meets a reasoning token of at most `window` time steps ago.
+    """True where the key is a reasoning token of at most `window` time steps ago.
 
     Every time step is an ordinary token followed by `num_reasoning` reasoning tokens. Reasoning
     tokens of the query's own time step are not near, and ordinary tokens never are.
@@ -45,7 +45,8 @@ def reasoning_near(num_reasoning: int, window: int) -> PairMask:
     size = num_reasoning + 1
 
     def near(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        # Comparing elements, not time steps, keeps the divisions to one row and one column.
+        # Comparing positions instead of time steps divides one row and one column of indices, not
+        # a whole (t, s) tensor of them.
         newest, oldest = q // size * size, (q // size - window) * size
         return (k % size != 0) & (k < newest) & (k >= oldest)
 
@@ -53,7 +54,7 @@ def reasoning_near(num_reasoning: int, window: int) -> PairMask:
 
 
 def reasoning_far(num_reasoning: int, window: int) -> PairMask:
-    """True where a query meets a reasoning token of more than `window` time steps ago."""
+    """True where the key is a reasoning token of more than `window` time steps ago."""
     _at_least("num_reasoning", num_reasoning, 0)
     _at_least("window", window, 0)
     size = num_reasoning + 1
@@ -64,19 +65,19 @@ def reasoning_far(num_reasoning: int, window: int) -> PairMask:
     return Banded(far, lambda first, end: (0, ((end - 1) // size - window) * size))
 
 
-def thought_trains(num_thoughts: int) -> PairMask:
-    """True where a ThoughtsFormer element may read: earlier bases, and its own train up to itself.
+def thought_chains(num_thoughts: int) -> PairMask:
+    """True where a ThoughtsFormer element may attend: bases up to its own, its chain up to itself.
 
-    The sequence is train after train: a base element and its `num_thoughts` thoughts.
+    The sequence is chain after chain: a base element and its `num_thoughts` thoughts.
     """
     _at_least("num_thoughts", num_thoughts, 0)
     size = num_thoughts + 1
 
-    def trains(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def chains(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         base = (k % size == 0) & (k // size <= q // size)
         return base | ((k // size == q // size) & (k <= q))
 
-    return trains
+    return chains
 
 
 def sections(size: int) -> PairMask:
@@ -112,17 +113,17 @@ def only_heads(mask: PairMask, heads: tuple[int, ...]) -> PairMask:
 
 
 def both(first: PairMask, second: PairMask) -> PairMask:
-    """True where both masks are."""
+    """True where both masks are True."""
     return lambda b, h, q, k: first(b, h, q, k) & second(b, h, q, k)
 
 
 def either(first: PairMask, second: PairMask) -> PairMask:
-    """True where one of the masks is."""
+    """True where at least one of the masks is True."""
     return lambda b, h, q, k: first(b, h, q, k) | second(b, h, q, k)
 
 
 def invert(mask: PairMask) -> PairMask:
-    """True where the mask is not."""
+    """True where the mask is False."""
     return lambda b, h, q, k: ~mask(b, h, q, k)
 
 
@@ -133,7 +134,7 @@ def table(
     num_heads: int = 1,
     device: torch.device | str = "cpu",
 ) -> Bool[Tensor, "h t s"]:
-    """The mask written out for `t` queries and `s` keys (as many, unless given)."""
+    """The mask as a tensor for `t` queries and `s` keys, by default `t`."""
     q = torch.arange(t, device=device)[None, None, :, None]
     k = torch.arange(t if s is None else s, device=device)[None, None, None, :]
     h = torch.arange(num_heads, device=device)[None, :, None, None]
@@ -144,11 +145,14 @@ def table(
 def picture(
     mask: PairMask, n: int, path: str | Path | None = None, cell: int = 12, head: int = 0
 ) -> UInt8[Tensor, "height width 3"]:
-    """An image of the mask for `n` queries (rows) and `n` keys (columns), and a PNG at `path`.
+    """Draw the mask for `n` queries (rows) and `n` keys (columns), and write a PNG to `path`.
 
     Args:
         cell: Width and height of a pair in pixels, its border of one pixel included.
-        head: The query head that is drawn.
+        head: Index of the query head to draw.
+
+    Raises:
+        ValueError: if `n`, `cell` or `head` is too small.
     """
     _at_least("n", n, 1)
     _at_least("head", head, 0)
@@ -159,10 +163,10 @@ def picture(
     return pixels
 
 
-def colours(shown: Bool[Tensor, "t s"], cell: int = 12) -> UInt8[Tensor, "height width 3"]:
-    """The image of a table: blue where it is True, a square of `cell` pixels for each pair."""
+def colours(mask: Bool[Tensor, "t s"], cell: int = 12) -> UInt8[Tensor, "height width 3"]:
+    """Draw a table: blue where it is True, a square of `cell` pixels for each pair."""
     blue, pale, line = torch.tensor([[38, 84, 160], [232, 237, 245], [255, 255, 255]]).byte()
-    pixels = torch.where(shown[:, :, None], blue, pale)
+    pixels = torch.where(mask[:, :, None], blue, pale)
     pixels = pixels.repeat_interleave(cell, dim=0).repeat_interleave(cell, dim=1)
     pixels[cell - 1 :: cell] = line
     pixels[:, cell - 1 :: cell] = line
@@ -170,8 +174,9 @@ def colours(shown: Bool[Tensor, "t s"], cell: int = 12) -> UInt8[Tensor, "height
 
 
 def png(pixels: UInt8[Tensor, "height width 3"]) -> bytes:
-    """The image as a PNG."""
+    """Encode an image as a PNG."""
     height, width, _ = pixels.shape
+    # A 0 before each row of pixels: the filter type "none".
     filtered = torch.cat([pixels.new_zeros(height, 1), pixels.reshape(height, -1)], dim=1)
 
     def chunk(kind: bytes, data: bytes) -> bytes:

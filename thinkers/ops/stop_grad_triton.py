@@ -1,9 +1,12 @@
 """Triton kernels of stop-gradient attention: a flash forward, and a flash backward with factors.
 
-The scheme of the kernels is FlashAttention-2 (Dao 2023, https://arxiv.org/abs/2307.08691). A map
-says of every block of pairs whether a bool stop is nowhere, somewhere or everywhere in it: a table
-is read only where it must be, and blocks that are stopped everywhere are skipped. Stops that are
-functions are evaluated for a panel of queries at a time.
+The scheme of the kernels is FlashAttention-2 (Dao 2023, https://arxiv.org/abs/2307.08691). A map of
+tile states tells for every tile of pairs whether a bool stop is True nowhere, somewhere or
+everywhere in it: a table is read only where the answer is "somewhere", and tiles that are stopped
+everywhere are skipped. Stops that are functions are evaluated for a block of queries at a time.
+
+Names in the kernels: M and N are the queries and keys of a tile, D the head dim and DIM the next
+power of two; T, S, H, G the queries, keys, query heads and key heads; x_b, x_h, x_t, x_s strides.
 """
 
 import math
@@ -14,12 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thinkers.ops.tiles import Panel, tile
-from thinkers.ops.validation import Pairs
+from thinkers.ops.tiles import QueryBlock, tile
+from thinkers.ops.validation import PairValues
 
-PANEL = 2048
-"""Queries for which functions are evaluated at once."""
+BLOCK_QUERIES = 2048
+"""Queries for which stops that are functions are evaluated at once: their tables have (b, h,
+BLOCK_QUERIES, s) elements at most."""
 LOG2E = tl.constexpr(1.4426950408889634)
+"""exp(x) = exp2(x * LOG2E): the GPU has an instruction for exp2 alone."""
 
 
 @triton.jit
@@ -34,17 +39,17 @@ def _scores(
     MASK: tl.constexpr, CAUSAL: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     scores = tl.dot(q, tl.trans(k), input_precision=EXACT) * scale
-    shown = (rows[:, None] < T) & (columns[None, :] < S)
+    visible = (rows[:, None] < T) & (columns[None, :] < S)
     if MASK > 0:
         place = rows[:, None].to(tl.int64) * m_t + columns[None, :] * m_s
-        value = tl.load(mask + place, mask=shown, other=0)
+        value = tl.load(mask + place, mask=visible, other=0)
         if MASK == 1:
-            shown = shown & (value != 0)
+            visible = visible & (value != 0)
         else:
             scores += value.to(tl.float32)
     if CAUSAL:
-        shown = shown & (columns[None, :] <= rows[:, None] + (S - T))
-    return tl.where(shown, scores, -float("inf"))
+        visible = visible & (columns[None, :] <= rows[:, None] + (S - T))
+    return tl.where(visible, scores, -float("inf"))
 
 
 @triton.jit
@@ -56,47 +61,49 @@ def _forward(
     head = tl.program_id(1)
     # 64 bits: tables of several heads may have more elements than 32 bits can count.
     b, h = head // H, (head % H).to(tl.int64)
-    keys = (b * G + h // (H // G)).to(tl.int64) * S * D
+    key_offset = (b * G + h // (H // G)).to(tl.int64) * S * D
     start = tl.program_id(0) * M
     rows, dims = start + tl.arange(0, M), tl.arange(0, DIM)
     mask += b.to(tl.int64) * m_b + h * m_h
     x = _load(q + head.to(tl.int64) * T * D, rows, dims, T, D)
-    peak = tl.full((M,), -float("inf"), tl.float32)
+    row_max = tl.full((M,), -float("inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     value = tl.zeros((M, DIM), tl.float32)
+    # Keys from `last` on are in the future of every row: queries are aligned bottom-right.
     last = S
     if CAUSAL:
         last = tl.maximum(0, tl.minimum(S, start + M + S - T))
     for first in range(0, last, N):
         columns = first + tl.arange(0, N)
-        y = _load(k + keys, columns, dims, S, D)
+        y = _load(k + key_offset, columns, dims, S, D)
         scores = _scores(x, y, rows, columns, T, S, scale, mask, m_t, m_s, MASK, CAUSAL, EXACT)
-        higher = tl.maximum(peak, tl.max(scores, 1))
-        safe = tl.where(higher == -float("inf"), 0.0, higher)
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        # A row that has seen no key yet: -inf - -inf would be nan.
+        safe = tl.where(new_max == -float("inf"), 0.0, new_max)
         p = tl.exp2((scores - safe[:, None]) * LOG2E)
-        shrink = tl.exp2((peak - safe) * LOG2E)
-        total = total * shrink + tl.sum(p, 1)
-        z = _load(v + keys, columns, dims, S, D)
-        value = value * shrink[:, None]
+        rescale = tl.exp2((row_max - safe) * LOG2E)
+        total = total * rescale + tl.sum(p, 1)
+        z = _load(v + key_offset, columns, dims, S, D)
+        value = value * rescale[:, None]
         value += tl.dot(p.to(z.dtype), z, input_precision=EXACT)
-        peak = higher
-    seen = total > 0
-    value = value / tl.where(seen, total, 1.0)[:, None]
-    end = tl.where(seen, peak + tl.log(tl.where(seen, total, 1.0)), -float("inf"))
+        row_max = new_max
+    nonempty = total > 0
+    value = value / tl.where(nonempty, total, 1.0)[:, None]
+    end = tl.where(nonempty, row_max + tl.log(tl.where(nonempty, total, 1.0)), -float("inf"))
     inside = (rows[:, None] < T) & (dims[None, :] < D)
-    place = out + head.to(tl.int64) * T * D + rows[:, None] * D + dims[None, :]
-    tl.store(place, value.to(out.dtype.element_ty), mask=inside)
+    pointers = out + head.to(tl.int64) * T * D + rows[:, None] * D + dims[None, :]
+    tl.store(pointers, value.to(out.dtype.element_ty), mask=inside)
     tl.store(lse + head.to(tl.int64) * T + rows, end, mask=rows < T)
 
 
 @triton.jit
-def _state(states, block_row, block_column, s_t, s_s, KIND: tl.constexpr):
-    # 0: no factor in the block, 1: read the table, 2: everything stopped.
+def _state(states, tile_row, tile_column, s_t, s_s, KIND: tl.constexpr):
+    # State of a tile: 0 no factor in it, 1 read the table, 2 everything is stopped.
     if KIND == 0:
         return 0
     if KIND == 2:
         return 1
-    return tl.load(states + block_row * s_t + block_column * s_s).to(tl.int32)
+    return tl.load(states + tile_row * s_t + tile_column * s_s).to(tl.int32)
 
 
 @triton.jit
@@ -105,8 +112,8 @@ def _factor(x, state, table, rows, columns, R, S, t_t, t_s, KIND: tl.constexpr):
         return x
     if state == 1:
         inside = (rows[:, None] < R) & (columns[None, :] < S)
-        place = rows[:, None].to(tl.int64) * t_t + columns[None, :] * t_s
-        value = tl.load(table + place, mask=inside, other=0)
+        pointers = rows[:, None].to(tl.int64) * t_t + columns[None, :] * t_s
+        value = tl.load(table + pointers, mask=inside, other=0)
         if KIND == 1:
             x = tl.where(value != 0, 0.0, x)
         else:
@@ -126,19 +133,20 @@ def _backward_q(
     head = tl.program_id(1)
     # 64 bits: tables of several heads may have more elements than 32 bits can count.
     b, h = head // H, (head % H).to(tl.int64)
-    keys = (b * G + h // (H // G)).to(tl.int64) * S * D
-    here = head.to(tl.int64) * T
+    key_offset = (b * G + h // (H // G)).to(tl.int64) * S * D
+    row_offset = head.to(tl.int64) * T
     block = tl.program_id(0)
     start = START + block * M
     rows, dims = start + tl.arange(0, M), tl.arange(0, DIM)
     mask += b.to(tl.int64) * m_b + h * m_h
     table += b.to(tl.int64) * t_b + h * t_h
     states += b * s_b + h * s_h
-    x = _load(q + here * D, rows, dims, END, D)
-    go = _load(grad + here * D, rows, dims, END, D)
-    base = tl.load(lse + here + rows, mask=rows < END, other=float("inf"))
-    drop = tl.load(delta + here + rows, mask=rows < END, other=0.0)
+    x = _load(q + row_offset * D, rows, dims, END, D)
+    grad_out = _load(grad + row_offset * D, rows, dims, END, D)
+    row_lse = tl.load(lse + row_offset + rows, mask=rows < END, other=float("inf"))
+    row_delta = tl.load(delta + row_offset + rows, mask=rows < END, other=0.0)
     total = tl.zeros((M, DIM), tl.float32)
+    # Keys from `last` on are in the future of every row: queries are aligned bottom-right.
     last = S
     if CAUSAL:
         last = tl.maximum(0, tl.minimum(S, start + M + S - T))
@@ -146,19 +154,19 @@ def _backward_q(
         state = _state(states, block, first // N, s_t, s_s, KIND)
         if state != 2:
             columns = first + tl.arange(0, N)
-            y = _load(k + keys, columns, dims, S, D)
-            z = _load(v + keys, columns, dims, S, D)
+            y = _load(k + key_offset, columns, dims, S, D)
+            z = _load(v + key_offset, columns, dims, S, D)
             scores = _scores(x, y, rows, columns, END, S, scale, mask, m_t, m_s, MASK, False, EXACT)
             if CAUSAL:
-                later = columns[None, :] > rows[:, None] + (S - T)
-                scores = tl.where(later, -float("inf"), scores)
-            p = tl.exp2((scores - base[:, None]) * LOG2E)
-            ds = p * (tl.dot(go, tl.trans(z), input_precision=EXACT) - drop[:, None])
+                future = columns[None, :] > rows[:, None] + (S - T)
+                scores = tl.where(future, -float("inf"), scores)
+            p = tl.exp2((scores - row_lse[:, None]) * LOG2E)
+            ds = p * (tl.dot(grad_out, tl.trans(z), input_precision=EXACT) - row_delta[:, None])
             ds = _factor(ds, state, table, rows - START, columns, END - START, S, t_t, t_s, KIND)
             total += tl.dot(ds.to(y.dtype), y, input_precision=EXACT)
     inside = (rows[:, None] < END) & (dims[None, :] < D)
-    place = dq + here * D + rows[:, None] * D + dims[None, :]
-    tl.store(place, (total * scale).to(dq.dtype.element_ty), mask=inside)
+    pointers = dq + row_offset * D + rows[:, None] * D + dims[None, :]
+    tl.store(pointers, (total * scale).to(dq.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -172,17 +180,17 @@ def _backward_kv(
 ):  # fmt: skip
     head = tl.program_id(1)
     b, g = head // G, (head % G).to(tl.int64)
-    keys = head.to(tl.int64) * S * D
+    key_offset = head.to(tl.int64) * S * D
     block = tl.program_id(0)
     columns, dims = block * N + tl.arange(0, N), tl.arange(0, DIM)
-    y = _load(k + keys, columns, dims, S, D)
-    z = _load(v + keys, columns, dims, S, D)
+    y = _load(k + key_offset, columns, dims, S, D)
+    z = _load(v + key_offset, columns, dims, S, D)
     total_k, total_v = tl.zeros((N, DIM), tl.float32), tl.zeros((N, DIM), tl.float32)
     begin = START
     if CAUSAL:
         begin = START + tl.maximum(0, block * N - (S - T) - START) // M * M
     for h in range(g * (H // G), (g + 1) * (H // G)):
-        here = (b * H + h).to(tl.int64) * T
+        row_offset = (b * H + h).to(tl.int64) * T
         wide = b.to(tl.int64)
         for start in range(begin, END, M):
             of_k = _state(
@@ -193,19 +201,19 @@ def _backward_kv(
             )
             if (of_k != 2) | (of_v != 2):
                 rows = start + tl.arange(0, M)
-                x = _load(q + here * D, rows, dims, END, D)
-                go = _load(grad + here * D, rows, dims, END, D)
-                base = tl.load(lse + here + rows, mask=rows < END, other=float("inf"))
-                drop = tl.load(delta + here + rows, mask=rows < END, other=0.0)
+                x = _load(q + row_offset * D, rows, dims, END, D)
+                grad_out = _load(grad + row_offset * D, rows, dims, END, D)
+                row_lse = tl.load(lse + row_offset + rows, mask=rows < END, other=float("inf"))
+                row_delta = tl.load(delta + row_offset + rows, mask=rows < END, other=0.0)
                 scores = _scores(
                     x, y, rows, columns, END, S, scale, mask + wide * m_b + h * m_h, m_t, m_s,
                     MASK, False, EXACT,
                 )  # fmt: skip
                 if CAUSAL:
-                    later = columns[None, :] > rows[:, None] + (S - T)
-                    scores = tl.where(later, -float("inf"), scores)
-                p = tl.exp2((scores - base[:, None]) * LOG2E)
-                ds = p * (tl.dot(go, tl.trans(z), input_precision=EXACT) - drop[:, None])
+                    future = columns[None, :] > rows[:, None] + (S - T)
+                    scores = tl.where(future, -float("inf"), scores)
+                p = tl.exp2((scores - row_lse[:, None]) * LOG2E)
+                ds = p * (tl.dot(grad_out, tl.trans(z), input_precision=EXACT) - row_delta[:, None])
                 p = _factor(
                     p, of_v, table_v + wide * v_b + h * v_h, rows - START, columns,
                     END - START, S, v_t, v_s, KIND_V,
@@ -214,22 +222,24 @@ def _backward_kv(
                     ds, of_k, table_k + wide * k_b + h * k_h, rows - START, columns,
                     END - START, S, k_t, k_s, KIND_K,
                 )  # fmt: skip
-                total_v += tl.dot(tl.trans(p).to(go.dtype), go, input_precision=EXACT)
+                total_v += tl.dot(tl.trans(p).to(grad_out.dtype), grad_out, input_precision=EXACT)
                 total_k += tl.dot(tl.trans(ds).to(x.dtype), x, input_precision=EXACT)
-    # Panels of queries come one after the other: what earlier ones found is added to.
+    # Blocks of queries come one after the other, each in a launch of its own: add to their sums.
     inside = (columns[:, None] < S) & (dims[None, :] < D)
-    place = keys + columns[:, None] * D + dims[None, :]
-    tl.store(dk + place, tl.load(dk + place, mask=inside) + total_k * scale, mask=inside)
-    tl.store(dv + place, tl.load(dv + place, mask=inside) + total_v, mask=inside)
+    pointers = key_offset + columns[:, None] * D + dims[None, :]
+    tl.store(dk + pointers, tl.load(dk + pointers, mask=inside) + total_k * scale, mask=inside)
+    tl.store(dv + pointers, tl.load(dv + pointers, mask=inside) + total_v, mask=inside)
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A quantity per pair as a kernel reads it: 0 absent, 1 bool, 2 factor or addend."""
+    """Pair values as a kernel reads them."""
 
     kind: int
+    """0: absent, 1: bool, 2: a factor, or an addend where it is a mask."""
     value: Tensor
     states: Tensor
+    """See `_tile_states`; a single 1 where `kind` is not 1."""
 
     @property
     def arguments(self) -> tuple[Tensor, int, int, int, int]:
@@ -251,10 +261,10 @@ def forward(
         return out, lse
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     settings = _settings(q)
-    shown = _table(mask, Panel((b, h, t, s), 0, t, s, q.device), settings)
+    mask_table = _table(mask, QueryBlock((b, h, t, s), 0, t, s, q.device), settings)
     _forward[(triton.cdiv(t, settings["M"]), b * h)](
-        *(q, k, v, out, lse, *shown.arguments, h, g, t, s, scale),
-        MASK=shown.kind, CAUSAL=causal, **settings,
+        *(q, k, v, out, lse, *mask_table.arguments, h, g, t, s, scale),
+        MASK=mask_table.kind, CAUSAL=causal, **settings,
     )  # fmt: skip
     return out, lse
 
@@ -269,7 +279,7 @@ def backward(
     causal: bool,
     mask: Tensor | None,
     scale: float,
-    stops: tuple[Pairs, ...],
+    stops: tuple[PairValues, ...],
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of q, k and v; `out` and `lse` may be those of more keys than `k` holds."""
@@ -282,24 +292,25 @@ def backward(
     lse = lse.masked_fill(lse == -torch.inf, torch.inf).contiguous()
     inputs = (*(x.contiguous() for x in (q, k, v, grad)), lse, delta)
     settings = _settings(q)
-    panel = PANEL if any(callable(x) and not isinstance(x, Tensor) for x in stops) else t
-    shown = _table(mask, Panel((b, h, t, s), 0, t, s, q.device), settings)
-    for start in range(0, t, panel):
-        end = min(t, start + panel)
-        here = Panel((b, h, t, s), start, end, s, q.device)
+    # Tables are there already: one block of all queries. Functions: block by block.
+    size = BLOCK_QUERIES if any(callable(x) and not isinstance(x, Tensor) for x in stops) else t
+    mask_table = _table(mask, QueryBlock((b, h, t, s), 0, t, s, q.device), settings)
+    for start in range(0, t, size):
+        end = min(t, start + size)
+        here = QueryBlock((b, h, t, s), start, end, s, q.device)
         found = {id(x): _table(x, here, settings) for x in stops}
         of_q, of_k, of_v = (found[id(x)] for x in stops)
         sizes = (h, g, t, s, start, end, scale)
         if needs[0]:
             _backward_q[(triton.cdiv(end - start, settings["M"]), b * h)](
-                *(*inputs, dq, *shown.arguments, *of_q.all_arguments, *sizes),
-                MASK=shown.kind, CAUSAL=causal, KIND=of_q.kind, **settings,
+                *(*inputs, dq, *mask_table.arguments, *of_q.all_arguments, *sizes),
+                MASK=mask_table.kind, CAUSAL=causal, KIND=of_q.kind, **settings,
             )  # fmt: skip
         if needs[1] or needs[2]:
             _backward_kv[(triton.cdiv(s, settings["N"]), b * g)](
-                *(*inputs, dk, dv, *shown.arguments),
+                *(*inputs, dk, dv, *mask_table.arguments),
                 *(*of_k.all_arguments, *of_v.all_arguments, *sizes),
-                MASK=shown.kind, CAUSAL=causal, KIND_K=of_k.kind, KIND_V=of_v.kind, **settings,
+                MASK=mask_table.kind, CAUSAL=causal, KIND_K=of_k.kind, KIND_V=of_v.kind, **settings,
             )  # fmt: skip
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
@@ -319,31 +330,32 @@ def _settings(q: Tensor) -> dict:
     }
 
 
-def _table(pairs: Pairs, panel: Panel, settings: dict) -> _Table:
-    value = tile(pairs, panel, 0, panel.seen)
-    one = torch.ones((1, 1, 1, 1), dtype=torch.int8, device=panel.device)
+def _table(values: PairValues, block: QueryBlock, settings: dict) -> _Table:
+    value = tile(values, block, 0, block.num_keys)
+    one = torch.ones((1, 1, 1, 1), dtype=torch.int8, device=block.device)
     if value is None:
         return _Table(0, one, one)
     if value.dtype != torch.bool:
         return _Table(2, value.float(), one)
-    return _Table(1, value.to(torch.int8), _states(value, settings["M"], settings["N"]))
+    return _Table(1, value.to(torch.int8), _tile_states(value, settings["M"], settings["N"]))
 
 
-def _states(stop: Tensor, rows: int, columns: int) -> Tensor:
-    """Per block of pairs: 0 if nothing is stopped, 2 if everything is, else 1."""
+def _tile_states(stop: Tensor, rows: int, columns: int) -> Tensor:
+    """State of each tile of rows x columns pairs: 0 nothing is stopped, 2 everything, 1 some."""
     b, h, t, s = stop.shape
     rows, columns = (1 if t == 1 else rows), (1 if s == 1 else columns)
     pad = (0, math.ceil(s / columns) * columns - s, 0, math.ceil(t / rows) * rows - t)
-    blocks = [
+    # Both tensors are padded with False: pairs outside count neither as stopped nor as free.
+    tiles = [
         torch.nn.functional.pad(x, pad).unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
         for x in (stop, ~stop)
     ]
-    some, free = (x.any(dim=(3, 5)) for x in blocks)
+    some, free = (x.any(dim=(3, 5)) for x in tiles)
     return some.to(torch.int8) + (some & ~free).to(torch.int8)
 
 
 def _strides(x: Tensor) -> tuple[int, int, int, int]:
-    """Strides in elements, 0 along axes of size 1, which are the same for everyone."""
+    """Strides in elements, 0 along axes of size 1, so that indexing broadcasts them."""
     first, second, third, fourth = (
         0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)
     )

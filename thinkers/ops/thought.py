@@ -1,8 +1,11 @@
-"""Attention of one reading element per position over base elements and its own train of thought.
+"""Attention of one reading element per position over base elements and its own chain of thoughts.
 
 A base element never sees a thought, so its keys and values are the same at every thinking step.
 One step is causal attention of t queries over s base keys, merged by log-sum-exp with attention
-over the n thoughts of the query's own position.
+over the n thoughts of the query's own position. With (O_1, L_1) and (O_2, L_2) the output and
+log-sum-exp of the two parts, exactly:
+
+    L = log(exp(L_1) + exp(L_2))        O = exp(L_1 - L) O_1 + exp(L_2 - L) O_2
 """
 
 from dataclasses import dataclass
@@ -13,15 +16,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from thinkers.ops import dense, stop_grad
-from thinkers.ops.autograd import eager, lowered, no_autocast, one_derivative
-from thinkers.ops.stop_grad import Call, Way
+from thinkers.ops.autograd import cast_for_autocast, eager, forbid_second_derivative, no_autocast
+from thinkers.ops.dispatch import THOUGHT_BACKENDS, choose_thought
+from thinkers.ops.stop_grad import Call
 from thinkers.ops.validation import check_backend, check_thought
 
-BACKENDS = ("auto", "dense", "fused", "block", "triton")
 NAME = "thought_attention"
 
 
-@eager("thought_attention chooses panels and parts of keys in Python")
+@eager("thought_attention chooses query blocks and ranges of keys in Python")
 def thought_attention(
     q: Float[Tensor, "b h t d"],
     base_k: Float[Tensor, "b g s d"],
@@ -34,7 +37,7 @@ def thought_attention(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "b h t d"]:
-    """Attention of one reading element per position over base elements and trains of thought.
+    """Attention of one reading element per position over base elements and chains of thoughts.
 
     The mask of ThoughtsFormer, https://github.com/EmmettBicker/ThoughtsFormer. The gradient has no
     derivative of its own. A model that takes many steps keeps its thoughts in a `Chain`.
@@ -48,67 +51,49 @@ def thought_attention(
         causal: A query sees bases up to its own and its own thoughts; otherwise all of both.
         key_padding: True where a position is hidden from everyone, its thoughts included.
         scale: Factor on the scores. Default: `d ** -0.5`.
-        backend: "auto", or the way to take: "fused", "block", "triton" or "dense".
+        backend: "auto", "fused", "block", "triton" or "dense"; see `thinkers.ops.dispatch`.
 
     Raises:
-        ValueError: if an argument does not fit, or the named backend cannot do this call.
+        ValueError: if an argument does not fit, or the requested backend cannot do this call.
     """
-    check_backend(backend, BACKENDS)
-    q, base_k, base_v, chain_k, chain_v = lowered(q, base_k, base_v, chain_k, chain_v)
+    check_backend(backend, THOUGHT_BACKENDS)
+    q, base_k, base_v, chain_k, chain_v = cast_for_autocast(q, base_k, base_v, chain_k, chain_v)
     check_thought(q, base_k, base_v, chain_k, chain_v, causal, key_padding, scale)
-    way = choose(q, backend)
-    if way.name == "dense":
+    backend = choose_thought(q, backend).backend
+    if backend == "dense":
         return dense.thought_attention(
             *(q, base_k, base_v, chain_k, chain_v),
             causal=causal,
             key_padding=key_padding,
             scale=scale,
         )
-    reading = Reading(causal, q.shape[-1] ** -0.5 if scale is None else float(scale), way.name)
+    call = ThoughtCall(causal, q.shape[-1] ** -0.5 if scale is None else float(scale), backend)
     if causal:
-        return _Thought.apply(q, base_k, base_v, chain_k, chain_v, key_padding, reading)
-    hidden = key_padding
-    if hidden is not None:
-        trains = hidden[:, hidden.shape[1] - q.shape[2] :, None]
-        trains = trains.expand(-1, -1, chain_k.shape[3]).flatten(1)
-        hidden = torch.cat([hidden, trains], 1)
+        return _Thought.apply(q, base_k, base_v, chain_k, chain_v, key_padding, call)
+    # Every query sees every thought: they are keys like the bases, and no merge is needed.
+    padding = key_padding
+    if padding is not None:
+        of_thoughts = padding[:, padding.shape[1] - q.shape[2] :, None]
+        of_thoughts = of_thoughts.expand(-1, -1, chain_k.shape[3]).flatten(1)
+        padding = torch.cat([padding, of_thoughts], 1)
     k = torch.cat([base_k, chain_k.flatten(2, 3)], 2)
     v = torch.cat([base_v, chain_v.flatten(2, 3)], 2)
-    return stop_grad.run(q, k, v, reading.call(hidden))
-
-
-def choose(q: Tensor, backend: str = "auto") -> Way:
-    """The way a call takes: by dtype and device."""
-    if backend == "dense":
-        return Way("dense", "it was asked for")
-    if backend == "triton" or (backend == "auto" and q.device.type == "cuda"):
-        lack = stop_grad.triton_lacks(q)
-        if lack is None:
-            return Way("triton", f"the tensors are on {q.device}")
-        if backend == "triton":
-            raise ValueError(f"backend must not be 'triton' here: {lack}, got {q.device}")
-    if backend == "fused" and q.device.type != "cpu":
-        raise ValueError(f"backend must not be 'fused' off the CPU, got device {q.device}")
-    wide = q.dtype in (torch.float32, torch.float64)
-    if backend == "fused" or (backend == "auto" and wide and q.device.type == "cpu"):
-        return Way("fused", "base keys through the fused kernels")
-    first = "the fused kernel" if q.device.type == "cpu" else "panels"
-    return Way("block", f"base keys forward by {first}, backward by panels of queries")
+    return stop_grad.attention(q, k, v, call.base_call(padding))
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How one step reads: what its backward pass has to repeat."""
+class ThoughtCall:
+    """The settings of a forward pass that its backward pass needs, besides tensors."""
 
     causal: bool
     scale: float
-    way: str
+    backend: str
 
-    def call(self, hidden: Tensor | None) -> Call:
-        """The same reading of plain keys."""
-        mask = None if hidden is None else ~hidden[:, None, None, :]
-        way = "sdpa" if self.way == "fused" else self.way
-        return Call(NAME, way, self.causal, self.scale, (mask, None, None, None))
+    def base_call(self, padding: Tensor | None) -> Call:
+        """The part of the call over base keys, which is plain attention without stops."""
+        mask = None if padding is None else ~padding[:, None, None, :]
+        backend = "sdpa" if self.backend == "fused" else self.backend
+        return Call(NAME, backend, self.causal, self.scale, (mask, None, None, None))
 
 
 class _Thought(torch.autograd.Function):
@@ -120,64 +105,70 @@ class _Thought(torch.autograd.Function):
         base_v: Tensor,
         chain_k: Tensor,
         chain_v: Tensor,
-        hidden: Tensor | None,
-        reading: Reading,
+        padding: Tensor | None,
+        call: ThoughtCall,
     ) -> Tensor:
         with no_autocast(q):
-            out, lse = read(q, base_k, base_v, chain_k, chain_v, hidden, reading)
-        ctx.save_for_backward(q, base_k, base_v, chain_k, chain_v, hidden, out, lse)
-        ctx.reading = reading
+            out, lse = forward_with_lse(q, base_k, base_v, chain_k, chain_v, padding, call)
+        ctx.save_for_backward(q, base_k, base_v, chain_k, chain_v, padding, out, lse)
+        ctx.call = call
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, base_k, base_v, chain_k, chain_v, hidden, out, lse = ctx.saved_tensors
+        q, base_k, base_v, chain_k, chain_v, padding, out, lse = ctx.saved_tensors
         (grad,) = grads
         with torch.no_grad(), no_autocast(q):
-            into_k, into_v = (
+            grad_k, grad_v = (
                 torch.zeros(chain_k.shape, dtype=lse.dtype, device=q.device) for _ in "kv"
             )
-            tensors = (q, base_k, base_v, chain_k, chain_v, out, lse, hidden)
+            tensors = (q, base_k, base_v, chain_k, chain_v, out, lse, padding)
             needs = ctx.needs_input_grad
-            base = read_back(grad, *tensors, ctx.reading, needs, (into_k, into_v))
-        found = (*base, into_k.to(q.dtype), into_v.to(q.dtype))
+            base = backward_from_lse(grad, *tensors, ctx.call, needs, (grad_k, grad_v))
+        found = (*base, grad_k.to(q.dtype), grad_v.to(q.dtype))
         sources = (grad, q, base_k, base_v, chain_k, chain_v)
-        return (*one_derivative(NAME, found, sources), None, None)
+        return (*forbid_second_derivative(NAME, found, sources), None, None)
 
 
-def read(
+def forward_with_lse(
     q: Tensor,
     base_k: Tensor,
     base_v: Tensor,
     chain_k: Tensor,
     chain_v: Tensor,
-    hidden: Tensor | None,
-    reading: Reading,
+    padding: Tensor | None,
+    call: ThoughtCall,
 ) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp over base elements and the own train together."""
-    out, lse = stop_grad.attend(q, base_k, base_v, reading.call(hidden))
+    """Output (b, h, t, d) and log-sum-exp (b, h, t) over base elements and own thoughts together.
+
+    A query that sees nothing gives output 0 and log-sum-exp -inf.
+    """
+    out, lse = stop_grad.forward_with_lse(q, base_k, base_v, call.base_call(padding))
     if chain_k.shape[3] == 0:
         return out, lse
-    if reading.way == "triton":
-        return _kernels().merge(q, chain_k, chain_v, out, lse, hidden, reading.scale)
-    scores = _chain_scores(q, chain_k, hidden, reading.scale)
-    own = scores.logsumexp(-1)
-    both = torch.logaddexp(lse, own)
-    base = both.masked_fill(both == -torch.inf, torch.inf)
-    value = _weighted(scores.sub_(base[..., None]).exp_(), chain_v)
-    return value.addcmul_(out.to(value.dtype), (lse - base).exp()[..., None]).to(q.dtype), both
+    if call.backend == "triton":
+        return _kernels().merge(q, chain_k, chain_v, out, lse, padding, call.scale)
+    scores = _chain_scores(q, chain_k, padding, call.scale)
+    chain_lse = scores.logsumexp(-1)
+    merged = torch.logaddexp(lse, chain_lse)
+    # A row that sees nothing has -inf everywhere, and -inf - -inf is nan. With +inf subtracted
+    # instead, every weight is exp(-inf) = 0, and so is the output.
+    base = merged.masked_fill(merged == -torch.inf, torch.inf)
+    value = _weighted_sum(scores.sub_(base[..., None]).exp_(), chain_v)
+    return value.addcmul_(out.to(value.dtype), (lse - base).exp()[..., None]).to(q.dtype), merged
 
 
-def _chain_scores(q: Tensor, chain_k: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
-    """Scaled scores of every query with its own thoughts, (b, h, t, n), in the wide dtype."""
+def _chain_scores(q: Tensor, chain_k: Tensor, padding: Tensor | None, scale: float) -> Tensor:
+    """Scaled scores of every query with its own thoughts, (b, h, t, n), in float32 or float64."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    scores = _products(q.to(wide), chain_k.to(wide)).mul_(scale)
-    if hidden is None:
+    scores = _inner_products(q.to(wide), chain_k.to(wide)).mul_(scale)
+    if padding is None:
         return scores
-    return scores.masked_fill_(hidden[:, None, hidden.shape[1] - q.shape[2] :, None], -torch.inf)
+    # `padding` covers all s bases; the t queries are the last of them.
+    return scores.masked_fill_(padding[:, None, padding.shape[1] - q.shape[2] :, None], -torch.inf)
 
 
-def read_back(
+def backward_from_lse(
     grad: Tensor,
     q: Tensor,
     base_k: Tensor,
@@ -186,67 +177,76 @@ def read_back(
     chain_v: Tensor,
     out: Tensor,
     lse: Tensor,
-    hidden: Tensor | None,
-    reading: Reading,
+    padding: Tensor | None,
+    call: ThoughtCall,
     needs: tuple[bool, ...],
-    into: tuple[Tensor, Tensor] | None,
+    chain_grads: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of q and of the bases; those of the thoughts are added to `into`."""
-    call = reading.call(hidden)
-    dq, dk, dv = stop_grad.share(grad, q, base_k, base_v, out, lse, call, needs)
+    """Gradients of q, base_k and base_v; those of the thoughts are added to `chain_grads`.
+
+    `out` and `lse` are the merged ones. Each part finds its exact gradient from them (see
+    `stop_grad.backward_from_lse`), so no gradient through a log-sum-exp of a part is needed.
+    """
+    base_call = call.base_call(padding)
+    dq, dk, dv = stop_grad.backward_from_lse(grad, q, base_k, base_v, out, lse, base_call, needs)
     s, n = base_k.shape[2], chain_k.shape[3]
     if s + n == 1:
-        # One key has probability 1 whatever q and k are; rounding must not say otherwise.
+        # A single key has probability 1 for any q and k: exactly 0, not a rounding error.
         dq, dk = (None if x is None else torch.zeros_like(x) for x in (dq, dk))
     if n == 0:
         return dq, dk, dv
     wide = lse.dtype
-    if reading.way == "triton":
+    if call.backend == "triton":
+        # The kernel always writes all gradients: those not needed go to buffers that are dropped.
         total = torch.zeros_like(q) if dq is None else dq
-        into = into or (
+        chain_grads = chain_grads or (
             torch.zeros_like(chain_k, dtype=wide),
             torch.zeros_like(chain_v, dtype=wide),
         )
-        settings = (hidden, reading.scale, total, into)
-        _kernels().back(grad, q, chain_k, chain_v, out, lse, *settings)
+        settings = (padding, call.scale, total, chain_grads)
+        _kernels().backward(grad, q, chain_k, chain_v, out, lse, *settings)
         return dq, dk, dv
-    p = _chain_scores(q, chain_k, hidden, reading.scale)
+    p = _chain_scores(q, chain_k, padding, call.scale)
+    # +inf for rows that see nothing: exp(score - inf) = 0, and so is their gradient.
     p = p.sub_(lse.masked_fill(lse == -torch.inf, torch.inf)[..., None]).exp_()
-    ds = _products(grad.to(wide), chain_v.to(wide))
-    ds = ds.sub_((grad.to(wide) * out).sum(-1, keepdim=True)).mul_(p).mul_(reading.scale)
+    ds = _inner_products(grad.to(wide), chain_v.to(wide))
+    ds = ds.sub_((grad.to(wide) * out).sum(-1, keepdim=True)).mul_(p).mul_(call.scale)
     if dq is not None:
-        dq = dq + _weighted(ds, chain_k).to(dq.dtype)
-    if into is not None:
-        _add_outer(into[0], ds, q)
-        _add_outer(into[1], p, grad)
+        dq = dq + _weighted_sum(ds, chain_k).to(dq.dtype)
+    if chain_grads is not None:
+        _add_outer_products_(chain_grads[0], ds, q)
+        _add_outer_products_(chain_grads[1], p, grad)
     return dq, dk, dv
 
 
 def _kernels() -> Any:
-    # Triton is imported by the first call that takes it, not with the library.
+    # Triton is imported by the first call that uses it, not with the library.
     from thinkers.ops import thought_triton
 
     return thought_triton
 
 
-def _products(x: Tensor, chain: Tensor) -> Tensor:
-    """x (b, h, t, d) with the thoughts of its position (b, g, t, n, d): (b, h, t, n)."""
+def _inner_products(x: Tensor, chain: Tensor) -> Tensor:
+    """Inner products of x (b, h, t, d) with the own thoughts (b, g, t, n, d): (b, h, t, n)."""
     b, h, t, d = x.shape
     g, n = chain.shape[1], chain.shape[3]
     rows = x.unflatten(1, (g, h // g)).transpose(2, 3)
     return torch.matmul(rows, chain.mT).transpose(2, 3).reshape(b, h, t, n)
 
 
-def _weighted(p: Tensor, chain: Tensor) -> Tensor:
-    """p (b, h, t, n) over the thoughts of its position (b, g, t, n, d): (b, h, t, d)."""
+def _weighted_sum(p: Tensor, chain: Tensor) -> Tensor:
+    """Sum over the own thoughts (b, g, t, n, d), weighted by p (b, h, t, n): (b, h, t, d)."""
     b, h, t, n = p.shape
     g, d = chain.shape[1], chain.shape[4]
     rows = p.unflatten(1, (g, h // g)).transpose(2, 3)
     return torch.matmul(rows, chain.to(p.dtype)).transpose(2, 3).reshape(b, h, t, d)
 
 
-def _add_outer(total: Tensor, p: Tensor, x: Tensor) -> None:
-    """total (b, g, t, n, d) += p (b, h, t, n) x (b, h, t, d), summed over heads of a key head."""
+def _add_outer_products_(total: Tensor, p: Tensor, x: Tensor) -> None:
+    """Add p (b, h, t, n) times x (b, h, t, d), summed over the query heads that share a key head.
+
+    `total` is (b, g, t, n, d). Head by head, so that no copy of it is made.
+    """
     for head in range(p.shape[1] // total.shape[1]):
         weights, rows = (y.unflatten(1, (total.shape[1], -1))[:, :, head] for y in (p, x))
         total.addcmul_(weights[..., None], rows[..., None, :].to(total.dtype))

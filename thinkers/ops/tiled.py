@@ -1,8 +1,8 @@
-"""Attention by panels of queries, in plain torch operations, on any device and in any dtype.
+"""The block backend: attention by blocks of queries, in plain torch, on any device, in any dtype.
 
-A panel holds the scores of a few queries against all keys that they may see, for as many heads as
-fit the processor's cache; nothing of size t * s exists. Masks and gradient factors are cut to the
-panel, or evaluated for it when they are functions. Low precision is computed in float32.
+The scores of a few queries against all keys that they may see exist at a time, for as many heads as
+fit the processor's cache; nothing of size t * s exists. Masks and gradient factors are sliced to
+the block, or evaluated for it where they are functions. Low precision is computed in float32.
 """
 
 from collections.abc import Iterator
@@ -11,18 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thinkers.ops.tiles import Keep, Panel, keeps, tile
-from thinkers.ops.validation import Pairs
+from thinkers.ops.tiles import FactorTile, QueryBlock, factor_tiles, tile
+from thinkers.ops.validation import PairValues
 
-PANEL = 128
-"""Queries of a panel, over the heads that share a key head: fewer make the products slow."""
-CACHE = 2**19
-"""Elements of a panel's scores: of float32, two such buffers take 4 MiB."""
+BLOCK_QUERIES = 128
+"""Queries of a block, counted over the query heads that share a key head. They are the rows of its
+matrix products, which get slow with fewer."""
+BUFFER_ELEMENTS = 2**19
+"""Elements of a buffer of scores, to stay in the cache: two buffers of float32 take 4 MiB. This
+bounds the batch rows and heads that are computed together."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One attention call: who sees whom, and how much."""
+    """Sizes, visible pairs and scale of one attention call."""
 
     b: int
     h: int
@@ -36,21 +38,24 @@ class Problem:
 
     @property
     def rows(self) -> int:
-        """Queries of a panel for each query head."""
-        return max(16, PANEL // (self.h // self.g))
+        """Queries of a block for each query head."""
+        return max(16, BLOCK_QUERIES // (self.h // self.g))
 
-    def panels(self) -> Iterator[Panel]:
-        """Every panel that sees a key."""
+    def blocks(self) -> Iterator[QueryBlock]:
+        """Every block of queries that sees at least one key."""
         for start in range(0, self.t, self.rows):
             end = min(self.t, start + self.rows)
-            seen = min(self.s, max(0, end + self.s - self.t)) if self.causal else self.s
-            if seen:
-                yield Panel((self.b, self.h, self.t, self.s), start, end, seen, self.device)
+            # Bottom-right alignment: the last query of the block, end - 1, sees keys up to
+            # end - 1 + s - t. With t > s the first t - s queries see none.
+            num_keys = min(self.s, max(0, end + self.s - self.t)) if self.causal else self.s
+            if num_keys:
+                shape = (self.b, self.h, self.t, self.s)
+                yield QueryBlock(shape, start, end, num_keys, self.device)
 
     def chunks(self) -> list[tuple[slice, slice]]:
-        """Slices of batch rows and of key heads that are worked on together."""
+        """Slices of batch rows and of key heads that are computed together."""
         width = self.rows * (self.h // self.g) * max(1, self.s)
-        pairs = max(1, CACHE // width)
+        pairs = max(1, BUFFER_ELEMENTS // width)
         if pairs < self.g:
             return [
                 (slice(row, row + 1), slice(head, min(self.g, head + pairs)))
@@ -66,25 +71,27 @@ class Problem:
 
 def forward(q: Tensor, k: Tensor, v: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
     """Output (b, h, t, d) and log-sum-exp (b, h, t); a row that sees nothing gives 0 and -inf."""
-    work = _Work(q, k, v, problem)
+    work = _Workspace(q, k, v, problem)
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = q.new_full(q.shape[:3], -torch.inf, dtype=work.dtype)
-    values, ends = work.split(out), work.split(lse)
-    for panel in problem.panels():
-        start, end, seen = panel.start, panel.end, panel.seen
-        shown = tile(problem.mask, panel, 0, seen)
-        later = work.later(start, end, 0, seen)
+    grouped_out, grouped_lse = work.group_heads(out), work.group_heads(lse)
+    for block in problem.blocks():
+        start, end, last = block.start, block.end, block.num_keys
+        mask = tile(problem.mask, block, 0, last)
+        future = work.future_keys(start, end, 0, last)
         for rows, heads in problem.chunks():
-            scores = work.scores(rows, heads, start, end, 0, seen, shown)
-            if later is not None:
-                scores[..., seen - later.shape[1] :].masked_fill_(later, -torch.inf)
+            scores = work.scores(rows, heads, start, end, 0, last, mask)
+            if future is not None:
+                scores[..., last - future.shape[1] :].masked_fill_(future, -torch.inf)
             peak = scores.amax(-1, keepdim=True)
+            # An empty row has peak -inf, and -inf - -inf is nan: subtract 0 there, divide by 1
+            # below. Its weights are exp(-inf) = 0, its output 0, its log-sum-exp -inf + log(0).
             scores.sub_(peak.masked_fill(peak == -torch.inf, 0.0)).exp_()
             total = scores.sum(-1, keepdim=True)
-            value = torch.matmul(scores.flatten(2, 3), work.v[rows, heads, :seen])
+            value = torch.matmul(scores.flatten(2, 3), work.v[rows, heads, :last])
             value = value.unflatten(2, scores.shape[2:4]) / total.masked_fill(total == 0, 1.0)
-            work.put(values, rows, heads, start, end, value)
-            work.put(ends, rows, heads, start, end, (peak + total.log())[..., 0])
+            work.store(grouped_out, rows, heads, start, end, value)
+            work.store(grouped_lse, rows, heads, start, end, (peak + total.log())[..., 0])
     return out, lse
 
 
@@ -96,92 +103,103 @@ def backward(
     out: Tensor,
     lse: Tensor,
     problem: Problem,
-    stops: tuple[Pairs, Pairs, Pairs] = (None, None, None),
+    stops: tuple[PairValues, PairValues, PairValues] = (None, None, None),
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of q, k and v, each pair scaled by its own factor for each of the three.
 
     Args:
-        out: The output over all keys of a row, which may be more than `k` holds.
-        lse: The log-sum-exp over the same keys.
+        out: Output over all keys of a row, which may be more than `k` holds.
+        lse: Log-sum-exp over the same keys.
         stops: For q, k and v: a bool (True stops) or a factor, per pair of query and key.
-        needs: Which gradients are wanted; the others are None.
+        needs: For q, k and v: False gives None instead of the gradient.
     """
     if not any(needs):
         return None, None, None
-    work = _Work(q, k, v, problem)
+    work = _Workspace(q, k, v, problem)
     dq = torch.zeros_like(q, memory_format=torch.contiguous_format) if needs[0] else None
     dk = torch.zeros(k.shape, dtype=work.dtype, device=k.device) if needs[1] else None
     dv = torch.zeros(v.shape, dtype=work.dtype, device=v.device) if needs[2] else None
-    blind = work.split(lse.masked_fill(lse == -torch.inf, torch.inf))
-    grad, out = work.split(grad), work.split(out)
-    given = None if dq is None else work.split(dq)
-    for panel in problem.panels():
-        start, end = panel.start, panel.end
-        shown = tile(problem.mask, panel, 0, panel.seen)
-        (keep_q, keep_k, keep_v), (first, last) = keeps(stops, needs, panel, work.dtype)
+    # +inf for rows that see nothing: exp(score - inf) = 0, and so are all their gradients.
+    safe_lse = work.group_heads(lse.masked_fill(lse == -torch.inf, torch.inf))
+    grad, out = work.group_heads(grad), work.group_heads(out)
+    grouped_dq = None if dq is None else work.group_heads(dq)
+    for block in problem.blocks():
+        start, end = block.start, block.end
+        mask = tile(problem.mask, block, 0, block.num_keys)
+        factors, (first, last) = factor_tiles(stops, needs, block, work.dtype)
+        factor_q, factor_k, factor_v = factors
         if first >= last:
             continue
-        later = work.later(start, end, first, last)
+        future = work.future_keys(start, end, first, last)
         for rows, heads in problem.chunks():
-            p = work.scores(rows, heads, start, end, first, last, shown)
-            p.sub_(work.cut(blind, rows, heads, start, end)[..., None]).exp_()
-            if later is not None:
-                p[..., last - first - later.shape[1] :].masked_fill_(later, 0.0)
-            go = work.cut(grad, rows, heads, start, end)
-            ds = work.product(1, go, work.v[rows, heads, first:last])
-            delta = (go * work.cut(out, rows, heads, start, end)).sum(-1, keepdim=True)
+            p = work.scores(rows, heads, start, end, first, last, mask)
+            p.sub_(work.load(safe_lse, rows, heads, start, end)[..., None]).exp_()
+            # After exp, as 0: the row's log-sum-exp does not count these keys, so that their exp
+            # may overflow, which masked_fill_ overwrites.
+            if future is not None:
+                p[..., last - first - future.shape[1] :].masked_fill_(future, 0.0)
+            go = work.load(grad, rows, heads, start, end)
+            ds = work.products(1, go, work.v[rows, heads, first:last])
+            delta = (go * work.load(out, rows, heads, start, end)).sum(-1, keepdim=True)
             ds.sub_(delta).mul_(p)
+            # Two buffers serve three gradients, in this order: dv is the last reader of p, whose
+            # buffer then takes the scaled copy of ds for dq; dk comes last and scales ds in place.
             if dv is not None:
-                work.multiply(p, keep_v, rows, heads)
-                _add(dv[rows, heads, first:last], p, go, 1.0)
-            if given is not None:
-                whole = keep_q.factor is None
-                kept = ds if whole else work.multiply(p.copy_(ds), keep_q, rows, heads)
-                share = torch.matmul(kept.flatten(2, 3), work.k[rows, heads, first:last])
-                share.mul_(problem.scale)
-                work.put(given, rows, heads, start, end, share.unflatten(2, kept.shape[2:4]))
+                work.apply_factor_(p, factor_v, rows, heads)
+                _add_product_(dv[rows, heads, first:last], p, go, 1.0)
+            if grouped_dq is not None:
+                unscaled = factor_q.factor is None
+                ds_q = ds if unscaled else work.apply_factor_(p.copy_(ds), factor_q, rows, heads)
+                block_dq = torch.matmul(ds_q.flatten(2, 3), work.k[rows, heads, first:last])
+                block_dq.mul_(problem.scale)
+                block_dq = block_dq.unflatten(2, ds_q.shape[2:4])
+                work.store(grouped_dq, rows, heads, start, end, block_dq)
             if dk is not None:
-                work.multiply(ds, keep_k, rows, heads)
-                own = work.cut(work.q, rows, heads, start, end)
-                _add(dk[rows, heads, first:last], ds, own, problem.scale)
+                work.apply_factor_(ds, factor_k, rows, heads)
+                block_q = work.load(work.q, rows, heads, start, end)
+                _add_product_(dk[rows, heads, first:last], ds, block_q, problem.scale)
     return dq, None if dk is None else dk.to(k.dtype), None if dv is None else dv.to(v.dtype)
 
 
-class _Work:
-    """The inputs in the dtype that is computed in, and two buffers for panels."""
+class _Workspace:
+    """Inputs in the dtype of the computation, and two buffers for the scores of a block.
+
+    The buffers are reused by all blocks: nothing may be read from them before it is written.
+    """
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, problem: Problem):
         self.problem = problem
         self.groups = problem.h // problem.g
         self.dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         rows, heads = (problem.chunks() or [(slice(0, 0), slice(0, 0))])[0]
-        together = rows.stop > 1
-        self.q, self.k, self.v = self.split(q), self._ready(k, together), self._ready(v, together)
+        several_rows = rows.stop > 1
+        self.q = self.group_heads(q)
+        self.k, self.v = (self._batched(x, several_rows) for x in (k, v))
         pairs = (rows.stop - rows.start) * (heads.stop - heads.start)
         size = pairs * self.groups * min(problem.rows, problem.t) * problem.s
         self.buffers = [torch.empty(size, dtype=self.dtype, device=q.device) for _ in range(2)]
 
-    def _ready(self, x: Tensor, together: bool) -> Tensor:
+    def _batched(self, x: Tensor, several_rows: bool) -> Tensor:
         """Keys or values of which a chunk can be viewed as one batch of matrices, not copied."""
         x = x.to(self.dtype)
-        fits = not together or x.stride(0) == x.shape[1] * x.stride(1)
+        fits = not several_rows or x.stride(0) == x.shape[1] * x.stride(1)
         return x if fits and x.stride(3) == 1 else x.contiguous()
 
-    def split(self, x: Tensor) -> Tensor:
-        """A tensor of query heads with those of a key head side by side: (b, g, groups, t, ..)."""
+    def group_heads(self, x: Tensor) -> Tensor:
+        """View (b, h, t, ..) as (b, g, groups, t, ..): query heads by the key head they read."""
         return x.unflatten(1, (self.problem.g, self.groups))
 
-    def cut(self, x: Tensor, rows: slice, heads: slice, start: int, end: int) -> Tensor:
-        """A panel of a tensor that was split: (b, g, groups, rows, ..)."""
+    def load(self, x: Tensor, rows: slice, heads: slice, start: int, end: int) -> Tensor:
+        """A block (b, g, groups, rows, ..) of a grouped tensor, in the computation's dtype."""
         return x[rows, heads, :, start:end].to(self.dtype)
 
-    def put(self, x: Tensor, rows: slice, heads: slice, start: int, end: int, y: Tensor) -> None:
-        """Write a panel into a tensor that was split."""
+    def store(self, x: Tensor, rows: slice, heads: slice, start: int, end: int, y: Tensor) -> None:
+        """Write a block into a grouped tensor."""
         x[rows, heads, :, start:end] = y
 
-    def product(self, buffer: int, x: Tensor, keys: Tensor) -> Tensor:
-        """x @ keys^T in a buffer: (b, g, groups, rows, keys)."""
+    def products(self, buffer: int, x: Tensor, keys: Tensor) -> Tensor:
+        """Write x @ keys^T into a buffer: (b, g, groups, rows, keys)."""
         b, g, groups, rows, d = x.shape
         s = keys.shape[2]
         out = self.buffers[buffer][: b * g * groups * rows * s].view(b * g, groups * rows, s)
@@ -197,21 +215,26 @@ class _Work:
         end: int,
         first: int,
         last: int,
-        shown: Tensor | None,
+        mask: Tensor | None,
     ) -> Tensor:
-        """Scaled and masked scores of a panel, later keys not yet hidden."""
-        panel = self.cut(self.q, rows, heads, start, end) * self.problem.scale
-        scores = self.product(0, panel, self.k[rows, heads, first:last])
-        if shown is None:
+        """Scaled and masked scores of a block; keys in the future are not yet hidden."""
+        # Scaling q instead of the scores costs rows * d products, not rows * keys.
+        scaled = self.load(self.q, rows, heads, start, end) * self.problem.scale
+        scores = self.products(0, scaled, self.k[rows, heads, first:last])
+        if mask is None:
             return scores
-        cut = _heads(shown, self.problem, rows, heads)
-        cut = cut if cut.shape[4] == 1 else cut[..., first:last]
-        if cut.dtype == torch.bool:
-            return scores.masked_fill_(~cut, -torch.inf)
-        return scores.add_(cut)
+        chunk = _chunk_of(mask, self.problem, rows, heads)
+        chunk = chunk if chunk.shape[4] == 1 else chunk[..., first:last]
+        if chunk.dtype == torch.bool:
+            return scores.masked_fill_(~chunk, -torch.inf)
+        return scores.add_(chunk)
 
-    def later(self, start: int, end: int, first: int, last: int) -> Tensor | None:
-        """Which of the last keys causality hides, (rows, keys), or None where it hides none."""
+    def future_keys(self, start: int, end: int, first: int, last: int) -> Tensor | None:
+        """True where causality hides one of the last keys, (rows, keys); None if it hides none.
+
+        Only the keys from the first hidden one on are covered, a triangle at the right edge.
+        """
+        # The last key that the first query of the block sees: bottom-right alignment.
         offset = start + self.problem.s - self.problem.t
         edge = max(first, offset + 1)
         if not self.problem.causal or edge >= last:
@@ -220,15 +243,15 @@ class _Work:
         ones = torch.ones(shape, dtype=torch.bool, device=self.problem.device)
         return ones.triu_(offset + 1 - edge)
 
-    def multiply(self, x: Tensor, keep: Keep, rows: slice, heads: slice) -> Tensor:
-        """`x` after its multiplication by gradient factors, in place."""
-        if keep.factor is not None:
-            factor = _heads(keep.factor, self.problem, rows, heads)
-            x[..., keep.start : keep.end].mul_(factor)
+    def apply_factor_(self, x: Tensor, factors: FactorTile, rows: slice, heads: slice) -> Tensor:
+        """Multiply `x` by gradient factors in place, and return it."""
+        if factors.factor is not None:
+            factor = _chunk_of(factors.factor, self.problem, rows, heads)
+            x[..., factors.start : factors.end].mul_(factor)
         return x
 
 
-def _heads(x: Tensor, problem: Problem, rows: slice, heads: slice) -> Tensor:
+def _chunk_of(x: Tensor, problem: Problem, rows: slice, heads: slice) -> Tensor:
     """A tile for some batch rows and key heads, with the axes (b, g, groups, rows, keys)."""
     groups = problem.h // problem.g
     x = x.unflatten(1, (1, 1) if x.shape[1] == 1 else (problem.g, groups))
@@ -236,8 +259,8 @@ def _heads(x: Tensor, problem: Problem, rows: slice, heads: slice) -> Tensor:
     return x if x.shape[1] == 1 else x[:, heads]
 
 
-def _add(total: Tensor, weights: Tensor, x: Tensor, factor: float) -> None:
-    """total += factor * weights^T @ x, over the rows of all heads that share a key head."""
+def _add_product_(total: Tensor, weights: Tensor, x: Tensor, factor: float) -> None:
+    """Add factor * weights^T @ x to `total`, over the rows of all heads that share a key head."""
     b, g, s, d = total.shape
     w, x = (y.reshape(b * g, -1, y.shape[4]) for y in (weights, x))
     total.view(b * g, s, d).baddbmm_(w.mT, x, alpha=factor)

@@ -1,4 +1,4 @@
-"""Quantities per pair of query and key, cut to a panel: never written out for all pairs."""
+"""Masks and gradient factors, evaluated for one block of queries: never for all pairs at once."""
 
 from dataclasses import dataclass
 
@@ -6,100 +6,114 @@ import torch
 from torch import Tensor
 
 from thinkers.ops.masks import Banded
-from thinkers.ops.validation import Pairs, check_value
+from thinkers.ops.validation import PairValues, check_pair_tensor
 
 Shape = tuple[int, int, int, int]
 """(b, h, t, s)"""
 
 
 @dataclass(frozen=True)
-class Panel:
-    """Some queries, and the keys from the first on that they may see."""
+class QueryBlock:
+    """Consecutive queries `start` to `end`, and the keys that any of them may see."""
 
     shape: Shape
     start: int
     end: int
-    seen: int
+    num_keys: int
+    """Keys from the first on; later ones are hidden from the whole block by causality."""
     device: torch.device
 
 
-def tile(pairs: Pairs, panel: Panel, first: int, last: int) -> Tensor | None:
-    """The part of a quantity for the panel's queries and a range of keys, with four axes."""
-    if pairs is None:
+def tile(values: PairValues, block: QueryBlock, first: int, last: int) -> Tensor | None:
+    """Pair values of the block's queries and keys `first` to `last`, broadcastable to (b, h, t, s).
+
+    Axes of size 1 stay so: a mask of keys alone is not spread over queries.
+    """
+    if values is None:
         return None
-    if isinstance(pairs, bool | float):
-        dtype = torch.bool if isinstance(pairs, bool) else torch.float64
-        return torch.full((1, 1, 1, 1), pairs, dtype=dtype, device=panel.device)
-    if isinstance(pairs, Tensor):
-        value = pairs.reshape((1,) * (4 - pairs.ndim) + pairs.shape)
-        value = value if value.shape[2] == 1 else value[:, :, panel.start : panel.end]
+    if isinstance(values, bool | float):
+        dtype = torch.bool if isinstance(values, bool) else torch.float64
+        return torch.full((1, 1, 1, 1), values, dtype=dtype, device=block.device)
+    if isinstance(values, Tensor):
+        value = values.reshape((1,) * (4 - values.ndim) + values.shape)
+        value = value if value.shape[2] == 1 else value[:, :, block.start : block.end]
         return value if value.shape[3] == 1 else value[:, :, :, first:last]
-    ends = ((0, panel.shape[0]), (0, panel.shape[1]), (panel.start, panel.end), (first, last))
-    b, h, q, k = (torch.arange(*pair, device=panel.device) for pair in ends)
-    value = pairs(
+    ends = ((0, block.shape[0]), (0, block.shape[1]), (block.start, block.end), (first, last))
+    b, h, q, k = (torch.arange(*pair, device=block.device) for pair in ends)
+    value = values(
         b[:, None, None, None], h[None, :, None, None], q[None, None, :, None], k[None, None, None]
     )
-    check_value("the result of a stop", value, q, (len(b), len(h), len(q), len(k)))
+    check_pair_tensor("the result of a stop", value, q, (len(b), len(h), len(q), len(k)))
     return value.reshape((1,) * (4 - value.ndim) + value.shape)
 
 
 @dataclass(frozen=True)
-class Keep:
-    """The gradient factors of a panel for a range of keys; outside of it they are 1."""
+class FactorTile:
+    """Gradient factors of a block for the keys `start` to `end`; for all other keys they are 1."""
 
     factor: Tensor | None
+    """Broadcastable to (b, h, queries, keys); None where all factors are 1."""
     start: int
     end: int
 
-    def within(self, first: int, last: int) -> "Keep":
-        """The same for the keys from `first` to `last`, counted from `first`."""
+    def within(self, first: int, last: int) -> "FactorTile":
+        """The part of the keys from `first` to `last`, with keys counted from `first`."""
         start, end = max(self.start, first), min(self.end, last)
         if self.factor is None or start >= end:
-            return Keep(None, 0, 0)
+            return FactorTile(None, 0, 0)
         factor = self.factor
         if factor.shape[3] > 1:
             factor = factor[..., start - self.start : end - self.start]
-        return Keep(factor, start - first, end - first)
+        return FactorTile(factor, start - first, end - first)
 
 
-def keeps(
-    stops: tuple[Pairs, Pairs, Pairs],
+def factor_tiles(
+    stops: tuple[PairValues, PairValues, PairValues],
     needs: tuple[bool, bool, bool],
-    panel: Panel,
+    block: QueryBlock,
     dtype: torch.dtype,
-) -> tuple[list[Keep], tuple[int, int]]:
-    """The factors for q, k and v, and the range of keys that gets any gradient that is needed."""
-    found = {id(stop): _keep(stop, panel, dtype) for stop in stops}
+) -> tuple[list[FactorTile], tuple[int, int]]:
+    """Factors for the gradients of q, k and v, and the active range of keys.
+
+    Outside of the active range, no gradient that is needed gets anything from this block.
+    """
+    # By identity: one mask often serves as stop_k and as stop_v, and is then evaluated once.
+    found = {id(stop): _factor_tile(stop, block, dtype) for stop in stops}
     ranges = [found[id(stop)][1] for stop, need in zip(stops, needs, strict=True) if need]
     first, last = min(x[0] for x in ranges), max(x[1] for x in ranges)
     return [found[id(stop)][0].within(first, last) for stop in stops], (first, last)
 
 
-def _keep(stop: Pairs, panel: Panel, dtype: torch.dtype) -> tuple[Keep, tuple[int, int]]:
-    """The factors of one stop, and the range of keys that are not all stopped."""
-    everything = (0, panel.seen)
-    first, last = everything
+def _factor_tile(
+    stop: PairValues, block: QueryBlock, dtype: torch.dtype
+) -> tuple[FactorTile, tuple[int, int]]:
+    """Factors of one stop, and the range of keys that are not stopped for all queries."""
+    all_keys = (0, block.num_keys)
+    first, last = all_keys
     if isinstance(stop, Banded):
-        first, last = stop.span(panel.start, panel.end)
-        first, last = max(0, first), min(panel.seen, last)
-    value = tile(stop, panel, first, last) if first < last else None
+        # Outside its span the mask is False, and the factor 1: it need not be evaluated there.
+        first, last = stop.span(block.start, block.end)
+        first, last = max(0, first), min(block.num_keys, last)
+    value = tile(stop, block, first, last) if first < last else None
     if value is None:
-        return Keep(None, 0, 0), everything
+        return FactorTile(None, 0, 0), all_keys
     if value.dtype != torch.bool:
-        return Keep(value.to(dtype), first, last), everything
-    active = everything
-    if (first, last) == everything:
-        active = _columns(~value, last)
-    start, end = _columns(value, last - first)
+        return FactorTile(value.to(dtype), first, last), all_keys
+    active = all_keys
+    if (first, last) == all_keys:
+        active = _true_range(~value, last)
+    start, end = _true_range(value, last - first)
     if start >= end:
-        return Keep(None, 0, 0), active
+        return FactorTile(None, 0, 0), active
     value = value if value.shape[3] == 1 else value[..., start:end]
-    return Keep((~value).to(dtype), first + start, first + end), active
+    return FactorTile((~value).to(dtype), first + start, first + end), active
 
 
-def _columns(x: Tensor, width: int) -> tuple[int, int]:
-    """The range of keys outside which a bool tile is False; all of it where looking would wait."""
+def _true_range(x: Tensor, width: int) -> tuple[int, int]:
+    """The range of keys outside of which a bool tile is False; off the CPU all `width` keys."""
+    # Reading values back from a GPU would wait for it; the whole range is right as well.
     if x.device.type != "cpu":
         return 0, width
+    # A tile with one key stands for all of them: `expand`.
     found = x.flatten(0, 2).view(torch.uint8).amax(0).expand(width).nonzero()
     return (int(found[0]), int(found[-1]) + 1) if len(found) else (width, 0)

@@ -1,4 +1,4 @@
-"""What the operations accept: a refusal names the argument, the rule and the value."""
+"""Argument checks of the operations: every error names the argument, the rule and the value."""
 
 import math
 import sys
@@ -7,14 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Pairs = bool | float | Tensor | Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None
-"""A quantity per pair of query and key: a constant, a tensor, or a function of the indices."""
+PairValues = bool | float | Tensor | Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None
+"""One value per pair of query and key: a constant, a tensor broadcastable to (b, h, t, s), or an
+elementwise function of the int64 indices (b, h, q, k). None: no value."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_tensor(name: str, x: Tensor, axes: str, like: Tensor | None = None) -> None:
-    """Nothing, if `x` is a floating tensor with these axes, of the dtype and device of `like`."""
+    """Raise ValueError unless `x` is floating, has `axes`, and the dtype and device of `like`."""
     number = len(axes.split())
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} must be a tensor ({axes}), got {type(x).__name__}")
@@ -33,7 +34,7 @@ def check_tensor(name: str, x: Tensor, axes: str, like: Tensor | None = None) ->
 
 
 def check_shape(name: str, x: Tensor, axes: str, wanted: dict[str, int]) -> None:
-    """Nothing, if the sizes of `x` are those in `wanted`, axis by axis."""
+    """Raise ValueError unless `x`, with `axes`, has the sizes in `wanted`."""
     for axis, size in zip(axes.split(), x.shape, strict=True):
         if axis in wanted and size != wanted[axis]:
             raise ValueError(
@@ -42,7 +43,7 @@ def check_shape(name: str, x: Tensor, axes: str, wanted: dict[str, int]) -> None
 
 
 def check_heads(name: str, q: Tensor, k: Tensor) -> None:
-    """Nothing, if the key heads of `k` divide the query heads of `q`."""
+    """Raise ValueError unless the number of key heads divides that of query heads."""
     h, g = q.shape[1], k.shape[1]
     if g == 0 or h % g:
         raise ValueError(f"{name} must have a number of heads that divides q's {h}, got {g}")
@@ -51,47 +52,49 @@ def check_heads(name: str, q: Tensor, k: Tensor) -> None:
 
 
 def check_scale(scale: float | None) -> None:
-    """Nothing, if `scale` is None or a finite number."""
+    """Raise ValueError unless `scale` is None or a finite number."""
     if scale is None:
         return
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise ValueError(f"scale must be None or a number, got {scale!r}")
+    # Not math.isfinite: an int above the largest float would raise OverflowError there.
     if not abs(scale) <= sys.float_info.max:
         raise ValueError(f"scale must be finite, got {scale!r}")
 
 
 def check_flag(name: str, value: bool) -> None:
-    """Nothing, if `value` is True or False."""
+    """Raise ValueError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def check_backend(backend: str, names: tuple[str, ...]) -> None:
-    """Nothing, if `backend` is one of `names`."""
+    """Raise ValueError unless `backend` is one of `names`."""
     if backend not in names:
         raise ValueError(f"backend must be one of {', '.join(names)}, got {backend!r}")
 
 
-def check_pairs(name: str, x: Pairs, q: Tensor, shape: tuple[int, ...]) -> None:
-    """Nothing, if `x` is None, a number, a tensor or a function that fits pairs of `shape`."""
+def check_pair_values(name: str, x: PairValues, q: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `x` is None, a number, or a tensor or function that fits `shape`."""
     if isinstance(x, float) and not math.isfinite(x):
         raise ValueError(f"{name} must be finite, got {x!r}")
     if x is None or isinstance(x, bool | float):
         return
     if callable(x) and not isinstance(x, Tensor):
+        # One evaluation at index 0 finds a wrong type or dtype before anything is computed.
         zero = torch.zeros((1, 1, 1, 1), dtype=torch.int64, device=q.device)
-        check_value(f"the result of {name}", x(zero, zero, zero, zero), q, (1, 1, 1, 1))
+        check_pair_tensor(f"the result of {name}", x(zero, zero, zero, zero), q, (1, 1, 1, 1))
         return
     if not isinstance(x, Tensor):
         raise ValueError(
             f"{name} must be None, a bool, a float, a tensor of either or a function of "
             f"(b, h, q, k), got {x!r}"
         )
-    check_value(name, x, q, shape)
+    check_pair_tensor(name, x, q, shape)
 
 
-def check_value(name: str, x: Tensor, q: Tensor, shape: tuple[int, ...]) -> None:
-    """Nothing, if `x` is a bool or floating tensor that broadcasts to `shape` without gradient."""
+def check_pair_tensor(name: str, x: Tensor, q: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `x` is bool or floating, broadcasts to `shape`, needs no gradient."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype != torch.bool and x.dtype not in DTYPES:
@@ -115,10 +118,10 @@ def check_stop_grad(
     v: Tensor,
     causal: bool,
     mask: Tensor | None,
-    stops: dict[str, Pairs],
+    stops: dict[str, PairValues],
     scale: float | None,
 ) -> None:
-    """Nothing, if `stop_grad_attention` can take these arguments."""
+    """Raise ValueError unless `stop_grad_attention` can take these arguments."""
     check_tensor("q", q, "b h t d")
     for name, x in (("k", k), ("v", v)):
         check_tensor(name, x, "b g s d", like=q)
@@ -129,9 +132,9 @@ def check_stop_grad(
     check_scale(scale)
     shape = (*q.shape[:3], k.shape[2])
     if mask is not None:
-        check_value("mask", mask, q, shape)
+        check_pair_tensor("mask", mask, q, shape)
     for name, stop in stops.items():
-        check_pairs(name, stop, q, shape)
+        check_pair_values(name, stop, q, shape)
 
 
 def check_thought(
@@ -144,7 +147,7 @@ def check_thought(
     key_padding: Tensor | None,
     scale: float | None,
 ) -> None:
-    """Nothing, if `thought_attention` can take these arguments."""
+    """Raise ValueError unless `thought_attention` can take these arguments."""
     check_tensor("q", q, "b h t d")
     b, _, t, d = q.shape
     for name, x in (("base_k", base_k), ("base_v", base_v)):
@@ -164,7 +167,7 @@ def check_thought(
     if key_padding is None:
         return
     if not isinstance(key_padding, Tensor) or key_padding.dtype != torch.bool:
-        raise ValueError(f"key_padding must be a bool tensor (b, s), got {_kind(key_padding)}")
+        raise ValueError(f"key_padding must be a bool tensor (b, s), got {_type(key_padding)}")
     if key_padding.shape != (b, s):
         raise ValueError(
             f"key_padding must have shape (b, s) = {(b, s)}, got {tuple(key_padding.shape)}"
@@ -177,5 +180,5 @@ def _dtype(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _kind(x: object) -> str:
+def _type(x: object) -> str:
     return _dtype(x.dtype) if isinstance(x, Tensor) else type(x).__name__

@@ -1,9 +1,10 @@
-"""The definitions: against formulas written out, golden files and finite differences."""
+"""The definitions against explicit sums, golden files and finite differences."""
 
 import json
 
 import pytest
 import torch
+from attention_cases import random
 from golden import read_golden
 
 from thinkers.ops import dense
@@ -11,17 +12,12 @@ from thinkers.ops import dense
 B, H, G, T, S, D, N = 2, 6, 3, 5, 7, 11, 3
 
 
-def random(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
 def leaves(t=T, s=S):
     shapes = [(B, H, t, D), (B, G, s, D), (B, G, s, D)]
     return [random(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
 
 
-def test_gradients_are_the_three_sums_of_the_description():
+def test_gradients_are_the_three_sums_of_the_equations():
     q, k, v = leaves()
     keep_q, keep_k, keep_v = (random(B, H, T, S, seed=i) for i in (3, 4, 5))
     grad = random(B, H, T, D, seed=6)
@@ -110,6 +106,6 @@ def test_finite_differences_agree_where_nothing_is_stopped():
     assert torch.autograd.gradcheck(dense.thought_attention, thought_leaves(3, 4, 2))
 
 
-def test_only_its_own_backend_is_taken():
+def test_another_backend_is_refused():
     with pytest.raises(ValueError, match="backend must be one of auto, dense, got 'block'"):
         dense.stop_grad_attention(*leaves(), backend="block")

@@ -1,4 +1,4 @@
-"""Planted defects: each changed line of the operations is caught by comparison with dense."""
+"""Mutation tests: each planted defect fails the comparison with the dense definition."""
 
 import inspect
 import sys
@@ -6,32 +6,33 @@ import types
 
 import pytest
 import torch
+from attention_cases import random
 
-from thinkers.ops import chain, cpu_sdpa, dense, masks, stop_grad, thought, tiled, tiles
+from thinkers.ops import chain, cpu_sdpa, dense, dispatch, masks, stop_grad, thought, tiled, tiles
 
-KNOWN = {
-    x.__name__.rpartition(".")[2]: x for x in (chain, cpu_sdpa, stop_grad, thought, tiled, tiles)
-}
+MODULES = (dispatch, tiles, cpu_sdpa, tiled, stop_grad, thought, chain)
+"""In the order of their imports."""
+KNOWN = {x.__name__.rpartition(".")[2]: x for x in MODULES}
 
 DEFECTS = [
     (
         "tiled",
-        "later.shape[1] :].masked_fill_(later, 0.0)",
-        "later.shape[1] :].masked_fill_(later, 1.0)",
+        "future.shape[1] :].masked_fill_(future, 0.0)",
+        "future.shape[1] :].masked_fill_(future, 1.0)",
     ),
     ("tiled", "edge = max(first, offset + 1)", "edge = max(first, offset + 2)"),
     ("tiled", "ones.triu_(offset + 1 - edge)", "ones.triu_(offset + 2 - edge)"),
-    ("tiled", "work.multiply(p, keep_v, rows, heads)", "work.multiply(p, keep_k, rows, heads)"),
-    ("tiled", "work.multiply(ds, keep_k, rows, heads)", "work.multiply(ds, keep_q, rows, heads)"),
-    ("tiled", "work.multiply(p.copy_(ds), keep_q, rows, heads)", "ds"),
-    ("tiled", "share.mul_(problem.scale)", "share"),
+    ("tiled", "work.apply_factor_(p, factor_v,", "work.apply_factor_(p, factor_k,"),
+    ("tiled", "work.apply_factor_(ds, factor_k,", "work.apply_factor_(ds, factor_q,"),
+    ("tiled", "work.apply_factor_(p.copy_(ds), factor_q, rows, heads)", "ds"),
+    ("tiled", "block_dq.mul_(problem.scale)", "block_dq"),
     (
         "tiled",
-        "_add(dk[rows, heads, first:last], ds, own, problem.scale)",
-        "_add(dk[rows, heads, first:last], ds, own, 1.0)",
+        "_add_product_(dk[rows, heads, first:last], ds, block_q, problem.scale)",
+        "_add_product_(dk[rows, heads, first:last], ds, block_q, 1.0)",
     ),
     ("tiled", "ds.sub_(delta).mul_(p)", "ds.mul_(p)"),
-    ("tiled", "end + self.s - self.t", "end"),
+    ("tiled", "max(0, end + self.s - self.t)", "max(0, end)"),
     (
         "tiled",
         "return x if x.shape[1] == 1 else x[:, heads]",
@@ -44,46 +45,51 @@ DEFECTS = [
     ),
     (
         "tiles",
-        "return Keep((~value).to(dtype), first + start, first + end), active",
-        "return Keep(value.to(dtype), first + start, first + end), active",
+        "return FactorTile((~value).to(dtype), first + start, first + end), active",
+        "return FactorTile(value.to(dtype), first + start, first + end), active",
     ),
     ("tiles", "first + start, first + end), active", "start, end), active"),
-    ("tiles", "value[:, :, panel.start : panel.end]", "value[:, :, : panel.end - panel.start]"),
+    ("tiles", "value[:, :, block.start : block.end]", "value[:, :, : block.end - block.start]"),
     ("cpu_sdpa", "[(0, s - t, False), (s - t, s, True)]", "[(0, s - t, False), (s - t, s, False)]"),
-    ("cpu_sdpa", "dq = dq + more", "dq = dq"),
-    ("cpu_sdpa", "both = torch.logaddexp(lse, more_lse)", "both = torch.maximum(lse, more_lse)"),
+    ("cpu_sdpa", "dq = dq + dq_more", "dq = dq"),
+    ("cpu_sdpa", "torch.logaddexp(lse, more_lse)", "torch.maximum(lse, more_lse)"),
     (
         "stop_grad",
-        "rows = [x if x is None or i == 0 else x.mT for i, x in enumerate(rows)]",
-        "rows = [None, *(x if x is None else x.mT for x in rows[1:])]",
+        "factors = [x if x is None or i == 0 else x.mT for i, x in enumerate(factors)]",
+        "factors = [None, *(x if x is None else x.mT for x in factors[1:])]",
     ),
     (
         "stop_grad",
-        "grad, stops = grad * _factor(stops[0], q), [None] * 3",
+        "grad, stops = grad * _as_factor(stops[0], q), [None] * 3",
         "grad, stops = grad, [None] * 3",
+    ),
+    (
+        "dispatch",
+        'return axes[0] == "query" and stops[0] is stops[1] is stops[2]',
+        'return axes[0] == "query" and stops[0] is not None',
     ),
     (
         "thought",
         "(lse - base).exp()[..., None]).to(q.dtype)",
-        "(lse - both).exp()[..., None] * 0.999).to(q.dtype)",
+        "(lse - merged).exp()[..., None] * 0.999).to(q.dtype)",
     ),
     (
         "thought",
         "p = p.sub_(lse.masked_fill(lse == -torch.inf, torch.inf)[..., None]).exp_()",
         "p = p.softmax(-1).nan_to_num(0.0)",
     ),
-    ("thought", "mul_(p).mul_(reading.scale)", "mul_(p)"),
-    ("thought", "dq = dq + _weighted(ds, chain_k).to(dq.dtype)", "dq = dq + 0"),
+    ("thought", "mul_(p).mul_(call.scale)", "mul_(p)"),
+    ("thought", "dq = dq + _weighted_sum(ds, chain_k).to(dq.dtype)", "dq = dq + 0"),
     (
         "thought",
-        "hidden.shape[1] - q.shape[2] :, None], -torch.inf",
+        "padding.shape[1] - q.shape[2] :, None], -torch.inf",
         ": q.shape[2], None], -torch.inf",
     ),
 ]
 
 
 def planted(name, old, new):
-    """All modules of the operations, one of them with one change."""
+    """Copies of the modules, one of which has `old` replaced by `new`; they import each other."""
     copies = {}
     for key, module in KNOWN.items():
         source = inspect.getsource(module)
@@ -92,7 +98,7 @@ def planted(name, old, new):
             source = source.replace(old, new)
         copies[key] = source
     made = {}
-    for key in ("tiles", "cpu_sdpa", "tiled", "stop_grad", "thought", "chain"):
+    for key in KNOWN:
         module = types.ModuleType(f"planted_{key}")
         module.__file__ = KNOWN[key].__file__
         sys.modules[module.__name__] = module
@@ -109,12 +115,7 @@ def planted(name, old, new):
     return made
 
 
-def random(*shape, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def compare(ours, oracle, tensors, **call):
+def assert_agree(ours, oracle, tensors, **call):
     results = []
     for attend in (ours, oracle):
         out = attend(*tensors, **call)
@@ -124,7 +125,7 @@ def compare(ours, oracle, tensors, **call):
 
 
 def check(modules):
-    """The comparisons that every defect has to fail, and the code as it is has to pass."""
+    """Compare both operations with dense: passes for the code as it is, fails with any defect."""
     attend = modules["stop_grad"].stop_grad_attention
     for b, h, g, t, s in ((2, 4, 2, 37, 53), (1, 2, 2, 41, 41), (2, 2, 1, 23, 19)):
         shapes = [(b, h, t, 5), (b, g, s, 5), (b, g, s, 5)]
@@ -142,12 +143,12 @@ def check(modules):
         ):
             call = dict(zip(("stop_q", "stop_k", "stop_v"), stops, strict=True))
             for causal in (True, False):
-                compare(attend, dense.stop_grad_attention, tensors, causal=causal, **call)
+                assert_agree(attend, dense.stop_grad_attention, tensors, causal=causal, **call)
         for backend in ("fused", "block"):
             rest = [random(b, g, min(t, s), 3, 5, seed=i).requires_grad_() for i in (6, 7)]
             hidden = random(b, s, seed=8) > 0.5
             chained = [tensors[0][:, :, : min(t, s)].detach().requires_grad_(), *tensors[1:], *rest]
-            compare(
+            assert_agree(
                 lambda *x, backend=backend, **call: modules["thought"].thought_attention(
                     *x, **call, backend=backend
                 ),
@@ -157,19 +158,19 @@ def check(modules):
             )
 
 
-def small(modules):
-    modules["tiled"].PANEL, modules["tiled"].CACHE = 16, 1500
+def with_small_blocks(modules):
+    modules["tiled"].BLOCK_QUERIES, modules["tiled"].BUFFER_ELEMENTS = 16, 1500
     return modules
 
 
 def test_the_code_as_it_is_passes():
-    check(small(planted("tiled", "PANEL = 128", "PANEL = 16")))
+    check(with_small_blocks(planted("tiled", "BLOCK_QUERIES = 128", "BLOCK_QUERIES = 16")))
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new"), DEFECTS, ids=[f"{x[0]}-{i}" for i, x in enumerate(DEFECTS)]
 )
 def test_a_planted_defect_is_found(name, old, new):
-    modules = small(planted(name, old, new))
+    modules = with_small_blocks(planted(name, old, new))
     with pytest.raises(AssertionError):
         check(modules)

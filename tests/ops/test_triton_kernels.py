@@ -1,6 +1,6 @@
-"""The Triton kernels: on a GPU for real, elsewhere under Triton's interpreter, which is slow.
+"""The Triton kernels against dense: on a GPU, or on the CPU under Triton's interpreter, slowly.
 
-Without a GPU: TRITON_INTERPRET=1 python -m pytest -m slow tests/test_ops_triton.py
+Without a GPU: TRITON_INTERPRET=1 python -m pytest -m slow tests/ops/test_triton_kernels.py
 """
 
 import os
@@ -27,7 +27,7 @@ def device(request, monkeypatch):
     if request.param == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("set TRITON_INTERPRET=1 for the whole process to run the kernels on the CPU")
     kernels = pytest.importorskip("thinkers.ops.stop_grad_triton")
-    monkeypatch.setattr(kernels, "PANEL", 32 if request.param == "cpu" else 512)
+    monkeypatch.setattr(kernels, "BLOCK_QUERIES", 32 if request.param == "cpu" else 512)
     return request.param
 
 

@@ -1,103 +1,32 @@
-"""Stop-gradient attention against its dense definition: values, gradients, shapes, precision."""
+"""Stop-gradient attention against its dense definition: values, gradients, edges, precision."""
 
 import json
 from functools import partial
 
 import pytest
 import torch
+from attention_cases import (
+    STOPS,
+    Largest,
+    assert_agree,
+    by_head,
+    leaves,
+    mask_of,
+    random,
+    results,
+    stops_of,
+)
 from golden import read_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from thinkers.ops import dense, masks, stop_grad_attention, tiled
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def leaves(b, h, g, t, s, d, dtype=torch.float64):
-    shapes = [(b, h, t, d), (b, g, s, d), (b, g, s, d)]
-    return [random(*x, seed=i, dtype=dtype).requires_grad_() for i, x in enumerate(shapes)]
-
-
-def results(attend, tensors, **settings):
-    out = attend(*tensors, **settings)
-    weight = random(*out.shape, seed=9, dtype=out.dtype)
-    grads = torch.autograd.grad(out, tensors, weight)
-    return [x.detach() for x in (out, *grads)]
-
-
-def assert_agree(ours, oracle, tolerance=1e-10, least=1e-6):
-    for name, x, y in zip(("out", "dq", "dk", "dv"), ours, oracle, strict=True):
-        error = float((x - y).abs().max()) if x.numel() else 0.0
-        largest = float(y.abs().max()) if y.numel() else 0.0
-        assert error <= tolerance * max(largest, least), f"{name} is off by {error}"
-
-
-def by_head(b, h, q, k):
-    return (q - 2 * k + 3 * h + 5 * b) % 4 == 1
-
-
-def by_distance(b, h, q, k):
-    return (0.3 * (q - k) - 0.7 * h + 0.1 * b).double()
-
-
-STOPS = {
-    "none": (None, None, None),
-    "all": (True, True, True),
-    "constants": (0.5, -2.0, False),
-    "rule": (None, masks.reasoning_near(1, 3), masks.reasoning_near(1, 3)),
-    "functions": (by_head, by_distance, masks.invert(by_head)),
-    "mixed": (masks.causal, by_head, True),
-    "far": (masks.reasoning_far(2, 2), masks.sections(5), masks.finished_sections(7)),
-    "tensors": "tensors",
-    "floats": "floats",
-    "own": "own",
-    "query": "query",
-    "crossed": "crossed",
-}
-
-
-def stops_of(kind, b, h, t, s):
-    pairs = [random(b, h, t, s, seed=i) for i in (3, 4, 5)]
-    pair = pairs[0]
-    query = pair[:1, :1, :, :1].sign()
-    known = {
-        "tensors": (pair[:1] > 0, pairs[1][:, :1] > 0.3, random(t, s, seed=7) > 0),
-        "floats": (pair, pairs[1], pairs[2][:, :1]),
-        "own": (pair[:, :, :, :1] > 0, pairs[1][:, :1, :1], pairs[2][:, :1, :1] > 0),
-        "query": (query, query, query),
-        "crossed": (pairs[0][:, :1, :1], pairs[1][:, :, :, :1] > 0, pairs[2][:1, :1, :, :1]),
-    }
-    stops = known.get(kind) if isinstance(STOPS[kind], str) else STOPS[kind]
-    return dict(zip(("stop_q", "stop_k", "stop_v"), stops, strict=True))
-
-
-def mask_of(kind, b, h, t, s):
-    score, shared = random(b, h, t, s, seed=6), random(h, t, s, seed=8)
-    return {
-        "none": None,
-        "bool": score[:, :1] > -0.5,
-        "float": shared.masked_fill(shared > 1, -torch.inf),
-        "padding": score[:, :1, :1] > -1,
-        "nothing": torch.zeros(t, s, dtype=torch.bool),
-    }[kind]
-
 
 SHAPES = [(2, 6, 3, 37, 37, 5), (1, 4, 4, 19, 41, 3), (3, 4, 1, 41, 19, 2), (2, 2, 2, 1, 23, 7)]
 
 
-@pytest.fixture
-def small_panels(monkeypatch):
-    monkeypatch.setattr(tiled, "PANEL", 16)
-    monkeypatch.setattr(tiled, "CACHE", 700)
-
-
-@pytest.mark.usefixtures("small_panels")
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("stops", STOPS)
 @pytest.mark.parametrize("mask", ["none", "bool", "float", "padding", "nothing"])
@@ -112,10 +41,10 @@ def test_agrees_with_dense_in_value_and_gradient(shape, stops, mask):
             assert_agree(results(stop_grad_attention, tensors, **call, backend=backend), oracle)
 
 
-@pytest.mark.usefixtures("small_panels")
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("mask", ["none", "bool", "float", "padding", "nothing"])
-def test_the_panels_find_output_and_log_sum_exp_alone(causal, mask):
+def test_query_blocks_give_output_and_log_sum_exp(causal, mask):
     for b, h, g, t, s, d in SHAPES:
         q, k, v = (x.detach() for x in leaves(b, h, g, t, s, d))
         shown = mask_of(mask, b, h, t, s)
@@ -257,17 +186,7 @@ def test_later_tokens_change_nothing_bit_for_bit(backend):
     assert not torch.equal(out, changed)
 
 
-def test_second_backward_repeats_and_second_derivative_is_refused():
-    tensors = leaves(1, 2, 2, 13, 13, 3)
-    out = stop_grad_attention(*tensors, causal=True, stop_v=masks.reasoning_near(1, 2))
-    first = torch.autograd.grad(out.sum(), tensors, retain_graph=True)
-    again = torch.autograd.grad(out.sum(), tensors, create_graph=True)
-    assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
-    with pytest.raises(RuntimeError, match="stop_grad_attention has no second derivative"):
-        torch.autograd.grad(sum(x.square().sum() for x in again), tensors)
-
-
-def test_only_wanted_gradients_come_back():
+def test_gradients_that_are_not_needed_are_not_computed():
     q, k, v = leaves(1, 2, 2, 13, 13, 3)
     near = masks.reasoning_near(1, 2)
     whole = results(stop_grad_attention, [q, k, v], causal=True, stop_v=near)
@@ -278,7 +197,7 @@ def test_only_wanted_gradients_come_back():
     assert not detached.requires_grad
 
 
-def test_a_mask_changed_before_the_backward_is_noticed():
+def test_a_mask_changed_before_the_backward_pass_raises():
     tensors = leaves(1, 2, 2, 13, 13, 3)
     stop = torch.zeros(13, 13, dtype=torch.bool)
     out = stop_grad_attention(*tensors, stop_k=stop)
@@ -287,7 +206,7 @@ def test_a_mask_changed_before_the_backward_is_noticed():
         out.sum().backward()
 
 
-def test_inputs_stay_as_they_were_and_no_buffer_is_read_before_it_is_written():
+def test_inputs_are_unchanged_and_no_buffer_is_read_before_it_is_written():
     tensors = leaves(2, 4, 2, 150, 150, 3)
     before = [x.detach().clone() for x in tensors]
     call = {"causal": True, "stop_q": by_head, "stop_v": masks.reasoning_near(1, 40)}
@@ -301,20 +220,7 @@ def test_inputs_stay_as_they_were_and_no_buffer_is_read_before_it_is_written():
     assert all(torch.equal(x, y) for x, y in zip(before, tensors, strict=True))
 
 
-class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation returned."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for x in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(x, torch.Tensor):
-                self.numel = max(self.numel, x.numel())
-        return result
-
-
-def test_nothing_of_all_pairs_is_ever_made():
+def test_no_tensor_of_all_pairs_is_ever_made():
     tensors = leaves(1, 2, 2, 1100, 1100, 4, dtype=torch.float32)
     near = masks.reasoning_near(1, 50)
     with Largest() as largest:
@@ -326,12 +232,12 @@ def test_nothing_of_all_pairs_is_ever_made():
 def test_a_function_gets_index_tensors_that_broadcast():
     seen = []
 
-    def watch(b, h, q, k):
+    def recorded(b, h, q, k):
         seen.append((b, h, q, k))
         return (q + k + b + h) % 2 == 0
 
     tensors = leaves(3, 4, 2, 150, 170, 2)
-    results(stop_grad_attention, tensors, stop_q=watch)
+    results(stop_grad_attention, tensors, stop_q=recorded)
     assert all(x.dtype == torch.int64 and x.ndim == 4 for index in seen for x in index)
     rows, columns = set(), set()
     for b, h, q, k in seen[1:]:
@@ -340,3 +246,70 @@ def test_a_function_gets_index_tensors_that_broadcast():
         rows |= set(q.flatten().tolist())
         columns |= set(k.flatten().tolist())
     assert rows == set(range(150)) and columns == set(range(170))
+
+
+@pytest.mark.parametrize("stops", STOPS)
+@pytest.mark.parametrize("shape", [(0, 2, 1, 3, 5, 2), (2, 0, 1, 3, 5, 2), (2, 2, 1, 0, 5, 2)])
+def test_empty_axes_give_zero_output_and_zero_gradients(shape, stops):
+    b, h, _, t, s, d = shape
+    call = stops_of(stops, b, h, t, s)
+    for backend in ("auto", "block", "dense"):
+        out, *grads = results(stop_grad_attention, leaves(*shape), **call, backend=backend)
+        assert out.shape == (b, h, t, d)
+        assert not any(x.any() for x in grads)
+
+
+@pytest.mark.parametrize("backend", ["auto", "block", "dense"])
+@pytest.mark.parametrize("scale", [-0.7, 0.0])
+def test_a_scale_that_is_not_positive_agrees_with_sums_over_pairs(backend, scale):
+    q, k, v = leaves(1, 2, 1, 5, 7, 3)
+    keep = random(2, 5, 7, seed=3)
+    call = {"stop_q": keep, "causal": True, "mask": random(5, 7, seed=4) > -1, "scale": scale}
+    got = results(stop_grad_attention, (q, k, v), **call, backend=backend)
+    weight = random(1, 2, 5, 3, seed=9)
+    q, k, v = (x.detach() for x in (q, k, v))
+    out, dq, dk, dv = (torch.zeros_like(x) for x in (q, q, k, v))
+    for h, i in ((h, i) for h in range(2) for i in range(5)):
+        seen = [j for j in range(7) if j <= i + 2 and call["mask"][i, j]]
+        p = (k[0, 0, seen] @ q[0, h, i] * scale).softmax(0)
+        out[0, h, i] = p @ v[0, 0, seen]
+        go = weight[0, h, i]
+        ds = scale * p * (v[0, 0, seen] @ go - go @ out[0, h, i])
+        dq[0, h, i] = (keep[h, i, seen] * ds) @ k[0, 0, seen]
+        dk[0, 0, seen] += ds[:, None] * q[0, h, i]
+        dv[0, 0, seen] += p[:, None] * go
+    assert_agree(got, [out, dq, dk, dv])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_float_mask_is_not_rounded_to_low_precision(dtype):
+    tensors = leaves(1, 2, 2, 67, 67, 16, dtype=dtype)
+    wide = [x.detach().double().requires_grad_() for x in tensors]
+    near = masks.reasoning_near(0, 1)  # nothing is near: the block backend, nothing stopped
+    mask = 30 * random(67, 67, seed=6, dtype=torch.float32)
+    mask[5] = -1e5  # below float16, and still a row that sees all keys
+    exact = results(dense.stop_grad_attention, wide, mask=mask.double())
+    fused = results(functional.scaled_dot_product_attention, tensors, attn_mask=mask)
+    ours = results(stop_grad_attention, tensors, mask=mask, stop_k=near)
+    assert exact[0][:, :, 5].abs().min() > 0
+    for x, y, z in zip(ours, fused, exact, strict=True):
+        assert (x - z).abs().max() <= 2 * (y - z).abs().max()
+    plain = results(dense.stop_grad_attention, tensors, mask=mask)
+    torch.testing.assert_close(plain[0].double(), exact[0], rtol=0.02, atol=0.02)
+
+
+def test_a_mask_of_rows_is_not_spread_over_keys():
+    tensors = leaves(1, 1, 1, 1100, 1100, 4, dtype=torch.float32)
+    rows = random(1100, 1, seed=6) > 0
+    with Largest() as largest:
+        out = stop_grad_attention(*tensors, causal=True, mask=rows)
+    assert largest.numel <= 4 * 1100
+    assert torch.equal((out != 0).any(-1)[0, 0], rows[:, 0])
+
+
+def test_the_meta_device_gives_the_shapes():
+    q = torch.empty(2, 4, 5, 3, device="meta", requires_grad=True)
+    k = torch.empty(2, 2, 7, 3, device="meta", requires_grad=True)
+    out = stop_grad_attention(q, k, k, causal=True, stop_k=masks.reasoning_near(1, 2))
+    assert out.shape == q.shape
+    assert torch.autograd.grad(out.sum(), k)[0].shape == k.shape

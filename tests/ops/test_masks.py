@@ -13,7 +13,7 @@ def loop(rule, t, s):
 
 
 @pytest.mark.parametrize(("r", "window"), [(0, 3), (1, 2), (2, 1), (3, 0), (1, 100)])
-def test_reasoning_near_and_far_part_the_older_reasoning_tokens(r, window):
+def test_reasoning_near_and_far_divide_the_older_reasoning_tokens(r, window):
     def age(i, j):
         return i // (r + 1) - j // (r + 1)
 
@@ -27,16 +27,16 @@ def test_reasoning_near_and_far_part_the_older_reasoning_tokens(r, window):
     assert not (near & far).any()
 
 
-def test_thought_trains_are_earlier_bases_and_the_own_train():
+def test_thought_chains_are_earlier_bases_and_the_own_chain():
     def rule(i, j):
         own = i // 4 == j // 4 and j <= i
         return own or (j % 4 == 0 and j // 4 <= i // 4)
 
-    assert torch.equal(masks.table(masks.thought_trains(3), 19)[0], loop(rule, 19, 19))
-    assert torch.equal(masks.table(masks.thought_trains(0), 7), masks.table(masks.causal, 7))
+    assert torch.equal(masks.table(masks.thought_chains(3), 19)[0], loop(rule, 19, 19))
+    assert torch.equal(masks.table(masks.thought_chains(0), 7), masks.table(masks.causal, 7))
 
 
-def test_sections_and_finished_sections_make_up_causality_in_parts():
+def test_sections_and_finished_sections_are_disjoint_and_make_up_causality():
     inside = masks.table(masks.sections(5), 13)[0]
     before = masks.table(masks.finished_sections(5), 13)[0]
     assert torch.equal(inside, loop(lambda i, j: i // 5 == j // 5 and j <= i, 13, 13))
@@ -57,9 +57,9 @@ def test_combinations_and_heads():
 
 def test_picture_colours_every_pair_and_writes_a_png(tmp_path):
     path = tmp_path / "mask.png"
-    image = masks.picture(masks.thought_trains(2), 7, path, cell=5)
+    image = masks.picture(masks.thought_chains(2), 7, path, cell=5)
     assert image.shape == (35, 35, 3)
-    shown = masks.table(masks.thought_trains(2), 7)[0]
+    shown = masks.table(masks.thought_chains(2), 7)[0]
     dark = image[::5, ::5].sum(-1, dtype=torch.int64) < 400
     assert torch.equal(dark, shown)
     data = path.read_bytes()
@@ -78,6 +78,6 @@ def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="size must be an integer of at least 1, got 0"):
         masks.sections(0)
     with pytest.raises(ValueError, match="num_thoughts must be an integer of at least 0, got 1.5"):
-        masks.thought_trains(1.5)
+        masks.thought_chains(1.5)
     with pytest.raises(ValueError, match="head must be an integer of at least 0, got -1"):
         masks.picture(masks.causal, 3, head=-1)
