@@ -23,7 +23,7 @@ import torch
 import thinkers
 from thinkers import recipes
 from thinkers.config.overrides import override
-from thinkers.data.sources import find
+from thinkers.data.sources import find_source
 from thinkers.files import write_file
 from thinkers.runs.folder import read_record
 
@@ -31,7 +31,7 @@ from thinkers.runs.folder import read_record
 def main() -> None:
     options = parse()
     torch.set_num_threads(1)
-    text = None if options.text is None else find(str(options.text)).digest()
+    text = None if options.text is None else find_source(str(options.text)).digest()
     for seed in range(options.seeds):
         for name in options.recipes or recipes.RECIPES:
             if why := cannot(name, options):

@@ -69,7 +69,7 @@ def main() -> int:
             right = [x for batch in batches for x in model.loss(batch).correct.tolist()]
         # Questions are held out mixed: by story and statements they are put in order again.
         pairs = zip(task.examples("test"), right, strict=True)
-        own = sorted((x.story, len(x.prompt), ok) for x, ok in pairs if x.lesson[0] == kind)
+        own = sorted((x.story, len(x.prompt), ok) for x, ok in pairs if x.bucket[0] == kind)
         show(str(model.name), [group for group, _ in found], [ok for *_, ok in own])
     return 0
 

@@ -12,9 +12,10 @@ from thinkers.comparison import matching
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models import Batch
 from thinkers.recipes.numbers import learning
-from thinkers.tasks.babi import KEPT, Babi
-from thinkers.tasks.babi_format import Line, parse, read, told
+from thinkers.tasks.babi import Babi
+from thinkers.tasks.babi_format import Line, generated_stories, parse_stories, read_stories
 from thinkers.tasks.base import IGNORED
+from thinkers.tasks.vocabulary_file import VOCABULARY_FILE
 from thinkers.training import estimate
 
 SMALL = dict(num_stories=20, num_held_out=10)
@@ -47,14 +48,14 @@ def folder(tmp_path):
 
 
 def test_lines_are_read_as_they_stand():
-    stories = parse(PIECE, "piece")
+    stories = parse_stories(PIECE, "piece")
     assert [len(story) for story in stories] == [5, 3]
     assert stories[0][0] == Line("The hall is north of Bob's kitchen.")
     assert stories[0][1] == Line("Is the hall north of Bob's kitchen?", "yes", (1,))
     assert stories[0][4] == Line("What is Eve carrying?", "milk,football", (3, 4))
     assert stories[1][2].answer == "e,n" and stories[1][2].support == (2, 1)
     windows = b"\xef\xbb\xbf" + PIECE.replace(b"\n", b"\r\n") + b"\r\n"
-    assert parse(windows, "piece") == stories
+    assert parse_stories(windows, "piece") == stories
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_lines_are_read_as_they_stand():
 def test_bad_files_are_told_by_file_and_line(data, words, tmp_path):
     (tmp_path / "file.txt").write_bytes(data)
     with pytest.raises(DataError) as caught:
-        read(tmp_path / "file.txt")
+        read_stories(tmp_path / "file.txt")
     message = str(caught.value)
     assert all(word in message for word in ("file.txt", *words)), message
     assert [line.split(":")[0] for line in message.splitlines()] == ["found", "expected", "fix"]
@@ -243,10 +244,10 @@ def test_a_run_answers_where_its_files_are_no_more(tmp_path, folder):
     with pytest.raises(DataError, match="qa8"):
         kept.batch(0, 2)
 
-    (tmp_path / "run" / KEPT).write_text("[]")
+    (tmp_path / "run" / VOCABULARY_FILE).write_text("[]")
     with pytest.raises(DamagedError, match="vocabulary.json"):
         Babi.from_run(task, 0, tmp_path / "run")
-    (tmp_path / "run" / KEPT).unlink()
+    (tmp_path / "run" / VOCABULARY_FILE).unlink()
     with pytest.raises(DataError, match="vocabulary.json is missing"):
         Babi.from_run(task, 0, tmp_path / "run")
 
@@ -254,7 +255,7 @@ def test_a_run_answers_where_its_files_are_no_more(tmp_path, folder):
 def test_a_run_is_not_resumed_on_other_stories(tmp_path, folder):
     task_of(folder, kinds=(8,)).save_to_run(tmp_path)
     task_of(folder, kinds=(8,)).save_to_run(tmp_path)
-    assert json.loads((tmp_path / KEPT).read_text())["max_answer_length"] == 4
+    assert json.loads((tmp_path / VOCABULARY_FILE).read_text())["max_answer_length"] == 4
     file = folder / "qa8_lists-sets_train.txt"
     file.write_bytes(file.read_bytes().replace(b"Eve", b"Ada"))
     with pytest.raises(DataError, match="other stories than when the run began"):
@@ -275,7 +276,7 @@ def test_text_and_tokens_are_the_same():
 
 def test_batches_are_batches():
     assert isinstance(Babi(Babi.Config(**SMALL)).batch(0, 3), Batch)
-    assert told(1, "train", 3) is told(1, "train", 3)
+    assert generated_stories(1, "train", 3) is generated_stories(1, "train", 3)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_a_curriculum_of_three_kinds_gives_each_when_it_is_due_and_all_of_them_a
     own = dict(kinds=(7, 1, 2), num_stories=40, num_held_out=5, answers=answers, whole_kinds=True)
     task = Babi(Babi.Config(curriculum=True, **own), seed=1)
     other = Babi(Babi.Config(curriculum=True, **own), seed=2)
-    lessons = {tuple(x.prompt): x.lesson for x in task.examples("train")}
+    lessons = {tuple(x.prompt): x.bucket for x in task.examples("train")}
     counts = [sorted({n for kind, n in lessons.values() if kind == k}) for k in range(3)]
     assert len(task.levels) == len(counts[0]) + 2 and min(map(len, counts)) > 3
 
@@ -54,7 +54,7 @@ def test_stories_are_told_when_they_are_needed(monkeypatch):
     def told(*_):
         raise AssertionError("stories were told")
 
-    monkeypatch.setattr("thinkers.tasks.babi.told", told)
+    monkeypatch.setattr("thinkers.tasks.babi.generated_stories", told)
     for name in ("babi/looped", "babi/thoughtsformer", "babi/thinker"):
         config = thinkers.RECIPES[name]()
         assert config.task.curriculum and Babi(config.task).difficulty == 0
@@ -89,7 +89,7 @@ def test_the_curriculum_goes_by_kinds_and_by_the_length_of_stories_and_resumes()
         assert len(found) == 1
         return found.pop()
 
-    wanted = sorted({(0, x.prompt.count(stop)) for x in plain.examples("train") if x.lesson[0] < 1})
+    wanted = sorted({(0, x.prompt.count(stop)) for x in plain.examples("train") if x.bucket[0] < 1})
     wanted += [(1, n) for n in (2, 4, 6, 8, 10)]
     assert wanted[0] == (0, 2) and len(task.levels) == len(wanted)
     for last in range(len(wanted)):

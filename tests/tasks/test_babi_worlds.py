@@ -9,14 +9,14 @@ from story_solver import solve
 from thinkers.prng import Rng, hash_integers, mix, mix_int
 from thinkers.tasks import babi_worlds
 from thinkers.tasks.babi import LONGEST, Babi
-from thinkers.tasks.babi_format import parse
+from thinkers.tasks.babi_format import parse_stories
 
 KINDS = list(babi_worlds.KINDS)
 
 
 def stories(kind, split, count):
     text = "".join(babi_worlds.generate_story(kind, split, number) for number in range(count))
-    found = parse(text.encode(), "test")
+    found = parse_stories(text.encode(), "test")
     assert len(found) == count
     return found
 
@@ -36,10 +36,10 @@ def questions(story):
 def test_every_answer_follows_from_the_sentences(kind, split):
     answers = collections.Counter()
     for story in stories(kind, split, 60):
-        assert len(story) <= babi_worlds.MOST_LINES
+        assert len(story) <= babi_worlds.MAX_LINES
         for facts, line in questions(story):
             assert solve(facts, line.text) == line.answer, "\n".join([*facts, line.text])
-            assert len(facts) >= babi_worlds.OPENING
+            assert len(facts) >= babi_worlds.OPENING_LINES
             answers[line.answer] += 1
     # No answer is so common that it could be guessed.
     assert len(answers) > 1 and answers.most_common(1)[0][1] < 0.62 * answers.total()
@@ -70,7 +70,7 @@ def test_splits_share_no_beginning(kind):
     seen = {}
     for split in ("train", "valid", "test"):
         for story in stories(kind, split, 60):
-            opening = tuple(line.text for line in story[: babi_worlds.OPENING])
+            opening = tuple(line.text for line in story[: babi_worlds.OPENING_LINES])
             assert seen.setdefault(opening, split) == split
     assert len(set(seen.values())) == 3
 

@@ -29,7 +29,7 @@ POEM = "".join(f"{i} Vögel, {i * i} Lieder;\n" for i in range(97))
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("THINKERS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(token_cache, "_known", {})
+    monkeypatch.setattr(token_cache, "_verified", {})
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_every_text_that_is_none_is_refused(poem):
 
 def test_a_text_shorter_than_a_row_is_refused(tmp_path):
     (tmp_path / "short.txt").write_text("abcdefghij" * 7)
-    with pytest.raises(DataError, match="7 tokens to be judged on\nexpected: at least 8, one more"):
+    with pytest.raises(DataError, match="7 tokens for valid\nexpected: at least 8, one more"):
         text(str(tmp_path / "short.txt"))
     text(str(tmp_path / "short.txt"), context=6)
 
@@ -174,7 +174,7 @@ def test_scores_are_nats_per_token_and_bits_per_byte(poem, own):
     windows = [tokens[i : i + length + 1] for i in range(0, len(tokens) - length, length)]
     logs = model.table.detach().double().log_softmax(-1)
     nats = [[-logs[a, b].item() for a, b in zip(w[:-1], w[1:], strict=True)] for w in windows]
-    size = len(b"".join(task.tokenizer.pieces[token] for w in windows for token in w[1:]))
+    size = len(b"".join(task.tokenizer.token_bytes[token] for w in windows for token in w[1:]))
     scores = task.score(model, num_steps=3)
     assert scores["loss"] == pytest.approx(np.mean(nats), rel=1e-6)
     assert scores["bits_per_byte"] == pytest.approx(np.sum(nats) / math.log(2) / size, rel=1e-6)

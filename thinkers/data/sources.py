@@ -1,4 +1,9 @@
-"""Where a text comes from: a file, a folder of files or a data set, read in pieces of UTF-8."""
+"""Sources of text: a file, a folder of files or a data set of the Hugging Face hub.
+
+A file or folder is read where it lies and never copied. A data set is streamed once into one file
+of the cache, `$THINKERS_CACHE/datasets` (default ~/.cache/thinkers/datasets), and read from there
+like any other file. Text is decoded in pieces, so that memory does not grow with its size.
+"""
 
 import codecs
 import hashlib
@@ -13,14 +18,17 @@ from typing import Any
 from thinkers.errors import DataError
 from thinkers.optional import require
 
-PIECE = 1 << 18
+PIECE_BYTES = 1 << 18
 """Bytes that are read at once."""
-DATA_SET = "hf:"
-Signature = tuple[tuple[str, int, int], ...]
+HUB_PREFIX = "hf:"
+CODEC_ERRORS = {"error": "strict", "replace": "replace", "skip": "ignore"}
+"""Error handler of the UTF-8 codec for each setting of `bad_bytes`."""
+FileStats = tuple[tuple[str, int, int], ...]
+"""Path, size and modification time of each file."""
 
 
 @dataclass(frozen=True)
-class Part:
+class FileRange:
     """Bytes start .. stop - 1 of a file."""
 
     file: Path
@@ -30,50 +38,53 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """The files that a text is made of, one after the other as `cat` joins them.
+    """The files of a text, in the order in which they are joined, with nothing between them.
 
     Args:
-        path: As a user named it.
+        path: The user's name for it.
     """
 
     path: str
     files: tuple[Path, ...]
 
-    def signature(self) -> Signature:
-        """What differs, as far as the file system knows, once the text has changed."""
+    def stats(self) -> FileStats:
+        """Return what the file system knows to differ once the text has changed."""
         stats = [(file, file.stat()) for file in self.files]
         return tuple((str(file.absolute()), s.st_size, s.st_mtime_ns) for file, s in stats)
 
     def digest(self) -> str:
-        """SHA-256 of the text."""
-        return _digest(self.signature())
+        """Return the SHA-256 of the text."""
+        return _digest(self.stats())
 
-    def split(self, share: float) -> tuple[list[Part], list[Part]]:
-        """The first `share` of the bytes, up to the end of a character, and the rest."""
+    def split(self, share: float) -> tuple[list[FileRange], list[FileRange]]:
+        """Return the first `share` of the bytes, moved on to the end of a character, and the rest.
+
+        Splitting is by bytes and not by tokens, so that it is the same for every tokenizer.
+        """
         sizes = [file.stat().st_size for file in self.files]
         left = int(share * sum(sizes))
         first, rest = [], []
         for file, size in zip(self.files, sizes, strict=True):
             cut = _next_character(file, left, size) if 0 < left < size else min(max(left, 0), size)
             left -= size
-            first += [Part(file, 0, cut)] if cut else []
-            rest += [Part(file, cut, size)] if cut < size else []
+            first += [FileRange(file, 0, cut)] if cut else []
+            rest += [FileRange(file, cut, size)] if cut < size else []
         return first, rest
 
 
-def find(path: str, max_bytes: int | None = None) -> Source:
-    """The text that a user means by `path`.
+def find_source(path: str, max_bytes: int | None = None) -> Source:
+    """Return the text that `path` names.
 
     Args:
-        path: A file, a folder, whose files are taken in sorted order without hidden ones, or
-            hf:NAME or hf:NAME:CONFIGURATION, a data set of huggingface.co.
-        max_bytes: Where a data set is cut off.
+        path: A file; a folder, all files of which are taken in sorted order, hidden ones left out;
+            or hf:NAME or hf:NAME:CONFIGURATION, a data set of huggingface.co.
+        max_bytes: Size after which a data set is cut off, at the end of a text.
 
     Raises:
-        DataError: There is no such text, or nothing is in it.
+        DataError: There is no such text, it may not be read, or it is empty.
     """
-    if path.startswith(DATA_SET):
-        return Source(path, (download(path.removeprefix(DATA_SET), max_bytes),))
+    if path.startswith(HUB_PREFIX):
+        return Source(path, (download(path.removeprefix(HUB_PREFIX), max_bytes),))
     place = Path(path).expanduser()
     if place.is_dir():
         found = sorted(p for p in place.rglob("*") if p.is_file())
@@ -84,29 +95,33 @@ def find(path: str, max_bytes: int | None = None) -> Source:
         raise data_error(path, "no such file or folder", "a file, a folder or hf:NAME")
     for file in files:
         if not os.access(file, os.R_OK):
-            raise data_error(str(file), "may not be read", "a file with permission to read it")
+            raise data_error(str(file), "permission denied", "a file that may be read")
     if not any(file.stat().st_size for file in files):
-        raise data_error(path, "holds no text", "a file, or a folder of files, with text")
+        raise data_error(path, "no text in it", "a file, or a folder of files, with text")
     return Source(path, tuple(files))
 
 
-def data_error(path: str, found: str, expected: str, todo: str = "change --task.path") -> DataError:
-    """An error about a text, in three lines."""
-    return DataError(f"found: {path}: {found}\nexpected: {expected}\nfix: {todo}")
+def data_error(path: str, found: str, expected: str, fix: str = "change --task.path") -> DataError:
+    """Build a DataError about the file at `path` in three lines."""
+    return DataError(f"found: {path}: {found}\nexpected: {expected}\nfix: {fix}")
 
 
-def read(part: Part, bad_bytes: str) -> Iterator[tuple[str, int]]:
-    """Pieces of text, each with the number of bytes in it that are not UTF-8.
+def read_pieces(part: FileRange, bad_bytes: str) -> Iterator[tuple[str, int]]:
+    """Yield pieces of text, each with the number of its bytes that are not UTF-8.
 
     Args:
         bad_bytes: "error", "replace" by U+FFFD, or "skip".
+
+    Raises:
+        DataError: With "error", naming the first such byte and its offset in the file.
     """
-    ways = {"error": "strict", "replace": "replace", "skip": "ignore"}
     offset, rest = part.start, b""
     with part.file.open("rb") as stream:
         stream.seek(part.start)
         while True:
-            raw = stream.read(min(PIECE, part.stop - stream.tell()))
+            raw = stream.read(min(PIECE_BYTES, part.stop - stream.tell()))
+            # A piece may end inside a character: its bytes are kept for the next piece. Only at the
+            # end of the range (final=True) is an unfinished character an error.
             data, bad = rest + raw, 0
             try:
                 text, used = codecs.utf_8_decode(data, "strict", not raw)
@@ -119,8 +134,9 @@ def read(part: Part, bad_bytes: str) -> Iterator[tuple[str, int]]:
                         "text in UTF-8",
                         "convert it, or set --task.bad_bytes to replace or skip",
                     ) from None
+                # The codec does not say how many bytes it drops: all it used, less those it kept.
                 good, used = codecs.utf_8_decode(data, "ignore", not raw)
-                text, _ = codecs.utf_8_decode(data, ways[bad_bytes], not raw)
+                text, _ = codecs.utf_8_decode(data, CODEC_ERRORS[bad_bytes], not raw)
                 bad = used - len(good.encode())
             offset, rest = offset + used, data[used:]
             if text or bad:
@@ -130,9 +146,10 @@ def read(part: Part, bad_bytes: str) -> Iterator[tuple[str, int]]:
 
 
 def download(name: str, max_bytes: int | None) -> Path:
-    """The texts of a data set's training split, in one file of the cache, a line break after each.
+    """Return a cached file of the texts of a data set's training split, one after each other.
 
-    It is streamed once, and taken from the cache from then on.
+    A line break follows each text. The data set is streamed on the first call only; the file is
+    named by (name, max_bytes), and is not checked against the hub again.
     """
     folder = cache_folder() / "datasets"
     key = hashlib.sha256(f"{name} {max_bytes}".encode()).hexdigest()[:16]
@@ -140,55 +157,58 @@ def download(name: str, max_bytes: int | None) -> Path:
     if final.exists():
         return final
     folder.mkdir(parents=True, exist_ok=True)
+    # A name of its own for each process: two may stream the same data set, and the last one wins.
     temporary = folder / f".{key}.{secrets.token_hex(4)}"
     try:
         size = 0
         with temporary.open("wb") as stream:
-            for text in _texts(name):
+            for text in _hub_texts(name):
                 line = text.encode("utf-8", "replace") + b"\n"
                 size += stream.write(line)
                 if max_bytes is not None and size >= max_bytes:
                     break
         if not size:
-            raise data_error(DATA_SET + name, "holds no text", "a data set with texts")
+            raise data_error(HUB_PREFIX + name, "no text in it", "a data set with texts")
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
     return final
 
 
-def _texts(name: str) -> Iterator[str]:
+def _hub_texts(name: str) -> Iterator[str]:
     name, _, configuration = name.partition(":")
     load = require("datasets", "text", "a Hugging Face data set").load_dataset
     try:
         rows = iter(load(name, configuration or None, split="train", streaming=True))
         first: dict[str, Any] = next(rows, {"text": ""})
-    except Exception as error:  # whatever the network, the service or the library has to say
+    except Exception as error:  # network, service and library share no narrower exception
         what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise data_error(DATA_SET + name, what, "a data set that can be streamed") from error
+        raise data_error(HUB_PREFIX + name, what, "a data set that can be streamed") from error
     if not isinstance(first.get("text"), str):
-        what = f"has the columns {', '.join(first)}"
-        raise data_error(DATA_SET + name, what, "a data set with a column of texts called text")
+        what = f"a data set with the columns {', '.join(first)}"
+        raise data_error(HUB_PREFIX + name, what, "a column called text, of strings")
     yield first["text"]
     for row in rows:
         yield row["text"]
 
 
+# Hashing a large text takes seconds: once for each state of its files is enough.
 @lru_cache(maxsize=64)
-def _digest(signature: Signature) -> str:
+def _digest(stats: FileStats) -> str:
     digest = hashlib.sha256()
-    for file, _, _ in signature:
+    for file, _, _ in stats:
         with open(file, "rb") as stream:
-            while piece := stream.read(PIECE):
+            while piece := stream.read(PIECE_BYTES):
                 digest.update(piece)
     return digest.hexdigest()
 
 
 def _next_character(file: Path, place: int, size: int) -> int:
-    """`place`, moved on to the start of a character."""
+    """Return `place`, moved on to the next start of a character."""
     with file.open("rb") as stream:
         stream.seek(place)
         following = stream.read(3)
+    # In UTF-8 all bytes of a character but its first are 10xxxxxx, and there are at most three.
     continued = 0
     while continued < len(following) and following[continued] & 0xC0 == 0x80:
         continued += 1
@@ -196,6 +216,6 @@ def _next_character(file: Path, place: int, size: int) -> int:
 
 
 def cache_folder() -> Path:
-    """$THINKERS_CACHE, or ~/.cache/thinkers."""
+    """Return $THINKERS_CACHE, or ~/.cache/thinkers."""
     given = os.environ.get("THINKERS_CACHE")
     return Path(given).expanduser() if given else Path.home() / ".cache" / "thinkers"

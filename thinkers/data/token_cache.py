@@ -1,8 +1,16 @@
-"""Texts as tokens in memory-mapped files: prepared once, kept in a cache, proved before each use.
+"""Cache of tokenized texts and of trained tokenizers, in `$THINKERS_CACHE/text`.
 
-A cache entry is a folder, made under another name and renamed when it is whole, and named by a
-hash of all that it came from: the text, the vocabulary, the treatment of bad bytes. It can be
-deleted at any time.
+    KEY/tokens.bin      the tokens, in the smallest unsigned type that holds them
+    KEY/metadata.json   their type, number and CRC-32, and the SHA-256 of this file itself
+    KEY.json            a tokenizer that was made from a text
+
+KEY is a hash of all that an entry was made from: the SHA-256 of the text, the tokenizer, the
+treatment of bad bytes and FORMAT. So a changed text gets an entry of its own, and the same text
+under another name does not.
+
+An entry is verified before each use, by size and checksums, and made again if it is damaged; it is
+written under a temporary name and renamed when it is complete, so a killed process leaves nothing
+that looks finished. Anything in the folder may be deleted while nothing runs.
 """
 
 import fcntl
@@ -20,230 +28,259 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Integer
 
-from thinkers.data.sources import PIECE, Part, Signature, Source, cache_folder, data_error, read
+from thinkers.data.sources import (
+    PIECE_BYTES,
+    FileRange,
+    FileStats,
+    Source,
+    cache_folder,
+    data_error,
+    read_pieces,
+)
 from thinkers.data.tokenizers import (
     BPETokenizer,
-    Bytes,
-    Characters,
+    ByteTokenizer,
+    CharacterTokenizer,
     Tokenizer,
     UnknownCharacter,
-    characters_of,
-    from_state,
+    distinct_characters,
+    tokenizer_from_state,
 )
-from thinkers.errors import UsageError
+from thinkers.errors import usage_error
+from thinkers.files import write_file
 
-FORMAT = 1
+FORMAT = 2
 TRAIN_SHARE = 0.9
-FACTS, TOKENS = "facts.json", "tokens.bin"
+"""Share of a text's bytes that is trained on where no validation text is given."""
+METADATA, TOKENS = "metadata.json", "tokens.bin"
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A text as tokens.
+class TokenizedText:
+    """A text as tokens, which are memory-mapped and read-only.
 
     Args:
-        boundary: How many of them come from the first 90 % of the text's bytes.
-        bad_bytes: How many bytes of the text were replaced or skipped.
+        num_train: Number of tokens from the first TRAIN_SHARE of the text's bytes.
+        bad_bytes: Number of bytes that were not UTF-8 and were replaced or skipped.
         digest: SHA-256 of the text.
     """
 
     tokens: Integer[np.ndarray, " n"]
-    boundary: int
+    num_train: int
     bad_bytes: int
     digest: str
 
 
-_known: dict[tuple[Signature, str, str], Prepared] = {}
+# Verifying an entry reads all of it; a process does so once for each text.
+_verified: dict[tuple[FileStats, str, str], TokenizedText] = {}
 
 
-def prepare(source: Source, vocabulary: Tokenizer, bad_bytes: str) -> Prepared:
-    """The tokens of a text, from the cache if they are there, whole and of this text."""
-    signature = source.signature()
-    made_of = (signature, vocabulary.digest, bad_bytes)
-    if made_of in _known:
-        return _known[made_of]
+def tokenize(source: Source, tokenizer: Tokenizer, bad_bytes: str) -> TokenizedText:
+    """Return the tokens of a text, from the cache if a valid entry is there.
+
+    The two parts of `Source.split(TRAIN_SHARE)` are tokenized apart: no token crosses the border.
+
+    Raises:
+        DataError: A character has no token, a byte is not UTF-8, or the text changed meanwhile.
+    """
+    stats = source.stats()
+    identity = (stats, tokenizer.digest, bad_bytes)
+    if identity in _verified:
+        return _verified[identity]
     folder, digest = cache_folder() / "text", source.digest()
-    key = _key(text=digest, vocabulary=vocabulary.digest, bad_bytes=bad_bytes)
-    found = _open(folder / key)
+    key = _key(text=digest, tokenizer=tokenizer.digest, bad_bytes=bad_bytes)
+    found = _read_entry(folder / key)
     if found is None:
         with _locked(folder, key):
-            found = _open(folder / key)
+            found = _read_entry(folder / key)  # another process may have made it meanwhile
             if found is None:
-                _write(folder, key, source, bad_bytes, vocabulary, digest)
-                found = _open(folder / key)
-    if source.signature() != signature or found is None:
+                _write_entry(folder, key, source, bad_bytes, tokenizer, digest)
+                found = _read_entry(folder / key)
+    if source.stats() != stats or found is None:
         raise data_error(source.path, "changed while it was read", "a text at rest", "try again")
     if found.bad_bytes:
         done = {"replace": "replaced", "skip": "skipped"}[bad_bytes]
-        told = f"{source.path}: {found.bad_bytes} bytes that are not UTF-8 {done}"
-        print(told, file=sys.stderr, flush=True)
-    _known[made_of] = found
+        message = f"{source.path}: {found.bad_bytes} bytes that are not UTF-8 {done}"
+        print(message, file=sys.stderr, flush=True)
+    _verified[identity] = found
     return found
 
 
 def tokenizer_for(
     source: Source, kind: str, bpe_size: int, bad_bytes: str, share: float
 ) -> Tokenizer:
-    """The vocabulary of a text, from the cache if it is there.
+    """Return the tokenizer of a text, from the cache if a valid one is there.
 
     Args:
-        kind: "character": those of the whole text; "bpe": learned from the first `share` of it.
-        bpe_size: The most tokens of a bpe vocabulary.
+        kind: "byte"; "character", the characters of the whole text, so that held-out text can be
+            encoded; or "bpe", learned from the first `share` of the text only.
+        bpe_size: The most tokens of a bpe tokenizer.
     """
     if kind == "byte":
-        return Bytes()
+        return ByteTokenizer()
     own = {"size": bpe_size, "share": share} if kind == "bpe" else {}
     key = _key(text=source.digest(), kind=kind, bad_bytes=bad_bytes, **own)
     folder = cache_folder() / "text"
     file = folder / f"{key}.json"
-    facts = _facts(file)
-    if facts is None:
+    found = _read_json(file)
+    if found is None:
         with _locked(folder, key):
-            facts = _facts(file)
-            if facts is None:
-                made = _make_vocabulary(source, kind, bpe_size, bad_bytes, share)
-                facts = {"format": FORMAT, "vocabulary": made.state()}
-                temporary = folder / f".{key}.tmp"
-                temporary.write_text(json.dumps(facts | {"digest": _digest_of(facts)}))
-                temporary.replace(file)
-    return from_state(facts["vocabulary"], str(file))
+            found = _read_json(file)
+            if found is None:
+                made = _make_tokenizer(source, kind, bpe_size, bad_bytes, share)
+                found = {"format": FORMAT, "tokenizer": made.state()}
+                _write_json(file, found)
+    return tokenizer_from_state(found["tokenizer"], str(file))
 
 
-def _make_vocabulary(
+def _make_tokenizer(
     source: Source, kind: str, bpe_size: int, bad_bytes: str, share: float
 ) -> Tokenizer:
     first, rest = source.split(share)
     if kind == "bpe":
-        texts = (text for part in first for text, _ in read(part, bad_bytes))
-        return BPETokenizer.learn(texts, bpe_size)
-    found = characters_of(text for part in first + rest for text, _ in read(part, bad_bytes))
-    if not found:
-        raise data_error(source.path, "holds no text", "a text of characters")
-    return Characters(found)
+        texts = (text for part in first for text, _ in read_pieces(part, bad_bytes))
+        return BPETokenizer.train(texts, bpe_size)
+    pieces = (text for part in first + rest for text, _ in read_pieces(part, bad_bytes))
+    characters = distinct_characters(pieces)
+    if not characters:
+        raise data_error(source.path, "no text in it", "a text of characters")
+    return CharacterTokenizer(characters)
 
 
-def _write(
-    folder: Path, key: str, source: Source, bad_bytes: str, vocabulary: Tokenizer, digest: str
+def _write_entry(
+    folder: Path, key: str, source: Source, bad_bytes: str, tokenizer: Tokenizer, digest: str
 ) -> None:
-    """Make the entry `key`, in place of a damaged one if there is one."""
+    """Tokenize a text into the entry `key`, replacing a damaged one if there is one."""
     temporary = folder / f".{key}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     temporary.mkdir()
     try:
         with (temporary / TOKENS).open("wb") as stream:
-            writer = _Writer(stream, vocabulary)
+            writer = _TokenWriter(stream, tokenizer)
             first, rest = source.split(TRAIN_SHARE)
             for part in first:
                 writer.add(part, bad_bytes)
-            boundary = writer.written
+            num_train = writer.num_tokens
             for part in rest:
                 writer.add(part, bad_bytes)
-        facts = {
+        metadata = {
             "format": FORMAT,
             "dtype": writer.dtype.name,
-            "tokens": writer.written,
-            "boundary": boundary,
+            "tokens": writer.num_tokens,
+            "num_train": num_train,
             "crc32": writer.crc,
             "bad_bytes": writer.bad_bytes,
             "text": digest,
         }
-        facts["digest"] = _digest_of(facts)
-        (temporary / FACTS).write_text(json.dumps(facts))
+        _write_json(temporary / METADATA, metadata)
         shutil.rmtree(folder / key, ignore_errors=True)
         temporary.rename(folder / key)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-class _Writer:
-    """Appends the tokens of parts of a text to a file."""
+class _TokenWriter:
+    """Append the tokens of parts of a text to a file, in memory that does not grow with them."""
 
-    def __init__(self, stream: BinaryIO, vocabulary: Tokenizer):
-        self.stream, self.vocabulary = stream, vocabulary
-        self.dtype = np.dtype(np.min_scalar_type(len(vocabulary) - 1))
-        self.written = self.bad_bytes = self.crc = 0
+    def __init__(self, stream: BinaryIO, tokenizer: Tokenizer):
+        self.stream, self.tokenizer = stream, tokenizer
+        self.dtype = np.dtype(np.min_scalar_type(len(tokenizer) - 1))
+        self.num_tokens = self.bad_bytes = self.crc = 0
 
-    def add(self, part: Part, bad_bytes: str) -> None:
-        rest, before = "", 0
-        for text, bad in read(part, bad_bytes):
+    def add(self, part: FileRange, bad_bytes: str) -> None:
+        rest, num_characters = "", 0
+        for text, bad in read_pieces(part, bad_bytes):
             self.bad_bytes += bad
+            # What stands behind the last safe cut is encoded with the next piece, so that tokens do
+            # not depend on PIECE_BYTES.
             text = rest + text
-            cut = self.vocabulary.cut(text)
-            before += self._put(text[:cut], part, before)
+            cut = self.tokenizer.safe_cut(text)
+            num_characters += self._put(text[:cut], part, num_characters)
             rest = text[cut:]
-        self._put(rest, part, before)
+        self._put(rest, part, num_characters)
 
-    def _put(self, text: str, part: Part, before: int) -> int:
+    def _put(self, text: str, part: FileRange, num_before: int) -> int:
         try:
-            tokens = self.vocabulary.encode(text).astype(self.dtype, copy=False)
+            tokens = self.tokenizer.encode(text).astype(self.dtype, copy=False)
         except UnknownCharacter as error:
-            what = f"{error.character!r}, {before + error.index} characters after byte {part.start}"
+            place = f"{num_before + error.index} characters after byte {part.start}"
             raise data_error(
                 str(part.file),
-                f"{what}, has no token",
-                "only characters that the vocabulary was made of",
-                "use a text like it; byte and bpe vocabularies have tokens for all",
+                f"{error.character!r}, {place}, has no token",
+                "only characters of the text that the tokenizer was made from",
+                "use a text like it, or set --task.vocabulary to byte or bpe",
             ) from None
         content = tokens.tobytes()
         self.crc = zlib.crc32(content, self.crc)
         self.stream.write(content)
-        self.written += len(tokens)
+        self.num_tokens += len(tokens)
         return len(text)
 
 
-def _open(folder: Path) -> Prepared | None:
-    """What is in a cache entry; None if it is missing, damaged or of another format."""
-    facts = _facts(folder / FACTS)
+def _read_entry(folder: Path) -> TokenizedText | None:
+    """Return the text of a cache entry; None if it is missing, damaged or of another format."""
+    metadata = _read_json(folder / METADATA)
     try:
-        if facts is None:
+        if metadata is None:
             return None
-        size = facts["tokens"] * np.dtype(facts["dtype"]).itemsize
-        if (folder / TOKENS).stat().st_size != size or _crc(folder / TOKENS) != facts["crc32"]:
+        file, dtype = folder / TOKENS, np.dtype(metadata["dtype"])
+        size = metadata["tokens"] * dtype.itemsize
+        if file.stat().st_size != size or _crc32(file) != metadata["crc32"]:
             return None
-        tokens = np.memmap(folder / TOKENS, facts["dtype"], "r") if size else np.zeros(0, np.uint8)
+        tokens = np.memmap(file, dtype, "r") if size else np.zeros(0, np.uint8)  # no empty maps
     except FileNotFoundError:
         return None
-    return Prepared(tokens.view(np.ndarray), facts["boundary"], facts["bad_bytes"], facts["text"])
+    # A plain view: slices of np.memmap are slow, since each one is a memmap of its own.
+    return TokenizedText(
+        tokens.view(np.ndarray), metadata["num_train"], metadata["bad_bytes"], metadata["text"]
+    )
 
 
-def _facts(file: Path) -> dict[str, Any] | None:
-    """What a file of facts says; None if it is missing, damaged or of another format."""
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """Return what `_write_json` wrote; None if it is missing, damaged or of another format."""
     try:
-        facts = json.loads(file.read_bytes())
-        digest = facts.pop("digest")
+        found = json.loads(file.read_bytes())
+        digest = found.pop("digest")
     except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, AttributeError):
         return None
-    whole = digest == _digest_of(facts) and facts["format"] == FORMAT
-    return facts if whole else None
+    is_valid = digest == _sha256(found) and found["format"] == FORMAT
+    return found if is_valid else None
 
 
-def _key(**made_of: Any) -> str:
-    return _digest_of(made_of | {"format": FORMAT})[:32]
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    write_file(file, json.dumps(value | {"digest": _sha256(value)}).encode())
 
 
-def _digest_of(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _key(**made_from: Any) -> str:
+    return _sha256(made_from | {"format": FORMAT})[:32]
 
 
-def _crc(file: Path) -> int:
+def _sha256(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _crc32(file: Path) -> int:
     crc = 0
     with file.open("rb") as stream:
-        while piece := stream.read(PIECE):
+        while piece := stream.read(PIECE_BYTES):
             crc = zlib.crc32(piece, crc)
     return crc
 
 
 @contextmanager
 def _locked(folder: Path, key: str) -> Iterator[None]:
-    """Alone among processes that prepare the same; others wait."""
+    """Hold the lock of an entry; other processes that want to make it wait, and then find it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / f".{key}.lock").open("a")
     except OSError as error:
-        raise UsageError(
-            f"found: the cache {folder}: {error.strerror}\nexpected: a folder that can be written\n"
-            "fix: set THINKERS_CACHE to one"
+        raise usage_error(
+            f"the cache {folder}: {error.strerror}",
+            "a folder that can be written",
+            "set THINKERS_CACHE to one",
         ) from None
+    # The lock file stays: if it were deleted, a waiting process would hold the lock of a file that
+    # the next one no longer finds. The kernel releases the lock when its owner ends in any way.
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

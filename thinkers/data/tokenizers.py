@@ -1,7 +1,7 @@
-"""The tokens of texts: bytes, characters, or byte pairs learned from the text; all can be undone.
+"""Tokenizers of text: bytes, characters, or byte pairs learned from the text.
 
-Every token stands for some bytes. What a vocabulary is made of can be written as JSON, so that a
-run keeps it.
+Every token stands for a fixed sequence of bytes, so each tokenizer is invertible, and losses in
+bits per byte can be compared between them. Its state is plain JSON, which a run keeps.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from thinkers.errors import DamagedError, UsageError
 from thinkers.optional import require
 
 KINDS = ("byte", "character", "bpe")
-AT_ONCE = 1 << 16
-"""Characters that byte pairs are found in at once; what is found takes much more memory."""
-TOGETHER = 4
-"""Such stretches that threads share."""
+CHUNK_CHARACTERS = 1 << 16
+"""Characters that byte pairs are merged in at once; the library needs many times their memory."""
+CHUNKS_PER_CALL = 4
+"""Chunks that the library encodes in parallel."""
 
 
 class UnknownCharacter(ValueError):
-    """A character without a token, and its index in the text."""
+    """A character that the tokenizer has no token for, and its index in the text."""
 
     def __init__(self, character: str, index: int):
         self.character, self.index = character, index
@@ -34,49 +34,49 @@ class UnknownCharacter(ValueError):
 
 
 class Tokenizer(ABC):
-    """What tokens there are.
+    """Map between text and tokens.
 
     Args:
-        pieces: The bytes that each token stands for.
+        token_bytes: The bytes that each token stands for.
     """
 
     kind: ClassVar[str]
 
-    def __init__(self, pieces: Sequence[bytes]):
-        self.pieces = tuple(pieces)
+    def __init__(self, token_bytes: Sequence[bytes]):
+        self.token_bytes = tuple(token_bytes)
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return len(self.token_bytes)
 
     @abstractmethod
     def encode(self, text: str) -> Int64[np.ndarray, " t"]:
-        """The tokens of `text`; UnknownCharacter if it has none."""
+        """Return the tokens of `text`; raise UnknownCharacter if one has none."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What `from_state` makes the same vocabulary of, as JSON."""
+        """Return the JSON value from which `tokenizer_from_state` builds this tokenizer again."""
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of `tokens`, with U+FFFD where they are not UTF-8."""
-        return b"".join(self.pieces[token] for token in tokens).decode("utf-8", "replace")
+        """Return the text of `tokens`, with U+FFFD where their bytes are not UTF-8."""
+        return b"".join(self.token_bytes[token] for token in tokens).decode("utf-8", "replace")
 
-    def cut(self, text: str) -> int:
-        """The last place where `text` may be cut without changing a token."""
+    def safe_cut(self, text: str) -> int:
+        """Return the last index at which `text` may be cut without changing a token."""
         return len(text)
 
     @cached_property
     def lengths(self) -> Int64[np.ndarray, " v"]:
-        """The number of bytes of each token."""
-        return np.array([len(piece) for piece in self.pieces], np.int64)
+        """Number of bytes of each token."""
+        return np.array([len(x) for x in self.token_bytes], np.int64)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what it is made of."""
+        """SHA-256 of the state."""
         return hashlib.sha256(json.dumps(self.state(), sort_keys=True).encode()).hexdigest()
 
 
-class Bytes(Tokenizer):
-    """Token i is byte i."""
+class ByteTokenizer(Tokenizer):
+    """Bytes as tokens: token i is byte i."""
 
     kind = "byte"
 
@@ -90,8 +90,8 @@ class Bytes(Tokenizer):
         return {"kind": self.kind}
 
 
-class Characters(Tokenizer):
-    """The characters of a text, in the order of Unicode."""
+class CharacterTokenizer(Tokenizer):
+    """Characters of a text as tokens, in the order of Unicode."""
 
     kind = "character"
 
@@ -99,11 +99,12 @@ class Characters(Tokenizer):
         super().__init__([x.encode() for x in characters])
         self.characters = characters
         codes = np.array([ord(x) for x in characters])
+        # Token by code point; the last entry, -1, stands for all code points above the largest.
         self._tokens = np.full(int(codes.max()) + 2, -1, np.int32)
         self._tokens[codes] = np.arange(len(codes))
 
     def encode(self, text: str) -> Int64[np.ndarray, " t"]:
-        tokens = self._tokens[np.minimum(_codes(text), len(self._tokens) - 1)]
+        tokens = self._tokens[np.minimum(_code_points(text), len(self._tokens) - 1)]
         if len(tokens) and tokens.min() < 0:
             index = int((tokens < 0).argmax())
             raise UnknownCharacter(text[index], index)
@@ -113,38 +114,40 @@ class Characters(Tokenizer):
         return {"kind": self.kind, "characters": self.characters}
 
 
-def characters_of(texts: Iterable[str]) -> str:
-    """All characters that occur, sorted."""
+def distinct_characters(texts: Iterable[str]) -> str:
+    """Return all characters that occur in `texts`, sorted."""
     occurs = np.zeros(sys.maxunicode + 1, bool)
     for text in texts:
-        occurs[_codes(text)] = True
+        occurs[_code_points(text)] = True
     return "".join(map(chr, occurs.nonzero()[0]))
 
 
-def _codes(text: str) -> UInt32[np.ndarray, " t"]:
+def _code_points(text: str) -> UInt32[np.ndarray, " t"]:
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
 class BPETokenizer(Tokenizer):
-    """Bytes, and the most frequent pairs of tokens joined again and again (Sennrich et al. 2016,
-    https://arxiv.org/abs/1508.07909), within words, by the library `tokenizers`."""
+    """Byte-pair encoding within words (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909).
+
+    Training and merging are those of the library `tokenizers`, of the extra `text`.
+    """
 
     kind = "bpe"
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        to_byte = {letter: byte for byte, letter in enumerate(byte_letters())}
+        to_byte = {letter: byte for byte, letter in enumerate(byte_to_unicode())}
         names = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
         super().__init__([bytes(to_byte[letter] for letter in name) for name in names])
 
     @classmethod
-    def learn(cls, texts: Iterable[str], size: int) -> "BPETokenizer":
-        """The pairs of a text, up to `size` tokens in all."""
-        tokenizers = require("tokenizers", "text", "a byte-pair vocabulary")
+    def train(cls, texts: Iterable[str], size: int) -> "BPETokenizer":
+        """Learn merges from `texts` up to `size` tokens, of which 256 are the bytes."""
+        tokenizers = require("tokenizers", "text", "byte-pair encoding")
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=size, show_progress=False, initial_alphabet=byte_letters()
+            vocab_size=size, show_progress=False, initial_alphabet=byte_to_unicode()
         )
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)
@@ -152,17 +155,20 @@ class BPETokenizer(Tokenizer):
     def encode(self, text: str) -> Int64[np.ndarray, " t"]:
         parts = []
         while text:
-            cut = len(text) if len(text) <= AT_ONCE else self.cut(text[:AT_ONCE])
+            short = len(text) <= CHUNK_CHARACTERS
+            cut = len(text) if short else self.safe_cut(text[:CHUNK_CHARACTERS])
             parts.append(text[:cut])
             text = text[cut:]
         found = [np.zeros(0, np.int64)]
-        for first in range(0, len(parts), TOGETHER):
-            encoded = self.tokenizer.encode_batch_fast(parts[first : first + TOGETHER])
+        for first in range(0, len(parts), CHUNKS_PER_CALL):
+            encoded = self.tokenizer.encode_batch_fast(parts[first : first + CHUNKS_PER_CALL])
             found += [np.array(x.ids, np.int64) for x in encoded]
         return np.concatenate(found)
 
-    def cut(self, text: str) -> int:
-        """Behind a line break and before a word; anywhere, in a text that has no such place."""
+    def safe_cut(self, text: str) -> int:
+        """Return the last index after a line break and before a word, else the text's end."""
+        # Merges never cross the words of the pre-tokenizer, and a line break followed by a letter
+        # always ends one. Before further white space it might not: that belongs to one word.
         place = len(text)
         while (place := text.rfind("\n", 0, place)) >= 0:
             if place + 1 < len(text) and not text[place + 1].isspace():
@@ -173,25 +179,35 @@ class BPETokenizer(Tokenizer):
         return {"kind": self.kind, "tokenizer": json.loads(self.tokenizer.to_str())}
 
 
-def byte_letters() -> list[str]:
-    """The printable letter that the library writes for each byte: itself, or one from 256 on."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in shown]
-    return [chr(b if b in shown else 256 + others.index(b)) for b in range(256)]
+def byte_to_unicode() -> list[str]:
+    """Return the printable character that the library writes for each byte, as GPT-2 does.
+
+    A byte that is printable in Latin-1 stands for itself; the others are numbered from 256 on.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(b if b in printable else 256 + others.index(b)) for b in range(256)]
 
 
-def from_state(state: Mapping[str, Any], where: str) -> Tokenizer:
-    """The vocabulary that `Vocabulary.state` described; DamagedError naming `where` if none is."""
+def tokenizer_from_state(state: Mapping[str, Any], where: str) -> Tokenizer:
+    """Build the tokenizer that `Tokenizer.state` described.
+
+    Args:
+        where: The file that the state was read from, for errors.
+
+    Raises:
+        DamagedError: The state describes no tokenizer.
+    """
     try:
         if state["kind"] == "byte":
-            return Bytes()
+            return ByteTokenizer()
         if state["kind"] == "character":
-            return Characters(state["characters"])
+            return CharacterTokenizer(state["characters"])
         if state["kind"] == "bpe":
-            tokenizers = require("tokenizers", "text", "a byte-pair vocabulary")
+            tokenizers = require("tokenizers", "text", "byte-pair encoding")
             return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(state["tokenizer"])))
     except UsageError:
         raise
-    except Exception as error:  # the library of byte pairs raises nothing narrower
-        raise DamagedError(f"{where} holds no vocabulary: {error}") from None
-    raise DamagedError(f"{where} holds no vocabulary: its kind is {state['kind']!r}")
+    except Exception as error:  # the library `tokenizers` raises nothing narrower
+        raise DamagedError(f"{where} holds no tokenizer: {error}") from None
+    raise DamagedError(f"{where} holds no tokenizer: its kind is {state['kind']!r}")

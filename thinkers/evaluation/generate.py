@@ -112,7 +112,7 @@ def stream(
     rows = torch.tensor([tokens] * num_samples, device=device)
     generator = torch.Generator(device).manual_seed(seed)
     assert task.tokenizer is not None
-    words = task.tokenizer.pieces
+    words = task.tokenizer.token_bytes
     readers = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(num_samples)]
     left, window = max_new_tokens, model.config.max_length
     check_int("max_length of the model", window, 2)

@@ -1,7 +1,6 @@
-"""Questions about short stories, from files in the format of bAbI or from worlds of our own."""
+"""Question answering on short stories: bAbI files, or generated stories of the same form."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,68 +16,71 @@ from torch import Tensor
 
 from thinkers.checks import check_int
 from thinkers.data.sources import data_error
-from thinkers.errors import DamagedError, DataError, UsageError
-from thinkers.files import write_file
+from thinkers.errors import UsageError
 from thinkers.models.base import Batch
 from thinkers.prng import Draws, mix, row_keys
 from thinkers.tasks import babi_worlds
 from thinkers.tasks.answers import answer_batch
-from thinkers.tasks.babi_format import Story, read_splits, told
+from thinkers.tasks.babi_format import Story, generated_stories, read_splits
 from thinkers.tasks.base import SPLITS, check_batch, check_split
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
+from thinkers.tasks.vocabulary_file import load_vocabulary, save_vocabulary
 
 SCORING_ROWS = 250
-LONGEST = 8 * babi_worlds.MOST_LINES + 2
-"""The most tokens of a question of our own, with its story, its answer and the end."""
-KEPT = "vocabulary.json"
+LONGEST = 8 * babi_worlds.MAX_LINES + 2
+"""The most tokens of a generated story with a question, its answer and the end token."""
 MARKS = (".", "?", ",")
 END, PAD, FIRST = 0, 1, 2
-"""Tokens: the end of an answer, padding, and from FIRST on the marks and all words in order."""
+"""Tokens: the end of an answer, padding, then from FIRST on the marks and all words, sorted."""
+STATE = ("words", "max_length", "max_answer_length")
+"""Keys of vocabulary.json that a task is built from."""
 _PART = re.compile(r"[^\s.?,]+|[.?,]")
 
 
 class Example(NamedTuple):
-    """A question with the statements before it, and its answer, end token included, as tokens."""
+    """Tokens of a question after the statements before it, and of its answer with the end token."""
 
     prompt: list[int]
     answer: list[int]
-    lesson: tuple[int, int]
-    """The place of its kind among `kinds`, and the number of statements before it."""
+    bucket: tuple[int, int]
+    """Place of its kind among `kinds`, and number of statements: what the curriculum goes by."""
     story: int
-    """The number of its story in its split."""
+    """Number of its story in its split."""
 
 
 class Babi(CurriculumTask):
-    """Answers questions about a story: who is where, why, how many, is it so.
+    """Answer a question about the statements before it: `Anna ran to the attic. Where is Anna?`
 
-    The form is that of the bAbI tasks (Weston et al. 2015, https://arxiv.org/abs/1502.05698), of
-    which published files can be read, all 20 kinds. Without a path the stories are those of
-    `worlds`, whose splits share no beginning of a story.
+    The form is that of the bAbI tasks (Weston et al. 2015, https://arxiv.org/abs/1502.05698). The
+    published files of all 20 kinds can be read; of these, test is the published test set, and valid
+    every tenth training story. Without a path stories are generated (`babi_worlds`); two of them in
+    different splits never begin alike. `exact` is the share of questions whose answer is right,
+    with all its words and the end token if it is written, as one token if it is chosen.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         path: str = ""
-        """A folder of files qa1_.._train.txt and qa1_.._test.txt, or one file, of which every
-        tenth story is held out twice; empty for our own stories."""
+        """A folder of files qa1_.._train.txt and qa1_.._test.txt, or one file, two tenths of whose
+        stories are held out; empty for generated stories."""
         kinds: tuple[int, ...] = (1,)
-        """Which kinds of stories, of a folder or our own; one file is read whole."""
+        """Kinds of stories, of a folder or generated; one file is taken as one kind."""
         answers: Literal["written", "chosen"] = "written"
-        """Written word by word, or chosen by one token right behind the question: the way of
-        models that read both ways."""
+        """Written word by word, or chosen: one token, predicted at the question's last position,
+        stands for the whole answer, which a non-causal model can do too."""
         num_stories: int = 2000
-        """Our own stories to train on, of each kind."""
+        """Generated stories of each kind to train on."""
         num_held_out: int = 200
-        """Our own stories of each kind for the split valid, and as many for test."""
+        """Generated stories of each kind for valid, and as many for test."""
         curriculum: bool = False
-        """Train on one kind after the other, and of each on the questions with the fewest
-        statements before them first; what comes next is added when this is mastered."""
+        """Train on one kind after the other, in the order of `kinds`, and of each on the questions
+        with the fewest statements first; each stage adds the next number of statements."""
         whole_kinds: bool = False
-        """Whether a curriculum adds each kind but the first whole."""
+        """Let one stage of the curriculum add all questions of a kind, except of the first kind."""
         threshold: float = 0.9
-        """The running accuracy at which the curriculum moves on."""
+        """Running accuracy at which the curriculum moves on."""
         window: int = 2000
-        """The number of examples that the running accuracy looks back on."""
+        """Number of examples that the running accuracy looks back on."""
 
         def __post_init__(self) -> None:
             if self.answers not in ("written", "chosen"):
@@ -89,7 +91,7 @@ class Babi(CurriculumTask):
             for kind in self.kinds:
                 check_int("kinds", kind, 1, 20)
             if not self.kinds or len(set(self.kinds)) < len(self.kinds):
-                raise UsageError(f"kinds must be different ones, got {self.kinds}")
+                raise UsageError(f"kinds must be one or more, all different, got {self.kinds}")
             unknown = [kind for kind in self.kinds if kind not in babi_worlds.KINDS]
             if unknown and not self.path:
                 known = ", ".join(str(kind) for kind in babi_worlds.KINDS)
@@ -100,9 +102,11 @@ class Babi(CurriculumTask):
     causal_fix = "set answers=chosen, or causal=True"
 
     def __init__(self, config: Any = None, seed: int = 0, run: Mapping[str, Any] | None = None):
-        """
+        """Read all files of a path; generated stories are made when they are first asked for.
+
         Args:
-            run: What `save_to_run` wrote: files are then read when they are needed, with its words.
+            run: The state of vocabulary.json, of a run: its words are used, and files are not read
+                until examples are asked for.
         """
         super().__init__(config, seed)
         self._examples: dict[str, list[Example]] = {}
@@ -112,7 +116,7 @@ class Babi(CurriculumTask):
             self.words = tuple(run["words"])
         elif self.config.path:
             stories = [x for split in SPLITS for kind in self.stories(split) for x in kind]
-            self.words = words_of(stories, joined=self.config.answers == "chosen")
+            self.words = words_in(stories, whole_answers=self.config.answers == "chosen")
         self.tokens_of = {x: token for token, x in enumerate((*MARKS, *self.words), FIRST)}
         self.vocab_size = FIRST + len(self.tokens_of)
         self.max_length = LONGEST
@@ -129,16 +133,16 @@ class Babi(CurriculumTask):
         return self._answer_length
 
     def stories(self, split: str) -> Sequence[Sequence[Story]]:
-        """The stories of a split, by kind."""
+        """Return the stories of a split, by kind."""
         check_split(split)
         config = self.config
         if config.path:
             return read_splits(Path(config.path), config.kinds)[split]
         count = config.num_stories if split == "train" else config.num_held_out
-        return [told(kind, split, count) for kind in config.kinds]
+        return [generated_stories(kind, split, count) for kind in config.kinds]
 
     def examples(self, split: str) -> list[Example]:
-        """The questions of a split, mixed."""
+        """Return the questions of a split, in a random order that is the same for every seed."""
         if split not in self._examples:
             stories = [(x, kind) for kind, some in enumerate(self.stories(split)) for x in some]
             found = [
@@ -154,7 +158,7 @@ class Babi(CurriculumTask):
         facts: list[int] = []
         count = 0
         for line in story:
-            tokens = self._tokens(line.text)
+            tokens = self._tokenize(line.text)
             if line.answer is None:
                 facts += tokens
                 count += 1
@@ -162,59 +166,63 @@ class Babi(CurriculumTask):
                 answer = [self.tokens_of[line.answer.lower()]]
                 yield Example(facts + tokens, answer, (kind, count), number)
             else:
-                answer = [*self._tokens(line.answer), END]
+                answer = [*self._tokenize(line.answer), END]
                 yield Example(facts + tokens, answer, (kind, count), number)
 
     @cached_property
     def levels(self) -> range:  # type: ignore[override]
-        """The numbers of the stages; stories are told when the first is asked for."""
-        return range(len(self._stages) if self.config.curriculum else 1)
+        """Numbers of the stages.
+
+        Cached and not set in `__init__`, since counting them generates the stories.
+        """
+        return range(len(self._stage_sizes) if self.config.curriculum else 1)
 
     def groups(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
-        """The story of each: those of one story share its statements."""
+        """Return the number of each example's story: questions of one story share statements."""
         return np.array([x.story for x in self.examples(split)[:num_examples]])
 
     @cached_property
-    def _stages(self) -> list[int]:
-        """How many lessons are given at each stage: one more, or all of another kind."""
-        kinds = [kind for kind, _ in self._lessons]
+    def _stage_sizes(self) -> list[int]:
+        """Number of buckets at each stage: one more than before, or all of the next kind."""
+        kinds = [kind for kind, _ in self._buckets]
         singly = {kinds[0]} if self.config.whole_kinds else set(kinds)
         return [i for i, (x, y) in enumerate(pairwise([*kinds, None]), 1) if x in singly or x != y]
 
     @cached_property
-    def _lessons(self) -> dict[tuple[int, int], list[Example]]:
-        """The examples of training by lesson, in the order in which they are learned."""
+    def _buckets(self) -> dict[tuple[int, int], list[Example]]:
+        """Training examples by bucket, in the order in which the curriculum adds them."""
         found: dict[tuple[int, int], list[Example]] = {}
-        for example in sorted(self.examples("train"), key=lambda x: x.lesson):
-            found.setdefault(example.lesson, []).append(example)
+        for example in sorted(self.examples("train"), key=lambda x: x.bucket):
+            found.setdefault(example.bucket, []).append(example)
         return found
 
-    def _lesson(self, draws: Draws) -> list[Example]:
-        """The examples of one lesson, as likely as it has examples.
+    def _draw_bucket(self, draws: Draws) -> list[Example]:
+        """Return the examples of a random bucket, one with more examples being likelier.
 
-        One time in four it is of a kind learned before, else of the one that is being learned.
+        One time in four it is of an earlier kind, so that earlier kinds are not forgotten; else of
+        the last kind that the stage includes.
         """
-        lessons = list(self._lessons)[: self._stages[self.difficulty]]
-        *before, kind = sorted({kind for kind, _ in lessons})
+        buckets = list(self._buckets)[: self._stage_sizes[self.difficulty]]
+        *before, kind = sorted({kind for kind, _ in buckets})
         turn, which = draws.below(4, 1)[0, 0], draws.below(max(1, len(before)), 1)[0, 0]
         if before and turn == 0:
             kind = before[which]
-        own = [self._lessons[lesson] for lesson in lessons if lesson[0] == kind]
+        own = [self._buckets[bucket] for bucket in buckets if bucket[0] == kind]
         ends = np.cumsum([len(x) for x in own])
         return own[int(np.searchsorted(ends, draws.below(ends[-1], 1)[0, 0], side="right"))]
 
     def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
-        """Questions drawn for one update.
+        """Return questions drawn with replacement from the split, padded to the longest.
 
-        A row depends on (seed, split, update, row) alone, and in training on the curriculum's
-        difficulty, the number of the stage; all rows are then of one lesson, about equally
-        long.
+        A row is a function of (seed, split, update, row), and in training of the curriculum's
+        stage. All rows of a training batch are then of one bucket, and about equally long.
         """
         stream = check_batch(update, batch_size, split)
         examples = self.examples(split)
         keys = row_keys(self.seed, stream, np.array([update]), batch_size)[0]
         if self.config.curriculum and split == "train":
-            examples = self._lesson(Draws(mix(keys[:1])))
+            # The first row's key decides for all rows, so that the batch size does not matter.
+            examples = self._draw_bucket(Draws(mix(keys[:1])))
         chosen = Draws(keys).below(len(examples), 1)[:, 0].tolist()
         return _batch([examples[i] for i in chosen], keys.view(np.int64))
 
@@ -226,11 +234,15 @@ class Babi(CurriculumTask):
 
     # text
 
-    def _tokens(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         return [self.tokens_of[part] for part in _PART.findall(text.lower())]
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text such as `Anna ran to the attic. Where is Anna?`, in any case."""
+        """Return the tokens of a text such as `Anna ran to the attic. Where is Anna?`.
+
+        Raises:
+            UsageError: naming the first word that is not in the vocabulary, and the nearest.
+        """
         tokens = []
         for found in _PART.finditer(text.lower()):
             if found[0] not in self.tokens_of:
@@ -243,69 +255,59 @@ class Babi(CurriculumTask):
         return tokens
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
-        """The text of `tokens`, up to the end token; padding is not shown."""
+        """Return the text of `tokens`, up to the end token and without padding, in lower case."""
         words = ("", "", *MARKS, *self.words)
         text = ""
         for position, token in enumerate(int(token) for token in tokens):
             check_int(f"token {position}", token, 0, self.vocab_size - 1)
             if token == END:
                 break
-            glued = not text or words[token] in MARKS or text[-1] == ","
-            text += words[token] if glued or token == PAD else f" {words[token]}"
+            no_space = not text or words[token] in MARKS or text[-1] == ","
+            text += words[token] if no_space or token == PAD else f" {words[token]}"
         return text
 
     # runs
 
     def save_to_run(self, folder: Path) -> None:
-        """Write vocabulary.json: with it a run can answer where its files are no more.
+        """Write vocabulary.json: the words, the sizes, and the digest of the training stories.
 
         Raises:
-            DataError: The run was begun with other stories.
+            DataError: The run began with other stories.
         """
-        asked = [(x.prompt, x.answer) for x in self.examples("train")]
+        examples = [(x.prompt, x.answer) for x in self.examples("train")]
         state = {
             "words": list(self.words),
             "max_length": self.max_length,
             "max_answer_length": self._answer_length,
-            "stories": hashlib.sha256(repr(asked).encode()).hexdigest(),
+            "stories": hashlib.sha256(repr(examples).encode()).hexdigest(),
         }
-        if not (folder / KEPT).exists():
-            write_file(folder / KEPT, (json.dumps(state, indent=1) + "\n").encode())
-        elif _kept(folder / KEPT) != state:
-            raise data_error(
-                self.config.path or "our own stories",
-                "other stories than when the run began",
-                "those that the run was trained on",
-                "put them back, or train anew",
-            )
+        changed = data_error(
+            self.config.path or "generated stories",
+            "other stories than when the run began",
+            "those that the run was trained on",
+            "put them back, or train a new run",
+        )
+        save_vocabulary(folder, state, changed)
 
     @classmethod
     def from_run(cls, config: Any, seed: int, folder: Path) -> "Babi":
-        return cls(config, seed, _kept(folder / KEPT))
-
-
-def _kept(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-        if not {"words", "max_length", "max_answer_length"} <= found.keys():
-            raise ValueError("no words")
-    except FileNotFoundError:
-        raise DataError(f"{file} is missing, so nobody knows what the tokens stand for") from None
-    except (ValueError, AttributeError) as error:
-        raise DamagedError(f"{file} has changed since it was written: {error}") from None
-    return found
+        return cls(config, seed, load_vocabulary(folder, STATE))
 
 
 def _batch(examples: Sequence[Example], keys: Int64[np.ndarray, " b"]) -> Batch:
     return answer_batch([(x.prompt, x.answer) for x in examples], keys, PAD)
 
 
-def words_of(stories: Iterable[Story], joined: bool) -> tuple[str, ...]:
-    """All words of these stories in lower case and in order; `joined`, whole answers as well."""
+def words_in(stories: Iterable[Story], whole_answers: bool) -> tuple[str, ...]:
+    """Return all words of `stories` in lower case, sorted.
+
+    Args:
+        whole_answers: Count each answer as one word, not as its parts.
+    """
     found: set[str] = set()
     for story in stories:
         for line in story:
             found.update(_PART.findall(line.text.lower()))
             answer = (line.answer or "").lower()
-            found.update([answer] if joined and answer else _PART.findall(answer))
+            found.update([answer] if whole_answers and answer else _PART.findall(answer))
     return tuple(sorted(found - set(MARKS)))

@@ -1,6 +1,8 @@
-"""Stories with questions, read from the text format of the bAbI tasks.
+"""Reader of the text format of the bAbI tasks, and its split into train, valid and test.
 
 The format, and the 20 kinds, are those of Weston et al. 2015 (https://arxiv.org/abs/1502.05698).
+A line is a number and a sentence; a question is followed, between tabs, by its answer and the
+numbers of its supporting facts; number 1 begins a story.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from thinkers.tasks.base import SPLITS
 
 
 class Line(NamedTuple):
-    """A statement, or a question with its answer and the numbers of the lines that support it."""
+    """A statement, or a question with its answer and the line numbers of its supporting facts."""
 
     text: str
     answer: str | None = None
@@ -22,21 +24,25 @@ class Line(NamedTuple):
 
 
 Story = list[Line]
-"""Line 1 first."""
+"""Lines of a story, line 1 first."""
 
 
+# Generating stories is slow, and models that are compared ask for the same ones.
 @lru_cache(maxsize=8)
-def told(kind: int, split: str, count: int) -> tuple[Story, ...]:
-    """So many of our own stories, read as a file of them would be."""
+def generated_stories(kind: int, split: str, count: int) -> tuple[Story, ...]:
+    """Return the first `count` generated stories of a kind, parsed like those of a file."""
     text = "".join(babi_worlds.generate_story(kind, split, number) for number in range(count))
-    return tuple(parse(text.encode(), f"stories of kind {kind}"))
+    return tuple(parse_stories(text.encode(), f"generated stories of kind {kind}"))
 
 
 def read_splits(path: Path, kinds: Sequence[int]) -> dict[str, list[list[Story]]]:
-    """The stories of a folder or file, by split and by kind, in the order of `kinds`.
+    """Return the stories of a folder or file by split and by kind, in the order of `kinds`.
 
-    Of a folder's training files every tenth story is for valid; of a single file, which is one
-    kind, the ninth and tenth of each ten are for valid and test.
+    Every tenth story of a folder's training files is valid. Of a single file, which is taken as one
+    kind, the ninth of each ten is valid and the tenth is test.
+
+    Raises:
+        DataError: A file is missing, damaged, or too small to have a question in every split.
     """
     number_of_kinds = len(kinds) if path.is_dir() else 1
     found: dict[str, list[list[Story]]] = {
@@ -44,57 +50,59 @@ def read_splits(path: Path, kinds: Sequence[int]) -> dict[str, list[list[Story]]
     }
     if path.is_dir():
         for place, kind in enumerate(kinds):
-            train, test = (_only(path, kind, part) for part in ("train", "test"))
-            for number, story in enumerate(read(train)):
+            train, test = (_only_file(path, kind, part) for part in ("train", "test"))
+            for number, story in enumerate(read_stories(train)):
                 found["valid" if number % 10 == 9 else "train"][place].append(story)
-            found["test"][place] += read(test)
+            found["test"][place] += read_stories(test)
     else:
-        for number, story in enumerate(read(path)):
+        for number, story in enumerate(read_stories(path)):
             found[{8: "valid", 9: "test"}.get(number % 10, "train")][0].append(story)
     for split, by_kind in found.items():
         lines = (line for stories in by_kind for story in stories for line in story)
         if not any(line.answer is not None for line in lines):
             raise data_error(
-                str(path), f"no question for {split}", "at least ten stories", "take a larger file"
+                str(path), f"no question for {split}", "at least ten stories", "use a larger file"
             )
     return found
 
 
-def _only(folder: Path, kind: int, part: str) -> Path:
+def _only_file(folder: Path, kind: int, part: str) -> Path:
     pattern = f"qa{kind}_*{part}.txt"
     files = sorted(folder.glob(pattern))
     if len(files) != 1:
         found = f"{len(files)} files {pattern}"
-        raise data_error(str(folder), found, "one", "set --task.path or --task.kinds")
+        raise data_error(str(folder), found, "one", "change --task.path or --task.kinds")
     return files[0]
 
 
-def read(file: Path) -> list[Story]:
-    """The stories of a file in the format of bAbI.
+def read_stories(file: Path) -> list[Story]:
+    """Return the stories of a file.
 
     Raises:
-        DataError: naming the file, and the line that cannot be.
+        DataError: The file cannot be read, or a line breaks the format; both are named.
     """
     try:
-        return parse(file.read_bytes(), str(file))
+        return parse_stories(file.read_bytes(), str(file))
     except OSError as error:
         why = error.strerror or "it cannot be read"
-        raise data_error(str(file), why, "a file of stories", "set --task.path") from None
+        raise data_error(str(file), why, "a file of stories", "change --task.path") from None
 
 
-def parse(data: bytes, source: str) -> list[Story]:
-    """The stories of a text in the format of bAbI: see `read`."""
+def parse_stories(data: bytes, source: str) -> list[Story]:
+    """Return the stories of the content of a file, named `source` in errors: see `read_stories`."""
     stories: list[Story] = []
     for place, raw in enumerate(data.splitlines(), 1):
         where = f"{source}, line {place}"
         try:
-            text = raw.decode("utf-8-sig" if place == 1 else "utf-8")
+            text = raw.decode(
+                "utf-8-sig" if place == 1 else "utf-8"
+            )  # a byte order mark is dropped
         except UnicodeDecodeError as error:
             found = f"byte {error.start} is {raw[error.start]:#04x}"
             raise data_error(where, found, "UTF-8", "convert the file") from None
         if not text.strip():
             continue
-        number, line = _line(text, where)
+        number, line = _parse_line(text, where)
         if number == 1:
             stories.append([])
         elif not stories or number != len(stories[-1]) + 1:
@@ -104,15 +112,15 @@ def parse(data: bytes, source: str) -> list[Story]:
         if line.answer is not None:
             for fact in line.support:
                 if not 1 <= fact <= len(story) or story[fact - 1].answer is not None:
-                    wanted = "numbers of statements before it in its story"
+                    wanted = "the number of a statement before it in its story"
                     raise data_error(where, f"supporting fact {fact}", wanted, "correct it")
         story.append(line)
     if not stories:
-        raise data_error(source, "no story", "numbered lines", "take another file")
+        raise data_error(source, "no story", "numbered lines", "use another file")
     return stories
 
 
-def _line(text: str, where: str) -> tuple[int, Line]:
+def _parse_line(text: str, where: str) -> tuple[int, Line]:
     number, _, rest = text.strip().partition(" ")
     if not (number.isascii() and number.isdigit()) or not rest.strip():
         raise data_error(where, repr(text[:40]), "a number, a space and a sentence", "correct it")

@@ -1,9 +1,9 @@
-"""Small worlds that tell stories of their own, in the text format of the bAbI tasks.
+"""Generators of stories with questions, in the text format of the bAbI tasks.
 
 The kinds are those of Weston et al. 2015 (https://arxiv.org/abs/1502.05698), by their numbers;
-words, sentences and worlds are ours. A story is a function of (kind, split, number), and its split
-is a hash of its kind and first two lines: no story told in one split begins like one of another,
-so no question with the lines before it is in two.
+words and sentences are our own. A generator simulates a small world: it draws what happens next,
+keeps the state of the world, and writes statements and questions about it. A story is a pure
+function of (kind, split, number).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ MEN = ("Boris", "Daniel", "Felix", "Hugo")
 NAMES = (*WOMEN, *MEN)
 PLACES = ("attic", "bakery", "cellar", "harbour", "library", "orchard", "stable", "tower")
 THINGS = ("apple", "book", "coin", "lamp", "rope", "spoon")
-BEASTS = {
+ANIMALS = {
     "cat": "cats",
     "dog": "dogs",
     "frog": "frogs",
@@ -28,7 +28,7 @@ BEASTS = {
 COLOURS = ("black", "brown", "green", "grey", "white", "yellow")
 BOXES = ("barrel", "basket", "box", "chest", "crate", "cup", "jar", "trunk")
 NUMBERS = ("none", "one", "two", "three", "four")
-MOTIVES = {
+MOODS = {
     "bored": ("garden", "ball"),
     "cold": ("bedroom", "blanket"),
     "hungry": ("kitchen", "bread"),
@@ -52,41 +52,44 @@ WILL_GO, WHY_GO, WHY_TAKE = (
     "Why did {} take the {}?",
 )
 
-MOST_LINES = 24
-OPENING = 2
-"""Lines of a story that decide its split; no question is asked before them."""
+MAX_LINES = 24
+OPENING_LINES = 2
+"""Lines that decide the split of a story; all questions come after them."""
 _SALT = 29
 
 
 class Story:
-    """Numbered lines: statements, and questions with their answers and supporting lines."""
+    """Numbered lines of a story that is being written."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> int:
-        """Add a statement; its number."""
+    def add_statement(self, text: str) -> int:
+        """Append a statement and return its line number."""
         self.lines.append(f"{len(self.lines) + 1} {text}")
         return len(self.lines)
 
-    def ask(self, question: str, answer: str, support: Sequence[int]) -> None:
-        """Add a question."""
+    def add_question(self, question: str, answer: str, support: Sequence[int]) -> None:
+        """Append a question, its answer and the line numbers of its supporting facts."""
         numbers = " ".join(str(number) for number in sorted(set(support)))
         self.lines.append(f"{len(self.lines) + 1} {question}\t{answer}\t{numbers}")
 
 
-def move(rng: Rng, story: Story, name: str, place: str) -> int:
-    """Tell that somebody goes somewhere."""
-    return story.say(rng.choice(MOVES).format(name, place))
+def add_move(rng: Rng, story: Story, name: str, place: str) -> int:
+    """Append that somebody goes to a place, and return the line number."""
+    return story.add_statement(rng.choice(MOVES).format(name, place))
 
 
-def elsewhere(rng: Rng, place: str | None) -> str:
-    """A place that is another one."""
+def other_place(rng: Rng, place: str | None) -> str:
+    """Return a random place other than `place`."""
     return rng.choice([other for other in PLACES if other != place])
 
 
 class Walk:
-    """Who is where, since which line."""
+    """World of people who go from place to place.
+
+    `at` holds for each person the place and the number of the line that says so.
+    """
 
     def __init__(self, rng: Rng, story: Story, people: int):
         self.rng, self.story = rng, story
@@ -94,15 +97,15 @@ class Walk:
         self.at: dict[str, tuple[str, int]] = {}
 
     def go(self) -> str:
-        """Somebody goes elsewhere."""
+        """Let a random person go to another place, and return the name."""
         name = self.rng.choice(self.people)
-        place = elsewhere(self.rng, self.at.get(name, (None, 0))[0])
-        self.at[name] = place, move(self.rng, self.story, name, place)
+        place = other_place(self.rng, self.at.get(name, (None, 0))[0])
+        self.at[name] = place, add_move(self.rng, self.story, name, place)
         return name
 
 
 def walks(rng: Rng, story: Story) -> Iterator[tuple[str, str, int]]:
-    """Five times: two walks, and of somebody the name, the place and the line that says so."""
+    """Five times write two moves, and yield a name, its place and the line that says so."""
     walk = Walk(rng, story, 4)
     for _ in range(5):
         walk.go()
@@ -112,191 +115,202 @@ def walks(rng: Rng, story: Story) -> Iterator[tuple[str, str, int]]:
 
 
 def one_fact(rng: Rng, story: Story) -> None:
-    """Kind 1: where somebody is."""
+    """Write kind 1, single supporting fact: the place of a person."""
     for name, place, line in walks(rng, story):
-        story.ask(WHERE.format(name), place, [line])
+        story.add_question(WHERE.format(name), place, [line])
 
 
 def yes_no(rng: Rng, story: Story) -> None:
-    """Kind 6: whether somebody is somewhere."""
+    """Write kind 6, yes/no questions: is a person at a place?"""
     for name, place, line in walks(rng, story):
         is_there = rng.below(2) == 0
-        asked = place if is_there else elsewhere(rng, place)
-        story.ask(IS_IN.format(name, asked), "yes" if is_there else "no", [line])
+        asked = place if is_there else other_place(rng, place)
+        story.add_question(IS_IN.format(name, asked), "yes" if is_there else "no", [line])
 
 
 class Errands(Walk):
-    """People who walk, and take and leave things; where each thing has been, and since when.
+    """World of people who go from place to place, and take and drop things.
 
-    `been` holds for each place the lines that say so, that of the latest deed last.
+    `holder` maps a thing to the person who holds it; `trails` holds for each thing its places in
+    order, each with the lines that prove it, the latest last; `actions` the lines of each person's
+    taking and dropping.
     """
 
     def __init__(self, rng: Rng, story: Story, people: int, things: int):
         super().__init__(rng, story, people)
         self.things = rng.sample(THINGS, things)
         self.holder: dict[str, str] = {}
-        self.been: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
-        self.deeds: dict[str, list[int]] = {}
+        self.trails: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+        self.actions: dict[str, list[int]] = {}
 
     def carried(self, name: str) -> list[str]:
-        """What somebody holds."""
+        """Return the things that a person holds."""
         return [thing for thing in self.things if self.holder.get(thing) == name]
 
     def act(self) -> None:
-        """Something happens: somebody walks, takes or leaves."""
+        """Let one thing happen: a person goes, takes or drops.
+
+        A take or a drop that is not possible becomes a move, so that every call writes one line.
+        """
         choice = self.rng.below(6)
         if not (self.at and (self.take() if choice < 2 else choice == 2 and self.drop())):
             name = self.go()
             for thing in self.carried(name):
                 place, line = self.at[name]
-                self.been[thing].append((place, (line, self.been[thing][-1][1][-1])))
+                self.trails[thing].append((place, (line, self.trails[thing][-1][1][-1])))
 
     def take(self) -> bool:
-        """Somebody takes a thing that lies where they are, or lay nowhere yet."""
+        """Let a random person take a thing at their place; return False if there is none.
+
+        A thing that was not mentioned yet may lie anywhere, so also there.
+        """
         name = self.rng.choice(list(self.at))
         place, since = self.at[name]
         free = [
             thing
             for thing in self.things
-            if thing not in self.holder and self.been.get(thing, [(place, ())])[-1][0] == place
+            if thing not in self.holder and self.trails.get(thing, [(place, ())])[-1][0] == place
         ]
         if not free:
             return False
         thing = self.rng.choice(free)
-        line = self.story.say(self.rng.choice(TAKES).format(name, thing))
+        line = self.story.add_statement(self.rng.choice(TAKES).format(name, thing))
         self.holder[thing] = name
-        trail = self.been.setdefault(thing, [])
-        before = trail.pop()[1] if trail else (since,)  # it lay here, or nobody knew of it
+        trail = self.trails.setdefault(thing, [])
+        # The proof of its place: the lines so far if it was known to lie here; else only the line
+        # that brought the person here, since the thing must have been here already.
+        before = trail.pop()[1] if trail else (since,)
         trail.append((place, (*before, line)))
-        self.deeds.setdefault(name, []).append(line)
+        self.actions.setdefault(name, []).append(line)
         return True
 
     def drop(self) -> bool:
-        """Somebody leaves a thing where they are."""
+        """Let the holder of a random thing drop it; return False if nobody holds any."""
         if not self.holder:
             return False
         thing = self.rng.choice(list(self.holder))
         name = self.holder.pop(thing)
-        line = self.story.say(self.rng.choice(DROPS).format(name, thing))
-        place, before = self.been[thing].pop()
-        self.been[thing].append((place, (*before, line)))
-        self.deeds.setdefault(name, []).append(line)
+        line = self.story.add_statement(self.rng.choice(DROPS).format(name, thing))
+        place, before = self.trails[thing].pop()
+        self.trails[thing].append((place, (*before, line)))
+        self.actions.setdefault(name, []).append(line)
         return True
 
 
 def two_facts(rng: Rng, story: Story) -> None:
-    """Kind 2: where a thing is, by who has it and where they went."""
+    """Write kind 2, two supporting facts: the place of a thing, by its holder's moves."""
     errands = Errands(rng, story, 2, 2)
     for _ in range(4):
         errands.act()
         errands.act()
-        while not errands.been:
+        while not errands.trails:
             errands.act()
-        thing = rng.choice(list(errands.been))
-        place, lines = errands.been[thing][-1]
-        story.ask(WHERE_THING.format(thing), place, lines)
+        thing = rng.choice(list(errands.trails))
+        place, lines = errands.trails[thing][-1]
+        story.add_question(WHERE_THING.format(thing), place, lines)
 
 
 def three_facts(rng: Rng, story: Story) -> None:
-    """Kind 3: where a thing was before."""
+    """Write kind 3, three supporting facts: the place of a thing before another place."""
     errands = Errands(rng, story, 2, 2)
     for _ in range(3):
         for _ in range(3):
             errands.act()
-        while not (moved := [thing for thing, been in errands.been.items() if len(been) > 1]):
+        while not (moved := [thing for thing, trail in errands.trails.items() if len(trail) > 1]):
             errands.act()
         thing = rng.choice(moved)
-        (before, first), (place, last) = errands.been[thing][-2:]
-        story.ask(BEFORE.format(thing, place), before, [*first, *last])
+        (before, first), (place, last) = errands.trails[thing][-2:]
+        story.add_question(BEFORE.format(thing, place), before, [*first, *last])
 
 
 def counting(rng: Rng, story: Story) -> None:
-    """Kind 7: how many things somebody carries."""
+    """Write kind 7, counting: the number of things that a person carries."""
     errands = Errands(rng, story, 2, 4)
     for _ in range(5):
         errands.act()
         errands.act()
-        while not errands.deeds:
+        while not errands.actions:
             errands.act()
-        name = rng.choice(list(errands.deeds))
+        name = rng.choice(list(errands.actions))
         count = NUMBERS[len(errands.carried(name))]
-        story.ask(CARRYING.format(name), count, errands.deeds[name])
+        story.add_question(CARRYING.format(name), count, errands.actions[name])
 
 
 def pronouns(rng: Rng, story: Story) -> None:
-    """Kind 11: where somebody is, who was called she or he."""
+    """Write kind 11, basic coreference: the place of a person called she or he."""
     walk = Walk(rng, story, 4)
     for _ in range(5):
         name = walk.go()
         place, line = walk.at[name]
-        verb, place = rng.choice(MOVES).split()[1], elsewhere(rng, place)
+        verb, place = rng.choice(MOVES).split()[1], other_place(rng, place)
         who = "she" if name in WOMEN else "he"
-        again = story.say(PRONOUN.format(rng.choice(THEN), who, verb, place))
+        again = story.add_statement(PRONOUN.format(rng.choice(THEN), who, verb, place))
         walk.at[name] = place, again
         lines = {name: [line, again]}
         asked = name if rng.below(2) else rng.choice(list(walk.at))
         place, line = walk.at[asked]
-        story.ask(WHERE.format(asked), place, lines.get(asked, [line - 1, line]))
+        story.add_question(WHERE.format(asked), place, lines.get(asked, [line - 1, line]))
 
 
 def pairs(rng: Rng, story: Story) -> None:
-    """Kind 12: where somebody is, who went with another."""
+    """Write kind 12, conjunction: the place of a person who went with another."""
     people = rng.sample(NAMES, 4)
     at: dict[str, tuple[str, int]] = {}
     for _ in range(5):
         for _ in range(2):
             names = rng.sample(people, 2)
-            place = elsewhere(rng, at.get(names[0], (None, 0))[0])
+            place = other_place(rng, at.get(names[0], (None, 0))[0])
             verb = rng.choice(MOVES).split()[1]
-            line = story.say(PAIR.format(*names, verb, place))
+            line = story.add_statement(PAIR.format(*names, verb, place))
             at.update({name: (place, line) for name in names})
         name = rng.choice(list(at))
-        story.ask(WHERE.format(name), at[name][0], [at[name][1]])
+        story.add_question(WHERE.format(name), at[name][0], [at[name][1]])
 
 
-def told(rng: Rng, story: Story, texts: Sequence[str]) -> dict[str, int]:
-    """Say all of these in random order; their numbers."""
-    return {text: story.say(text) for text in rng.sample(texts, len(texts))}
+def add_shuffled(rng: Rng, story: Story, texts: Sequence[str]) -> dict[str, int]:
+    """Append all of `texts` in random order, and return the line number of each."""
+    return {text: story.add_statement(text) for text in rng.sample(texts, len(texts))}
 
 
 def deduction(rng: Rng, story: Story) -> None:
-    """Kind 15: what somebody fears, as all of their sort do."""
-    beasts, names = rng.sample(tuple(BEASTS), 4), rng.sample(NAMES, 4)
-    feared = {beast: rng.choice([x for x in beasts if x != beast]) for beast in beasts}
+    """Write kind 15, basic deduction: the fear that a named animal has as all of its sort do."""
+    animals, names = rng.sample(tuple(ANIMALS), 4), rng.sample(NAMES, 4)
+    feared = {animal: rng.choice([x for x in animals if x != animal]) for animal in animals}
     fears = {
-        beast: FEAR.format(BEASTS[beast].capitalize(), BEASTS[x]) for beast, x in feared.items()
+        animal: FEAR.format(ANIMALS[animal].capitalize(), ANIMALS[x])
+        for animal, x in feared.items()
     }
-    sorts = {name: rng.choice(beasts) for name in names}
-    is_a = {name: IS_A.format(name, beast) for name, beast in sorts.items()}
-    lines = told(rng, story, [*fears.values(), *is_a.values()])
+    sorts = {name: rng.choice(animals) for name in names}
+    is_a = {name: IS_A.format(name, animal) for name, animal in sorts.items()}
+    lines = add_shuffled(rng, story, [*fears.values(), *is_a.values()])
     for name in rng.sample(names, 4):
-        beast = sorts[name]
-        support = [lines[is_a[name]], lines[fears[beast]]]
-        story.ask(WHAT_FEAR.format(name), BEASTS[feared[beast]], support)
+        animal = sorts[name]
+        support = [lines[is_a[name]], lines[fears[animal]]]
+        story.add_question(WHAT_FEAR.format(name), ANIMALS[feared[animal]], support)
 
 
 def induction(rng: Rng, story: Story) -> None:
-    """Kind 16: what colour somebody has, as another of their sort does."""
-    beasts, names = rng.sample(tuple(BEASTS), 3), rng.sample(NAMES, 5)
-    colours = dict(zip(beasts, rng.sample(COLOURS, 3), strict=True))
-    sorts = dict(zip(names, [*beasts, rng.choice(beasts), rng.choice(beasts)], strict=True))
-    is_a = {name: IS_A.format(name, beast) for name, beast in sorts.items()}
+    """Write kind 16, basic induction: the colour of an animal, known from one of its sort."""
+    animals, names = rng.sample(tuple(ANIMALS), 3), rng.sample(NAMES, 5)
+    colours = dict(zip(animals, rng.sample(COLOURS, 3), strict=True))
+    sorts = dict(zip(names, [*animals, rng.choice(animals), rng.choice(animals)], strict=True))
+    is_a = {name: IS_A.format(name, animal) for name, animal in sorts.items()}
     shown = {name: IS.format(name, colours[sorts[name]]) for name in names[:3]}
-    lines = told(rng, story, [*is_a.values(), *shown.values()])
+    lines = add_shuffled(rng, story, [*is_a.values(), *shown.values()])
     for name in names[3:]:
         other = next(x for x in names if sorts[x] == sorts[name])
         support = [lines[is_a[name]], lines[is_a[other]], lines[shown[other]]]
-        story.ask(COLOUR.format(name), colours[sorts[name]], support)
+        story.add_question(COLOUR.format(name), colours[sorts[name]], support)
 
 
 def sizes(rng: Rng, story: Story) -> None:
-    """Kind 18: what fits in what, by steps from the larger to the smaller."""
+    """Write kind 18, size reasoning: does one box fit in another, by a chain of comparisons?"""
     order = rng.sample(BOXES, 5)
     steps = []
     for large, small in zip(order[:-1], order[1:], strict=True):
         is_larger = rng.below(2) == 0
         steps.append(LARGER.format(large, small) if is_larger else FITS.format(small, large))
-    lines = told(rng, story, steps)
+    lines = add_shuffled(rng, story, steps)
     for _ in range(4):
         first, second = sorted(order.index(x) for x in rng.sample(order, 2))
         large, small = order[first], order[second]
@@ -306,22 +320,22 @@ def sizes(rng: Rng, story: Story) -> None:
         else:
             asked = DOES_FIT.format(*((small, large) if is_so else (large, small)))
         support = [lines[step] for step in steps[first:second]]
-        story.ask(asked, "yes" if is_so else "no", support)
+        story.add_question(asked, "yes" if is_so else "no", support)
 
 
 def motives(rng: Rng, story: Story) -> None:
-    """Kind 20: where somebody will go, and why they went there or took what they took."""
+    """Write kind 20, agent motivations: a person's next place, and the reasons of actions."""
     names = rng.sample(NAMES, 3)
-    moods = dict(zip(names, rng.sample(tuple(MOTIVES), 3), strict=True))
-    lines = told(rng, story, [IS.format(name, moods[name]) for name in names])
+    moods = dict(zip(names, rng.sample(tuple(MOODS), 3), strict=True))
+    lines = add_shuffled(rng, story, [IS.format(name, moods[name]) for name in names])
     for name in rng.sample(names, 3):
-        mood, (place, thing) = moods[name], MOTIVES[moods[name]]
+        mood, (place, thing) = moods[name], MOODS[moods[name]]
         since = lines[IS.format(name, mood)]
-        story.ask(WILL_GO.format(name), place, [since])
-        went = move(rng, story, name, place)
-        story.ask(WHY_GO.format(name, place), mood, [since, went])
-        took = story.say(rng.choice(TAKES).format(name, thing))
-        story.ask(WHY_TAKE.format(name, thing), mood, [since, took])
+        story.add_question(WILL_GO.format(name), place, [since])
+        went = add_move(rng, story, name, place)
+        story.add_question(WHY_GO.format(name, place), mood, [since, went])
+        took = story.add_statement(rng.choice(TAKES).format(name, thing))
+        story.add_question(WHY_TAKE.format(name, thing), mood, [since, took])
 
 
 KINDS: dict[int, Callable[[Rng, Story], None]] = {
@@ -340,31 +354,37 @@ KINDS: dict[int, Callable[[Rng, Story], None]] = {
 
 
 def generate_story(kind: int, split: str, number: int) -> str:
-    """One story: its lines, each with its end."""
+    """Return the text of story `number` of a kind and split: lines, each with a line break.
+
+    Stories that are too long or belong to another split are drawn again.
+    """
     for attempt in range(100_000):
         story = Story()
         KINDS[kind](Rng(hash_integers(kind, SPLITS.index(split), number, attempt)), story)
-        is_short = len(story.lines) <= MOST_LINES
-        if is_short and split_of(kind, story.lines[:OPENING]) == split:
+        is_short = len(story.lines) <= MAX_LINES
+        if is_short and split_of(kind, story.lines[:OPENING_LINES]) == split:
             return "".join(f"{line}\n" for line in story.lines)
     raise RuntimeError(f"no {split} story of kind {kind} in 100,000 attempts")
 
 
 def split_of(kind: int, opening: Sequence[str]) -> str:
-    """The split of stories that begin so: train for 8 of 10, valid and test for one each."""
+    """Return the split of stories that begin with the lines `opening`, by their hash.
+
+    Stories of two splits never begin alike, so no question, with the lines before it, is in both.
+    """
     content = [int.from_bytes(line.encode()) for line in opening]
     return split_of_hash(_SALT, kind, *content)
 
 
 @cache
 def words() -> tuple[str, ...]:
-    """All words that stories of any kind are made of, as they are written there."""
+    """Return all words of stories of all kinds, with their capitals."""
     listed = (NAMES, PLACES, THINGS, COLOURS, BOXES, NUMBERS, THEN, ("she", "he", "yes", "no"))
     known = {word for choices in listed for word in choices}
-    for beast, many in BEASTS.items():
-        known |= {beast, many, many.capitalize()}
-    for mood, deeds in MOTIVES.items():
-        known |= {mood, *deeds}
+    for animal, many in ANIMALS.items():
+        known |= {animal, many, many.capitalize()}
+    for mood, actions in MOODS.items():
+        known |= {mood, *actions}
     sentences = (*MOVES, *TAKES, *DROPS, PRONOUN, PAIR, IS_A, IS, FEAR, LARGER, FITS, WHERE)
     sentences += (WHERE_THING, BEFORE, IS_IN, CARRYING, WHAT_FEAR, COLOUR, DOES_FIT, IS_LARGER)
     for sentence in (*sentences, WILL_GO, WHY_GO, WHY_TAKE):

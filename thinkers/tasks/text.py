@@ -1,6 +1,5 @@
-"""Predict the next token of a text: any UTF-8 file, a folder of them, or a data set."""
+"""Next-token prediction on a text: a UTF-8 file, a folder of them, or a data set."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,27 +13,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.checks import NOT_CAUSAL, check_int
-from thinkers.data.sources import data_error, find
-from thinkers.data.token_cache import TRAIN_SHARE, Prepared, prepare, tokenizer_for
-from thinkers.data.tokenizers import Tokenizer, UnknownCharacter, from_state
-from thinkers.errors import DamagedError, DataError, UsageError, usage_error
-from thinkers.files import to_json, write_file
+from thinkers.data.sources import data_error, find_source
+from thinkers.data.token_cache import TRAIN_SHARE, TokenizedText, tokenize, tokenizer_for
+from thinkers.data.tokenizers import Tokenizer, UnknownCharacter, tokenizer_from_state
+from thinkers.errors import DataError, UsageError, usage_error
 from thinkers.models.base import Batch
 from thinkers.models.generation import eval_mode
 from thinkers.prng import GOLDEN, mix, row_keys
 from thinkers.tasks.base import SPLITS, Task, check_batch, check_split
+from thinkers.tasks.vocabulary_file import VOCABULARY_FILE, load_vocabulary, save_vocabulary
 
-KEPT = "vocabulary.json"
 SCORING_TOKENS = 4096
-"""Tokens that a model judges at once."""
+"""Tokens that a model is scored on at once."""
+MIN_VOCAB_SIZE = {"byte": 256, "character": 1, "bpe": 256}
+"""The fewest tokens of each kind of tokenizer, whatever the text."""
 
 
 class Text(Task):
-    """Predicts the next token of a text.
+    """Predict the next token of a text, at every position of windows of `context` tokens.
 
-    A row is a window of `context` tokens, drawn anywhere in the training part, and every position
-    is graded. Text is split by position, as nanoGPT (https://github.com/karpathy/nanoGPT) does:
-    the last tenth is held out, and is what valid and test are, unless they are given.
+    Training windows begin anywhere in the training part. The text is split by position, as in
+    nanoGPT (https://github.com/karpathy/nanoGPT): the last tenth of its bytes is held out, and is
+    both valid and test, unless files are given for them. The score is the mean cross-entropy
+    (`loss`, nats per token) over windows of the split that do not overlap; `bits_per_byte` is the
+    same in a unit that does not depend on the tokenizer.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -42,19 +44,19 @@ class Text(Task):
         path: str = ""
         """A UTF-8 file, a folder of them, or hf:NAME or hf:NAME:CONFIGURATION of huggingface.co."""
         valid_path: str = ""
-        """A text for the valid split; all of `path` is then to train on."""
+        """A text for the valid split; all of `path` is then trained on."""
         test_path: str = ""
-        """A text for the test split; else it is the valid split."""
+        """A text for the test split; empty for the valid split."""
         vocabulary: Literal["byte", "character", "bpe"] = "byte"
-        """Bytes, the characters of the text, or byte pairs learned from its training part."""
+        """Tokens: bytes, characters of the text, or byte pairs learned from its training part."""
         bpe_size: int = 1024
         """The most tokens of a bpe vocabulary."""
         context: int = 256
         """Tokens in a row."""
         bad_bytes: Literal["error", "replace", "skip"] = "error"
-        """What is done about bytes that are not UTF-8."""
+        """Treatment of bytes that are not UTF-8."""
         max_bytes: int | None = None
-        """Where a data set of huggingface.co is cut off."""
+        """Size at which a data set of huggingface.co is cut off."""
 
         def __post_init__(self) -> None:
             for name in ("vocabulary", "bad_bytes"):
@@ -71,88 +73,86 @@ class Text(Task):
     higher_is_better = False
 
     def __init__(self, config: Any = None, seed: int = 0, run: Mapping[str, Any] | None = None):
-        """Without a path, all that is known is how large a model would be at least.
+        """Read the text, and tokenize it unless the cache holds its tokens.
+
+        Without a path there is no text: only `max_length` and the least `vocab_size` are known,
+        which is enough to list and to print a recipe.
 
         Args:
-            run: What `save_to_run` wrote: texts are then read when they are needed, with its
-                vocabulary.
+            run: The state of vocabulary.json, of a run: its tokenizer is used, and the text is not
+                read until batches are asked for.
         """
         super().__init__(config, seed)
         self.max_length = self.config.context
         self._run = run
-        self._parts: dict[str, Integer[np.ndarray, " n"]] = {}
+        self._tokens: dict[str, Integer[np.ndarray, " n"]] = {}
         self.tokenizer: Tokenizer | None = None
         if run is not None:
-            self.tokenizer = from_state(run["vocabulary"], KEPT)
+            self.tokenizer = tokenizer_from_state(run["vocabulary"], VOCABULARY_FILE)
             if self.tokenizer.kind != self.config.vocabulary:
-                found = f"--task.vocabulary {self.config.vocabulary}"
-                todo = "leave it out; a run keeps its vocabulary"
-                raise usage_error(found, f"{self.tokenizer.kind}, that of the run", todo)
+                raise usage_error(
+                    f"--task.vocabulary {self.config.vocabulary}",
+                    f"{self.tokenizer.kind}, that of the run",
+                    "leave it out; a run keeps its vocabulary",
+                )
         elif self.config.path:
-            source = find(self.config.path, self.config.max_bytes)
-            share = 1.0 if self.config.valid_path else TRAIN_SHARE
             self.tokenizer = tokenizer_for(
-                source,
+                find_source(self.config.path, self.config.max_bytes),
                 self.config.vocabulary,
                 self.config.bpe_size,
                 self.config.bad_bytes,
-                share,
+                share=1.0 if self.config.valid_path else TRAIN_SHARE,
             )
             for split in SPLITS:
-                self.tokens(split)
-        fewest = {"byte": 256, "character": 1, "bpe": 256}[self.config.vocabulary]
+                self.tokens(split)  # fails here if a text is missing or too short, not in training
+        fewest = MIN_VOCAB_SIZE[self.config.vocabulary]
         self.vocab_size = len(self.tokenizer) if self.tokenizer is not None else fewest
 
     # the text
 
     def tokens(self, split: str) -> Integer[np.ndarray, " n"]:
-        """All tokens of a split, one after the other."""
+        """Return all tokens of a split, in the order of the text."""
         check_split(split)
-        if split not in self._parts:
-            self._parts[split] = self._part(split)
-        return self._parts[split]
+        if split not in self._tokens:
+            self._tokens[split] = self._read_split(split)
+        return self._tokens[split]
 
-    def _part(self, split: str) -> Integer[np.ndarray, " n"]:
+    def _read_split(self, split: str) -> Integer[np.ndarray, " n"]:
         config = self.config
         path = {"train": "", "valid": config.valid_path, "test": config.test_path}[split]
         path = path or (config.valid_path if split == "test" else "")
         if path:
-            found = self._prepared(path).tokens
+            found = self._tokenize(path).tokens
         else:
             text = self._training_text()
-            cut = len(text.tokens) if config.valid_path else text.boundary
+            cut = len(text.tokens) if config.valid_path else text.num_train
             found = text.tokens[:cut] if split == "train" else text.tokens[cut:]
         if len(found) <= config.context:
             raise data_error(
                 path or config.path,
-                f"{len(found)} tokens to {'train on' if split == 'train' else 'be judged on'}",
+                f"{len(found)} tokens for {split}",
                 f"at least {config.context + 1}, one more than --task.context",
                 "take a longer text, or a shorter --task.context",
             )
         return found
 
-    def _training_text(self) -> Prepared:
+    def _training_text(self) -> TokenizedText:
         if not self.config.path:
-            raise usage_error("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
-        found = self._prepared(self.config.path)
-        if self._run is not None and self._run["text"] not in (None, found.digest):
-            raise data_error(
-                self.config.path,
-                "has changed since the run began",
-                "the text that the run was trained on",
-                "put it back; --task.test_path FILE judges on another text",
-            )
+            raise _no_text()
+        found = self._tokenize(self.config.path)
+        if self._run is not None and self._run["text"] != found.digest:
+            raise self._text_changed("put it back; --task.test_path FILE scores on another text")
         return found
 
-    def _prepared(self, path: str) -> Prepared:
+    def _tokenize(self, path: str) -> TokenizedText:
         assert self.tokenizer is not None
-        source = find(path, self.config.max_bytes)
-        return prepare(source, self.tokenizer, self.config.bad_bytes)
+        source = find_source(path, self.config.max_bytes)
+        return tokenize(source, self.tokenizer, self.config.bad_bytes)
 
     # batches
 
     def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
-        """Windows drawn anywhere in the split; row by row a function of (seed, update, row)."""
+        """Return windows that begin anywhere in the split, a function of (seed, update, row)."""
         stream = check_batch(update, batch_size, split)
         text, length = self.tokens(split), self.config.context
         keys = row_keys(self.seed, stream, np.array([update]), batch_size)[0]
@@ -164,11 +164,11 @@ class Text(Task):
     def _windows(
         self, tokens: Integer[np.ndarray, " n"], starts: Int64[np.ndarray, " b"]
     ) -> Int[Tensor, "b t"]:
-        """Rows of one token more than `context` from these places."""
+        """Return rows of `context` tokens and their last target, beginning at `starts`."""
         columns = np.arange(self.config.context + 1)
         return torch.from_numpy(tokens[starts[:, None] + columns].astype(np.int64))
 
-    # judging
+    # scores
 
     def score(
         self,
@@ -177,13 +177,13 @@ class Text(Task):
         num_examples: int = 2000,
         num_steps: int | None = None,
     ) -> dict[str, float]:
-        """Nats per token, and bits per byte, by which vocabularies compare.
+        """Return nats per token (`loss`) and `bits_per_byte`.
 
-        An example is a window; they do not overlap. All windows of the split are judged, or, if
-        there are more than `num_examples`, so many at equal distances.
+        An example is a window; windows do not overlap. If the split has more than `num_examples`,
+        so many are taken at equal distances.
         """
-        nats, sizes = self._judge(model, split, num_examples, num_steps)
-        bits = nats.sum().item() / math.log(2) / float(sizes.sum())
+        nats, num_bytes = self._window_losses(model, split, num_examples, num_steps)
+        bits = nats.sum().item() / math.log(2) / float(num_bytes.sum())
         return {"loss": nats.mean().item() / self.config.context, "bits_per_byte": bits}
 
     def grade(
@@ -193,13 +193,14 @@ class Text(Task):
         num_examples: int = 2000,
         num_steps: int | None = None,
     ) -> Float[Tensor, " n"]:
-        """Nats per token of each window."""
-        return self._judge(model, split, num_examples, num_steps)[0] / self.config.context
+        """Return the nats per token of each window."""
+        nats, _ = self._window_losses(model, split, num_examples, num_steps)
+        return nats / self.config.context
 
-    def _judge(
+    def _window_losses(
         self, model: Any, split: str, num_examples: int, num_steps: int | None
     ) -> tuple[Float64[Tensor, " n"], Int64[np.ndarray, " n"]]:
-        """The nats of each window, and its number of bytes."""
+        """Return the summed loss of each window, in nats, and the bytes that its targets spell."""
         self.check(model)
         check_int("num_examples", num_examples, 1)
         tokens, length = self.tokens(split), self.config.context
@@ -208,17 +209,18 @@ class Text(Task):
         starts = np.arange(shown) * count // shown * length
         device = next(model.parameters()).device
         assert self.tokenizer is not None
-        nats, sizes = [], []
+        nats, num_bytes = [], []
         with eval_mode(model):
             for chosen in np.array_split(starts, math.ceil(shown * length / SCORING_TOKENS)):
                 rows = self._windows(tokens, chosen)
                 logits = model(rows[:, :-1].to(device), num_steps=num_steps).logits
+                # The softmax of 16-bit logits loses more digits than models differ by.
                 logits = logits.float() if logits.dtype.itemsize < 4 else logits
                 targets = rows[:, 1:].to(device)
                 losses = F.cross_entropy(logits.mT, targets, reduction="none")
                 nats.append(losses.double().sum(1).cpu())
-                sizes.append(self.tokenizer.lengths[rows[:, 1:].numpy()].sum(1))
-        return torch.cat(nats), np.concatenate(sizes)
+                num_bytes.append(self.tokenizer.lengths[rows[:, 1:].numpy()].sum(1))
+        return torch.cat(nats), np.concatenate(num_bytes)
 
     def check(self, model: Any) -> None:
         if not model.causal:
@@ -227,64 +229,57 @@ class Text(Task):
     # text and tokens
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text; UsageError naming a character that has none."""
+        """Return the tokens of `text`.
+
+        Raises:
+            UsageError: naming the first character that has no token.
+        """
         if self.tokenizer is None:
-            raise usage_error("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
+            raise _no_text()
         try:
-            text.encode()
+            text.encode()  # lone surrogates, as of a command line that is not UTF-8, fail here
             return self.tokenizer.encode(text).tolist()
         except UnicodeEncodeError as error:
             what = f"{error.object[error.start]!r} at character {error.start}"
             raise usage_error(
-                f"{what}, which is half a letter", "text in UTF-8", "write it"
+                f"{what}, which is no Unicode character", "text in UTF-8", "remove it"
             ) from None
         except UnknownCharacter as error:
-            shown = "".join(piece.decode() for piece in self.tokenizer.pieces[:100])
+            shown = "".join(x.decode() for x in self.tokenizer.token_bytes[:100])
             raise usage_error(
                 str(error), f"characters of the text: {shown!r}", "write others"
             ) from None
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
-        """The text of `tokens`."""
+        """Return the text of `tokens`, with U+FFFD where their bytes are not UTF-8."""
         if self.tokenizer is None:
-            raise usage_error("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
+            raise _no_text()
         return self.tokenizer.decode(int(token) for token in tokens)
 
     # runs
 
     def save_to_run(self, folder: Path) -> None:
-        """Write vocabulary.json: with it a run can be used where its text is no more.
+        """Write vocabulary.json: the tokenizer, and the digest of the text.
 
         Raises:
-            DataError: The run was begun with another text.
+            DataError: The run began with another text.
         """
         assert self.tokenizer is not None
         state = {"text": self._training_text().digest, "vocabulary": self.tokenizer.state()}
-        if not (folder / KEPT).exists():
-            write_file(folder / KEPT, to_json(state))
-        elif _read(folder / KEPT) != state:
-            raise data_error(
-                self.config.path,
-                "has changed since the run began",
-                "the text that the run was trained on",
-                "put it back, or train anew",
-            )
+        save_vocabulary(folder, state, self._text_changed("put it back, or train a new run"))
 
     @classmethod
     def from_run(cls, config: Any, seed: int, folder: Path) -> "Text":
-        kept = _read(folder / KEPT)
-        return cls(config, seed, kept)
+        return cls(config, seed, load_vocabulary(folder, ("text", "vocabulary")))
+
+    def _text_changed(self, fix: str) -> DataError:
+        return data_error(
+            self.config.path,
+            "has changed since the run began",
+            "the text that the run was trained on",
+            fix,
+        )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-        if not {"text", "vocabulary"} <= found.keys():
-            raise ValueError("no vocabulary")
-    except FileNotFoundError:
-        raise DataError(
-            f"{file} is missing, so that nobody knows what the tokens stand for"
-        ) from None
-    except (ValueError, AttributeError) as error:
-        raise DamagedError(f"{file} has changed since it was written: {error}") from None
-    return found
+def _no_text() -> UsageError:
+    return usage_error("no text", "a file, a folder or hf:NAME", "set --task.path FILE")
