@@ -12,7 +12,7 @@ from pathlib import Path
 import thinkers
 from thinkers import tasks
 from thinkers.cli.main import guarded
-from thinkers.comparison import page, runner
+from thinkers.comparison import one_run, page
 from thinkers.comparison.results import PAGE, Comparison
 from thinkers.errors import UsageError
 from thinkers.models.base import Model
@@ -37,10 +37,10 @@ def main() -> int:
     if compared.failures:
         return compared.exit_code
 
-    run = options.out / "compared" / compared.results[SHOWN][0].line["run"]
+    run = options.out / "compared" / compared.results[SHOWN][0].record["run"]
     record = run_folder.read_record(run)
     config = thinkers.Config.from_dict(record["config"])
-    model, task = thinkers.load(run), tasks.from_config(config.task, runner.JUDGED_SEED)
+    model, task = thinkers.load(run), tasks.from_config(config.task, one_run.JUDGED_SEED)
     steps = [n for n in STEPS if n <= model.config.max_steps]
     rows = thinkers.evaluate(model, steps, options.num_examples, task=task)
     scores = {row["num_steps"]: row["exact"] for row in rows}
@@ -152,7 +152,7 @@ def examples_section(model: Model, task: Task, steps: list[int]) -> Section:
 
 def others_section(compared: Comparison) -> Section:
     """The other models, which were given the same."""
-    lines = {name: results[0].line for name, results in compared.results.items()}
+    records = {name: results[0].record for name, results in compared.results.items()}
     return Section(
         heading="Beside models that think less",
         text="As many parameters, the same FLOPs of training, the same held-out sums. One seed "
@@ -162,14 +162,14 @@ def others_section(compared: Comparison) -> Section:
         rows=[
             (
                 name,
-                f"{line['score']:.3f}",
-                line["num_steps"],
-                f"{line['updates']:,}",
-                f"{line['answer_flops'][str(line['num_steps'])]:,.0f}",
+                f"{record['score']:.3f}",
+                record["num_steps"],
+                f"{record['updates']:,}",
+                f"{record['answer_flops'][str(record['num_steps'])]:,.0f}",
             )
-            for name, line in lines.items()
+            for name, record in records.items()
         ],
-        marked=list(lines).index(SHOWN),
+        marked=list(records).index(SHOWN),
     )
 
 

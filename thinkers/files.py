@@ -1,22 +1,21 @@
-"""Writing and reading of files: atomic replacement, JSON, and lines of JSON.
+"""Writing of files: atomic replacement, and JSON.
 
 Everything that the library keeps on disk is written here, so that a fault can be injected in one
 place and a full disk is reported in one way.
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from thinkers.errors import DamagedError, ResourceError
+from thinkers.errors import ResourceError
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -37,30 +36,6 @@ def write_new(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def append_line(file: Path, line: Mapping[str, Any]) -> None:
-    """Add a line, on the disk when this returns; what a kill left unfinished goes."""
-    content = (json.dumps(line, allow_nan=False) + "\n").encode()
-    with disk_errors(file, len(content)), file.open("ab+") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.seek(0)
-        old = stream.read()
-        stream.truncate(old.rfind(b"\n") + 1)
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The finished lines; none if the file is not there."""
-    if not file.exists():
-        return []
-    whole = file.read_bytes().rpartition(b"\n")[0]
-    try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise DamagedError(f"{file} must hold lines of JSON: {error}") from None
 
 
 def sync_folder(path: Path) -> None:

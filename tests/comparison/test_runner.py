@@ -14,12 +14,11 @@ from html_reader import Reader
 import thinkers
 from thinkers import tasks
 from thinkers.cli.main import main
-from thinkers.comparison import plan, runner
+from thinkers.comparison import one_run, plan
 from thinkers.comparison.results import read
 from thinkers.comparison.runner import compare
 from thinkers.comparison.summary import Findings, conclusion
 from thinkers.errors import DamagedError, Interrupted, UsageError
-from thinkers.files import read_lines
 from thinkers.models import MODELS
 from thinkers.models.looped import Looped
 from thinkers.runs import folder as run_folder
@@ -45,6 +44,13 @@ def quick_disk():
         yield
 
 
+def records(folder):
+    """The result.json of each run, of a seed after the other."""
+    files = (folder / "runs").glob("*-[0-9]/result.json")
+    found = [json.loads(file.read_bytes()) for file in files]
+    return sorted(found, key=lambda x: (x["seed"], x["model"]))
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A comparison by the command line, of two models and two seeds."""
@@ -63,25 +69,25 @@ def copied(finished, tmp_path):
 @pytest.fixture
 def trained(monkeypatch):
     """The runs that are trained from here on, by name."""
-    names, train = [], runner.train
+    names, train = [], one_run.train
 
     def spy(*args, **own):
         names.append((own.get("resume") or args[1]).name)
         return train(*args, **own)
 
-    monkeypatch.setattr(runner, "train", spy)
+    monkeypatch.setattr(one_run, "train", spy)
     return names
 
 
 # what comes of it
 
 
-def test_every_run_is_in_the_results_with_what_it_took(finished):
-    lines = read_lines(finished / "results.jsonl")
-    assert [(x["model"], x["seed"]) for x in lines] == [
+def test_every_run_has_a_result_with_its_costs(finished):
+    found = records(finished)
+    assert [(x["model"], x["seed"]) for x in found] == [
         (name, seed) for seed in (0, 1) for name in ("decoder", "looped")
     ]
-    for line in lines:
+    for line in found:
         assert line["status"] == "done" and line["seconds"] > 0
         assert line["memory"] is None or line["memory"] > 2**26
         model = thinkers.load(finished / line["run"])
@@ -99,16 +105,16 @@ def test_all_are_judged_on_the_same_examples_at_every_depth(finished):
     task = thinkers.tasks.from_config(comparison.plan.contenders[0].config.task, 0)
     for results in comparison.results.values():
         for result in results:
-            model = thinkers.load(finished / result.line["run"])
+            model = thinkers.load(finished / result.record["run"])
             for k in model.step_counts:
                 wanted = task.grade(model, "test", 31, k)
                 assert torch.equal(torch.from_numpy(result.grades[k]), wanted)
-            usual = result.line["num_steps"]
+            usual = result.record["num_steps"]
             assert np.array_equal(result.points[-1], result.grades[usual])
 
 
 def test_the_schedule_ends_with_the_budget(finished):
-    for line in read_lines(finished / "results.jsonl"):
+    for line in records(finished):
         training = run_folder.read_record(finished / line["run"])["config"]["training"]
         assert training["num_updates"] == line["updates"]
         assert training["seed"] == line["seed"] and training["max_flops"] == BUDGET
@@ -134,16 +140,26 @@ def test_the_page_stands_alone_and_says_what_the_table_says(finished, capsys):
 def test_what_is_finished_is_not_done_again(copied, trained):
     small(copied, resume=True)
     assert trained == []
-    lines = (copied / "results.jsonl").read_bytes().splitlines(keepends=True)
-    (copied / "results.jsonl").write_bytes(b"".join([*lines[:3], lines[3][:40]]))  # killed
+    (old,) = [x for x in records(copied) if (x["model"], x["seed"]) == ("looped", 1)]
     shutil.rmtree(copied / "runs" / "looped-1")
+    for file in (copied / "runs").glob("looped-1.*"):
+        file.unlink()
     comparison = compare(out=copied, resume=True)
     assert trained == ["looped-1"]
-    again = read_lines(copied / "results.jsonl")
-    old = json.loads(lines[3])
-    assert [(x["model"], x["seed"]) for x in again][3:] == [("looped", 1)]
-    assert again[3]["scores"] == old["scores"] and again[3]["curve"] == old["curve"]
-    assert len(comparison.results["looped"]) == 2
+    own = ("seconds", "memory")
+    again = comparison.results["looped"][1].record
+    assert all(again[key] == value for key, value in old.items() if key not in own)
+
+
+def test_a_run_that_was_killed_is_resumed_and_its_seconds_are_not_known(copied, trained):
+    home = copied / "runs" / "looped-1"
+    (home / "result.json").unlink()
+    (home.parent / "looped-1.usage.json").write_text('{"seconds": null, "memory": null}')
+    compare(out=copied, resume=True)
+    assert trained == ["looped-1"]
+    found = read(copied).results["looped"][1].record
+    assert found["seconds"] is None and found["memory"] is None
+    assert "not measured" in (copied / "report.html").read_text()
 
 
 def test_more_seeds_may_be_asked_and_nothing_else(copied, trained):
@@ -161,7 +177,7 @@ def test_more_seeds_may_be_asked_and_nothing_else(copied, trained):
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    train, came = runner.train, []
+    train, came = one_run.train, []
 
     def stopped(config=None, out=None, **own):
         came.append(out or own["resume"])
@@ -170,26 +186,18 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, monkeypatch, c
             raise Interrupted("stopped", 15)
         return train(config, out, **own)
 
-    monkeypatch.setattr(runner, "train", stopped)
+    monkeypatch.setattr(one_run, "train", stopped)
     line = ["compare", "add", "--models", "decoder,looped", "--budget", "4e7", *FLAGS]
     line += ["--seeds", "1", "--num_examples", "11", "--out", str(tmp_path / "a")]
     assert main(line) == 143
     assert f"thinkers compare --out {tmp_path / 'a'} --resume" in capsys.readouterr().err
-    assert len(read_lines(tmp_path / "a" / "results.jsonl")) == 1
+    assert [x["model"] for x in records(tmp_path / "a")] == ["decoder"]
     assert main(line) == 2  # without --resume
     assert main([*line, "--resume"]) == 0
     assert [path.name for path in came] == ["decoder-0", "looped-0", "looped-0"]
-    (_, line) = read_lines(tmp_path / "a" / "results.jsonl")
-    fresh = compare(
-        "add",
-        ["looped"],
-        budget=1e8,
-        seeds=1,
-        num_examples=11,
-        settings=SMALL | {"model.dim": 16},
-        out=tmp_path / "b",
-    )
-    assert line["seconds"] > 0 and fresh.exit_code == 0
+    _, line = records(tmp_path / "a")
+    usage = json.loads((tmp_path / "a" / "runs" / "looped-0.usage.json").read_bytes())
+    assert line["seconds"] == usage["seconds"] > 0
     # what the interruption saved, after three updates, is no point of the curve
     every = run_folder.read_record(tmp_path / "a" / line["run"])["config"]["training"][
         "checkpoint_every"
@@ -237,19 +245,19 @@ def test_the_best_rate_on_the_validation_split_is_taken(tmp_path, trained, monke
         asked_of.append(split)
         return {"exact": merits[(1e-3, 1e-2, 2e-3)[len(asked_of) - 1]]}
 
-    train = runner.train
+    train = one_run.train
 
     def trained_only(*args, **own):
         with monkeypatch.context() as patch:
             patch.setattr("thinkers.training.loop.score_of", lambda *_: {"exact": 0.0})
             return train(*args, **own)
 
-    monkeypatch.setattr(runner, "train", trained_only)
+    monkeypatch.setattr(one_run, "train", trained_only)
     monkeypatch.setattr(thinkers.TASKS["add"], "score", score)
     comparison = small(tmp_path / "a", ["decoder"], lrs=[1e-3, 1e-2, 2e-3], seeds=1)
     assert asked_of == ["valid"] * 3
     assert trained == [f"decoder-search-{lr}" for lr in ("0.001", "0.01", "0.002")] + ["decoder-0"]
-    assert [x.line["lr"] for x in comparison.results["decoder"]] == [1e-2]
+    assert [x.record["lr"] for x in comparison.results["decoder"]] == [1e-2]
     assert "3 more runs" in (tmp_path / "a" / "report.html").read_text()
 
 
@@ -311,18 +319,13 @@ def test_folders_that_are_something_else_are_refused(finished, tmp_path):
         small(tmp_path / "x")
 
 
-def test_grades_of_examples_that_nobody_numbered_count_one_by_one(finished, copied):
-    file = copied / "runs" / "decoder-1" / "grades.npz"
-    with np.load(file) as found:
-        arrays = {name: found[name] for name in found.files if name != "questions"}
-    np.savez(file, **arrays)
-    result = read(copied).results["decoder"][1]
-    assert (result.questions == np.arange(len(result.grades[1]))).all()
+def test_questions_that_are_asked_again_are_one_group(finished):
+    result = read(finished).results["decoder"][1]
     task = tasks.build_task("add")
     grades = result.grades[1]
-    assert len(set(example_groups(task, "test", len(grades), grades).tolist())) < len(grades)
+    assert len(set(result.questions.tolist())) < len(grades) == len(result.questions)
     shorter = example_groups(task, "test", len(grades), grades[:9])
-    assert (shorter == np.arange(9)).all()
+    assert (shorter == np.arange(9)).all()  # where a task does not number them
 
 
 def test_damage_is_told_with_its_file(copied):
@@ -330,9 +333,10 @@ def test_damage_is_told_with_its_file(copied):
     grades.write_bytes(grades.read_bytes()[:100])
     with pytest.raises(DamagedError, match="grades.npz"):
         read(copied)
-    (copied / "results.jsonl").write_text("{\nnot json\n")
-    with pytest.raises(DamagedError, match="results.jsonl"):
-        read(copied)
+    for text in ("{ not json", "[]", "{}"):
+        (copied / "runs" / "decoder-1" / "result.json").write_text(text)
+        with pytest.raises(DamagedError, match="result.json"):
+            read(copied)
     (copied / "config.json").write_text("{")
     with pytest.raises(DamagedError, match="config.json"):
         read(copied)
@@ -361,7 +365,7 @@ def test_tracking_is_told_of_each_run_and_of_the_comparison(tmp_path, monkeypatc
     assert opened == ["a", "decoder-0", "looped-0"]
     assert [status for _, status, _ in told if status == "FINISHED"] == ["FINISHED"] * 3
     (name, _, (line,)), (_, _, pages) = told[-2:]
-    scores = {model: results[0].line["score"] for model, results in found.results.items()}
+    scores = {model: results[0].record["score"] for model, results in found.results.items()}
     assert name == "a" and line["test"] == scores and pages == {"report.html"}
 
 

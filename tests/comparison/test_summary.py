@@ -42,12 +42,12 @@ def graded(comparison, scores, seeds=3, number=400, higher_is_better=True, asked
         for seed in range(seeds):
             grades = {k: (rng.random(number) < p).astype(float) for k, p in by_steps.items()}
             usual = 4 if 4 in grades else min(grades)
-            line = dict(comparison.results["decoder"][0].line, model=name, seed=seed)
-            line |= dict(num_steps=usual, score=float(grades[usual].mean()))
-            line |= dict(scores={str(k): float(x.mean()) for k, x in grades.items()})
+            record = dict(comparison.results["decoder"][0].record, model=name, seed=seed)
+            record |= dict(num_steps=usual, score=float(grades[usual].mean()))
+            record |= dict(scores={str(k): float(x.mean()) for k, x in grades.items()})
             points = grades[usual][None]
             questions = np.arange(number) if asked is None else asked
-            results[name].append(Result(line, grades, points, questions))
+            results[name].append(Result(record, grades, points, questions))
     plan = replace(comparison.plan, seeds=seeds)
     return replace(comparison, plan=plan, results=results)
 
@@ -94,13 +94,13 @@ def test_of_a_loss_less_is_better(finished, monkeypatch):
 def failed(comparison, *which):
     """The same, where these runs (name, seed) failed."""
     results = {
-        name: [run for run in runs if (name, run.line["seed"]) not in which]
+        name: [run for run in runs if (name, run.record["seed"]) not in which]
         for name, runs in comparison.results.items()
     }
-    lines = [
+    records = [
         dict(model=n, seed=s, status="failed", error="it broke", exit_code=1) for n, s in which
     ]
-    return replace(comparison, results=results, failures=lines)
+    return replace(comparison, results=results, failures=records)
 
 
 def test_runs_that_failed_are_not_counted(finished):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from math import ceil
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 
 from thinkers import models, tasks
-from thinkers.comparison.metering import one_thread
 from thinkers.config.experiment import TASK_SIZES, Config, resolve_sizes
 from thinkers.config.overrides import override
 from thinkers.devices import find_device
@@ -261,6 +261,17 @@ def updates_for(config: Config, flops: float) -> int:
         used += costs[thinking_steps(done, settings)]  # type: ignore[index]
         done += 1
     return done
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Give torch one thread, so that process time is the same on a machine that is shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def seconds_per_update(config: Config) -> float:

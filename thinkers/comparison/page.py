@@ -80,7 +80,7 @@ def scores_section(findings: Findings) -> Section:
     for name in findings.results:
         score, difference = findings.score(name), findings.differences.get(name)
         told = ("", "") if difference is None else (signed(difference), verdict(difference))
-        seeds = ", ".join(f"{run.line['score']:.3f}" for run in findings.results[name])
+        seeds = ", ".join(f"{run.record['score']:.3f}" for run in findings.results[name])
         rows.append((name, f"{score.value:.4f}", between(score), *told, seeds))
     return Section(
         text=f"Each model was trained over {number} with equal "
@@ -104,10 +104,10 @@ def sizes_section(findings: Findings) -> Section:
     rows = []
     for one in findings.comparison.plan.contenders:
         if one.name in findings.results:
-            line, model = findings.results[one.name][0].line, one.config.model
-            work = line["answer_flops"][str(line["num_steps"])]
+            record, model = findings.results[one.name][0].record, one.config.model
+            work = record["answer_flops"][str(record["num_steps"])]
             width = f"{model.dim} and {getattr(model, 'hidden', None) or 'its default'}"
-            size, steps = f"{line['parameters']:,}", line["num_steps"]
+            size, steps = f"{record['parameters']:,}", record["num_steps"]
             rows.append((one.name, size, width, steps, f"{work:.3g}"))
     return Section(
         heading="What was compared",
@@ -129,7 +129,7 @@ def costs_section(findings: Findings) -> Section:
                 name,
                 f"{findings.mean_of(name, 'flops'):.3g}",
                 f"{findings.mean_of(name, 'updates'):,.0f}",
-                f"{runs[0].line['lr']:g}",
+                f"{runs[0].record['lr']:g}",
                 "not measured" if seconds is None else f"{seconds:,.1f}",
                 "not measured" if memory is None else f"{memory / 2**20:,.0f} MiB",
             )
@@ -153,7 +153,7 @@ def settings_section(findings: Findings) -> Section:
         ("learning rates", _rates(findings)),
         ("settings for all", ", ".join(f"{k} {v}" for k, v in plan.settings.items()) or "none"),
         *((one.name, one.what) for one in plan.contenders if one.what),
-        ("record", "config.json, results.jsonl and runs/, beside this page"),
+        ("record", "config.json and runs/, beside this page"),
     ]
     return Section(heading="How it was made", rows=rows)
 
@@ -213,7 +213,7 @@ def steps_figure(findings: Findings, by_flops: bool) -> "Figure":
     axes.set_xscale("log", base=10 if by_flops else 2)
     ticks = set()
     for i, (name, scores) in enumerate(findings.scores.items()):
-        flops = findings.results[name][0].line["answer_flops"]
+        flops = findings.results[name][0].record["answer_flops"]
         # A step count of 0 has no place on a scale of doublings.
         places = {k: flops[str(k)] if by_flops else max(k, 0.5) for k in scores}
         _line(axes, i, name, [(places[k], scores[k]) for k in sorted(scores)])

@@ -23,7 +23,7 @@ from thinkers.models import MODELS
 from thinkers.runs import folder as run_folder
 from thinkers.tasks import TASKS
 
-FORMAT = 1
+FORMAT = 2
 DEFAULTS: dict[str, float] = {"flops": 2e12, "parameters": 1000, "seconds": 60}
 """What runs may have equal beside their size, and how much of it they get."""
 UNITS = {"s": 1, "sec": 1, "min": 60, "h": 3600}
@@ -77,7 +77,7 @@ class Plan:
         Raises:
             UsageError: Something else was asked for than what the plan holds.
         """
-        given = {key: value for key, value in asked.items() if value not in (None, [], {})}
+        given = {k: x for k, x in asked.items() if x not in (None, [], (), {})}
         mine = {key: getattr(self, key) for key in given}
         wanted = _checked(**{**self.asked(), **given})
         for key in given:

@@ -1,6 +1,8 @@
-"""What came of a comparison: runs that were judged, read back from its folder."""
+"""Results of a comparison: a result.json of each run, and all of them read back."""
 
+import html
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from thinkers.comparison.plan import Plan
-from thinkers.errors import DamagedError
-from thinkers.files import read_lines, write_file
+from thinkers.errors import DamagedError, ThinkersError
+from thinkers.files import to_json, write_file
 
-RESULTS, PAGE, GRADES = "results.jsonl", "report.html", "grades.npz"
+RUNS, RESULT, PAGE, GRADES = "runs", "result.json", "report.html", "grades.npz"
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,13 @@ class Result:
     """A run that was trained and judged.
 
     Args:
-        line: What results.jsonl holds of it.
+        record: The content of its result.json.
         grades: {thinking steps: the primary metric of each held-out example}.
-        points: The same at the usual number of steps, of each checkpoint in line["curve"].
-        questions: Which question each example asks, by its number.
+        points: The same at the usual number of steps, for each checkpoint in record["curve"].
+        questions: The number of the question of each example.
     """
 
-    line: Mapping[str, Any]
+    record: Mapping[str, Any]
     grades: Mapping[int, np.ndarray]
     points: np.ndarray
     questions: np.ndarray
@@ -35,11 +37,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of a comparison.
+    """All results of a comparison.
 
     Args:
         results: {contender: its runs that were judged, by seed}.
-        failures: The lines of runs that could not be finished.
+        failures: The content of result.json of each run that failed.
     """
 
     folder: Path
@@ -49,28 +51,91 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """0, or what the first run that failed would have ended with."""
+        """0, or the exit code of the first run that failed."""
         return int(self.failures[0]["exit_code"]) if self.failures else 0
+
+    @property
+    def mean_scores(self) -> dict[str, float]:
+        """{contender: the mean over seeds of its primary metric}."""
+        return {
+            name: float(np.mean([run.record["score"] for run in runs]))
+            for name, runs in self.results.items()
+            if runs
+        }
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name} {score:.4f}" for name, score in self.mean_scores.items())
+        plan = self.plan
+        return f"Comparison({plan.task}: {plan.primary_metric} {scores}; {self.folder})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{len(self.results[name])}</td>"
+            f"<td>{score:.4f}</td></tr>"
+            for name, score in self.mean_scores.items()
+        )
+        head = f"<th>model</th><th>seeds</th><th>{html.escape(self.plan.primary_metric)}</th>"
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def run_folder(folder: Path, name: str, seed: int) -> Path:
+    """Return the folder of a run of the comparison in `folder`."""
+    return folder / RUNS / f"{name}-{seed}"
 
 
 def read(folder: str | Path) -> Comparison:
-    """What has been finished of the comparison in `folder`."""
+    """Read the runs that have ended of the comparison in `folder`.
+
+    Raises:
+        DamagedError: A file of it cannot be read.
+    """
     path = Path(folder)
     plan = Plan.read(path)
-    last = {(line["model"], line["seed"]): line for line in read_lines(path / RESULTS)}
-    wanted = [(one.name, seed) for one in plan.contenders for seed in range(plan.seeds)]
-    found = [last[key] for key in wanted if key in last]
     results: dict[str, list[Result]] = {one.name: [] for one in plan.contenders}
-    for line in found:
-        if line["status"] == "done":
-            results[line["model"]].append(_read_result(path, line))
-    failures = [line for line in found if line["status"] == "failed"]
+    failures = []
+    for name in results:
+        for seed in range(plan.seeds):
+            home = run_folder(path, name, seed)
+            record = read_result(home)
+            if record is not None and record["status"] == "done":
+                results[name].append(_with_grades(home, record))
+            elif record is not None:
+                failures.append(record)
     return Comparison(path, plan, results, failures)
+
+
+def read_result(home: Path) -> dict[str, Any] | None:
+    """Read the result.json of a run; None if the run has not ended."""
+    file = home / RESULT
+    try:
+        record = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DamagedError(f"{file} is not JSON: {error}") from None
+    if not isinstance(record, dict) or record.get("status") not in ("done", "failed"):
+        raise DamagedError(f"{file} must hold the result of a run, with its status")
+    return record
+
+
+def write_result(home: Path, record: Mapping[str, Any]) -> None:
+    """Replace the result.json of a run, whose folder is made if need be."""
+    home.mkdir(parents=True, exist_ok=True)
+    write_file(home / RESULT, to_json(record))
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """Return what the result.json of a run says of the error that it ended with."""
+    code = error.exit_code if isinstance(error, ThinkersError) else 1
+    message = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {message}"[:500]
+    return {"status": "failed", "error": text, "exit_code": code}
 
 
 def write_grades(
     home: Path, grades: Mapping[int, np.ndarray], points: np.ndarray, questions: np.ndarray
 ) -> None:
+    """Write the arrays of a `Result` beside its result.json."""
     buffer = io.BytesIO()
     arrays = {f"steps_{k}": x for k, x in grades.items()}
     arrays |= {"points": points, "questions": questions}
@@ -78,13 +143,11 @@ def write_grades(
     write_file(home / GRADES, buffer.getvalue())
 
 
-def _read_result(folder: Path, line: Mapping[str, Any]) -> Result:
-    file = folder / line["run"] / GRADES
+def _with_grades(home: Path, record: Mapping[str, Any]) -> Result:
+    file = home / GRADES
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
-            grades = {int(k): found[f"steps_{k}"] for k in line["scores"]}
-            number = grades[line["num_steps"]].size
-            asked = found["questions"] if "questions" in found else np.arange(number)
-            return Result(line, grades, found["points"], asked)
+            grades = {int(k): found[f"steps_{k}"] for k in record["scores"]}
+            return Result(record, grades, found["points"], found["questions"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DamagedError(f"{file} must hold the grades of a run: {error}") from None

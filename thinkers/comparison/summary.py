@@ -25,7 +25,7 @@ class Findings:
     def __init__(self, comparison: Comparison):
         self.comparison = comparison
         self.results = {name: runs for name, runs in comparison.results.items() if runs}
-        self.usual = {name: runs[0].line["num_steps"] for name, runs in self.results.items()}
+        self.usual = {name: runs[0].record["num_steps"] for name, runs in self.results.items()}
         self.grades = {name: _grades(runs) for name, runs in self.results.items()}
         self.questions = next((x[0].questions for x in self.results.values()), np.arange(0))
         self.scores = {
@@ -57,8 +57,8 @@ class Findings:
         return self.scores[name][self.usual[name]]
 
     def mean_of(self, name: str, what: str) -> float | None:
-        """The mean over runs of a number in their lines; None if it is not known of all."""
-        values = [run.line[what] for run in self.results[name]]
+        """Return the mean over runs of a number in their results; None if one has it not."""
+        values = [run.record[what] for run in self.results[name]]
         return None if None in values else float(np.mean(values))
 
     def amount(self, value: float) -> str:
@@ -206,7 +206,7 @@ def _grades(runs: Sequence[Result]) -> dict[int, np.ndarray]:
 def _curve(runs: Sequence[Result]) -> list[Point]:
     """Where seeds have as many checkpoints, which they do unless their work was cut."""
     number = min(len(run.points) for run in runs)
-    flops = [np.mean([run.line["curve"][i]["flops"] for run in runs]) for i in range(number)]
+    flops = [np.mean([run.record["curve"][i]["flops"] for run in runs]) for i in range(number)]
     asked = runs[0].questions[: runs[0].points.shape[1]]  # the first of them
     return [
         (float(flops[i]), statistics.mean(np.stack([run.points[i] for run in runs]), asked))

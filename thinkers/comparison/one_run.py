@@ -1,0 +1,249 @@
+"""One run of a comparison: train it, judge it, write its result.json.
+
+    python -m thinkers.comparison.one_run JOB
+
+does so in a process of its own, where JOB is a `Job` as JSON.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thinkers import tasks
+from thinkers.comparison import matching, results
+from thinkers.comparison.plan import Plan
+from thinkers.config.experiment import Config
+from thinkers.devices import find_device
+from thinkers.errors import Interrupted, LockedError
+from thinkers.files import to_json, write_file
+from thinkers.models.base import Model
+from thinkers.plugins import import_file, imported_files
+from thinkers.runs import checkpoint, folder
+from thinkers.runs.result import load
+from thinkers.runs.trackers import Tracking
+from thinkers.tasks.base import example_groups
+from thinkers.training.loop import train
+
+POINT_EXAMPLES = 500
+"""Examples that each checkpoint of a run is judged on."""
+SEARCH_SEED = 2**31
+"""Seed of the learning-rate search, whose runs are no part of the result."""
+JUDGED_SEED = 0
+"""Seed of the examples that all runs are judged on, whatever their own seed."""
+STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is to be made.
+
+    Args:
+        folder: The folder of the comparison.
+        name: The contender.
+        seed: None for a run of the learning-rate search.
+        lr: None is the recipe's.
+        tracking: Where the metrics of the run go beside metrics.jsonl.
+    """
+
+    folder: str
+    name: str
+    seed: int | None
+    lr: float | None = None
+    tracking: Tracking | None = None
+
+    @property
+    def home(self) -> Path:
+        """The folder of the run."""
+        number = f"search-{self.lr:g}" if self.seed is None else self.seed
+        return Path(self.folder) / results.RUNS / f"{self.name}-{number}"
+
+    @property
+    def log(self) -> Path:
+        return self.home.with_name(f"{self.home.name}.log")
+
+    @property
+    def command(self) -> list[str]:
+        """The command that performs this job in another process."""
+        words = json.dumps({"job": asdict(self), "files": imported_files()})
+        return [sys.executable, "-P", "-m", "thinkers.comparison.one_run", words]
+
+
+def perform(job: Job) -> None:
+    """Train, or resume, and judge; result.json says how that ended, also if it failed.
+
+    Raises:
+        Interrupted: A stop request came; a later call resumes.
+        LockedError: Another process owns the run.
+    """
+    try:
+        found = _search(job) if job.seed is None else _judged(job)
+        results.write_result(job.home, {"status": "done", **_identity(job), **found})
+    except (Interrupted, LockedError):
+        raise
+    except Exception as error:  # of any kind: it must not stop the other runs
+        write_failure(job, error)
+
+
+def write_failure(job: Job, error: Exception) -> None:
+    """Write a result.json that says why the run failed."""
+    results.write_result(job.home, results.failure(error) | _identity(job))
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    return {"model": job.name, "seed": job.seed}
+
+
+def _judged(job: Job) -> dict[str, Any]:
+    """The run, graded on the test split at every number of steps and at every checkpoint."""
+    plan = Plan.read(Path(job.folder))
+    assert job.seed is not None
+    config = plan.config(plan.contender(job.name), job.seed, job.lr)
+    usage = _train(job, config)
+    model = load(job.home).to(find_device(config.training.device))
+    task = tasks.from_config(config.task, JUDGED_SEED)
+    grades = {k: task.grade(model, "test", plan.num_examples, k).numpy() for k in model.step_counts}
+    usual = usual_steps(model)
+    curve, points = _curve(job.home, model, task, min(POINT_EXAMPLES, plan.num_examples))
+    questions = example_groups(task, "test", plan.num_examples, grades[usual])
+    results.write_grades(job.home, grades, points, questions)
+    checkpoint.prune(job.home / "checkpoints", 1)
+    return {
+        "score": float(grades[usual].mean()),
+        "num_steps": usual,
+        "scores": {str(k): float(x.mean()) for k, x in grades.items()},
+        "answer_flops": {str(k): matching.answer_flops(config, k) for k in grades},
+        "curve": curve,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "updates": curve[-1]["update"],
+        "flops": curve[-1]["flops"],
+        "lr": config.training.lr,
+        "run": job.home.relative_to(job.folder).as_posix(),
+        **usage,
+    }
+
+
+def _search(job: Job) -> dict[str, Any]:
+    """A run of the learning-rate search, scored on the validation split; more is better."""
+    plan = Plan.read(Path(job.folder))
+    config = plan.config(plan.contender(job.name), SEARCH_SEED, job.lr)
+    usage = _train(job, config)
+    task = tasks.from_config(config.task, JUDGED_SEED)
+    model = load(job.home).to(find_device(config.training.device))
+    scores = task.score(model, "valid", plan.num_examples)
+    return {"lr": job.lr, "score": task.objective(scores), **usage}
+
+
+def _train(job: Job, config: Config) -> dict[str, float | None]:
+    """Train or resume; return process seconds and peak memory in bytes, None if not known.
+
+    Both are over all sessions of the run, in a file beside it. The file says "not known" while a
+    session is under way: what one used that was killed is lost, and a sum without it is wrong.
+    """
+    file = job.home.with_name(f"{job.home.name}.usage.json")
+    device = find_device(config.training.device)
+    matching.warm_up(config)
+    before = json.loads(file.read_bytes()) if file.exists() else {"seconds": 0.0, "memory": 0}
+    file.parent.mkdir(exist_ok=True)
+    write_file(file, to_json({"seconds": None, "memory": None}))
+    is_begun = (job.home / folder.RECORD).exists()
+    with job.log.open("a") as log, contextlib.redirect_stdout(log):
+        resets, start = _reset_peak(device), time.process_time()
+        try:
+            train(resume=job.home) if is_begun else train(config, job.home, tracking=job.tracking)
+        finally:
+            now = time.process_time() - start, _peak(device) if resets else None
+            known = {key: before[key] is not None for key in before}
+            usage = {
+                "seconds": before["seconds"] + now[0] if known["seconds"] else None,
+                "memory": max(before["memory"], now[1]) if known["memory"] and now[1] else None,
+            }
+            write_file(file, to_json(usage))
+    return usage
+
+
+def _reset_peak(device: torch.device) -> bool:
+    """Begin a new peak of memory; False if the system cannot.
+
+    `ru_maxrss` of getrusage or wait4 would not do: it is never reset, and a subprocess begins with
+    that of the process that forked it.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    if sys.platform != "linux":
+        return False
+    try:
+        RESET_PEAK.write_text("5")
+    except OSError:  # a container may forbid it, and an older peak would be a wrong figure
+        return False
+    return True
+
+
+def _peak(device: torch.device) -> int:
+    """Return the most bytes that the CUDA device, or else the process, held since the reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    lines = STATUS.read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _curve(
+    home: Path, model: Model, task: Any, num_examples: int
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """([{update, flops, score}], grades) of each checkpoint of a run, oldest first.
+
+    Those that an interruption saved are left out: other runs have no point there.
+    """
+    curve, points = [], []
+    paths = checkpoint.saved(home / "checkpoints")
+    every = folder.read_record(home)["config"]["training"]["checkpoint_every"]
+    for path in [x for x in paths if int(x.name) % every == 0 or x == paths[-1]]:
+        saved = checkpoint.read(path)
+        model.load_state_dict(saved.tensors.get("ema", saved.tensors["weights"]))
+        grades = task.grade(model, "test", num_examples).numpy()
+        flops = saved.state["flops"]
+        curve.append({"update": saved.update, "flops": flops, "score": float(grades.mean())})
+        points.append(grades)
+    return curve, np.stack(points)
+
+
+def usual_steps(model: Model) -> int:
+    """Return the number of steps that the model was built for, as one of `step_counts`."""
+    counts = model.step_counts
+    return model.config.num_steps if model.config.num_steps in counts else counts[0]
+
+
+def _stop_with_parent() -> None:
+    """Take the end of the standard input for a stop request."""
+    os.read(0, 1)  # sys.stdin's lock, held by a daemon thread, would abort the exit
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(words: str) -> int:
+    """Perform a job in this process, and return its exit code; a failed run is no error here."""
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    given = json.loads(words)
+    for file in given["files"]:
+        import_file(file)
+    try:
+        with matching.one_thread():
+            perform(Job(**given["job"]))
+    except (Interrupted, LockedError) as error:
+        print(error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))

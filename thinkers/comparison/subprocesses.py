@@ -1,0 +1,129 @@
+"""Subprocesses, a few at a time, each writing a log; and progress lines out of such logs."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from thinkers.errors import Interrupted
+from thinkers.training.signals import SIGNALS, Signals
+
+SECONDS_BETWEEN_POLLS = 0.1
+SECONDS_BETWEEN_LINES = 20.0
+SECONDS_OF_NEWS = 20.0
+"""A run under way prints its progress every ten seconds; an older log has ended."""
+TAIL = 2000
+"""Bytes at the end of a log that are searched for its last progress."""
+
+
+def run_all(
+    commands: Sequence[tuple[Sequence[str], Path]],
+    workers: int,
+    on_end: Callable[[int, int], None],
+) -> None:
+    """Run commands as subprocesses, and call on_end(index, exit code) for each as it ends.
+
+    The standard input of a subprocess is a pipe that ends when it has to stop: when this process
+    is asked to stop, and when it dies, however it dies. Signals of the terminal reach this process
+    alone, so that a stop request arrives once.
+
+    Args:
+        commands: (command, the log that its output is appended to).
+        workers: Number of subprocesses at a time.
+        on_end: Called in this thread; if it raises, the others are stopped.
+
+    Raises:
+        Interrupted: This process or one of the others was asked to stop; all have ended.
+    """
+    waiting = list(enumerate(commands))[::-1]
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    with Signals() as signals:
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers and not signals.number:
+                    index, (command, log) = waiting.pop()
+                    running[index] = _start(command, log)
+                time.sleep(SECONDS_BETWEEN_POLLS)
+                if signals.number:
+                    raise Interrupted("interrupted", signals.number)
+                for index in [i for i, process in running.items() if process.poll() is not None]:
+                    with running.pop(index) as process:  # which closes its pipe
+                        code = process.wait()
+                    if (number := -code if code < 0 else code - 128) in SIGNALS:
+                        raise Interrupted("interrupted", number)
+                    on_end(index, code)
+        finally:
+            for process in running.values():
+                process.stdin.close()  # type: ignore[union-attr]
+            for process in running.values():
+                process.wait()
+
+
+def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    # The same modules are found there as here; in sys.path, "" is the working directory.
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": path},
+            process_group=0,
+        )
+
+
+class Progress:
+    """Print lines, and now and then the last progress in each log that is being written.
+
+    A reader that leaves (`thinkers compare .. | head`) does not end the comparison.
+
+    Args:
+        folder: Where the logs are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stream = sys.stdout  # whose place a log takes while a run is trained in this process
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def print(self, text: str) -> None:
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:
+            # Without a descriptor that can be written, the interpreter would fail as it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def _follow(self) -> None:
+        while not self._ended.wait(SECONDS_BETWEEN_LINES):
+            since = time.time() - SECONDS_OF_NEWS
+            logs = [x for x in sorted(self._folder.glob("*.log")) if x.stat().st_mtime > since]
+            for log in logs:
+                if text := last_progress(log):
+                    self.print(f"{log.stem}: {text}")
+
+
+def last_progress(log: Path) -> str:
+    """Return the last complete line of a log about an update; "" if there is none."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - TAIL))
+        lines = stream.read().decode(errors="replace").rpartition("\n")[0].splitlines()
+    return next((line for line in reversed(lines) if line.startswith("update ")), "")
