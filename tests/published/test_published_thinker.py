@@ -66,7 +66,7 @@ def test_the_published_variant_answers_in_parallel_and_cannot_generate():
         model.generate(tokens, 2)
     lengths = torch.tensor([7, 3, 5])
     assert model.answer(tokens, lengths, 5).shape == (3, 5)
-    with pytest.raises(ValueError, match="output must be parallel where published"):
+    with pytest.raises(ValueError, match="variant published needs output='parallel'"):
         Thinker.Config(vocab_size=13, variant="published")
 
 

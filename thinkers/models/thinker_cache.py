@@ -1,4 +1,4 @@
-"""The cache of a Thinker: the memory that it writes from, and the tokens not yet read."""
+"""Cache of a Thinker: the memory that it writes from, and the tokens not yet read."""
 
 from typing import Any
 
@@ -11,7 +11,13 @@ from thinkers.nn.latent_store import Memory
 
 
 class ThinkerCache:
-    """The memory that is written from, what is written of the section, and tokens not yet read."""
+    """Memory of finished sections, queries of the current section, and its tokens.
+
+    Args:
+        lengths: Real tokens of each row.
+        prompted: Write the whole answer from the memory of the prompt, without sections.
+        capacity: Largest number of tokens of a row.
+    """
 
     def __init__(
         self,
@@ -29,17 +35,30 @@ class ThinkerCache:
         self.heads, self.head_dim = config.num_heads, config.dim // config.num_heads
         self.inputs: list[Tensor] = []
         self.pending = lengths.new_zeros(len(lengths), 0)
-        self.remember(model.initial_memory(len(lengths)), offset=1)
+        # Place 0 of the first section would predict the first token, which is always given.
+        self.begin(model.initial_memory(len(lengths)), offset=1)
 
-    def remember(self, memory: Memory, offset: int = 0) -> None:
-        """Begin a section, to be written from this memory and from this place in it."""
-        self.memory, self.begun, self.offset = memory, offset, offset
+    def begin(self, memory: Memory, offset: int = 0) -> None:
+        """Begin a section that is written from this memory; `offset` is its first place."""
+        self.memory, self.first, self.offset = memory, offset, offset
         start = torch.zeros_like(self.lengths)
         like = memory.keys[0]
         self.written = KeyValueCache(self.slots, start, self.room, self.heads, self.head_dim, like)
 
+    def advance(self, n: int) -> Int[Tensor, "b 1"] | None:
+        """Take the next `n` places of the section; return their rotary positions.
+
+        None is 0, 1, 2, .., for the first queries of a section; later ones come one by one.
+        """
+        begins = self.offset == self.first
+        self.offset += n
+        if not begins:
+            return self.written.grow()
+        self.written.lengths = self.written.lengths + n
+        return None
+
     def append(self, model: Any, tokens: Int[Tensor, " b"]) -> None:
-        """One more token per row; where that ends a section, think about all that is finished."""
+        """Append one token per row; at the end of a section, think about all that is finished."""
         self.lengths = self.lengths + 1
         if self.section is None:
             return
@@ -49,16 +68,16 @@ class ThinkerCache:
             self.pending = self.pending[:, :0]
 
     def read(self, model: Any, tokens: Int[Tensor, "b m"]) -> None:
-        """Add finished sections to what is known, and think."""
+        """Add finished sections to the input, and think."""
         past = self.inputs[0].shape[2] if self.inputs else 0
-        places = torch.arange(past, past + tokens.shape[1], device=tokens.device)
-        parts = model.process.project(model.read.vectors(tokens, places))
+        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+        parts = model.process.project(model.embed(tokens, positions))
         if self.inputs:
             parts = [torch.cat(pair, 2) for pair in zip(self.inputs, parts, strict=True)]
         self.inputs = parts
-        self.remember(model.think(parts, None, self.num_steps)[0][-1])
+        self.begin(model.think(parts, None, self.num_steps)[0][-1])
 
-    def select(self, rows: Int[Tensor, " b"]) -> None:
+    def select(self, rows: Int[Tensor, " r"]) -> None:
         """Keep only these rows."""
         self.memory, self.inputs = self.memory.select(rows), [x[rows] for x in self.inputs]
         self.lengths, self.pending = self.lengths[rows], self.pending[rows]

@@ -78,7 +78,7 @@ def outputs(
     number = pick(settings, "n_target", default=(tokens if targets is None else targets).shape[1])
     projected = model.process.project(model.text(tokens))
     known = inputs.get("knowledge", tokens[:, :0])
-    memories, _ = model.think(projected, None, steps, keep=True, knowledge=known)
+    memories, _ = model.think(projected, None, steps, keep_states=True, knowledge=known)
     output = Output(model.process, model.text.embedding, model.config.output_steps, causal=False)
     places = torch.arange(number, device=tokens.device)
     asked = model.queries(places).expand(len(tokens), -1, -1)

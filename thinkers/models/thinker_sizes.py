@@ -1,0 +1,53 @@
+"""Sizes of a Thinker's prompts and answers that depend on the values of a batch.
+
+Reading a value from a tensor waits for the device and cannot be compiled. It is done here, once
+per call, before the model runs.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from thinkers.errors import UsageError
+from thinkers.models.base import IGNORED
+
+
+def prompt_sizes(prompt_lengths: Int[Tensor, " b"] | None, length: int) -> tuple[int, int]:
+    """Return the longest prompt, and the most positions from the last token of a prompt on.
+
+    Args:
+        length: Width of the rows.
+    """
+    if prompt_lengths is None or torch.compiler.is_compiling():
+        # Bounds that hold for any values; masks hide the columns that are too many.
+        return length, length
+    shortest, longest = torch.stack(prompt_lengths.aminmax()).tolist()
+    return longest, length - shortest + 1
+
+
+def check_room(config: Any, room: int) -> None:
+    """Raise UsageError if an answer of `room` positions is longer than `max_outputs`."""
+    if torch.compiler.is_compiling() or config.max_outputs is None:
+        return
+    if room > config.max_outputs:
+        raise UsageError(
+            f"an answer must have at most {config.max_outputs} positions (max_outputs), got {room}"
+        )
+
+
+def answer_room(targets: Int[Tensor, "b t"], prompt_lengths: Int[Tensor, " b"]) -> int:
+    """Return the number of graded positions from a prompt's last token on.
+
+    It is 0, which means that whole rows are to be computed, where earlier positions are graded too
+    and under torch.compile.
+    """
+    if torch.compiler.is_compiling():
+        return 0
+    offsets = torch.arange(targets.shape[1], device=targets.device) - prompt_lengths[:, None] + 1
+    graded = targets != IGNORED
+    early = (graded & (offsets < 0)).any()
+    most = (offsets + 1).where(graded, 0).max()
+    has_early, room = torch.stack([early.long(), most]).tolist()
+    return 0 if has_early else max(1, room)
