@@ -7,6 +7,7 @@ Runs go on from their checkpoints when it is started again. One thread.
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,16 +15,26 @@ import torch
 
 import thinkers
 from thinkers.config.overrides import override
+from thinkers.models.multi_token import MultiToken
 
+
+def multi_token() -> thinkers.Config:
+    """Return the recipe star_graph/decoder with heads for the next four tokens on five layers."""
+    recipe = thinkers.RECIPES["star_graph/decoder"]()
+    settings = {**dataclasses.asdict(recipe.model), "num_layers": 5, "num_future": 4}
+    return dataclasses.replace(recipe, model=MultiToken.Config(**settings), recipe="")
+
+
+DEEPSIGHT = thinkers.RECIPES["star_graph/deepsight"]
 SUMMED = ["--model.plan_weight=1", "--model.horizon_weights=decay"]
 OBJECTIVES = {
-    "summed": ("star_graph/deepsight", ["--model.plan_loss=mse", *SUMMED]),
+    "summed": (DEEPSIGHT, ["--model.plan_loss=mse", *SUMMED]),
     "future": (
-        "star_graph/deepsight",
+        DEEPSIGHT,
         ["--model.plan_loss=cosine", "--model.plan_mix=future", "--model.plan_weight=10"],
     ),
-    "none": ("star_graph/deepsight", ["--model.plan_loss=none"]),
-    "heads": ("star_graph/decoder", ["--model.num_layers=5", "--model.num_future=4"]),
+    "none": (DEEPSIGHT, ["--model.plan_loss=none"]),
+    "heads": (multi_token, []),
 }
 """summed: the planning loss of DeepSight's author, with norms that cannot collapse. future: the
 future alone, every distance alike. heads: tokens further on, read from the top of a decoder."""
@@ -37,7 +48,7 @@ def main() -> None:
             recipe, flags = OBJECTIVES[name]
             shared = f"--training.seed={seed} --training.num_updates={options.num_updates}"
             flags = [*shared.split(), "--training.device=cpu", *flags]
-            config = override(thinkers.RECIPES[recipe](), flags=flags)
+            config = override(recipe(), flags=flags)
             folder = options.runs / f"{name}-{seed}"
             resumed = (folder / "config.json").exists()
             run = thinkers.train(resume=folder) if resumed else thinkers.train(config, out=folder)

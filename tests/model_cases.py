@@ -41,3 +41,8 @@ def lesson(model: Model, b: int, t: int) -> Batch:
     """Whole rows, each position graded: what a model that sees the future learns from, too."""
     high = model.config.vocab_size
     return Batch(ids(b, t, high=high), ids(b, t, high=high, seed=1))
+
+
+def thinks(model: Model) -> bool:
+    """Return True if the model takes more than one number of steps."""
+    return len(model.step_counts) > 1

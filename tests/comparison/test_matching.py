@@ -38,8 +38,8 @@ def test_controls_work_as_much_as_the_model_that_thinks():
     # fillers come one by one: none of the whole numbers is nearer
     model, task = found["pause"].config.model, looped.task
     off = [
-        abs(matching.work_of(replace(model, num_fillers=n), task) - work)
-        for n in (model.num_fillers - 1, model.num_fillers, model.num_fillers + 1)
+        abs(matching.work_of(replace(model, num_steps=n, max_steps=None), task) - work)
+        for n in (model.num_steps - 1, model.num_steps, model.num_steps + 1)
     ]
     assert off[1] == min(off)
     sizes = {name: matching.parameters(x.config.model) for name, x in found.items()}

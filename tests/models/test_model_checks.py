@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from model_cases import CASES, NAMES, ids, tiny
+from model_cases import CASES, NAMES, ids, thinks, tiny
 
 from thinkers.checks import check_ids, check_int, check_lengths, check_shape, describe
 from thinkers.models import MODELS, Batch
@@ -121,8 +121,7 @@ def test_wrong_steps_are_refused_everywhere(name, steps):
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_are_allowed_up_to_the_limit_that_is_named(name):
     model, tokens = tiny(name), ids(2, T)
-    alone = name in ("decoder", "deepsight")
-    low, high = (1, 1) if alone else (0 if name == "reasoning_tokens" else 1, 4)
+    low, high = (model.config.least_steps, 4) if thinks(model) else (1, 1)
     for steps in (low, high, np.int64(high), torch.tensor(high), torch.tensor(low).int()):
         assert model(tokens, num_steps=steps).logits.shape == (2, T, V)
     for steps in (low - 1, high + 1):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from model_cases import CASES, ids, tiny
+from model_cases import CASES, NAMES, ids, thinks, tiny
 from torch.nn import functional as F
 
 from thinkers.nn.tracing import attention_weights, current_record, record_attention
@@ -25,11 +25,10 @@ def traced(name, own, num_steps, prompt_length):
 @pytest.mark.parametrize("prompt_length", [None, P])
 def test_recording_changes_no_output_and_weights_add_up_to_one(name, own, prompt_length):
     num_steps = tiny(name, own).step_counts[-1]
-    _, alone, seen, attention = traced(name, own, num_steps, prompt_length)
+    model, alone, seen, attention = traced(name, own, num_steps, prompt_length)
     assert torch.equal(alone.logits, seen.logits)
     assert torch.equal(alone.states, seen.states)
-    hidden = own.get("num_fillers") or not own.get("causal", True)
-    assert bool(attention) is not bool(hidden)
+    assert bool(attention) is model.causal
     for weights in attention.values():
         assert weights.shape[:2] == (max(1, num_steps), T) and bool((weights >= 0).all())
     if attention:
@@ -42,12 +41,13 @@ def test_recording_changes_no_output_and_weights_add_up_to_one(name, own, prompt
     assert current_record() is None
 
 
-@pytest.mark.parametrize("name", ["decoder", "looped", "thoughtsformer", "reasoning_tokens"])
-def test_later_tokens_have_no_weight(name):
-    _, _, _, attention = traced(name, {}, 1 if name == "decoder" else 4, None)
-    later = torch.ones(T, T, dtype=torch.bool).triu(1)
-    assert not attention["words"][:, later].any()
-    assert attention["words"][:, ~later].gt(0).all()
+@pytest.mark.parametrize("name", NAMES)
+def test_words_have_weight_where_the_mask_is_true(name):
+    num_steps = tiny(name).step_counts[-1]
+    model, _, _, attention = traced(name, {}, num_steps, None)
+    mask = model.mask(T, num_steps)
+    size = len(mask) // T  # elements of each token, the first of which is the token itself
+    assert torch.equal(attention["words"] > 0, mask[::size, ::size].expand(num_steps, -1, -1))
 
 
 def test_later_thoughts_have_no_weight():
@@ -76,7 +76,7 @@ def test_weights_are_those_of_scaled_dot_product_attention(kind):
     torch.testing.assert_close(attention_weights(q, k, mask, causal), expected)
 
 
-THINKING = [c for c in CASES if c.values[0] not in ("decoder", "deepsight")]
+THINKING = [c for c in CASES if thinks(tiny(*c.values))]
 
 
 @pytest.mark.parametrize(("name", "own"), THINKING)
@@ -114,7 +114,7 @@ def test_thoughts_are_replaced_in_generation_with_and_without_a_cache(name, own)
     assert not torch.allclose(cached, plain, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["decoder", "deepsight"])
+@pytest.mark.parametrize("name", [name for name in NAMES if not thinks(tiny(name))])
 def test_a_model_without_steps_never_calls_the_hook(name):
     model = tiny(name)
 
@@ -147,10 +147,12 @@ def reads(model, tokens, num_steps):
     return found
 
 
-@pytest.mark.parametrize("name", ["decoder", "looped", "deepsight", "thinker"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_mask_is_true_where_logits_depend_on_a_token(name):
     model = tiny(name, {"section": 5} if name == "thinker" else {})
     found, mask = reads(model, ids(1, 13), None), model.mask(13)
+    size = len(mask) // 13  # elements of each token, the first of which is the token itself
+    mask = mask[::size, ::size]
     if name == "thinker":  # a section also reads its own earlier tokens
         offsets = torch.arange(1, 14)
         own = (offsets[:, None] // 5 == offsets // 5) & (offsets[:, None] >= offsets)

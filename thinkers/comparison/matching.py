@@ -114,11 +114,16 @@ def _reference(found: Sequence[Contender]) -> Contender:
 def _pause(decoder: Config, reference: Contender, wanted: int) -> Contender:
     """A decoder that reads fillers instead of thinking: equal parameters, equal work."""
     work = answer_flops(reference.config)
-    model = decoder.model
+    shared = {field.name: getattr(decoder.model, field.name) for field in fields(decoder.model)}
+    model = MODELS["pause"].Config(**shared)  # type: ignore[attr-defined]
+
+    def with_fillers(number: int) -> Any:
+        return replace(model, num_steps=number, max_steps=None)
+
     for _ in range(2):  # the fillers' own weights are few: the second round changes little
-        costs = {n: work_of(replace(model, num_fillers=n), decoder.task) for n in (1, 2)}
+        costs = {n: work_of(with_fillers(n), decoder.task) for n in (1, 2)}
         count = max(1, round(1 + (work - costs[1]) / (costs[2] - costs[1])))
-        model = fit(replace(model, num_fillers=count), parameters, wanted)
+        model = fit(with_fillers(count), parameters, wanted)
     fillers = "1 filler" if count == 1 else f"{count} fillers"
     what = f"a decoder with {fillers} after each token, to work as much as {reference.name}"
     return Contender("pause", replace(decoder, model=model, recipe=""), what)

@@ -12,6 +12,8 @@ from thinkers.models.base import FORMAT, Batch, Loss, Model, Thought
 from thinkers.models.decoder import Decoder
 from thinkers.models.deepsight import DeepSight
 from thinkers.models.looped import Looped
+from thinkers.models.multi_token import MultiToken
+from thinkers.models.pause import Pause
 from thinkers.models.reasoning_tokens import ReasoningTokens
 from thinkers.models.thinker import Thinker
 from thinkers.models.thoughtsformer import ThoughtsFormer
@@ -22,6 +24,8 @@ MODELS: dict[str, type[Model]] = {
     "decoder": Decoder,
     "deepsight": DeepSight,
     "looped": Looped,
+    "multi_token": MultiToken,
+    "pause": Pause,
     "reasoning_tokens": ReasoningTokens,
     "thinker": Thinker,
     "thoughtsformer": ThoughtsFormer,

@@ -11,18 +11,9 @@ from torch.nn import functional as F
 from thinkers.checks import check_int
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
+from thinkers.nn.block import Block, Table, run_blocks
 from thinkers.nn.kv_cache import KeyValueCache
-from thinkers.nn.layers import (
-    AttentionProjections,
-    Rotary,
-    SwiGLU,
-    attention_flops,
-    initialize,
-    rotate,
-    sinusoidal,
-    swiglu_width,
-)
-from thinkers.nn.tracing import record_weights
+from thinkers.nn.layers import Rotary, initialize, sinusoidal
 
 
 class Looped(Model):
@@ -78,9 +69,9 @@ class Looped(Model):
         super().__init__(config)
         self.embedding = nn.Embedding(self.config.vocab_size, config.dim)
         self.rotary = Rotary(config.dim // config.num_heads)
-        self.prelude = nn.ModuleList(Block(config) for _ in range(config.num_prelude_layers))
-        self.core = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.coda = nn.ModuleList(Block(config) for _ in range(config.num_coda_layers))
+        self.prelude = make_blocks(config, config.num_prelude_layers)
+        self.core = make_blocks(config, config.num_layers)
+        self.coda = make_blocks(config, config.num_coda_layers)
         if config.injection == "concat":
             self.inject = nn.Linear(2 * config.dim, config.dim, bias=False)
         self.core_norm = nn.RMSNorm(config.dim, eps=1e-6)
@@ -116,7 +107,7 @@ class Looped(Model):
             positions = cache.lengths[:, None] - 1
         x = self.embedding(tokens)
         table = self.rotary.table(positions, x.dtype)
-        e = run(self.prelude, x, table, cache, 0)
+        e = run_blocks(self.prelude, x, table, cache, 0)
         slot, s, states = len(self.prelude), e, []
         for step in range(steps):
             if step:
@@ -125,7 +116,7 @@ class Looped(Model):
                 s = self._think(s, e, step, table, cache, slot)
             slot += len(self.core)
             if keep_states or step == steps - 1:
-                states.append(run(self.coda, s, table, cache, slot))
+                states.append(run_blocks(self.coda, s, table, cache, slot))
         return torch.stack(states, 1)
 
     def _think(
@@ -133,7 +124,7 @@ class Looped(Model):
         s: Float[Tensor, "b t c"],
         e: Float[Tensor, "b t c"],
         step: int,
-        table: tuple[Tensor, Tensor],
+        table: Table,
         cache: KeyValueCache | None,
         slot: int,
     ) -> Float[Tensor, "b t c"]:
@@ -144,7 +135,7 @@ class Looped(Model):
         if self.config.time_code:
             number = torch.tensor([step], device=s.device)
             s = s + sinusoidal(number, self.config.dim, s.dtype)
-        return self.core_norm(run(self.core, s, table, cache, slot))
+        return self.core_norm(run_blocks(self.core, s, table, cache, slot))
 
     def _learns(self, step: int, steps: int) -> bool:
         limit = self.config.backprop_steps
@@ -183,7 +174,7 @@ class Looped(Model):
     ) -> int:
         steps, rows, dim = self.check_steps(num_steps), batch_size * length, self.config.dim
         block: Any = self.core[0]
-        layer = block.flops(batch_size, length)
+        layer = block.flops(batch_size, length, length)
         step = len(self.core) * layer
         if self.config.injection == "concat":
             step += 2 * rows * 2 * dim * dim
@@ -202,51 +193,6 @@ class LoopedCache(KeyValueCache):
     num_steps: int
 
 
-def run(
-    blocks: nn.ModuleList,
-    x: Float[Tensor, "b t c"],
-    table: tuple[Tensor, Tensor],
-    cache: KeyValueCache | None,
-    slot: int,
-) -> Float[Tensor, "b t c"]:
-    """`x` through these blocks, whose keys and values are kept from `slot` on."""
-    for i, block in enumerate(blocks):
-        x = block(x, table, cache, slot + i)
-    return x
-
-
-class Block(nn.Module):
-    """Attention, then feed-forward, each on the normed stream and added to it."""
-
-    def __init__(self, config: Looped.Config):
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.heads = AttentionProjections(config.dim, config.num_heads)
-        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.feed_forward = SwiGLU(config.dim, config.hidden or swiglu_width(config.dim))
-
-    def forward(
-        self,
-        x: Float[Tensor, "b t c"],
-        table: tuple[Tensor, Tensor],
-        cache: KeyValueCache | None,
-        slot: int,
-    ) -> Float[Tensor, "b t c"]:
-        normed = self.attention_norm(x)
-        q = rotate(self.heads.queries(normed), table)
-        k, v = self.heads.keys_values(normed)
-        k, visible = rotate(k, table), None
-        if cache is not None:
-            k, v, visible = cache.keep(slot, k, v)
-        record_weights("words", q, k, visible, causal=visible is None)
-        found = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, is_causal=visible is None
-        )
-        x = x + self.heads.merge(found)
-        return x + self.feed_forward(self.feed_forward_norm(x))
-
-    def flops(self, batch: int, length: int) -> int:
-        """Of one pass over whole rows."""
-        rows, dim = batch * length, self.heads.query.in_features
-        attention = attention_flops(batch, length, length, dim)
-        return self.heads.flops(rows, rows) + attention + self.feed_forward.flops(rows)
+def make_blocks(config: Looped.Config, number: int) -> nn.ModuleList:
+    """Build so many layers."""
+    return nn.ModuleList(Block(config.dim, config.num_heads, config.hidden) for _ in range(number))

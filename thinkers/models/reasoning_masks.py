@@ -74,10 +74,10 @@ def stop_where(
     return factor
 
 
-def with_thoughts(
+def apply_thought_hook(
     x: Float[Tensor, "b s c"], size: int, thought_hook: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "b s c"]:
-    """Elements in groups of `size`, all but the first of each group as they are handed on."""
+    """Pass all but the first of every `size` elements through the hook that may replace them."""
     words, thoughts = x.unflatten(1, (-1, size)).split([1, size - 1], 2)
     handed = thought_hook(thoughts.flatten(1, 2)).unflatten(1, (-1, size - 1))
     return torch.cat([words, handed], 2).flatten(1, 2)

@@ -17,11 +17,11 @@ from thinkers.models.base import Batch, Loss, Model, Thought
 from thinkers.models.reasoning_masks import (
     Factor,
     Stops,
+    apply_thought_hook,
     as_factor,
     asked,
     seen,
     stopped,
-    with_thoughts,
 )
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.layers import Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
@@ -208,7 +208,7 @@ class ReasoningTokens(Model):
         x, stride = x.flatten(1, 2), 1
         for layer, block in enumerate(self.blocks):
             if steps and layer and self._replacement is not None:
-                x = with_thoughts(x, size, partial(self.thought_hook, step=layer - 1))
+                x = apply_thought_hook(x, size, partial(self.thought_hook, step=layer - 1))
             if steps and not whole and layer == config.num_layers - 1:
                 visible, stops = asked(size, t, visible, stops, x.device)
                 stride = size

@@ -23,21 +23,16 @@ from thinkers.models.base import (
     next_token_loss,
 )
 from thinkers.models.thought_cache import ChainCache, Written
+from thinkers.nn.block import Attend, Block, Table
 from thinkers.nn.layers import (
     AttentionProjections,
     Rotary,
-    SwiGLU,
     attention_flops,
     initialize,
-    rotate,
     sinusoidal,
-    swiglu_width,
 )
 from thinkers.ops import masks
 from thinkers.prng import uniform
-
-Table = tuple[Tensor, Tensor] | None
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class ThoughtsFormer(Model):
@@ -119,8 +114,7 @@ class ThoughtsFormer(Model):
         else:
             self.rotary = Rotary(config.dim // config.num_heads)
             self.norm = nn.RMSNorm(config.dim, eps=1e-6)
-        block = PublishedBlock if config.variant == "published" else Block
-        self.blocks = nn.ModuleList(block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(make_block(config) for _ in range(config.num_layers))
         self._initialize()
 
     @torch.no_grad()
@@ -226,7 +220,7 @@ class ThoughtsFormer(Model):
         self, x: Float[Tensor, "b t c"], attend: Callable[..., Tensor], table: Table
     ) -> Float[Tensor, "b t c"]:
         for layer, block in enumerate(self.blocks):
-            x = block(x, partial(attend, layer), table)
+            x = block(x, table, partial(attend, layer))
         return x if self.config.variant == "published" else self.norm(x)
 
     def _reread(
@@ -333,7 +327,7 @@ class ThoughtsFormer(Model):
             keys = length + step if self.causal else all_elements
             rereads = not self.causal and config.num_layers > 1
             elements = all_elements if rereads else length
-            forward += config.num_layers * block_flops(block, batch_size, elements, keys)
+            forward += config.num_layers * block.flops(batch_size, elements, keys)
         words = (steps - 1) * head if config.thoughts == "words" else 0
         # the softmax of a word meets the embeddings, which get no gradient from it
         return 3 * (forward + words) + 2 * words if training else forward + words
@@ -353,25 +347,6 @@ def drop(x: Float[Tensor, "*b c"], part: Any) -> Float[Tensor, "*b c"]:
     return F.dropout(x, part.dropout) if part.training and part.dropout else x
 
 
-class Block(nn.Module):
-    """x <- x + Attention(norm(x)); x <- x + SwiGLU(norm(x))."""
-
-    def __init__(self, config: ThoughtsFormer.Config):
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.heads = AttentionProjections(config.dim, config.num_heads)
-        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.feed_forward = SwiGLU(config.dim, config.hidden or swiglu_width(config.dim))
-        self.dropout = config.dropout
-
-    def forward(self, x: Float[Tensor, "b t c"], attend: Attend, table: Any) -> Tensor:
-        normed = self.attention_norm(x)
-        q = rotate(self.heads.queries(normed), table)
-        k, v = self.heads.keys_values(normed)
-        x = x + drop(self.heads.merge(attend(q, rotate(k, table), v)), self)
-        return x + drop(self.feed_forward(self.feed_forward_norm(x)), self)
-
-
 class PublishedBlock(nn.Module):
     """x <- norm(x + Attention(x)); x <- norm(x + W2 relu(W1 x)), as torch's encoder layer."""
 
@@ -383,17 +358,18 @@ class PublishedBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.dim)
         self.dropout = config.dropout
 
-    def forward(self, x: Float[Tensor, "b t c"], attend: Attend, table: Any) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "b t c"], table: Table, attend: Attend
+    ) -> Float[Tensor, "b t c"]:
         found = attend(self.heads.queries(x), *self.heads.keys_values(x))
         x = self.attention_norm(x + drop(self.heads.merge(found), self))
         return self.feed_forward_norm(x + drop(self.feed_forward(x), self))
 
-
-def block_flops(block: Any, batch: int, elements: int, keys: int) -> int:
-    """Of one pass over so many elements, each of which reads so many keys."""
-    rows, dim = batch * elements, block.heads.query.in_features
-    attention = attention_flops(batch, elements, keys, dim)
-    return block.heads.flops(rows, rows) + attention + block.feed_forward.flops(rows)
+    def flops(self, batch: int, length: int, keys: int) -> int:
+        """Count the operations of one pass over `length` elements, each attending to `keys`."""
+        rows = batch * length
+        attention = attention_flops(batch, length, keys, self.heads.query.in_features)
+        return self.heads.flops(rows, rows) + attention + self.feed_forward.flops(rows)
 
 
 class FeedForward(nn.Module):
@@ -410,3 +386,10 @@ class FeedForward(nn.Module):
     def flops(self, rows: int) -> int:
         """Of so many vectors."""
         return 4 * rows * self.up.in_features * self.up.out_features
+
+
+def make_block(config: ThoughtsFormer.Config) -> PublishedBlock | Block:
+    """Build one layer of this variant."""
+    if config.variant == "published":
+        return PublishedBlock(config)
+    return Block(config.dim, config.num_heads, config.hidden, dropout=config.dropout)

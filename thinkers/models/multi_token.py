@@ -1,0 +1,108 @@
+"""Multi-token prediction: a decoder that is trained on the tokens behind the next one, too."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thinkers.checks import check_int
+from thinkers.models.base import (
+    IGNORED,
+    Batch,
+    Loss,
+    as_batch,
+    correct_rows,
+    graded_targets,
+    next_token_loss,
+)
+from thinkers.models.decoder import Decoder, make_block
+from thinkers.nn.block import causal_attention
+from thinkers.nn.layers import initialize
+
+
+class MultiToken(Decoder):
+    """h = blocks(E[tokens]); h_1 = h, h_k = Block_k(h) for k = 2 .. n; logits_k = E norm(h_k).
+
+        loss = sum_k mean_i -log softmax(logits_k at position i)[token_(i+k)], k = 1 .. n
+
+    Each head is a block of its own on top of all layers, and the output E is shared. The further
+    heads act in training alone: logits, scores and generation are those of the first, so that an
+    answer costs what a decoder's does. n is `num_future`. Gloeckle et al. 2024,
+    https://arxiv.org/abs/2404.19737, where the first head has a block of its own, too.
+    """
+
+    name = "multi_token"
+    test_variants = ({"num_future": 2, "num_kv_heads": 2}, {"num_future": 1})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Decoder.Config):
+        """`num_layers` is the depth beneath all heads."""
+
+        num_future: int = 4
+        """Next tokens that each position is trained to predict; 1 is the decoder."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_int("num_future", self.num_future, 1, self.max_length, "max_length")
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.future = nn.ModuleList(make_block(config) for _ in range(config.num_future - 1))
+        initialize(self.future, num_residuals=2 * config.num_layers)
+
+    def counts(self, batch: Batch | Int[Tensor, "b t"]) -> dict[str, int]:
+        targets = self._targets(as_batch(batch, self))
+        return {name: int((x != IGNORED).sum()) for name, x in targets.items()}
+
+    def loss(
+        self,
+        batch: Batch | Int[Tensor, "b t"],
+        *,
+        num_steps: int | None = None,
+        counts: Mapping[str, int] | None = None,
+    ) -> Loss:
+        """As in every model; the parts `future_2` .. are of the tokens behind the next one."""
+        self.check_steps(num_steps)
+        batch = as_batch(batch, self)
+        own, targets = self.counts(batch), self._targets(batch)
+        tokens = self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths)
+        heads = self._heads(self._run(tokens))
+        logits = {name: self._answer(h) for name, h in zip(targets, heads, strict=True)}
+        parts = {
+            name: next_token_loss(logits[name], targets[name], (counts or own)[name])
+            for name in targets
+        }
+        correct = correct_rows(logits["next_token"], targets["next_token"])
+        detached = {name: part.detach() for name, part in parts.items()}
+        total = sum(parts.values(), start=torch.zeros((), device=tokens.device))
+        return Loss(total, detached, own, correct)
+
+    def _heads(self, h: Float[Tensor, "b t c"]) -> list[Float[Tensor, "b t c"]]:
+        """Compute h_1 .. h_n."""
+        table = self.rotary.table(torch.arange(h.shape[1], device=h.device), h.dtype)
+        attend = partial(causal_attention, dropout=self.config.dropout if self.training else 0.0)
+        return [h, *(block(h, table, attend) for block in self.future)]
+
+    def _targets(self, batch: Batch) -> dict[str, Int[Tensor, "b t"]]:
+        """Shift the targets for each head; the names are those of the parts of the loss."""
+        targets = graded_targets(batch)
+        found = {"next_token": targets}
+        for k in range(2, self.config.num_future + 1):
+            targets = F.pad(targets[:, 1:], (0, 1), value=IGNORED)
+            found[f"future_{k}"] = targets
+        return found
+
+    def flops(
+        self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
+    ) -> int:
+        found = super().flops(batch_size, length, num_steps, training)
+        if not training:
+            return found
+        block: Any = self.blocks[0]
+        head = 2 * batch_size * length * self.config.dim * self.config.vocab_size
+        return found + 3 * len(self.future) * (block.flops(batch_size, length, length) + head)
