@@ -84,7 +84,7 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     folder = options.runs / f"{name.replace('/', '-')}-{seed}-{digest[:8]}"
     resumed = (folder / "config.json").exists()
     start = time.process_time()
-    run = thinkers.train(resume=folder) if resumed else thinkers.train(config, out=folder)
+    run = thinkers.resume(folder) if resumed else thinkers.train(config, out=folder)
     cpu_minutes = (time.process_time() - start) / 60
     rows = thinkers.evaluate(run, num_examples=options.examples)
     usual = [row for row in rows if row["num_steps"] == run.model.config.num_steps] or rows

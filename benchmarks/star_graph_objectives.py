@@ -51,7 +51,7 @@ def main() -> None:
             config = override(recipe(), flags=flags)
             folder = options.runs / f"{name}-{seed}"
             resumed = (folder / "config.json").exists()
-            run = thinkers.train(resume=folder) if resumed else thinkers.train(config, out=folder)
+            run = thinkers.resume(folder) if resumed else thinkers.train(config, out=folder)
             (row,) = thinkers.evaluate(run, num_examples=options.examples)
             lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
             lines = [line for line in lines if "next_token" in line]

@@ -18,7 +18,7 @@ _HOMES = {
     "recipes": ("RECIPES",),
     "config.experiment": ("Config",),
     "config.training": ("Training",),
-    "training.loop": ("train",),
+    "training.loop": ("resume", "train"),
     "training.reproduce": ("reproduce",),
     "runs.result": ("Run", "load"),
     "runs.trackers": ("TRACKERS",),

@@ -132,13 +132,13 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, cap
 
 def test_rates_are_of_one_thread(monkeypatch):
     (one,) = matching.contenders("add", ["decoder"], (), FLAGS)
-    gradients, seen = matching.gradients, []
+    step, seen = matching.step, []
 
     def spy(*arguments):
         seen.append(torch.get_num_threads())
-        return gradients(*arguments)
+        return step(*arguments)
 
-    monkeypatch.setattr(matching, "gradients", spy)
+    monkeypatch.setattr(matching, "step", spy)
     torch.set_num_threads(2)
     try:
         assert matching.seconds_per_update(one.config) > 0

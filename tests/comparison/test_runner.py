@@ -177,16 +177,21 @@ def test_more_seeds_may_be_asked_and_nothing_else(copied, trained):
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    train, came = one_run.train, []
+    train, resume, came = one_run.train, one_run.resume, []
 
-    def stopped(config=None, out=None, **own):
-        came.append(out or own["resume"])
+    def stopped(config, out, **own):
+        came.append(out)
         if len(came) == 2:
             train(config, out, until=3)
             raise Interrupted("stopped", 15)
         return train(config, out, **own)
 
+    def resumed(folder):
+        came.append(folder)
+        return resume(folder)
+
     monkeypatch.setattr(one_run, "train", stopped)
+    monkeypatch.setattr(one_run, "resume", resumed)
     line = ["compare", "add", "--models", "decoder,looped", "--budget", "4e7", *FLAGS]
     line += ["--seeds", "1", "--num_examples", "11", "--out", str(tmp_path / "a")]
     assert main(line) == 143
@@ -249,7 +254,7 @@ def test_the_best_rate_on_the_validation_split_is_taken(tmp_path, trained, monke
 
     def trained_only(*args, **own):
         with monkeypatch.context() as patch:
-            patch.setattr("thinkers.training.loop.score_of", lambda *_: {"exact": 0.0})
+            patch.setattr("thinkers.training.loop.evaluate_split", lambda *_: {"exact": 0.0})
             return train(*args, **own)
 
     monkeypatch.setattr(one_run, "train", trained_only)

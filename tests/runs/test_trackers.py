@@ -83,7 +83,7 @@ def test_mlflow_holds_the_run_and_its_resumption_each_number_once(tmp_path, stor
     assert found.data.params["model.dim"] == "8" and found.data.params["task.name"] == '"add"'
     before = set(logged(client))
 
-    run = thinkers.train(resume=run.folder, num_updates=10)  # which remembers where it told
+    run = thinkers.resume(run.folder, num_updates=10)  # which remembers where it told
     after = logged(client)
     assert len(set(after)) == len(after) and set(after) == before | written(run.folder)
     found = only_run(client)
@@ -110,7 +110,7 @@ def test_a_store_that_fails_ends_no_training_and_gets_all_later(
     assert "tracking failed: ConnectionError: nobody there" in capsys.readouterr().out
     assert logged(store()) == []
     broken = False
-    thinkers.train(resume=run.folder)
+    thinkers.resume(run.folder)
     assert sorted(logged(store())) == sorted(written(run.folder))
 
 
@@ -132,7 +132,7 @@ def test_tensorboard_holds_each_number_once_after_a_resumption_too(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = thinkers.train(config(), tmp_path / "a", tracking="tensorboard")
-    run = thinkers.train(resume=run.folder, num_updates=10)
+    run = thinkers.resume(run.folder, num_updates=10)
     events = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     found = [
@@ -169,13 +169,6 @@ def test_a_missing_extra_is_told_before_anything_is_written(tmp_path, monkeypatc
     with pytest.raises(UsageError, match=rf'pip install "thinkers\[{name}\]"'):
         train(settings, tmp_path / "a", tracking=name)
     assert not (tmp_path / "a").exists()
-
-
-def test_a_run_without_a_sink_does_not_get_one_later(tmp_path):
-    pytest.importorskip("tensorboard")
-    run = thinkers.train(config(), tmp_path / "a")
-    with pytest.raises(UsageError, match="tracking must be left to the run"):
-        thinkers.train(resume=run.folder, tracking="tensorboard")
 
 
 def test_lines_reach_the_disk_before_the_sink(tmp_path):

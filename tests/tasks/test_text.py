@@ -316,9 +316,9 @@ def test_a_run_is_not_resumed_with_another_text(poem, tmp_path):
     run = thinkers.train(config_of(poem), out=tmp_path / "run")
     Path(poem).write_text(POEM.replace("Lieder", "Leider"))
     with pytest.raises(DataError, match="has changed since the run began"):
-        thinkers.train(resume=run.folder, num_updates=3)
+        thinkers.resume(run.folder, num_updates=3)
     Path(poem).write_text(POEM)
-    assert thinkers.train(resume=run.folder, num_updates=3).model is not None
+    assert thinkers.resume(run.folder, num_updates=3).model is not None
 
 
 def test_a_vocabulary_that_is_damaged_or_gone_is_named(trained, tmp_path):

@@ -31,7 +31,7 @@ from thinkers.runs import folder as run_folder
 from thinkers.runs.result import load
 from thinkers.tasks import TASKS
 from thinkers.training import loop, optim
-from thinkers.training.loop import train
+from thinkers.training.loop import resume, train
 
 
 def weights(run) -> dict[str, torch.Tensor]:
@@ -114,7 +114,7 @@ def test_resuming_from_any_save_equals_never_having_stopped(tmp_path, case):
         for newer in saves:
             if newer.name > save.name:
                 shutil.rmtree(folder / "checkpoints" / newer.name)
-        resumed = train(resume=folder)
+        resumed = resume(folder)
         assert_equal_bits(weights(resumed), weights(whole))
         assert [(x["update"], x["loss"], x["lr"], x["norm"]) for x in lines(folder)] == [
             (x["update"], x["loss"], x["lr"], x["norm"]) for x in lines(whole.folder)
@@ -137,7 +137,7 @@ def test_the_curriculum_of_the_case_above_moves(tmp_path):
 def test_a_run_without_a_save_starts_over(tmp_path):
     whole = train(make(), tmp_path / "a")
     shutil.rmtree(whole.folder / "checkpoints")
-    assert_equal_bits(weights(train(resume=whole.folder)), weights(whole))
+    assert_equal_bits(weights(resume(whole.folder)), weights(whole))
     assert len(losses(whole.folder)) == 11
 
 
@@ -146,20 +146,20 @@ def test_a_damaged_checkpoint_is_set_aside_and_said_so(tmp_path, capsys):
     newest = checkpoint.saved(whole.folder / "checkpoints")[-1]
     (newest / "weights.safetensors").write_bytes(b"?")
     capsys.readouterr()
-    assert_equal_bits(weights(train(resume=whole.folder)), weights(whole))
+    assert_equal_bits(weights(resume(whole.folder)), weights(whole))
     assert "set aside as 00000011.damaged" in capsys.readouterr().out
 
 
 def test_more_updates_extend_a_finished_run(tmp_path):
     constant = dict(schedule="constant", num_updates=6)
     short = train(make(settings=constant), tmp_path / "a")
-    longer = train(resume=short.folder, num_updates=11)
+    longer = resume(short.folder, num_updates=11)
     at_once = train(make(settings=constant | dict(num_updates=11)), tmp_path / "b")
     assert_equal_bits(weights(longer), weights(at_once))
     assert [x["update"] for x in lines(short.folder)] == list(range(1, 12))
     assert len(lines(short.folder, "test")) == 1
     with pytest.raises(UsageError, match="at least 11"):
-        train(resume=short.folder, num_updates=8)
+        resume(short.folder, num_updates=8)
     assert run_folder.read_record(short.folder)["config"]["training"]["num_updates"] == 11
 
 
@@ -168,7 +168,7 @@ def test_lines_of_metrics_that_are_not_ours_are_dropped(tmp_path):
     before = lines(run.folder)
     with (run.folder / "metrics.jsonl").open("ab") as file:
         file.write(b'\xff\n[]\n3\n{"update": "x"}\n{}\n{"update": 1')
-    train(resume=run.folder)
+    resume(run.folder)
     assert lines(run.folder) == before
 
 
@@ -178,7 +178,7 @@ def test_a_record_that_was_edited_is_not_resumed(tmp_path):
     record["config"]["training"]["lr"] = 1.0
     run_folder.write_record(run.folder, record)
     with pytest.raises(DamagedError, match="training.lr"):
-        train(resume=run.folder)
+        resume(run.folder)
 
 
 class Poison(torch.autograd.Function):
@@ -202,9 +202,9 @@ def test_what_is_not_finite_stops_that_update_before_the_optimiser(tmp_path, mon
         model = MODELS["decoder"](config)
         loss, calls = model.loss, []
 
-        def poisoned(batch, num_steps=None, counts=None):
+        def poisoned(batch, *, num_steps, counts):
             calls.append(1)
-            found = loss(batch, num_steps, counts)
+            found = loss(batch, num_steps=num_steps, counts=counts)
             if len(calls) != 5:
                 return found
             if poison == "loss":
@@ -257,7 +257,7 @@ def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, number):
     assert caught.value.exit_code == 128 + number
     assert [x.name for x in checkpoint.saved(tmp_path / "a/checkpoints")] == ["00000005"]
     assert handlers == [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
-    assert_equal_bits(weights(train(resume=tmp_path / "a")), weights(whole))
+    assert_equal_bits(weights(resume(tmp_path / "a")), weights(whole))
 
 
 @pytest.mark.parametrize("every", [None, 4])
@@ -282,7 +282,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         with pytest.raises(LockedError):
             train(config, tmp_path / "a")
         with pytest.raises(LockedError):
-            train(resume=tmp_path / "a")
+            resume(tmp_path / "a")
     run = train(config, tmp_path / "a")
     before = weights(run)
     with pytest.raises(UsageError, match="--resume"):
@@ -309,7 +309,7 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
     held = sorted(x.name for x in (tmp_path / "a/checkpoints").iterdir())
     assert held == ["00000002", "00000004"]
     whole = train(make(), tmp_path / "whole")
-    assert_equal_bits(weights(train(resume=tmp_path / "a")), weights(whole))
+    assert_equal_bits(weights(resume(tmp_path / "a")), weights(whole))
 
 
 def test_minutes_cut_a_run_and_add_up_over_resumes(tmp_path, monkeypatch):
@@ -320,7 +320,7 @@ def test_minutes_cut_a_run_and_add_up_over_resumes(tmp_path, monkeypatch):
     assert len(losses(run.folder)) < 30
     first = lines(run.folder)[-1]["minutes"]
     assert first >= 4.5
-    train(resume=run.folder, num_updates=31)
+    resume(run.folder, num_updates=31)
     assert lines(run.folder)[-1]["minutes"] == first
 
 
@@ -329,7 +329,7 @@ def test_weights_to_start_from(tmp_path):
     again = make(settings=dict(init_from=str(given.folder / "model"), num_updates=1, lr=1e-12))
     run = train(again, tmp_path / "a")
     shutil.move(given.folder, tmp_path / "gone")
-    train(resume=run.folder)
+    resume(run.folder)
     shutil.move(tmp_path / "gone", given.folder)
     for name, x in weights(given).items():
         torch.testing.assert_close(run.model.state_dict()[name], x, rtol=0, atol=1e-9)

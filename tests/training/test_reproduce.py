@@ -40,8 +40,8 @@ def test_a_run_is_equal_bit_for_bit_with_its_scores(tmp_path):
 
 def test_a_run_that_was_extended_twice_and_stopped_early_is_replayed(tmp_path):
     run = thinkers.train(config(), tmp_path / "a", until=5)
-    thinkers.train(resume=run.folder, num_updates=9, until=8)
-    thinkers.train(resume=run.folder, num_updates=13)
+    thinkers.resume(run.folder, num_updates=9, until=8)
+    thinkers.resume(run.folder, num_updates=13)
     found = reproduce(run.folder, tmp_path / "b")
     assert found.equal and found.last == 13 and found.weights_equal is True
     record = json.loads((tmp_path / "b/config.json").read_text())

@@ -12,7 +12,7 @@ from thinkers.errors import UsageError
 from thinkers.prng import draw
 from thinkers.runs import folder as run_folder
 from thinkers.training import loop, optim
-from thinkers.training.loop import train
+from thinkers.training.loop import resume, train
 from thinkers.training.step import thinking_steps
 
 
@@ -105,13 +105,15 @@ def test_settings_that_cannot_be_are_refused(own, message):
         settings_of(**own)
 
 
-def test_commands_that_cannot_be_are_refused(tmp_path):
-    named = dict(config="add/thinker")
-    for arguments in (named, {}, dict(config=make(), resume=tmp_path), dict(num_updates=3)):
-        with pytest.raises(UsageError, match="a configuration, or a run"):
-            train(**arguments)
+def test_calls_that_cannot_be_carried_out_are_refused_and_write_nothing(tmp_path):
+    for config in ("add/thinker", None):
+        with pytest.raises(UsageError, match="config must be a Config, got"):
+            train(config, tmp_path / "a")
+    for until in (0, 2.5):
+        with pytest.raises(ValueError, match="until must be an integer at least 1"):
+            train(make(), tmp_path / "a", until=until)
     with pytest.raises(UsageError, match="folder of a run"):
-        train(resume=tmp_path)
+        resume(tmp_path)
     with pytest.raises(UsageError, match="device"):
         train(make(settings=dict(device="abacus")), tmp_path / "a")
     with pytest.raises(UsageError, match="random_steps with 99"):
@@ -129,7 +131,7 @@ def test_auto_precision_is_measured_once(tmp_path, monkeypatch):
     auto = train(make(settings=settings), tmp_path / "a")
     assert run_folder.read_record(auto.folder)["precision"] == "bf16"
     monkeypatch.setattr(loop, "faster_precision", None)
-    train(resume=auto.folder, num_updates=5)
+    resume(auto.folder, num_updates=5)
     plain = train(
         make(settings=dict(precision="bf16", num_updates=5, schedule="constant")), tmp_path / "b"
     )
@@ -148,5 +150,5 @@ def test_operations_cut_a_run(tmp_path):
     cut = train(make(settings=dict(max_flops=0.5 * total)), tmp_path / "cut")
     assert len(losses(cut.folder)) == 6
     assert losses(cut.folder) == losses(whole.folder)[:6]
-    train(resume=cut.folder)
+    resume(cut.folder)
     assert len(losses(cut.folder)) == 6

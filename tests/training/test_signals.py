@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from thinkers.training.signals import SAME_WISH, Signals
+from thinkers.training.signals import REPEAT_SECONDS, Signals
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
@@ -17,7 +17,7 @@ def test_the_same_wish_told_again_changes_nothing(second):
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(20):
             os.kill(os.getpid(), second)
-        assert signals.came() == [True, False]
+        assert signals.received() == [True, False]
 
 
 def test_told_again_while_work_is_left(monkeypatch):
@@ -37,7 +37,7 @@ def test_a_second_wish_kills_as_usual():
     code = (
         "import os, signal, time\n"
         "from thinkers.training import signals\n"
-        "signals.SAME_WISH = 0.05\n"
+        "signals.REPEAT_SECONDS = 0.05\n"
         "with signals.Signals():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(0.2)\n"
@@ -47,7 +47,7 @@ def test_a_second_wish_kills_as_usual():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGTERM and done.stdout == "still here\n"
-    assert SAME_WISH == 2.0
+    assert REPEAT_SECONDS == 2.0
 
 
 def test_work_is_not_begun_after_a_signal():
@@ -55,5 +55,7 @@ def test_work_is_not_begun_after_a_signal():
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.unless_stopped(lambda: 5) is None
         assert signals.unless_stopped(lambda: 5, allowed=False) == 5
-        assert signals.came() == [False, True]
-    assert Signals.first_of([0, 2.0]) == signal.SIGTERM and Signals.first_of([0, 0]) == 0
+        assert signals.received() == [False, True]
+    assert (
+        Signals.first_received([0, 2.0]) == signal.SIGTERM and Signals.first_received([0, 0]) == 0
+    )

@@ -85,7 +85,7 @@ def resume(options: argparse.Namespace, settings: list[str]) -> int:
     if settings:
         text = settings[-1].partition("=")[2]
         num_updates = parse_int("--training.num_updates", text, 1)
-    print_run(thinkers.train(resume=options.resume, num_updates=num_updates))
+    print_run(thinkers.resume(options.resume, num_updates=num_updates))
     return 0
 
 

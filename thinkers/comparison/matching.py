@@ -19,9 +19,9 @@ from thinkers.models import MODELS
 from thinkers.models.base import Batch, Model
 from thinkers.recipes import RECIPES
 from thinkers.tasks import TASKS
-from thinkers.training import optim
 from thinkers.training.distributed import Ranks
-from thinkers.training.step import Learner, LossOf, gradients, thinking_steps
+from thinkers.training.state import TrainState
+from thinkers.training.step import LossModule, step, thinking_steps
 
 TOLERANCE = 0.014
 """Each size is so near to the wanted one that any two are within 3 % of each other."""
@@ -297,11 +297,8 @@ def _updates(config: Config, number: int) -> Iterator[int]:
     task = tasks.from_config(config.task, config.training.seed)
     task.skip_curriculum()
     model = build(config.model).to(ranks.device)
-    learner = Learner(config, model, None, optim.build(model, config.training), task)
-    forward = LossOf(model)
+    state, loss_module = TrainState.new(config, task, model), LossModule(model)
     for update in range(number):
         batch = task.batch(update, config.training.batch_size)
-        num_steps = thinking_steps(update, config.training)
-        gradients(forward, learner, batch, num_steps, "float32", [False] * 3, ranks)
-        optim.step(learner.optimizers, config.training.lr)
+        step(state, batch, loss_module, "float32", ranks)
         yield update

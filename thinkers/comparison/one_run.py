@@ -32,7 +32,7 @@ from thinkers.runs import checkpoint, folder
 from thinkers.runs.result import load
 from thinkers.runs.trackers import Tracking
 from thinkers.tasks.base import example_groups
-from thinkers.training.loop import train
+from thinkers.training.loop import resume, train
 
 POINT_EXAMPLES = 500
 """Examples that each checkpoint of a run is judged on."""
@@ -159,7 +159,7 @@ def _train(job: Job, config: Config) -> dict[str, float | None]:
     with job.log.open("a") as log, contextlib.redirect_stdout(log):
         resets, start = _reset_peak(device), time.process_time()
         try:
-            train(resume=job.home) if is_begun else train(config, job.home, tracking=job.tracking)
+            resume(job.home) if is_begun else train(config, job.home, tracking=job.tracking)
         finally:
             now = time.process_time() - start, _peak(device) if resets else None
             known = {key: before[key] is not None for key in before}

@@ -89,7 +89,7 @@ class MetricsWriter:
             print(f"update {update}/{total}  {told}  {remaining}", flush=True)
             self._next = now + SECONDS_BETWEEN_LINES
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """One line on the terminal, above the bar."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -117,7 +117,7 @@ class MetricsWriter:
             work(self._sink)
         except Exception as error:  # a store of any kind, perhaps far away
             what = " ".join(str(error).split())[:200]
-            self.say(f"tracking failed: {type(error).__name__}: {what}; metrics.jsonl has it all")
+            self.print(f"tracking failed: {type(error).__name__}: {what}; metrics.jsonl has it all")
             return False
         return True
 

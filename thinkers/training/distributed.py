@@ -1,10 +1,10 @@
-"""One process or many: who this one is, and what is said between them."""
+"""Data parallelism: this process among the ranks that torchrun started, or on its own."""
 
 import gc
 import os
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,59 +22,60 @@ TIMEOUT = timedelta(minutes=5)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world` that train the same model on shares of the same batches."""
+    """This process among `world` that train one model on shares of the same batches."""
 
     rank: int
     world: int
     device: torch.device
 
     @property
-    def writes(self) -> bool:
-        """Whether this is the one process that writes files and talks."""
+    def is_writer(self) -> bool:
+        """Return True on the one rank that writes files and prints."""
         return self.rank == 0
 
-    def share(self, module: nn.Module, all_used: bool) -> nn.Module:
-        """The module with its gradients averaged over ranks after each backward.
+    def data_parallel(self, module: nn.Module, uses_all: Callable[[], bool]) -> nn.Module:
+        """Wrap a module so that each backward averages its gradients over the ranks.
 
         Args:
-            all_used: Whether every update gives every parameter a gradient; it is looked for which
-                does not otherwise.
+            uses_all: Return True if every update gives every parameter a gradient; called only if
+                there are several ranks. Otherwise each backward searches for unused parameters.
         """
         if self.world == 1:
             return module
         with warnings.catch_warnings():
-            # No way to leave buffers alone that is not deprecated exists in all of torch >= 2.11.
+            # Every way to leave buffers alone that torch >= 2.11 has is deprecated.
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(
-                module, broadcast_buffers=False, find_unused_parameters=not all_used
+                module, broadcast_buffers=False, find_unused_parameters=not uses_all()
             )
 
-    def alone(self, module: nn.Module, when: bool) -> AbstractContextManager[Any]:
-        """Keep the gradients of this micro-batch to ourselves: a later one sends the sum."""
+    def no_sync(self, module: nn.Module, when: bool) -> AbstractContextManager[Any]:
+        """Keep the gradients of a micro-batch on this rank: a later one sends their sum."""
         if when and isinstance(module, DistributedDataParallel):
             return module.no_sync()
         return nullcontext()
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of `x` over ranks, the same bits on each."""
+        """Sum `x` over the ranks, in place; the result has the same bits on each."""
         if self.world > 1:
             distributed.all_reduce(x)
         return x
 
-    def first(self, number: int) -> int:
-        """What rank 0 passed."""
-        said = torch.tensor([number if self.rank == 0 else 0], device=self.device)
-        return int(self.sum(said))
+    def from_first(self, number: int) -> int:
+        """Return the number that the first rank passed."""
+        # A sum in which all others are 0 is a broadcast, by the one collective that is used anyway.
+        shared = torch.tensor([number if self.rank == 0 else 0], device=self.device)
+        return int(self.sum(shared))
 
 
 def is_first() -> bool:
-    """Whether this process is rank 0, before it has joined the others."""
+    """Return True on rank 0; works before the ranks have joined."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 @contextmanager
 def join(device: str) -> Iterator[Ranks]:
-    """This process among those that torchrun started, or on its own."""
+    """Join the ranks that torchrun started, by its environment variables; leave at the end."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     ranks = Ranks(rank, world, find_device(device))
     if ranks.device.type == "cuda":
@@ -84,17 +85,20 @@ def join(device: str) -> Iterator[Ranks]:
         return
     backend = "nccl" if ranks.device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=TIMEOUT)
-    together = False
+    all_are_here = False
     try:
         yield ranks
-        together = True
+        all_are_here = True
     except (NonFiniteError, Interrupted) as error:
-        together = True
+        # These are raised on every rank after the same update, so that a barrier is safe. After
+        # any other error the peers may still compute, and a barrier would wait for its timeout.
+        all_are_here = True
         traceback.clear_frames(error.__traceback__)
         raise
     finally:
-        # gloo can abort the process at exit while a wrapped module is alive or a peer is gone.
+        # gloo can abort the process at exit while a wrapped module is alive or a peer is gone:
+        # the frames that hold the module were cleared above, and cycles are collected here.
         gc.collect()
-        if together:
+        if all_are_here:
             distributed.barrier()
         distributed.destroy_process_group()

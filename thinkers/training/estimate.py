@@ -1,4 +1,4 @@
-"""What a training would need, found without writing anything."""
+"""Estimate of the parameters, FLOPs, memory and minutes of a training; nothing is written."""
 
 import resource
 import statistics
@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from thinkers.config.experiment import Config, build
+from thinkers.config.experiment import Config
 from thinkers.devices import find_device
-from thinkers.training import optim
 from thinkers.training.distributed import Ranks
-from thinkers.training.loop import start_from
-from thinkers.training.step import Learner, LossOf, check_random_steps, gradients, thinking_steps
+from thinkers.training.state import TrainState, build_on
+from thinkers.training.step import LossModule, step, thinking_steps
 
 TIMED_UPDATES = 4
 COUNTED_UPDATES = 32
@@ -21,12 +20,13 @@ COUNTED_UPDATES = 32
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training needs.
+    """The needs of a training.
 
     Args:
-        flops: Floating-point operations of one update, with a curriculum of one at its end.
-        memory: The most bytes that the process, or the device, held at once.
-        minutes: For all updates, scoring left out.
+        flops: Floating-point operations of one update, the mean over several; with a curriculum,
+            of updates at its end.
+        memory: Peak memory of the process, or of its CUDA device, in bytes.
+        minutes: Wall-clock minutes of all updates, without scoring.
     """
 
     parameters: int
@@ -44,20 +44,15 @@ class Estimate:
 
 
 def estimate(config: Config) -> Estimate:
-    """The needs of a training, from a few updates made in memory."""
+    """Measure the needs of a training by a few updates in memory."""
     settings = config.training
     ranks = Ranks(0, 1, find_device(settings.device))
-    task, model = build(config)
-    model = model.to(ranks.device)
-    check_random_steps(model, settings)
-    task.check(model)
-    if settings.init_from is not None:
-        start_from(model, settings.init_from)
-    learner = Learner(config, model, None, optim.build(model, settings), task)
-    forward = LossOf(model)
+    task, model = build_on(ranks.device, config, initialize=True)
     precision = "float32" if settings.precision == "auto" else settings.precision
     if precision == "float64":
         model.double()
+    state = TrainState.new(config, task, model)
+    loss_module = LossModule(model)
 
     task.skip_curriculum()
     flops = [
@@ -70,12 +65,11 @@ def estimate(config: Config) -> Estimate:
     for update in range(min(TIMED_UPDATES, settings.num_updates)):
         start = time.perf_counter()
         batch = task.batch(update, settings.batch_size)
-        num_steps = thinking_steps(update, settings)
-        gradients(forward, learner, batch, num_steps, precision, [False] * 3, ranks)
-        optim.step(learner.optimizers, settings.lr)
+        step(state, batch, loss_module, precision, ranks)
         if ranks.device.type == "cuda":
             torch.cuda.synchronize()
         rates.append((time.perf_counter() - start) / flops[update])
+    # Minutes per FLOP times mean FLOPs: the timed updates may have drawn few or many steps.
     return Estimate(
         parameters=sum(p.numel() for p in model.parameters()),
         flops=statistics.mean(flops),

@@ -1,22 +1,20 @@
-"""Which weights learn how: groups of parameters, and the learning rate of each update."""
+"""Optimisers: the parameter groups of AdamW and Muon, and the learning-rate schedule."""
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn, optim
 
-if TYPE_CHECKING:
-    from thinkers.config.training import Training
+from thinkers.config.training import Training
 
 
-def build(model: nn.Module, settings: "Training") -> list[optim.Optimizer]:
-    """AdamW for all, or Muon for the matrices of hidden layers and AdamW for the rest.
+def build(model: nn.Module, settings: Training) -> list[optim.Optimizer]:
+    """Build AdamW for all parameters, or Muon for hidden matrices and AdamW for the rest.
 
     AdamW: Loshchilov and Hutter 2017, https://arxiv.org/abs/1711.05101; norms, biases and
-    embeddings are not decayed. Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon,
-    with updates of AdamW's size (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so that both
-    go by one learning rate.
+    embeddings have no weight decay. Muon: Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon, its updates scaled to the size of AdamW's (Liu et
+    al. 2025, https://arxiv.org/abs/2502.16982), so that one learning rate serves both.
     """
     learned = [p for p in model.parameters() if p.requires_grad]
     tables = {layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)}
@@ -38,8 +36,8 @@ def build(model: nn.Module, settings: "Training") -> list[optim.Optimizer]:
     return [adamw, muon]
 
 
-def learning_rate(update: int, settings: "Training") -> float:
-    """The rate of this update: a function of its index and of `num_updates`, of nothing else."""
+def learning_rate(update: int, settings: Training) -> float:
+    """Return the rate of an update, a function of its index and of the settings alone."""
     if update < settings.warmup_updates:
         return settings.lr * (update + 1) / settings.warmup_updates
     span = max(1, settings.num_updates - settings.warmup_updates)
@@ -53,7 +51,7 @@ def learning_rate(update: int, settings: "Training") -> float:
 
 
 def step(optimizers: Sequence[optim.Optimizer], lr: float) -> None:
-    """Take one step at this learning rate, and drop the gradients."""
+    """Make one step at this learning rate, and drop the gradients."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -61,21 +59,21 @@ def step(optimizers: Sequence[optim.Optimizer], lr: float) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def state(optimizers: Sequence[optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:
-    """What the optimizers remember, as "<parameter>/<what>"."""
+def state_dict(optimizers: Sequence[optim.Optimizer], model: nn.Module) -> dict[str, Tensor]:
+    """Return the optimisers' tensors as {"<parameter>/<name>": tensor}, which safetensors holds."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
         f"{names[p]}/{key}": value
         for optimizer in optimizers
-        for p, remembered in optimizer.state.items()
-        for key, value in remembered.items()
+        for p, tensors in optimizer.state.items()
+        for key, value in tensors.items()
     }
 
 
-def restore(
+def load_state_dict(
     optimizers: Sequence[optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]
 ) -> None:
-    """Remember again what `state` returned."""
+    """Load the tensors that `state_dict` returned."""
     owners = {p: x for x in optimizers for group in x.param_groups for p in group["params"]}
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
@@ -84,7 +82,7 @@ def restore(
 
 
 def _hidden(model: nn.Module) -> set[Tensor]:
-    """The matrices between hidden vectors: of linear layers, the one to the vocabulary left out."""
+    """Return the weights of linear layers, except those that write logits."""
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     return {layer.weight for layer in linear if layer.out_features != vocabulary}

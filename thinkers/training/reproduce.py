@@ -11,7 +11,7 @@ import torch
 from thinkers.config.experiment import Config
 from thinkers.errors import DamagedError, UsageError
 from thinkers.runs import folder as run_folder
-from thinkers.training.loop import train
+from thinkers.training.loop import resume, train
 
 TIMED = ("minutes",)
 """What a line tells of the clock: the only part that may differ."""
@@ -78,7 +78,7 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
     train(replace(config, training=training), target, until=ends[0])
     for plan, end in zip(plans[1:], ends[1:], strict=True):
         if plan["from"] < end:
-            train(resume=target, num_updates=plan["num_updates"], until=end)
+            resume(target, num_updates=plan["num_updates"], until=end)
     made = run_folder.read_record(target)
     here = {key: made.get(key) for key in ("versions", "threads", "device", "ranks")}
     after = read_metrics(target)

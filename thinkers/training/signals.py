@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, turned into a flag that the training loop reads after each update."""
+"""SIGINT and SIGTERM as stop requests, which the training loop reads after each update."""
 
 import signal
 import time
@@ -8,32 +8,32 @@ from typing import TypeVar
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SAME_WISH = 2.0
-"""Seconds."""
+REPEAT_SECONDS = 2.0
+"""Signals within this time of the first one repeat it."""
 
 
 class Stopped(BaseException):
-    """A signal that came while nothing would be lost by leaving at once."""
+    """A signal during work that can be abandoned without loss."""
 
 
 class Signals:
-    """While entered, the first signal is remembered in `number`; a second wish kills as usual.
+    """While entered, turn the first signal into a stop request, kept in `number`.
 
-    What follows within SAME_WISH is the first wish told again: a terminal and torchrun both tell it
-    to the same process.
+    Signals within REPEAT_SECONDS of it are ignored: Ctrl-C at a terminal reaches a process twice,
+    once from the terminal and once from torchrun. A later signal kills the process as usual.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self._came = 0.0
-        self._breakable = False
-        self._before: dict[int, object] = {}
+        self._received_at = 0.0
+        self._can_abandon = False
+        self._handlers: dict[int, object] = {}
 
     def __enter__(self) -> "Signals":
         try:
-            self._before = {n: signal.signal(n, self._remember) for n in SIGNALS}
+            self._handlers = {n: signal.signal(n, self._handle) for n in SIGNALS}
         except ValueError:
-            pass  # not the main thread: whoever owns it decides about signals
+            pass  # Python sets handlers in the main thread alone, whose owner decides about them
         return self
 
     def __exit__(
@@ -42,40 +42,46 @@ class Signals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def came(self) -> list[bool]:
-        """Whether each of SIGNALS came."""
+    def received(self) -> list[bool]:
+        """Return for each of SIGNALS whether it is the one that was received."""
         return [self.number == number for number in SIGNALS]
 
     @staticmethod
-    def first_of(came: Sequence[float]) -> int:
-        """The number of the first signal that any rank says came; 0 if none."""
+    def first_received(votes: Sequence[float]) -> int:
+        """Return the number of the first signal with a vote above 0; 0 if there is none.
+
+        Args:
+            votes: The sums of `received` over all ranks.
+        """
         return next(
-            (int(number) for number, votes in zip(SIGNALS, came, strict=True) if votes > 0), 0
+            (int(number) for number, vote in zip(SIGNALS, votes, strict=True) if vote > 0), 0
         )
 
     def unless_stopped(self, work: Callable[[], T], allowed: bool = True) -> T | None:
-        """What `work` returns, or None as soon as a signal comes; for work that can be done again.
+        """Return what `work` returns, or None as soon as a signal is received.
 
         Args:
-            allowed: If not, the work is finished whatever comes.
+            work: Work that can be abandoned at any point and done again.
+            allowed: If False, finish the work in spite of signals.
         """
         try:
             try:
-                self._breakable = allowed
+                self._can_abandon = allowed
                 return None if allowed and self.number else work()
             finally:
-                self._breakable = False
+                self._can_abandon = False
         except Stopped:
+            # Outside the inner try: the handler may raise while `finally` is being executed.
             return None
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.number:
-            self.number, self._came = number, time.monotonic()
-        elif time.monotonic() - self._came > SAME_WISH:
+            self.number, self._received_at = number, time.monotonic()
+        elif time.monotonic() - self._received_at > REPEAT_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        if self._breakable:
+        if self._can_abandon:
             raise Stopped

@@ -1,0 +1,157 @@
+"""TrainState: everything that changes in training, and with it the content of a checkpoint."""
+
+import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from thinkers.config.experiment import Config, build
+from thinkers.config.training import Training
+from thinkers.errors import DamagedError, NonFiniteError, UsageError, usage_error
+from thinkers.models.base import Model
+from thinkers.runs.checkpoint import Checkpoint
+from thinkers.runs.result import load
+from thinkers.tasks import Task
+from thinkers.training import optim
+
+
+@dataclass
+class TrainState:
+    """The state of a training after `update` updates.
+
+    Args:
+        config: With the sizes of the model resolved.
+        average: The exponential moving average (EMA) of the weights, if the settings ask for one.
+        minutes: Wall-clock minutes of training, over all resumes; scoring in between included.
+        flops: Floating-point operations of all updates.
+        best: The best score so far on the validation split; higher is better.
+    """
+
+    config: Config
+    model: Model
+    average: Model | None
+    optimizers: list[torch.optim.Optimizer]
+    task: Task
+    update: int = 0
+    minutes: float = 0.0
+    flops: int = 0
+    best: float | None = None
+    parameters: list[torch.nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = list(self.model.parameters())
+
+    @classmethod
+    def new(cls, config: Config, task: Task, model: Model) -> "TrainState":
+        """Return the state before the first update of a model that has its precision and device."""
+        settings = config.training
+        average = copy.deepcopy(model) if settings.ema is not None else None
+        config = replace(config, model=model.config)
+        return cls(config, model, average, optim.build(model, settings), task)
+
+    @property
+    def result(self) -> Model:
+        """The model to score and to keep: the average, if there is one."""
+        return self.model if self.average is None else self.average
+
+    def state_dict(self) -> Checkpoint:
+        """Return the content of a checkpoint.
+
+        Raises:
+            NonFiniteError: A weight is infinite or not a number: a checkpoint of it is worthless.
+        """
+        tensors = {"weights": self.model.state_dict()}
+        if self.average is not None:
+            tensors["ema"] = self.average.state_dict()
+        for name, x in tensors["weights"].items():
+            if not x.isfinite().all():
+                raise NonFiniteError(
+                    f"update {self.update}: {name} is not finite; nothing is saved"
+                )
+        tensors["optimizer"] = optim.state_dict(self.optimizers, self.model)
+        values = {
+            "minutes": self.minutes,
+            "flops": self.flops,
+            "best": self.best,
+            "task": self.task.state_dict(),
+            "config": self.config.to_dict(),
+        }
+        return Checkpoint(self.update, tensors, values)
+
+    def load_state_dict(self, checkpoint: Checkpoint) -> None:
+        """Return to the state that `state_dict` gave.
+
+        Raises:
+            DamagedError: The checkpoint was made with other settings.
+        """
+        values = checkpoint.state
+        changed = self.config.changes(Config.from_dict(values["config"]))
+        for name in changed.keys() - {"training.num_updates"}:
+            raise DamagedError(f"config.json of the run has another {name} than its checkpoints")
+        self.model.load_state_dict(checkpoint.tensors["weights"])
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint.tensors["ema"])
+        optim.load_state_dict(self.optimizers, self.model, dict(checkpoint.tensors["optimizer"]))
+        self.task.load_state_dict(values["task"])
+        self.update = checkpoint.update
+        self.minutes, self.flops, self.best = values["minutes"], values["flops"], values["best"]
+
+
+def build_on(device: torch.device, config: Config, initialize: bool) -> tuple[Task, Model]:
+    """Build the task and the model on `device`, and check that they can be trained together.
+
+    Args:
+        initialize: Load `training.init_from`, if it is set; not needed if a checkpoint follows.
+
+    Raises:
+        UsageError: The settings do not fit each other.
+    """
+    settings = config.training
+    torch.manual_seed(settings.seed)  # the initial weights are a function of the seed
+    task, model = build(config)
+    model = model.to(device)
+    check_random_steps(model, settings)
+    task.check(model)
+    task.batch(
+        0, settings.batch_size
+    )  # a batch that cannot be made fails before anything is written
+    if initialize and settings.init_from is not None:
+        load_initial_weights(model, settings.init_from)
+    return task, model
+
+
+def check_random_steps(model: Model, settings: Training) -> None:
+    """Raise a UsageError unless the model can take every number of steps that may be drawn."""
+    for num_steps in settings.random_steps or ():
+        try:
+            model.check_steps(num_steps)
+        except ValueError as error:
+            expected, _, found = str(error).rpartition(", got ")
+            raise usage_error(
+                f"--training.random_steps with {found}", expected, "choose steps it can take"
+            ) from None
+
+
+def load_initial_weights(model: Model, folder: str) -> None:
+    """Load the weights of a model folder, or of a run, into `model`.
+
+    Raises:
+        UsageError: There is no such folder, or its weights have other names or shapes.
+    """
+    if not Path(folder).is_dir():
+        raise usage_error(
+            f"--training.init_from {folder}",
+            "the folder that Model.save wrote, or that of a run",
+            "change --training.init_from",
+        )
+    given = load(folder).state_dict()
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | given.keys()):
+        shapes = [tuple(x[name].shape) if name in x else None for x in (wanted, given)]
+        if shapes[0] != shapes[1]:
+            raise UsageError(
+                f"init_from must hold the weights of this model: {name} must have shape "
+                f"{shapes[0]}, got {shapes[1]} in {folder}"
+            )
+    model.load_state_dict(given)
