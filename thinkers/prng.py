@@ -72,28 +72,28 @@ class Draws:
 
 
 class Rng:
-    """Random choices one at a time, a function of a key; `Draws` is for many rows."""
+    """Random choices one at a time, from one key; `Draws` makes them for many rows at once."""
 
     def __init__(self, key: int):
         self.key, self.used = key, 0
 
     def below(self, bound: int) -> int:
-        """A number of 0 .. bound - 1."""
+        """Return a random integer in 0 .. bound - 1."""
         self.used += 1
         return (mix_int(self.key + self.used * int(GOLDEN)) >> 32) * bound >> 32
 
     def choice(self, choices: Sequence[str]) -> str:
-        """One of these."""
+        """Return a random element of `choices`."""
         return choices[self.below(len(choices))]
 
     def sample(self, choices: Sequence[str], count: int) -> list[str]:
-        """So many of these, all different, in random order."""
+        """Return `count` elements at different places of `choices`, in random order."""
         left = list(choices)
         return [left.pop(self.below(len(left))) for _ in range(count)]
 
 
 def hash_integers(*numbers: int) -> int:
-    """64 bits that depend on all of these, however large they are."""
+    """Return a 64-bit hash of integers of any size."""
     found = 0
     for number in numbers:
         found = mix_int(found + number.bit_length() + 1)

@@ -65,7 +65,7 @@ def test_questions_are_as_configured(name, own):
         bases.add((a, b))
         numbers = re.findall("[0-9A-F]+", question)
         assert all(int(digit, 16) < a for number in numbers for digit in number)
-        if task.are_numbers:
+        if task.least_significant_first:
             assert all(len(number) == 1 or number[0] != "0" for number in numbers)
             lengths |= {len(number) for number in numbers}
         else:

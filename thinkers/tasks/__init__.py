@@ -1,4 +1,4 @@
-"""What there is to learn: `TASKS`, each a source of batches that can also judge a model."""
+"""Tasks: `TASKS` maps names to classes that make batches and score models."""
 
 from dataclasses import fields
 from difflib import get_close_matches
@@ -34,39 +34,44 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
-def build_task(name: str, seed: int = 0, **own: Any) -> Task:
-    """The task of this name, with its own settings.
+def build_task(name: str, seed: int = 0, **settings: Any) -> Task:
+    """Build a task by its name in `TASKS`.
+
+    Args:
+        settings: Fields of its Config.
 
     Raises:
-        UsageError: if there is no such task or setting, naming the nearest that there is.
+        UsageError: There is no such task or setting; the nearest name is given.
     """
     if name not in TASKS:
-        raise UsageError(f"unknown task {name!r}; {_choices(name, list(TASKS))}")
+        raise UsageError(f"unknown task {name!r}; {_suggestion(name, list(TASKS))}")
     task = TASKS[name]
     known = [field.name for field in fields(task.Config)]
-    for setting in own:
+    for setting in settings:
         if setting not in known:
-            raise UsageError(f"unknown setting {setting!r} of {name}; {_choices(setting, known)}")
-    return task(task.Config(**own), seed)
+            raise UsageError(
+                f"unknown setting {setting!r} of {name}; {_suggestion(setting, known)}"
+            )
+    return task(task.Config(**settings), seed)
 
 
 def from_config(config: Any, seed: int = 0) -> Task:
-    """The task that this is the configuration of."""
-    return _owner(config)(config, seed)
+    """Build the task whose Config this is."""
+    return _class_of(config)(config, seed)
 
 
 def from_run(config: Any, seed: int, folder: Path) -> Task:
-    """The task of this configuration, with what the run in `folder` keeps of it."""
-    return _owner(config).from_run(config, seed, folder)
+    """Build the task whose Config this is, with the files that the run in `folder` has of it."""
+    return _class_of(config).from_run(config, seed, folder)
 
 
-def _owner(config: Any) -> type[Task]:
+def _class_of(config: Any) -> type[Task]:
     for task in TASKS.values():
         if type(config) is task.Config:
             return task
     raise UsageError(f"config must be the Config of a task, got a {type(config).__qualname__}")
 
 
-def _choices(given: str, known: list[str]) -> str:
+def _suggestion(given: str, known: list[str]) -> str:
     near = get_close_matches(given, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"

@@ -1,7 +1,8 @@
-"""Tasks that compute with whole numbers of any size, exactly.
+"""Tasks of exact integer arithmetic: add, subtract, multiply, arithmetic, factorise.
 
-Operands have from `min_digits` to `max_digits` digits in the input base, every number of digits
-being equally likely for each: short operands are practised as much as long ones.
+Operands have from `min_digits` to `max_digits` digits in the input base. For each operand every
+number of digits is equally likely, so that short operands are as frequent as long ones. Splits and
+`exact` are those of `NumberTask`.
 """
 
 from abc import abstractmethod
@@ -14,20 +15,21 @@ from thinkers.checks import check_int
 from thinkers.errors import UsageError
 from thinkers.prng import Draws
 from thinkers.tasks import bigint
-from thinkers.tasks.number_task import Fields, NumberTask, Questions
-from thinkers.tasks.number_tokens import MARKS, MINUS, NEGATIVE, PLUS, POWER, TIMES
+from thinkers.tasks.number_task import NumberTask, Questions, TokenBlocks
+from thinkers.tasks.number_tokens import MINUS, NEGATIVE, PLUS, POWER, SYMBOL_TOKENS, TIMES
 
 LONGEST = 1000
 LARGEST_FACTORISED = 1 << 20
+"""Bound on the numbers to factorise, whose factors are kept in tables."""
 
 
 class OperandTask(NumberTask):
-    """Operands between operators; the answer is one number, after a sign if it is negative."""
+    """Compute one integer from operands between operators; a sign precedes a negative answer."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(NumberTask.Config):
         min_digits: int = 1
-        """Digits of each operand; without leading zeros."""
+        """Digits of each operand, without leading zeros; 0 has one digit."""
         max_digits: int = 3
 
         def __post_init__(self) -> None:
@@ -44,24 +46,24 @@ class OperandTask(NumberTask):
     num_operands = 2
 
     @abstractmethod
-    def compute(self, operands: list[np.ndarray], marks: np.ndarray, limbs: int) -> np.ndarray:
-        """The results, as `integers`, of operands that are at least 0."""
+    def compute(self, operands: list[np.ndarray], operators: np.ndarray, limbs: int) -> np.ndarray:
+        """Return the results, as limbs (see `bigint`), of operands that are at least 0."""
 
     @abstractmethod
     def bounds(self, least: int, most: int) -> tuple[int, int]:
-        """The least and the most that can come out of operands from `least` to `most`."""
+        """Return bounds of the result of operands from `least` to `most`."""
 
     def draw(self, draws: Draws, size: int) -> Questions:
         in_base, out_base = self.draw_bases(draws)
         operands = [self.draw_operand(draws, in_base, size) for _ in range(self.num_operands)]
         digits = np.stack(operands, axis=1)
-        marks = np.zeros((len(draws), 0), np.int64)
-        return Questions(in_base, out_base, digits, marks, in_base > 0)
+        choices = np.zeros((len(draws), 0), np.int64)
+        return Questions(in_base, out_base, digits, choices, in_base > 0)
 
     def draw_operand(
         self, draws: Draws, base: Int64[np.ndarray, " n"], size: int
     ) -> Int64[np.ndarray, "n w"]:
-        """Numbers of up to `size` digits, -1 beyond their digits."""
+        """Return the digits of numbers of up to `size` digits, -1 beyond their own."""
         shortest = self.config.min_digits
         lengths = shortest + draws.below(size - shortest + 1, 1)
         digits = draws.below(base, size)
@@ -71,22 +73,22 @@ class OperandTask(NumberTask):
         digits[places >= lengths] = -1
         return digits
 
-    def ask(self, questions: Questions) -> Fields:
+    def prompt_tokens(self, questions: Questions) -> TokenBlocks:
         count = questions.digits.shape[1]
         operator = np.full((len(questions.in_base), 1), self.operator)
-        prompt = [self.padded(questions.digits[:, 0])]
+        prompt = [self.with_blanks(questions.digits[:, 0])]
         for i in range(1, count):
-            prompt += [operator, self.padded(questions.digits[:, i])]
+            prompt += [operator, self.with_blanks(questions.digits[:, i])]
         return prompt
 
-    def solve(self, questions: Questions) -> Fields:
+    def answer_tokens(self, questions: Questions) -> TokenBlocks:
         size = questions.digits.shape[2]
         low, high = self._bounds(size, self.config.max_in_base)
         limbs = bigint.num_limbs(max(-low, high))
         base = questions.in_base
         count = questions.digits.shape[1]
         operands = [bigint.from_digits(questions.digits[:, i], base, limbs) for i in range(count)]
-        result = self.compute(operands, questions.marks, limbs)
+        result = self.compute(operands, questions.choices, limbs)
         width = bigint.num_digits(max(-low, high), self.config.min_out_base)
         if low >= 0:
             return [bigint.to_digits(result, questions.out_base, width)]
@@ -110,26 +112,26 @@ class OperandTask(NumberTask):
         return self.bounds(least, base**size - 1)
 
     def num_operand_values(self, size: int, base: int) -> int:
-        """How many operands there are of up to `size` digits."""
+        """Return the number of operands of up to `size` digits."""
         shortest = self.config.min_digits
         return base**size - (base ** (shortest - 1) if shortest > 1 else 0)
 
     def num_questions(self, size: int, base: int) -> int:
         count = self.num_operand_values(size, base)
-        return count * (count + 1) // 2 if self.unordered else count**2
+        return count * (count + 1) // 2 if self.commutative else count**2
 
 
 class Add(OperandTask):
-    """The sum of two numbers: `12+34=46`."""
+    """Add two numbers: `12+34=46`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(OperandTask.Config):
         pass
 
-    marks = "+="
-    unordered = True
+    text_symbols = "+="
+    commutative = True
 
-    def compute(self, operands, marks, limbs):
+    def compute(self, operands, operators, limbs):
         return bigint.carry(operands[0] + operands[1])
 
     def bounds(self, least, most):
@@ -137,16 +139,16 @@ class Add(OperandTask):
 
 
 class Subtract(OperandTask):
-    """The difference of two numbers, with a sign where it is negative: `12-34=-22`."""
+    """Subtract two numbers: `12-34=-22`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(OperandTask.Config):
         pass
 
-    marks = "-="
+    text_symbols = "-="
     operator = MINUS
 
-    def compute(self, operands, marks, limbs):
+    def compute(self, operands, operators, limbs):
         return bigint.carry(operands[0] - operands[1])
 
     def bounds(self, least, most):
@@ -154,17 +156,17 @@ class Subtract(OperandTask):
 
 
 class Multiply(OperandTask):
-    """The product of two numbers: `12*34=408`."""
+    """Multiply two numbers: `12*34=408`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(OperandTask.Config):
         max_digits: int = 2
 
-    marks = "*="
+    text_symbols = "*="
     operator = TIMES
-    unordered = True
+    commutative = True
 
-    def compute(self, operands, marks, limbs):
+    def compute(self, operands, operators, limbs):
         return bigint.multiply(*operands, limbs)
 
     def bounds(self, least, most):
@@ -172,13 +174,13 @@ class Multiply(OperandTask):
 
 
 class Arithmetic(OperandTask):
-    """Chains of + - *, products first: `12-3*45=-123`."""
+    """Evaluate a chain of + - *, products first: `12-3*45=-123`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(OperandTask.Config):
         max_digits: int = 2
         min_operators: int = 1
-        """Every number of operators is equally likely, and so is every operator."""
+        """Every number of operators is equally likely, and so is each operator."""
         max_operators: int = 2
         operators: str = "+-*"
 
@@ -191,7 +193,7 @@ class Arithmetic(OperandTask):
                 raise UsageError(f"operators must be some of +-*, got {self.operators!r}")
 
     config: Config
-    marks = "+-*="
+    text_symbols = "+-*="
 
     @property
     def num_operands(self) -> int:  # type: ignore[override]
@@ -202,25 +204,27 @@ class Arithmetic(OperandTask):
         config = self.config
         choices = config.max_operators - config.min_operators + 1
         beyond = np.arange(config.max_operators) >= config.min_operators + draws.below(choices, 1)
-        tokens = np.array([MARKS[mark] for mark in config.operators])
+        tokens = np.array([SYMBOL_TOKENS[operator] for operator in config.operators])
         operators = tokens[draws.below(len(tokens), config.max_operators)]
-        questions.marks = np.where(beyond, -1, operators)
+        questions.choices = np.where(beyond, -1, operators)
         questions.digits[:, 1:][beyond] = -1
         return questions
 
-    def ask(self, questions: Questions) -> Fields:
-        prompt = [self.padded(questions.digits[:, 0])]
+    def prompt_tokens(self, questions: Questions) -> TokenBlocks:
+        prompt = [self.with_blanks(questions.digits[:, 0])]
         for i in range(self.config.max_operators):
-            operator = questions.marks[:, i : i + 1]
-            operand = self.padded(questions.digits[:, i + 1])
+            operator = questions.choices[:, i : i + 1]
+            operand = self.with_blanks(questions.digits[:, i + 1])
             prompt += [operator, np.where(operator < 0, -1, operand)]
         return prompt
 
-    def compute(self, operands, marks, limbs):
+    def compute(self, operands, operators, limbs):
+        # One pass from the left: `term` is the product so far, `negative` the sign before it. An
+        # operator of + or - finishes the term; -1, of a row with fewer operators, does nothing.
         term, *others = operands
-        negative = np.zeros(len(marks), bool)
+        negative = np.zeros(len(operators), bool)
         total = np.zeros_like(term)
-        for operator, operand in zip(marks.T, others, strict=True):
+        for operator, operand in zip(operators.T, others, strict=True):
             product = bigint.multiply(term, operand, limbs)
             finished = (operator == PLUS) | (operator == MINUS)
             total += np.where(finished, np.where(negative, -term, term), 0)
@@ -245,7 +249,7 @@ class Arithmetic(OperandTask):
 
 
 class Factorise(OperandTask):
-    """The primes of a number from 2 on, ascending, with powers above 1: `360=2^3*3^2*5`."""
+    """Factorise a number from 2 on: primes in ascending order, powers above 1: `360=2^3*3^2*5`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(OperandTask.Config):
@@ -257,12 +261,12 @@ class Factorise(OperandTask):
                     f"got {self.max_digits} in base {self.max_in_base}"
                 )
 
-    marks = "*^="
+    text_symbols = "*^="
     num_operands = 1
 
     def __init__(self, config: Config | None = None, seed: int = 0):
         given = self.Config() if config is None else config
-        self._tables = _factors(given.max_in_base**given.max_digits)
+        self._tables = _factor_tables(given.max_in_base**given.max_digits)
         super().__init__(config, seed)
 
     def draw(self, draws: Draws, size: int) -> Questions:
@@ -270,10 +274,10 @@ class Factorise(OperandTask):
         questions.valid = self._numbers(questions) > 1
         return questions
 
-    def solve(self, questions: Questions) -> Fields:
-        return self._written(self._numbers(questions), questions.out_base)
+    def answer_tokens(self, questions: Questions) -> TokenBlocks:
+        return self._factor_tokens(self._numbers(questions), questions.out_base)
 
-    def compute(self, operands, marks, limbs):
+    def compute(self, operands, operators, limbs):
         return operands[0]
 
     def bounds(self, least, most):
@@ -300,11 +304,13 @@ class Factorise(OperandTask):
     def _numbers(self, questions: Questions) -> Int64[np.ndarray, " n"]:
         return bigint.from_digits(questions.digits[:, 0], questions.in_base, limbs=1)[0]
 
-    def _written(self, numbers: Int64[np.ndarray, " n"], base: Int64[np.ndarray, " n"]) -> Fields:
+    def _factor_tokens(
+        self, numbers: Int64[np.ndarray, " n"], base: Int64[np.ndarray, " n"]
+    ) -> TokenBlocks:
         prime, power, rest = self._tables
         width = bigint.num_digits(len(prime), self.config.min_out_base)
         digits = bigint.num_digits(20, self.config.min_out_base)
-        parts: Fields = []
+        parts: TokenBlocks = []
         while (numbers > 1).any():
             there = (numbers > 1)[:, None]
             powers = power[numbers][:, None]
@@ -321,8 +327,11 @@ class Factorise(OperandTask):
         return parts
 
 
-def _factors(bound: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each number below `bound` its least prime, how often it divides, and what is left."""
+def _factor_tables(bound: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return for each number below `bound` its least prime, its exponent, and the cofactor.
+
+    A sieve of Eratosthenes that records the first prime to strike out a number.
+    """
     numbers = np.arange(bound)
     prime = numbers.copy()
     for divisor in range(2, int(bound**0.5) + 1):

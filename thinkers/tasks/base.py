@@ -160,17 +160,16 @@ def check_batch(update: int, batch_size: int, split: str) -> int:
     return check_split(split)
 
 
-# A split is a hash of an example's content, never of the seed or of when it was drawn: an example
-# that is held out once is held out of every training, at any seed, size and curriculum stage.
-
-
 def split_of_hash(*content: int) -> str:
-    """Return the split of an example: train for 8 of 10 hashes, valid and test for one each."""
+    """Return the split of an example, by a hash of its content: 80 % train, 10 % valid, 10 % test.
+
+    The seed does not enter, nor the update: an example that is held out once is held out of every
+    training, at any seed, size and curriculum stage.
+    """
     return SPLITS[max(0, hash_integers(*content) % 10 - 7)]
 
 
 def splits_of_hashes(hashes: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Return the index into SPLITS of each hash, in the shares 8 : 1 : 1."""
-    # The high half: in some products of odd constants the lowest bits are not mixed.
+    """Return the index into SPLITS of each hash of an example's content: see `split_of_hash`."""
     tenths = (hashes >> np.uint64(32)) % np.uint64(10)
     return np.maximum(tenths.astype(np.int64) - 7, 0)

@@ -1,8 +1,9 @@
-"""Exact whole numbers of any size, many at once: rows of limbs in base 2**20.
+"""Exact integers of any size, many at once, in numpy: columns of limbs in base 2**20.
 
-A number is a column of an (l, n) array, least significant limb first. All limbs are in
-0 .. 2**20 - 1, except the last, which holds whatever is left, the sign included. Twenty bits leave
-room in 64 for sums of limb products, and hold five digits of any base up to 16.
+A number is a column of an (l, n) array of int64, least significant limb first. All limbs are in
+0 .. 2**20 - 1, except the last, which holds the rest of the number with its sign. A product of two
+limbs has 40 bits, so that 2**23 of them can be summed before a carry without overflow; and five
+digits of any base up to 16 fit in a limb.
 """
 
 import numpy as np
@@ -11,15 +12,16 @@ from jaxtyping import Int64
 BITS = 20
 MASK = (1 << BITS) - 1
 CHUNK = 5
+"""Digits that are converted at once: 16**5 = 2**20."""
 
 
 def num_limbs(bound: int) -> int:
-    """How many limbs hold every number from -bound to bound."""
+    """Return the number of limbs that hold every number from -bound to bound."""
     return max(1, -(-bound.bit_length() // BITS))
 
 
 def num_digits(number: int, base: int) -> int:
-    """How many digits `number`, at least 0, takes in `base`."""
+    """Return the number of digits of `number`, which is at least 0, in `base`."""
     count = 1
     while number >= base:
         number //= base
@@ -28,7 +30,8 @@ def num_digits(number: int, base: int) -> int:
 
 
 def carry(limbs: Int64[np.ndarray, "l n"]) -> Int64[np.ndarray, "l n"]:
-    """The same numbers, in place, with every limb but the last in range."""
+    """Bring every limb but the last into range, in place, and return `limbs`."""
+    # The shift of numpy is arithmetic: a negative limb borrows from the next one.
     for low, high in zip(limbs[:-1], limbs[1:], strict=True):
         high += low >> BITS
         low &= MASK
@@ -38,10 +41,10 @@ def carry(limbs: Int64[np.ndarray, "l n"]) -> Int64[np.ndarray, "l n"]:
 def from_digits(
     digits: Int64[np.ndarray, "n w"], base: Int64[np.ndarray, " n"], limbs: int
 ) -> Int64[np.ndarray, "l n"]:
-    """The numbers that the digits write, least significant first; -1 is no digit.
+    """Return the numbers with these digits, least significant first; -1 is no digit.
 
     Args:
-        limbs: Enough to hold them, see `num_limbs`.
+        limbs: Number of limbs, enough to hold them: see `num_limbs`.
     """
     width = digits.shape[1]
     number = np.zeros((limbs, len(digits)), np.int64)
@@ -59,7 +62,7 @@ def from_digits(
 def to_digits(
     limbs: Int64[np.ndarray, "l n"], base: Int64[np.ndarray, " n"], width: int
 ) -> Int64[np.ndarray, "n w"]:
-    """The digits of numbers from 0 to base**width - 1, least significant first, -1 beyond them."""
+    """Return the digits of numbers in 0 .. base**width - 1, least significant first, then -1."""
     limbs = limbs.copy()
     digits = np.empty((limbs.shape[1], width), np.int64)
     scale = base**CHUNK
@@ -77,7 +80,7 @@ def to_digits(
 def _divide(
     limbs: Int64[np.ndarray, "l n"], divisor: Int64[np.ndarray, " n"]
 ) -> Int64[np.ndarray, " n"]:
-    """The remainders of a long division that leaves the quotients in `limbs`."""
+    """Divide in place by long division: return the remainders, leave the quotients in `limbs`."""
     rest = np.zeros_like(limbs[0])
     for limb in limbs[::-1]:
         rest = (rest << BITS) + limb
@@ -89,7 +92,7 @@ def _divide(
 def multiply(
     a: Int64[np.ndarray, "i n"], b: Int64[np.ndarray, "j n"], limbs: int
 ) -> Int64[np.ndarray, "l n"]:
-    """The products, exact where neither number is negative and `limbs` are enough to hold them."""
+    """Return the products of numbers that are not negative; `limbs` must be enough for them."""
     product = np.zeros((limbs, a.shape[1]), np.int64)
     for shift, limb in enumerate(a[:limbs]):
         some = b[: limbs - shift]
@@ -100,6 +103,6 @@ def multiply(
 def magnitude(
     limbs: Int64[np.ndarray, "l n"],
 ) -> tuple[Int64[np.ndarray, "l n"], Int64[np.ndarray, " n"]]:
-    """The absolute values, and 1 where a number is negative and 0 elsewhere."""
+    """Return the absolute values, and 1 for each negative number, 0 for the others."""
     negative = limbs[-1] < 0
     return carry(np.where(negative, -limbs, limbs)), negative.astype(np.int64)

@@ -1,4 +1,4 @@
-"""A curriculum: what is drawn in training grows harder each time it is mastered."""
+"""Curriculum by accuracy: training examples get harder each time a level is mastered."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,32 +11,39 @@ from thinkers.errors import UsageError
 from thinkers.tasks.answers import AnswerTask
 
 ROUNDING = 1e-9
-"""A mean of nothing but right answers may end that far below 1."""
+"""Slack of the threshold: a running mean of right answers alone may end that far below 1."""
 
 
 def check_curriculum(config: Any) -> None:
-    """UsageError if no curriculum can go by the `threshold` and `window` of a task's Config."""
+    """Raise UsageError if the `threshold` or `window` of a task's Config is out of range."""
     check_int("window", config.window, 1)
     if not 0 < config.threshold <= 1:
         raise UsageError(f"threshold must be above 0 and at most 1, got {config.threshold}")
 
 
 class CurriculumTask(AnswerTask):
-    """A task that may begin with its easiest examples.
+    """Task that can begin with its easiest examples.
 
-    Its Config holds `curriculum`, `threshold` and `window`; `difficulty` is the hardest that a
-    training example may now be, one of `levels`.
+    Its Config must have `curriculum`, `threshold` and `window`. A subclass sets `levels` and the
+    first `difficulty`, and draws training examples up to that difficulty.
     """
 
     levels: Sequence[int]
+    """Consecutive integers, from the easiest level to the hardest."""
     difficulty: int
+    """The hardest level of training examples at present."""
     accuracy = 0.0
+    """Running mean of the accuracy in training since the level was reached."""
 
     def skip_curriculum(self) -> None:
         self.difficulty = self.levels[-1]
 
     def observe(self, correct: Bool[Tensor, " b"]) -> None:
-        """Follow the accuracy in training; at the threshold, allow the next level."""
+        """Update the running accuracy; at the threshold, go to the next level and start it anew.
+
+        The mean is exponential, with `window` examples as its time constant, so that its state is
+        one number that a checkpoint holds.
+        """
         if not self.config.curriculum or not len(correct):
             return
         share = int(correct.sum()) / len(correct)
@@ -47,11 +54,11 @@ class CurriculumTask(AnswerTask):
             self.accuracy = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The difficulty and the running accuracy."""
+        """Return the difficulty and the running accuracy."""
         return {"difficulty": self.difficulty, "accuracy": self.accuracy}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state that `state_dict` gave."""
+        """Restore a state that `state_dict` returned."""
         if set(state) != {"difficulty", "accuracy"}:
             raise UsageError(f"state must hold difficulty and accuracy, got {sorted(state)}")
         first, last = self.levels[0], self.levels[-1]

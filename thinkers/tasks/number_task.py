@@ -1,8 +1,8 @@
-"""The family of number tasks: what is drawn, held out, written, padded and judged.
+"""NumberTask: what all tasks on numbers and digit sequences share.
 
-A task adds how its questions are drawn, asked and answered. An example is held out by a hash of
-what it asks, not of when it is drawn: 80 % of all questions are for training, 10 % each for the
-splits valid and test, whatever the seed, the sizes drawn and the padding.
+A concrete task defines `draw` (random questions), `prompt_tokens`, `answer_tokens`, their widths
+and `num_questions`; this file splits, tokenizes, pads, batches and scores. All of it works on many
+rows at once in numpy, since batches are made while a small model waits for them.
 """
 
 from abc import abstractmethod
@@ -25,56 +25,67 @@ from thinkers.tasks.base import IGNORED, SPLITS, check_batch, check_split, split
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.number_tokens import BASE, BLANK, END, EQUALS, PAD
 
-Fields = list[Int64[np.ndarray, "n _"]]
-"""Tokens of n rows, side by side; -1 is no token and is closed up."""
+TokenBlocks = list[Int64[np.ndarray, "n _"]]
+"""Tokens of n rows in blocks of columns; -1 is no token and is removed when blocks are joined."""
 
 BLOCK_TOKENS, BLOCK_UPDATES = 1 << 17, 64
-SMALL = 10_000
-"""Spaces below this are tried for examples of every split."""
+"""The most tokens, and the most updates, that are drawn at once."""
+EXHAUSTIVE_BELOW = 10_000
+"""Number of examples below which a task is tried for examples of every split when it is built."""
 _SALT = 8
-"""Any would do; with this one even the smallest spaces, such as 1*1 to 9*9, can be split."""
+"""Salt of the hash that splits examples. Any would do for large tasks; with this one the smallest,
+such as 1*1 to 9*9, have examples in every split too."""
 
 
 @dataclass
 class Questions:
-    """What is asked in n rows; -1 is no digit.
+    """Questions of n rows, each with i numbers or sequences of w digits; -1 is no digit.
 
     Args:
-        digits: For each number or sequence its digits: of numbers the least significant first.
-        marks: What else is chosen: operators, amounts.
+        digits: Digits of numbers, least significant first, or elements of sequences, in order.
+        choices: Other parts of a question, as tokens: operators, amounts; -1 is none.
+        valid: False for a draw that is no question of the task and must be drawn again.
     """
 
     in_base: Int64[np.ndarray, " n"]
     out_base: Int64[np.ndarray, " n"]
     digits: Int64[np.ndarray, "n i w"]
-    marks: Int64[np.ndarray, "n m"]
+    choices: Int64[np.ndarray, "n m"]
     valid: Bool[np.ndarray, " n"]
 
-    def put(self, rows: Int64[np.ndarray, " r"], other: "Questions", which: np.ndarray) -> None:
+    def replace_rows(
+        self, rows: Int64[np.ndarray, " r"], other: "Questions", which: np.ndarray
+    ) -> None:
         """Replace `rows` by the rows `which` of `other`."""
-        for name, mine in vars(self).items():
-            mine[rows] = getattr(other, name)[which]
+        for name, column in vars(self).items():
+            column[rows] = getattr(other, name)[which]
 
 
 class NumberTask(CurriculumTask):
-    """Questions about numbers in bases from 2 to 16, answered exactly."""
+    """Question about numbers or digit sequences in bases from 2 to 16, such as `12+34=46`.
+
+    Numbers are read and written least significant digit first, in text as usual. Questions are held
+    out by a hash of their content: 80 % of all questions are for training, 10 % each for valid and
+    test, whatever the seed, the sizes drawn and the padding. Held-out examples are of every size,
+    at every stage of the curriculum. `exact` is the share of answers right to the end token.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         min_in_base: int = 10
-        """The base of each question is drawn from min_in_base .. max_in_base."""
+        """The base of each question is uniform in min_in_base .. max_in_base."""
         max_in_base: int = 10
         min_out_base: int = 10
-        """The base of each answer is drawn too; both are written if there is a choice."""
+        """The base of each answer likewise; both are written before the prompt if either varies."""
         max_out_base: int = 10
         blanks: bool = False
         """Pad the numbers of a prompt with blanks to the width of the widest."""
         curriculum: bool = False
-        """Train on the smallest size first, and on one more each time it is mastered."""
+        """Train on the smallest size first, and allow one size more each time it is mastered."""
         threshold: float = 0.9
-        """The running accuracy at which the curriculum moves on."""
+        """Running accuracy at which the curriculum moves on."""
         window: int = 2000
-        """The number of examples that the running accuracy looks back on."""
+        """Number of examples that the running accuracy looks back on."""
 
         def __post_init__(self) -> None:
             check_int("min_in_base", self.min_in_base, 2, 16)
@@ -85,7 +96,7 @@ class NumberTask(CurriculumTask):
 
         @property
         def sizes(self) -> range:
-            """From the smallest to the largest number of digits or elements."""
+            """Numbers of digits or elements, from the smallest to the largest."""
             raise NotImplementedError
 
         @property
@@ -102,12 +113,12 @@ class NumberTask(CurriculumTask):
 
     config: Config
     prompt_end = "="
-    marks: ClassVar[str] = "="
-    """What a text of this task may hold beside digits and blanks."""
-    are_numbers: ClassVar[bool] = True
-    """Whether digits stand for numbers, or for the elements of a sequence."""
-    unordered: ClassVar[bool] = False
-    """Whether a question with its numbers exchanged is the same, and held out with it."""
+    text_symbols: ClassVar[str] = "="
+    """Symbols of this task's text, besides digits and blanks."""
+    least_significant_first: ClassVar[bool] = True
+    """True if digits are those of numbers, False if they are elements of a sequence."""
+    commutative: ClassVar[bool] = False
+    """True if exchanging the numbers of a question gives the same question for the split."""
 
     vocab_size = number_tokens.VOCAB_SIZE
     end_token, pad_token = END, PAD
@@ -117,72 +128,72 @@ class NumberTask(CurriculumTask):
         sizes = self.config.sizes
         self.levels = sizes
         self.difficulty = sizes[0] if self.config.curriculum else sizes[-1]
-        self._widths = {size: self._measure(size) for size in sizes}
+        self._widths = {size: self._widths_of(size) for size in sizes}
         self.max_length = sum(self._widths[sizes[-1]])
-        self._memo: tuple[Any, Batch | None] = (None, None)
+        self._block: tuple[tuple[int, int, int], Batch] | None = None
         self._check_splits()
 
     @abstractmethod
     def draw(self, draws: Draws, size: int) -> Questions:
-        """Questions up to `size`, drawn so that every size is equally likely."""
+        """Return one random question per row of `draws`, all sizes up to `size` equally likely."""
 
     @abstractmethod
-    def ask(self, questions: Questions) -> Fields:
-        """The prompts, without bases and `=`."""
+    def prompt_tokens(self, questions: Questions) -> TokenBlocks:
+        """Return the tokens of the prompts, without bases and `=`."""
 
     @abstractmethod
-    def solve(self, questions: Questions) -> Fields:
-        """The answers, without the end token."""
+    def answer_tokens(self, questions: Questions) -> TokenBlocks:
+        """Return the tokens of the answers, without the end token."""
 
     @abstractmethod
     def prompt_width(self, size: int) -> int:
-        """How many tokens the longest of `ask` is."""
+        """Return the most tokens that `prompt_tokens` gives for questions up to `size`."""
 
     @abstractmethod
     def answer_width(self, size: int) -> int:
-        """How many tokens the longest of `solve` is."""
+        """Return the most tokens that `answer_tokens` gives for questions up to `size`."""
 
     @abstractmethod
     def num_questions(self, size: int, base: int) -> int:
-        """How many different questions up to `size` there are in one base."""
+        """Return the number of different questions up to `size` in one base."""
 
     def num_examples(self, size: int) -> int:
-        """How many different examples up to `size` there are."""
+        """Return the number of different examples up to `size`, over all bases."""
         bases = self.config.in_bases
         return sum(self.num_questions(size, base) for base in bases) * len(self.config.out_bases)
 
     # batches
 
     def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
-        """The examples of one update, all padded to the longest that their size allows.
+        """Return the examples of one update, padded to the longest that their size allows.
 
-        A row depends on (seed, split, update, row) alone, and in training on the curriculum's
-        difficulty; valid and test are always of every size. Training updates are made many at a
-        time and remembered.
+        A row is a function of (seed, split, update, row), and in training of the curriculum's
+        difficulty; valid and test are of every size. The fixed width keeps the shapes of a training
+        run constant.
         """
         check_batch(update, batch_size, split)
         if split != "train":
             return self._generate(update, 1, batch_size, split, self.config.sizes[-1])
+        # The fixed cost of numpy calls is shared by a block of consecutive updates. A block is a
+        # function of its key, so that this cache cannot change a batch.
         size = self.difficulty
         fitting = BLOCK_TOKENS // (batch_size * sum(self._widths[size]))
         count = min(max(fitting, 1), BLOCK_UPDATES)
-        block, key = None, (update // count, batch_size, size)
-        if self._memo[0] == key:
-            block = self._memo[1]
-        if block is None:
-            block = self._generate(update // count * count, count, batch_size, split, size)
-            self._memo = (key, block)
+        key = (update // count, batch_size, size)
+        if self._block is None or self._block[0] != key:
+            first_update = update // count * count
+            self._block = key, self._generate(first_update, count, batch_size, split, size)
         first = update % count * batch_size
-        rows = block.rows(slice(first, first + batch_size))
-        return Batch(*(part.clone() for part in _parts(rows)))
+        rows = torch.arange(first, first + batch_size)  # an index copies, a slice would be a view
+        return self._block[1].rows(rows)
 
     def _generate(self, update: int, count: int, batch_size: int, split: str, size: int) -> Batch:
         updates = np.arange(update, update + count)
         keys = row_keys(self.seed, SPLITS.index(split), updates, batch_size).ravel()
         questions = self._questions(keys, split, size)
-        prompt, answer = self._prompt(questions), self.solve(questions)
+        prompt, answer = self._prompt(questions), self.answer_tokens(questions)
         end = np.full((len(keys), 1), END)
-        row, lengths = _close_up([*prompt, *answer, end], sum(self._widths[size]))
+        row, lengths = _left_align([*prompt, *answer, end], sum(self._widths[size]))
         prompt_lengths = sum((field >= 0).sum(1) for field in prompt)
         columns = np.arange(row.shape[1])
         graded = (columns >= prompt_lengths[:, None]) & (columns < lengths[:, None])
@@ -192,6 +203,7 @@ class NumberTask(CurriculumTask):
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
     def _questions(self, keys: UInt64[np.ndarray, " n"], split: str, size: int) -> Questions:
+        """Return for each key the first question drawn from it that belongs to `split`."""
         pending = np.arange(len(keys))
         questions = None
         for attempt in range(100_000):
@@ -200,34 +212,39 @@ class NumberTask(CurriculumTask):
             if questions is None:
                 questions = drawn
             else:
-                questions.put(pending[good], drawn, good)
+                questions.replace_rows(pending[good], drawn, good)
             pending = pending[~good]
             if not len(pending):
                 return questions
         raise RuntimeError(f"no {split} example of size {size} in 100,000 draws")
 
     def split_of(self, questions: Questions) -> Int64[np.ndarray, " n"]:
-        """The index into SPLITS that each question belongs to."""
+        """Return the index into SPLITS of each question, by a hash of its content.
+
+        Width, padding and row do not enter: absent digits (-1) contribute 0, and the multipliers
+        of digits do not depend on the number of columns. For a commutative task the hashes of the
+        numbers are summed without weights.
+        """
         _, count, width = questions.digits.shape
         digits = (questions.digits + 1).astype(np.uint64)
         weights = constants(width, salt=_SALT)
         content = mix(sum(digits[:, :, i] * weights[i] for i in range(width)))
-        if not self.unordered:
+        if not self.commutative:
             content = content * constants(count, salt=_SALT + 1)
-        others = np.column_stack([questions.in_base, questions.out_base, questions.marks])
+        others = np.column_stack([questions.in_base, questions.out_base, questions.choices])
         weights = constants(others.shape[1], salt=_SALT + 2)
         content = mix(content.sum(1) + ((others + 1).astype(np.uint64) * weights).sum(1))
         return splits_of_hashes(content)
 
-    def _prompt(self, questions: Questions) -> Fields:
-        prompt = self.ask(questions)
+    def _prompt(self, questions: Questions) -> TokenBlocks:
+        prompt = self.prompt_tokens(questions)
         if self.config.bases_written:
             bases = np.column_stack([questions.in_base, questions.out_base])
             prompt = [BASE + bases, *prompt]
         return [*prompt, np.full((len(questions.in_base), 1), EQUALS)]
 
-    def padded(self, digits: Int64[np.ndarray, "n w"]) -> Int64[np.ndarray, "n _"]:
-        """Digits as they are asked: with `blanks` as wide as the largest size."""
+    def with_blanks(self, digits: Int64[np.ndarray, "n w"]) -> Int64[np.ndarray, "n _"]:
+        """Return digits as a prompt shows them: with `blanks`, as wide as the largest size."""
         if not self.config.blanks:
             return digits
         digits = np.where(digits < 0, BLANK, digits)
@@ -235,35 +252,36 @@ class NumberTask(CurriculumTask):
         return np.pad(digits, ((0, 0), (0, more)), constant_values=BLANK)
 
     def draw_bases(self, draws: Draws) -> Int64[np.ndarray, "2 n"]:
-        """The base of the question and of the answer."""
+        """Return the bases of the questions and of the answers."""
         config = self.config
         in_base = config.min_in_base + draws.below(len(config.in_bases), 1)[:, 0]
         return np.stack(
             [in_base, config.min_out_base + draws.below(len(config.out_bases), 1)[:, 0]]
         )
 
-    def _measure(self, size: int) -> tuple[int, int]:
+    def _widths_of(self, size: int) -> tuple[int, int]:
         shown = self.config.sizes[-1] if self.config.blanks else size
         prompt = self.prompt_width(shown) + 1 + 2 * self.config.bases_written
         return prompt, self.answer_width(size) + 1
 
     def _check_splits(self) -> None:
+        """Raise UsageError if a split has no example: `_questions` would search in vain."""
         sizes = self.config.sizes
         for size, splits in ((self.difficulty, ("train",)), (sizes[-1], SPLITS)):
             count = self.num_examples(size)
             found: set[int] = set()
-            for stream in range(8 if count < SMALL else 0):
-                keys = row_keys(0, stream, np.arange(1), SMALL // 2)[0]
+            for stream in range(8 if count < EXHAUSTIVE_BELOW else 0):
+                keys = row_keys(0, stream, np.arange(1), EXHAUSTIVE_BELOW // 2)[0]
                 drawn = self.draw(Draws(keys), size)
                 found |= set(self.split_of(drawn)[drawn.valid].tolist())
             empty = [split for split in splits if SPLITS.index(split) not in found]
-            if count < SMALL and empty:
+            if count < EXHAUSTIVE_BELOW and empty:
                 raise UsageError(
                     f"{type(self).__name__} has {count} different examples up to size {size}, too "
                     f"few to hold any out: none is left for {empty[0]}; allow larger sizes"
                 )
 
-    # judging
+    # evaluation and text
 
     def evaluation_batches(self, split: str, num_examples: int) -> Iterator[Batch]:
         check_split(split)
@@ -276,27 +294,32 @@ class NumberTask(CurriculumTask):
         return self.answer_width(self.config.sizes[-1]) + 1
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text such as `12+34=` or `12+34=46`, without the end token.
+        """Return the tokens of a text such as `12+34=` or `12+34=46`, without the end token.
 
-        Where the task has blanks, they need not be typed.
+        Blanks need not be typed.
+
+        Raises:
+            UsageError: naming the first character that is not allowed where it stands.
         """
         if self.config.blanks:
-            text = number_tokens.widen(text, self.config.sizes[-1], reverse=self.are_numbers)
+            text = number_tokens.add_blanks(
+                text, self.config.sizes[-1], reverse=self.least_significant_first
+            )
         return number_tokens.encode(
             text,
-            marks=self.marks,
+            symbols=self.text_symbols,
             in_bases=self.config.in_bases,
             out_bases=self.config.out_bases,
-            reverse=self.are_numbers,
+            reverse=self.least_significant_first,
         )
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
-        """The text of `tokens`, up to the end token."""
-        return number_tokens.decode(tokens, reverse=self.are_numbers)
+        """Return the text of `tokens`, up to the end token and without padding."""
+        return number_tokens.decode(tokens, reverse=self.least_significant_first)
 
 
-def _close_up(parts: Fields, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of `parts` without their gaps, padded to `width`, and their lengths."""
+def _left_align(parts: TokenBlocks, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Join blocks of columns: return rows without the -1, padded to `width`, and their lengths."""
     wide = np.concatenate(parts, axis=1)
     kept = wide >= 0
     places = np.cumsum(kept, axis=1, dtype=np.int64)
@@ -304,8 +327,3 @@ def _close_up(parts: Fields, width: int) -> tuple[np.ndarray, np.ndarray]:
     rows = np.full((len(wide), width), PAD)
     rows.ravel()[places[kept]] = wide[kept]
     return rows, kept.sum(1)
-
-
-def _parts(batch: Batch) -> list[Tensor]:
-    parts = (batch.tokens, batch.targets, batch.prompt_lengths, batch.lengths, batch.keys)
-    return [part for part in parts if part is not None]

@@ -1,7 +1,8 @@
-"""The tokens of all number tasks, and their text form: `12+34=`, or `10>2:12+34=` with bases.
+"""Tokens of the number tasks, and their text form: `12+34=`, or `10>2:12+34=` with bases.
 
-Digit d is token d. A model reads and writes the digits of a number least significant first; people
-do not, so runs of digits are turned round between text and tokens, except where they are sequences.
+Digit d is token d. Models read and write numbers least significant digit first, so that the first
+digit of a sum depends on the first digits of its operands alone. Text has the usual order: runs of
+digits are reversed between text and tokens, except those of sequences.
 """
 
 import re
@@ -16,27 +17,29 @@ DIGITS = "0123456789ABCDEF"
 PLUS, MINUS, TIMES, POWER, EQUALS, COMMA = range(16, 22)
 NEGATIVE, BLANK, END, PAD = range(22, 26)
 BASE = 24
-"""Base b, 2 .. 16, is token BASE + b."""
+"""Token of base b, 2 .. 16, less b."""
 VOCAB_SIZE = BASE + 17
-MARKS = {"+": PLUS, "-": MINUS, "*": TIMES, "^": POWER, "=": EQUALS, ",": COMMA, "_": BLANK}
+SYMBOL_TOKENS = {"+": PLUS, "-": MINUS, "*": TIMES, "^": POWER, "=": EQUALS, ",": COMMA, "_": BLANK}
 
-_TEXT = dict(enumerate(DIGITS)) | {token: mark for mark, token in MARKS.items()} | {NEGATIVE: "-"}
+_TEXT = dict(enumerate(DIGITS)) | {token: x for x, token in SYMBOL_TOKENS.items()} | {NEGATIVE: "-"}
 _RUN = re.compile(f"[{DIGITS}_]+")
 _BASES = re.compile("([0-9]+)>([0-9]+):")
 _UPPER = str.maketrans("abcdef", "ABCDEF")
 
 
-def encode(text: str, *, marks: str, in_bases: range, out_bases: range, reverse: bool) -> list[int]:
-    """The tokens of `text`.
+def encode(
+    text: str, *, symbols: str, in_bases: range, out_bases: range, reverse: bool
+) -> list[int]:
+    """Return the tokens of `text`.
 
     Args:
-        marks: What may stand there beside digits and blanks.
-        in_bases: The bases that a prompt may be written in; marked if there is a choice.
-        out_bases: The bases that an answer may be written in.
-        reverse: Whether runs of digits are numbers.
+        symbols: The allowed characters besides digits and blanks.
+        in_bases: The bases of prompts; `text` must name its two bases if there is a choice.
+        out_bases: The bases of answers.
+        reverse: True if runs of digits are numbers and must be reversed.
 
     Raises:
-        UsageError: naming the character that cannot stand there, its position and what can.
+        UsageError: naming the first character that is not allowed, its position, and what is.
     """
     tokens: list[int] = []
     start, in_base, out_base = 0, max(in_bases), max(out_bases)
@@ -46,26 +49,29 @@ def encode(text: str, *, marks: str, in_bases: range, out_bases: range, reverse:
 
     body = text[start:].translate(_UPPER)
     question = body.find("=") if "=" in body else 0
-    for position, mark in enumerate(body):
+    for position, character in enumerate(body):
         base = in_base if position < question else out_base
-        base = base if question else max(in_base, out_base)
-        if mark not in DIGITS[:base] and mark not in marks + "_":
-            allowed = " ".join(DIGITS[:base] + marks + "_")
+        base = base if question else max(in_base, out_base)  # without `=` it may be either
+        if character not in DIGITS[:base] and character not in symbols + "_":
+            allowed = " ".join(DIGITS[:base] + symbols + "_")
             raise UsageError(
                 f"character {position + start} of {text!r} must be one of {allowed}, "
                 f"got {text[position + start]!r}"
             )
-    turned = _turn(body) if reverse else body
-    for before, mark in zip(" " + turned, turned, strict=False):
-        if mark == "-" and before not in DIGITS + "_":
+    ordered = _reverse_runs(body) if reverse else body
+    for before, character in zip(" " + ordered, ordered, strict=False):
+        # One character, two tokens: a minus between numbers, or the sign of an answer.
+        if character == "-" and before not in DIGITS + "_":
             tokens.append(NEGATIVE)
+        elif character in SYMBOL_TOKENS:
+            tokens.append(SYMBOL_TOKENS[character])
         else:
-            tokens.append(MARKS[mark] if mark in MARKS else DIGITS.index(mark))
+            tokens.append(DIGITS.index(character))
     return tokens
 
 
-def widen(text: str, width: int, *, reverse: bool) -> str:
-    """`text` with blanks that make each number, or the one sequence, asked about `width` wide."""
+def add_blanks(text: str, width: int, *, reverse: bool) -> str:
+    """Return `text` with each number of its question, or its one sequence, padded to `width`."""
     head, colon, body = text.rpartition(":")
     question, equals, answer = body.partition("=")
     justify = str.rjust if reverse else str.ljust
@@ -76,7 +82,7 @@ def widen(text: str, width: int, *, reverse: bool) -> str:
 
 
 def decode(tokens: Iterable[int] | Int[Tensor, " t"], *, reverse: bool) -> str:
-    """The text of `tokens`, up to the end token; padding is not shown."""
+    """Return the text of `tokens`, up to the end token and without padding."""
     bases, body = [], ""
     for position, token in enumerate(int(token) for token in tokens):
         if not 0 <= token < VOCAB_SIZE:
@@ -88,10 +94,10 @@ def decode(tokens: Iterable[int] | Int[Tensor, " t"], *, reverse: bool) -> str:
         elif token != PAD:
             body += _TEXT[token]
     head = ">".join(bases) + ":" if bases else ""
-    return head + (_turn(body) if reverse else body)
+    return head + (_reverse_runs(body) if reverse else body)
 
 
-def _turn(text: str) -> str:
+def _reverse_runs(text: str) -> str:
     return _RUN.sub(lambda run: run[0][::-1], text)
 
 

@@ -1,7 +1,8 @@
-"""Tasks that write a sequence down again, changed: each element is a digit of the input base.
+"""Tasks on sequences: copy, reverse, sort, rotate, shift, jump, running_sum.
 
-An element of an answer is written in the output base, most significant digit first, with as many
-digits as the largest element needs. So in equal bases an answer is as long as its sequence.
+Each element is one digit of the input base. An element of the answer is written in the output base,
+most significant digit first, with as many digits as the largest element needs; in equal bases an
+answer is as long as its sequence. Splits and `exact` are those of `NumberTask`.
 """
 
 from abc import abstractmethod
@@ -13,19 +14,19 @@ from jaxtyping import Int64
 from thinkers.checks import check_int
 from thinkers.prng import Draws
 from thinkers.tasks.bigint import num_digits
-from thinkers.tasks.number_task import Fields, NumberTask, Questions
+from thinkers.tasks.number_task import NumberTask, Questions, TokenBlocks
 from thinkers.tasks.number_tokens import COMMA
 
 LONGEST = 1000
 
 
 class SequenceTask(NumberTask):
-    """A sequence is given; another of the same length is the answer."""
+    """Map a sequence to another of the same length."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(NumberTask.Config):
         min_length: int = 1
-        """Every length is equally likely, whatever the number of its sequences."""
+        """Every length is equally likely, although there are more of the longer sequences."""
         max_length: int = 10
 
         def __post_init__(self) -> None:
@@ -38,51 +39,54 @@ class SequenceTask(NumberTask):
             return range(self.min_length, self.max_length + 1)
 
     config: Config
-    are_numbers = False
+    least_significant_first = False
 
     @abstractmethod
-    def change(
+    def transform(
         self,
         elements: Int64[np.ndarray, "n w"],
         lengths: Int64[np.ndarray, "n 1"],
         base: Int64[np.ndarray, "n 1"],
         amount: Int64[np.ndarray, "n 1"],
     ) -> Int64[np.ndarray, "n w"]:
-        """The answers; elements are 0 beyond the lengths, and answers may be anything there."""
+        """Return the answers of these sequences.
+
+        Elements beyond the lengths are 0; answers may be anything there.
+        """
 
     def draw(self, draws: Draws, size: int) -> Questions:
         in_base, out_base = self.draw_bases(draws)
         shortest = self.config.min_length
         lengths = shortest + draws.below(size - shortest + 1, 1)
-        elements = draws.below(self.num_elements(lengths[:, 0], in_base), size)
+        elements = draws.below(self.element_bound(lengths[:, 0], in_base), size)
         elements[np.arange(size) >= lengths] = -1
-        marks = self.draw_amount(draws, lengths[:, 0], in_base)
-        return Questions(in_base, out_base, elements[:, None], marks, lengths[:, 0] > 0)
+        choices = self.draw_amount(draws, lengths[:, 0], in_base)
+        return Questions(in_base, out_base, elements[:, None], choices, lengths[:, 0] > 0)
 
-    def num_elements(
+    def element_bound(
         self, length: Int64[np.ndarray, " n"], base: Int64[np.ndarray, " n"]
     ) -> Int64[np.ndarray, " n"]:
-        """Below what the elements of a sequence are."""
+        """Return the bound below which the elements of each sequence are drawn."""
         return base
 
     def draw_amount(
         self, draws: Draws, length: Int64[np.ndarray, " n"], base: Int64[np.ndarray, " n"]
     ) -> Int64[np.ndarray, "n m"]:
-        """What is asked beside the sequence: nothing, or by how much."""
+        """Return the amount that follows each sequence, here none (m = 0)."""
         return np.zeros((len(draws), 0), np.int64)
 
-    def ask(self, questions: Questions) -> Fields:
-        return [self.padded(questions.digits[:, 0])]
+    def prompt_tokens(self, questions: Questions) -> TokenBlocks:
+        return [self.with_blanks(questions.digits[:, 0])]
 
-    def solve(self, questions: Questions) -> Fields:
+    def answer_tokens(self, questions: Questions) -> TokenBlocks:
         elements = questions.digits[:, 0]
         given = elements >= 0
         lengths, base = given.sum(1, keepdims=True), questions.in_base[:, None]
-        answers = self.change(np.where(given, elements, 0), lengths, base, questions.marks)
+        answers = self.transform(np.where(given, elements, 0), lengths, base, questions.choices)
         answers = np.where(given, answers, -1)
         if self.answer_width(1) == 1:
             return [answers]
-        return [_spell(answers, questions.in_base, questions.out_base)]
+        return [_to_digits(answers, questions.in_base, questions.out_base)]
 
     def prompt_width(self, size: int) -> int:
         return size
@@ -95,18 +99,18 @@ class SequenceTask(NumberTask):
 
 
 class AmountTask(SequenceTask):
-    """After a comma the sequence is followed by one digit, below the base and the length."""
+    """Sequence task with an amount: after a comma comes one digit, below base and length."""
 
-    marks = ",="
+    text_symbols = ",="
 
     def draw_amount(
         self, draws: Draws, length: Int64[np.ndarray, " n"], base: Int64[np.ndarray, " n"]
     ) -> Int64[np.ndarray, "n m"]:
         return draws.below(np.minimum(length, base), 1)
 
-    def ask(self, questions: Questions) -> Fields:
-        comma = np.full_like(questions.marks, COMMA)
-        return [*super().ask(questions), comma, questions.marks]
+    def prompt_tokens(self, questions: Questions) -> TokenBlocks:
+        comma = np.full_like(questions.choices, COMMA)
+        return [*super().prompt_tokens(questions), comma, questions.choices]
 
     def prompt_width(self, size: int) -> int:
         return size + 2
@@ -117,73 +121,75 @@ class AmountTask(SequenceTask):
 
 
 class Copy(SequenceTask):
-    """The same sequence: `314=314`."""
+    """Copy the sequence: `314=314`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SequenceTask.Config):
         pass
 
-    def change(self, elements, lengths, base, amount):
+    def transform(self, elements, lengths, base, amount):
         return elements
 
 
 class Reverse(SequenceTask):
-    """The sequence from its end: `314=413`."""
+    """Reverse the sequence: `314=413`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SequenceTask.Config):
         pass
 
-    def change(self, elements, lengths, base, amount):
-        return _take(elements, lengths - 1 - np.arange(elements.shape[1]))
+    def transform(self, elements, lengths, base, amount):
+        return _gather(elements, lengths - 1 - np.arange(elements.shape[1]))
 
 
 class Sort(SequenceTask):
-    """The elements in ascending order: `314=134`."""
+    """Sort the elements in ascending order: `314=134`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SequenceTask.Config):
         pass
 
-    def change(self, elements, lengths, base, amount):
+    def transform(self, elements, lengths, base, amount):
         beyond = np.arange(elements.shape[1]) >= lengths
+        # The base is above all elements, so what is beyond a sequence is sorted behind it.
         return np.sort(np.where(beyond, base, elements), axis=1)
 
 
 class Rotate(AmountTask):
-    """The sequence moved to the left, what falls out returning at its end: `3141,2=4131`."""
+    """Rotate the sequence to the left by an amount: `3141,2=4131`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AmountTask.Config):
         pass
 
-    def change(self, elements, lengths, base, amount):
-        return _take(elements, (np.arange(elements.shape[1]) + amount) % lengths)
+    def transform(self, elements, lengths, base, amount):
+        return _gather(elements, (np.arange(elements.shape[1]) + amount) % lengths)
 
 
 class Shift(AmountTask):
-    """The sequence moved to the left, zeros coming in at its end: `3141,2=4100`."""
+    """Shift the sequence to the left by an amount, zeros entering at its end: `3141,2=4100`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AmountTask.Config):
         pass
 
-    def change(self, elements, lengths, base, amount):
+    def transform(self, elements, lengths, base, amount):
         places = np.arange(elements.shape[1]) + amount
-        return np.where(places < lengths, _take(elements, places), 0)
+        return np.where(places < lengths, _gather(elements, places), 0)
 
 
 class Jump(SequenceTask):
-    """Each element names a place, counted from 0; the answer is what stands there: `2010=1020`.
+    """Follow pointers: each element is an index, and is replaced by what stands there: `2010=1020`.
 
-    With more hops what stands there names the next place, and so on. Elements are below the length.
+    With `num_hops` above 1 the element found is the next index, and so on. All elements are below
+    the length.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SequenceTask.Config):
         min_length: int = 2
         num_hops: int = 1
-        """How many pointers are followed from each element."""
+        """Number of pointers followed from each element, the element itself included."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -191,15 +197,15 @@ class Jump(SequenceTask):
 
     config: Config
 
-    def num_elements(
+    def element_bound(
         self, length: Int64[np.ndarray, " n"], base: Int64[np.ndarray, " n"]
     ) -> Int64[np.ndarray, " n"]:
         return np.minimum(length, base)
 
-    def change(self, elements, lengths, base, amount):
+    def transform(self, elements, lengths, base, amount):
         reached = elements
         for _ in range(self.config.num_hops):
-            reached = _take(elements, reached)
+            reached = _gather(elements, reached)
         return reached
 
     def num_questions(self, size: int, base: int) -> int:
@@ -208,28 +214,31 @@ class Jump(SequenceTask):
 
 
 class RunningSum(SequenceTask):
-    """The sum of each element and all before it, modulo the input base: `314=348`."""
+    """Replace each element by the sum of it and all before, modulo the input base: `314=348`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SequenceTask.Config):
         pass
 
-    def change(self, elements, lengths, base, amount):
+    def transform(self, elements, lengths, base, amount):
         return np.cumsum(elements, axis=1) % base
 
 
-def _take(
+def _gather(
     elements: Int64[np.ndarray, "n w"], places: Int64[np.ndarray, "n w"]
 ) -> Int64[np.ndarray, "n w"]:
     return np.take_along_axis(elements, places.clip(0, elements.shape[1] - 1), axis=1)
 
 
-def _spell(
+def _to_digits(
     elements: Int64[np.ndarray, "n w"],
     in_base: Int64[np.ndarray, " n"],
     out_base: Int64[np.ndarray, " n"],
 ) -> Int64[np.ndarray, "n _"]:
-    """Each element in the output base, as wide as in_base - 1 needs; -1 stays -1."""
+    """Return the digits of each element in the output base, as many as in_base - 1 needs.
+
+    The element -1, none, has digits -1.
+    """
     digits, left, largest = [], elements, in_base - 1
     while largest.any():
         written = (largest > 0)[:, None] & (elements >= 0)

@@ -1,4 +1,4 @@
-"""Path finding in star graphs: the task that next-token training fails, though it is easy."""
+"""Path finding in star graphs, an easy task that next-token training fails (Bachmann 2024)."""
 
 import math
 import re
@@ -19,24 +19,26 @@ from thinkers.tasks.answers import AnswerTask
 from thinkers.tasks.base import IGNORED, SPLITS, check_batch, splits_of_hashes
 
 BLOCK_ROWS = 1 << 13
+"""Training rows that are drawn at once."""
 FEWEST = 1000
-"""Different graphs, below which a split might stay empty."""
+"""Number of different graphs below which a split might have none."""
 _GRAPHS = 17
-"""The stream that graphs are drawn from: no seed, no split and no update enters it."""
-_WRITTEN = re.compile(r"((\d+,\d+\|)*/\d+,\d+=)?(\d+(,\d+)*)?", re.ASCII)
+"""Seed of the training graphs' stream, the same for every seed of the task."""
+_TEXT_FORM = re.compile(r"((\d+,\d+\|)*/\d+,\d+=)?(\d+(,\d+)*)?", re.ASCII)
 
 
 class StarGraph(AnswerTask):
-    """From the edges of a star in any order, and from two of its nodes, the path between them.
+    """Find the path from the start to the goal of a star graph: `3,7|12,9|3,12|7,4|/3,9=3,12,9`.
 
-    `degree` arms leave the start; the goal is the end of one of them. The question is
-    `3,7|12,9|3,12|7,4|/3,9=`, its answer `3,12,9`. Given the path so far every next node is one
-    look-up away, all but the first, which must be found from the goal backwards: so models that
-    are taught with the path before their eyes learn the look-ups and guess the arm (Bachmann and
-    Nagarajan 2024, https://arxiv.org/abs/2403.06963).
+    `degree` arms leave the start, and the goal is the end of one of them. The prompt lists the
+    edges in random order, then start and goal; the answer is the path. Given the path so far, each
+    next node is one look-up away, except the first, which must be found backwards from the goal. So
+    with teacher forcing a model learns the look-ups and guesses the arm (Bachmann and Nagarajan
+    2024, https://arxiv.org/abs/2403.06963).
 
-    Training knows `num_graphs` graphs, each a function of its number alone, its order of edges
-    included. Graphs are held out by a hash of edges, start and goal in any order.
+    The training set is `num_graphs` graphs, each with a fixed order of edges. Graphs are held out
+    by a hash of their edges, start and goal, whatever the order of edges: 10 % of all graphs each
+    for valid and test. `exact` is the share of paths right in every node.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,9 @@ class StarGraph(AnswerTask):
         path_length: int = 5
         """Nodes of a path, start and goal included."""
         num_labels: int = 50
-        """Names that nodes can have."""
+        """Number of labels that nodes are named from."""
         num_graphs: int = 200_000
-        """Graphs to learn from."""
+        """Number of different training graphs."""
 
         def __post_init__(self) -> None:
             check_int("degree", self.degree, 1)
@@ -63,13 +65,13 @@ class StarGraph(AnswerTask):
             known = math.perm(self.num_labels, self.num_nodes) // math.factorial(self.degree - 1)
             if known < FEWEST or known * 8 // 10 < self.num_graphs:
                 raise UsageError(
-                    f"num_graphs must be at most 8 in 10 of all that there are, which must be "
-                    f"at least {FEWEST}, got {self.num_graphs} of {known}"
+                    f"num_graphs must be at most 80 % of all graphs, and these at least {FEWEST}, "
+                    f"got {self.num_graphs} of {known}"
                 )
 
         @property
         def num_nodes(self) -> int:
-            """Nodes of a star."""
+            """Number of nodes of a star."""
             return 1 + self.degree * (self.path_length - 1)
 
     config: Config
@@ -84,33 +86,29 @@ class StarGraph(AnswerTask):
         self.num_edges = self.config.num_nodes - 1
         self.prompt_length = 3 * self.num_edges + 4
         self.max_length = self.prompt_length + self.max_answer_length()
-        self._memo: tuple[Any, Batch | None] = (None, None)
+        self._block: tuple[tuple[int, int], Batch] | None = None
 
     def max_answer_length(self) -> int:
         return self.config.path_length + 1
 
     def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
-        """The examples of one update.
-
-        A row depends on (seed, split, update, row) alone. Training updates are made many at a
-        time and remembered.
-        """
+        """Return the examples of one update; a row is a function of (seed, split, update, row)."""
         check_batch(update, batch_size, split)
         if split != "train":
             return self._generate(update, 1, batch_size, split)
+        # The fixed cost of numpy calls is shared by a block of consecutive updates. A block is a
+        # function of its key, so that this cache cannot change a batch.
         count = max(1, BLOCK_ROWS // batch_size)
-        block, key = None, (update // count, batch_size)
-        if self._memo[0] == key:
-            block = self._memo[1]
-        if block is None:
-            block = self._generate(update // count * count, count, batch_size, split)
-            self._memo = (key, block)
+        key = (update // count, batch_size)
+        if self._block is None or self._block[0] != key:
+            first_update = update // count * count
+            self._block = key, self._generate(first_update, count, batch_size, split)
         first = update % count * batch_size
-        rows = torch.arange(first, first + batch_size)
-        return block.rows(rows)
+        rows = torch.arange(first, first + batch_size)  # an index copies, a slice would be a view
+        return self._block[1].rows(rows)
 
     def graphs(self, numbers: Int64[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
-        """The training graphs of these numbers: edges (n, e, 2) in their order, paths (n, p)."""
+        """Return training graphs by number: edges (n, e, 2) in their fixed order, paths (n, p)."""
         return self._draw_graphs(row_keys(_GRAPHS, 0, numbers, 1)[:, 0], "train")
 
     def _generate(self, update: int, count: int, batch_size: int, split: str) -> Batch:
@@ -142,7 +140,7 @@ class StarGraph(AnswerTask):
     def _draw_graphs(
         self, keys: UInt64[np.ndarray, " n"], split: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Graphs of a split, one for each key."""
+        """Return for each key the first graph drawn from it that belongs to `split`."""
         config = self.config
         edges = np.empty((len(keys), self.num_edges, 2), np.int64)
         paths = np.empty((len(keys), config.path_length), np.int64)
@@ -166,7 +164,9 @@ class StarGraph(AnswerTask):
     def split_of(
         self, edges: Int64[np.ndarray, "n e 2"], paths: Int64[np.ndarray, "n p"]
     ) -> Int64[np.ndarray, " n"]:
-        """The index into SPLITS that each graph belongs to, whatever the order of its edges."""
+        """Return the index into SPLITS of each graph, whatever the order of its edges."""
+        # The sum of the hashes of all pairs does not depend on their order. Start and goal are a
+        # pair too, set apart from edges by an offset beyond all labels.
         ends = np.stack([paths[:, 0], paths[:, -1]], -1)
         pairs = np.concatenate([edges, ends[:, None] + self.config.num_labels], 1)
         weights = constants(2, salt=_GRAPHS)
@@ -174,7 +174,11 @@ class StarGraph(AnswerTask):
         return splits_of_hashes(mix(content))
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text such as `3,7|12,9|3,12|7,4|/3,9=`, with its answer or without."""
+        """Return the tokens of a text such as `3,7|12,9|3,12|7,4|/3,9=`, with or without an answer.
+
+        Raises:
+            UsageError: naming the first character or label that is not allowed.
+        """
         marks = {"|": self.bar, "/": self.slash, "=": self.equals}
         tokens = []
         for found in re.finditer("[0-9]+|.", text, re.DOTALL):
@@ -188,7 +192,7 @@ class StarGraph(AnswerTask):
                     f"character {found.start()} of {text!r} must be one of 0 .. 9 , | / =, "
                     f"got {part!r}"
                 )
-        if not _WRITTEN.fullmatch(text):
+        if not _TEXT_FORM.fullmatch(text):
             raise UsageError(
                 f"a graph must be written as edges, start and goal, such as 3,7|12,9|/3,9= with "
                 f"or without an answer, got {text!r}"
@@ -196,7 +200,7 @@ class StarGraph(AnswerTask):
         return tokens
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
-        """The text of `tokens`, up to the end token; padding is not shown."""
+        """Return the text of `tokens`, up to the end token and without padding."""
         marks = {self.bar: "|", self.slash: "/", self.equals: "="}
         text = ""
         for position, token in enumerate(int(token) for token in tokens):
@@ -211,8 +215,9 @@ class StarGraph(AnswerTask):
 
 
 def distinct(draws: Draws, high: int, width: int) -> Int64[np.ndarray, "n w"]:
-    """For every row `width` different numbers of 0 .. high - 1 in random order."""
-    # The number itself, in the lowest bits, makes all keys different: no order is left to chance.
+    """Return for each row `width` different numbers of 0 .. high - 1 in random order."""
+    # Sort by random 32-bit keys. Two may be equal; the number in the low 16 bits then decides, so
+    # that the result does not depend on how numpy orders ties.
     found = draws.below(2**32 - 1, high) << 16 | np.arange(high)
     if width < high:
         found = np.partition(found, width - 1, 1)[:, :width]
