@@ -1,4 +1,4 @@
-"""check_model: the properties that every way of thinking must have, ours and anybody's."""
+"""check_model: test the properties that every model must have, on any model."""
 
 import copy
 from collections.abc import Callable
@@ -6,54 +6,78 @@ from collections.abc import Callable
 import torch
 
 from thinkers.models.base import Model
-from thinkers.testing.forward import answers, causality, independence, refusals, scores, states
-from thinkers.testing.generation import answering, caching, generation, modes
+from thinkers.testing.forward import (
+    batch_independence,
+    causality,
+    input_checks,
+    outputs,
+    scores,
+    states,
+)
+from thinkers.testing.generation import answers, caching, evaluation_mode, generation
 from thinkers.testing.helpers import TOLERANCES
-from thinkers.testing.training import gradients, grading, losses, repeatability, saving
+from thinkers.testing.training import (
+    correctness,
+    gradients,
+    loss_shares,
+    reproducibility,
+    saving,
+)
 
 PROPERTIES: dict[str, Callable[[Model], None]] = {
     check.__name__: check
     for check in (
-        refusals,
-        answers,
+        input_checks,
+        outputs,
         states,
         causality,
-        independence,
+        batch_independence,
         caching,
         generation,
-        modes,
+        evaluation_mode,
         scores,
-        answering,
-        losses,
-        grading,
+        answers,
+        loss_shares,
+        correctness,
         gradients,
-        repeatability,
+        reproducibility,
         saving,
     )
 }
-"""What every model must have, by name, in the order in which it is checked."""
+"""{name: check} in the order in which they run."""
 
 
 def check_model(model: Model) -> None:
-    """Nothing if `model` has every property of `PROPERTIES`; it is left as it was.
+    """Check every property of `PROPERTIES` on copies of `model`, which stays unchanged.
 
     Raises:
-        AssertionError: naming the first property that it lacks, and where.
-        ValueError: if its weights are neither float32 nor float64.
+        AssertionError: The first property that fails, in two lines: what was found, with the
+            numbers, and what is expected.
+        ValueError: The weights are neither float32 nor float64.
     """
     weight = next(model.parameters())
     if weight.dtype not in TOLERANCES:
-        raise ValueError(f"weights must be float32 or float64, got {weight.dtype}")
+        raise ValueError(
+            f"check_model needs float32 or float64 weights, got {weight.dtype}; "
+            "pass model.float() or model.double()"
+        )
     for name, check in PROPERTIES.items():
         with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
             torch.manual_seed(20011)
             try:
                 check(copy.deepcopy(model).eval())
             except AssertionError as error:
-                raise AssertionError(f"{model.name} lacks {name!r}: {error}") from error
+                raise AssertionError(failure(model, name, str(error))) from error
             except Exception as error:
-                kind = type(error).__name__
-                raise AssertionError(f"{model.name} lacks {name!r}: {kind}: {error}") from error
+                # A model that is not finished fails in many ways; all of them name the property.
+                found = f"the check raised {type(error).__name__}: {error}"
+                raise AssertionError(failure(model, name, found)) from error
+
+
+def failure(model: Model, name: str, found: str) -> str:
+    """Build the message: property, what was found, and the rule in the docstring of the check."""
+    rule = " ".join((PROPERTIES[name].__doc__ or "").split()).removeprefix("Check that ")
+    return f"{model.name} fails the property {name!r}: {found}\nexpected: {rule}"
 
 
 __all__ = ["PROPERTIES", "check_model"]

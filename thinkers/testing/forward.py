@@ -1,4 +1,7 @@
-"""Properties of forward passes: what is refused, what is read, and what never is."""
+"""Properties of the forward pass: input checks, outputs, causality, independence of the batch.
+
+After "Check that", the docstring of a check is the rule that `check_model` reports.
+"""
 
 from typing import Any
 
@@ -6,19 +9,46 @@ import torch
 from torch import Tensor
 
 from thinkers.models.base import Model
-from thinkers.testing.helpers import Rows, close, draw, dtype_of, few_steps, refused, untouched
+from thinkers.testing.helpers import (
+    Rows,
+    call,
+    close,
+    draw,
+    dtype_of,
+    fewest_and_most,
+    refused,
+    require,
+    untouched,
+)
+
+Case = tuple[type[Exception], tuple[str, ...], dict[str, Any]]
+"""An error, words of its message, and the arguments that must raise it."""
 
 
-def refusals(model: Model) -> None:
-    """Wrong input is refused before anything runs, by name, value, place and limit."""
-    config, tokens = model.config, draw(model, (2, min(5, model.config.max_length - 1)))
-    t, v = tokens.shape[1], config.vocab_size
+def input_checks(model: Model) -> None:
+    """Check that invalid input raises TypeError (wrong type) or ValueError before any submodule
+    runs; the message names the argument, the value, its place and the limit."""
+    tokens = draw(model, (2, min(5, model.config.max_length - 1)))
+    with untouched(model):
+        for kind, words, given in invalid_calls(model, tokens):
+            shown = ", ".join(f"{name} {describe(x)}" for name, x in given.items())
+            with refused(f"model(tokens, ..) with {shown}", kind, *words):
+                model(**{"tokens": tokens, **given})
+            if "lengths" in given or not model.causal:
+                continue
+            with refused(f"model.generate(tokens, 1, ..) with {shown}", kind, *words):
+                model.generate(**{"tokens": tokens, "max_new_tokens": 1, **given})
+
+
+def invalid_calls(model: Model, tokens: Tensor) -> list[Case]:
+    """Return calls that must be refused, given valid tokens (2, t)."""
+    config, t, v = model.config, tokens.shape[1], model.config.vocab_size
     size = torch.full((2,), t, device=tokens.device)
     zero = torch.tensor([t, 0], device=tokens.device)
     high, low = tokens.clone(), tokens.clone()
     high[1, t - 1], low[0, t // 2] = v, -1
     long = draw(model, (1, config.max_length + 1))
-    cases: list[tuple[Any, tuple[str, ...], dict[str, Any]]] = [
+    cases: list[Case] = [
         (TypeError, ("tokens", "int64", "list"), {"tokens": tokens.tolist()}),
         (TypeError, ("tokens", "int64", "float32"), {"tokens": tokens.float()}),
         (TypeError, ("tokens", "int64", "int32"), {"tokens": tokens.int()}),
@@ -34,72 +64,87 @@ def refusals(model: Model) -> None:
             (TypeError, (name, "int64", "int32"), {name: size.int()}),
             (TypeError, (name, "int64", "list"), {name: [t, t]}),
             (ValueError, (name, "(2,)", "[1]"), {name: size[:1]}),
-            (
-                ValueError,
-                (name, f"1 .. {t}", "got 0 in row 1"),
-                {name: zero},
-            ),
+            (ValueError, (name, f"1 .. {t}", "got 0 in row 1"), {name: zero}),
             (ValueError, (name, f"1 .. {t}", f"got {t + 1} in row 0"), {name: size + 1}),
         ]
     for wrong in (True, 1.0, "1", -1, 10**30, config.max_steps + 1, torch.ones(2)):
         cases.append((ValueError, ("num_steps", repr(wrong)), {"num_steps": wrong}))
-    with untouched(model):
-        for kinds, words, given in cases:
-            with refused(kinds, *words):
-                model(**{"tokens": tokens, **given})
-            if "lengths" in given or not model.causal:
-                continue
-            with refused(kinds, *words):
-                model.generate(**{"tokens": tokens, "max_new_tokens": 1, **given})
+    return cases
+
+
+def describe(value: Any) -> str:
+    """Describe an argument briefly."""
+    if isinstance(value, Tensor) and value.numel() > 4:
+        return f"{value.dtype} {list(value.shape)}"
+    return repr(value) if not isinstance(value, list) else "a list"
 
 
 @torch.no_grad()
-def answers(model: Model) -> None:
-    """Every step count answers at every position, and unlike the others."""
+def outputs(model: Model) -> None:
+    """Check that logits have shape (b, t, vocab_size), the dtype of the weights and finite values;
+    states are None without keep_states; num_steps=None is the configured number; different numbers
+    of steps give different logits; the input is not changed."""
     rows = Rows.draw(model)
-    b, t = rows.tokens.shape
+    shape = (*rows.tokens.shape, model.config.vocab_size)
     given = rows.tokens.clone()
     seen: list[Tensor] = []
     for steps in model.step_counts:
         thought = model(rows.tokens, num_steps=steps)
-        logits = thought.logits
-        assert logits.shape == (b, t, model.config.vocab_size), f"logits are {list(logits.shape)}"
-        assert logits.dtype == dtype_of(model), f"logits are {logits.dtype}"
-        assert logits.isfinite().all(), f"logits after {steps} steps are not finite"
-        assert thought.states is None, "states are kept without keep_states"
+        logits, what = thought.logits, call(steps)
+        require(logits.shape == shape, f"{what}, logits are {list(logits.shape)}, not {shape}")
+        require(
+            logits.dtype == dtype_of(model),
+            f"{what}, logits are {logits.dtype}, and the weights {dtype_of(model)}",
+        )
+        wrong = int((~logits.isfinite()).sum())
+        require(not wrong, f"{what}, {wrong} of {logits.numel()} logits are not finite")
+        require(thought.states is None, f"{what}, states are returned without keep_states")
         if steps == model.check_steps(None):
-            assert torch.equal(model(rows.tokens).logits, logits), "None is another number of steps"
+            require(
+                torch.equal(model(rows.tokens).logits, logits),
+                f"num_steps=None differs from the configured num_steps={steps}",
+            )
         prompted = model(rows.tokens, num_steps=steps, prompt_lengths=rows.prompts).logits
         both = torch.cat([logits, prompted])
         for fewer, other in zip(model.step_counts, seen, strict=False):
-            assert not torch.equal(both, other), f"{steps} steps answer as {fewer} do"
+            same = torch.equal(both, other)
+            require(not same, f"num_steps={steps} and num_steps={fewer} give equal logits")
         seen.append(both)
-    assert torch.equal(rows.tokens, given), "the tokens given were changed"
+    require(torch.equal(rows.tokens, given), "the model changed the tokens that it was given")
 
 
 @torch.no_grad()
 def states(model: Model) -> None:
-    """The last of the states that are kept is what the logits are read from."""
+    """Check that keep_states=True returns states (b, k, t, c) with 1 <= k <= num_steps + 1 and the
+    same logits; read_out(states) has shape (b, k, t, vocab_size), and its last step equals the
+    logits."""
     rows = Rows.draw(model)
     b, t = rows.tokens.shape
     for steps in model.step_counts:
         for prompts in (None, rows.prompts):
+            what = call(steps, prompts)
             thought = model(rows.tokens, num_steps=steps, prompt_lengths=prompts, keep_states=True)
             kept = thought.states
-            assert kept is not None and kept.ndim == 4, "keep_states keeps no (b, k, t, c)"
-            shape = list(kept.shape)
-            assert shape[0] == b and shape[2] == t, f"states are {shape}"
-            assert 1 <= shape[1] <= steps + 1, f"{shape[1]} states are kept of {steps} steps"
+            require(
+                kept is not None and kept.ndim == 4,
+                f"{what}, states are {None if kept is None else list(kept.shape)}",
+            )
+            assert kept is not None
+            k = kept.shape[1]
+            fits = kept.shape[0] == b and kept.shape[2] == t and 1 <= k <= steps + 1
+            require(fits, f"{what} and tokens {[b, t]}, states are {list(kept.shape)}")
             read = model.read_out(kept)
-            assert read.shape == (b, shape[1], t, model.config.vocab_size), f"{list(read.shape)}"
-            close(read[:, -1], thought.logits, f"read_out after {steps} steps")
+            shape = (b, k, t, model.config.vocab_size)
+            require(read.shape == shape, f"{what}, read_out is {list(read.shape)}, not {shape}")
+            close(read[:, -1], thought.logits, f"{what}, last step of read_out and logits")
             logits = model(rows.tokens, num_steps=steps, prompt_lengths=prompts).logits
-            close(thought.logits, logits, f"keep_states with {steps} steps")
+            close(thought.logits, logits, f"{what}, logits with and without keep_states")
 
 
 @torch.no_grad()
 def causality(model: Model) -> None:
-    """Changing token j changes no logits before j, bit for bit."""
+    """Check that changing token j changes no logits before position j, bit for bit, and changes
+    some logits from j on. A model with causal = False is not checked."""
     if not model.causal:
         return
     t = min(44, model.config.max_length)
@@ -108,84 +153,92 @@ def causality(model: Model) -> None:
     at = torch.tensor(places, device=tokens.device)[:, None]
     columns = torch.arange(t, device=tokens.device)
     other = tokens.where(columns != at, (tokens + 1) % model.config.vocab_size)
-    # The token changed lies in its prompt, right behind it, or further on: in turn.
+    # In turn, the changed token lies in the prompt, directly after it, or further on.
     turns = torch.arange(len(places), device=tokens.device)
     prompted = torch.stack([at.new_full(at.shape, t), at, (at + 1) // 2])[turns % 3, turns, 0]
     for steps in model.step_counts:
         for prompts in (None, prompted):
-            found = model(tokens, num_steps=steps, prompt_lengths=prompts).logits
-            moved = (found != model(other, num_steps=steps, prompt_lengths=prompts).logits).any(-1)
-            assert prompts is not None or moved.any(), f"after {steps} steps no token is read"
+            before = model(tokens, num_steps=steps, prompt_lengths=prompts).logits
+            after = model(other, num_steps=steps, prompt_lengths=prompts).logits
+            moved = (before != after).any(-1)
+            require(
+                prompts is not None or moved.any(),
+                f"{call(steps)}, changing any single token changes no logits at all",
+            )
             for row, i in (moved & (columns < at)).nonzero().tolist():
                 prompt = "no prompt" if prompts is None else f"a prompt of {int(prompts[row])}"
+                change = float((after - before)[row, i].abs().max())
                 raise AssertionError(
-                    f"token {places[row]} changes the logits at {i}, {steps} steps, {prompt}"
+                    f"changing token {places[row]} changes the logits at position {i} by "
+                    f"{change:.1e} (num_steps={steps}, {prompt})"
                 )
 
 
 @torch.no_grad()
-def independence(model: Model) -> None:
-    """A row answers alone as it does in a batch, and whatever the batch is padded with."""
+def batch_independence(model: Model) -> None:
+    """Check that logits of a row do not depend on the ids of padding (bit for bit), and are those
+    of the row alone, within 1e-5 (float32) or 1e-10 (float64) of the largest."""
     rows = Rows.draw(model)
     columns = torch.arange(rows.tokens.shape[1], device=rows.tokens.device)
     real = columns < rows.lengths[:, None]
     for steps in model.step_counts:
         for prompts in (None, rows.prompts):
-            what = f"{steps} steps, prompted {prompts is not None}, "
-            logits = model(
-                rows.padded(0), num_steps=steps, lengths=rows.lengths, prompt_lengths=prompts
-            ).logits
+            settings: Any = {"num_steps": steps, "prompt_lengths": prompts}
+            what = call(steps, prompts)
+            logits = model(rows.padded(0), lengths=rows.lengths, **settings).logits
             for fill in (1 % model.config.vocab_size, -3, 10**12):
-                other = model(
-                    rows.padded(fill), num_steps=steps, lengths=rows.lengths, prompt_lengths=prompts
-                ).logits
-                assert torch.equal(logits[real], other[real]), what + "padding is read"
+                other = model(rows.padded(fill), lengths=rows.lengths, **settings).logits
+                require(
+                    torch.equal(logits[real], other[real]),
+                    f"{what}, padding with id {fill} instead of 0 changes the logits of real "
+                    f"tokens by {float((logits - other)[real].abs().max()):.1e}",
+                )
             for row in (0, 2, 4):
-                length = int(rows.lengths[row])
-                one = slice(row, row + 1)
-                prompt = None if prompts is None else prompts[one]
-                alone = model(
-                    rows.tokens[one, :length], num_steps=steps, prompt_lengths=prompt
-                ).logits
-                close(logits[one, :length], alone, f"{what}row {row} alone")
-    if not model.causal:
-        return
+                length, one = int(rows.lengths[row]), slice(row, row + 1)
+                settings["prompt_lengths"] = None if prompts is None else prompts[one]
+                alone = model(rows.tokens[one, :length], **settings).logits
+                close(logits[one, :length], alone, f"{what}, row {row} in a batch and alone")
+    if model.causal:
+        _generation_is_independent(model, rows)
+
+
+def _generation_is_independent(model: Model, rows: Rows) -> None:
     answer: Any = {"prompt_lengths": rows.prompts, "return_logits": True}
-    out, logits = model.generate(rows.left(0), rows.new, **answer)
-    other = model.generate(rows.left(10**12), rows.new, **answer)[1]
-    assert torch.equal(logits, other), "generate reads padding"
+    out, logits = model.generate(rows.left_padded(0), rows.new, **answer)
+    other = model.generate(rows.left_padded(10**12), rows.new, **answer)[1]
+    require(torch.equal(logits, other), "the ids of padding change the logits of generate")
     for row, length in enumerate(rows.prompts.tolist()):
         answer["prompt_lengths"] = rows.prompts[row : row + 1]
         found = model.generate(rows.tokens[row : row + 1, :length], rows.new, **answer)
-        assert torch.equal(found[0][0, length:], out[row, -rows.new :]), f"row {row} alone"
-        close(found[1][0], logits[row], f"generate, row {row} alone")
+        require(
+            torch.equal(found[0][0, length:], out[row, -rows.new :]),
+            f"generate writes other tokens for row {row} alone than in a batch",
+        )
+        close(found[1][0], logits[row], f"generate, row {row} alone and in a batch")
 
 
 @torch.no_grad()
 def scores(model: Model) -> None:
-    """Scores are the log-probabilities of the next tokens, and zeros where none is real."""
+    """Check that score gives the log-probability of each token after the first, zero after the end
+    of a row, and does not read padding. A model with causal = False raises ValueError."""
     rows = Rows.draw(model)
     if not model.causal:
-        with refused(ValueError, "causal"):
+        with refused("score of a model that is not causal", ValueError, "causal"):
             model.score(rows.tokens)
         return
-    for steps in few_steps(model):
+    for steps in fewest_and_most(model):
         logits = model(rows.tokens, num_steps=steps, lengths=rows.lengths).logits
-        wanted = torch.zeros_like(logits[:, 1:, 0])
+        expected = torch.zeros_like(logits[:, 1:, 0])
         for row, length in enumerate(rows.lengths.tolist()):
             for i in range(length - 1):
-                chances = logits[row, i] - logits[row, i].logsumexp(0)
-                wanted[row, i] = chances[rows.tokens[row, i + 1]]
-        close(
-            model.score(rows.tokens, lengths=rows.lengths, num_steps=steps),
-            wanted,
-            f"{steps} steps",
-        )
+                log_probs = logits[row, i] - logits[row, i].logsumexp(0)
+                expected[row, i] = log_probs[rows.tokens[row, i + 1]]
+        found = model.score(rows.tokens, lengths=rows.lengths, num_steps=steps)
+        close(found, expected, f"{call(steps)}, score and log-softmax of the logits")
         for fill in (0, 10**12):
             found = model.score(rows.padded(fill), lengths=rows.lengths, num_steps=steps)
-            close(found, wanted, f"{steps} steps, padded with {fill}")
+            close(found, expected, f"{call(steps)}, score of rows padded with id {fill}")
     found = model.score(rows.tokens, num_steps=steps)
-    wanted = model.score(
-        rows.tokens, lengths=torch.full_like(rows.lengths, rows.tokens.shape[1]), num_steps=steps
-    )
-    close(found, wanted, "lengths=None")
+    full = torch.full_like(rows.lengths, rows.tokens.shape[1])
+    expected = model.score(rows.tokens, lengths=full, num_steps=steps)
+    close(found, expected, "score with lengths=None and with the full width as lengths")

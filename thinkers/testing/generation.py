@@ -1,4 +1,7 @@
-"""Properties of generation: with a cache and without, stopped, in whichever mode."""
+"""Properties of generation: cache, stop token, evaluation mode, answers.
+
+After "Check that", the docstring of a check is the rule that `check_model` reports.
+"""
 
 from typing import Any
 
@@ -6,12 +9,14 @@ import torch
 from torch import Tensor
 
 from thinkers.models.base import Model
-from thinkers.testing.helpers import Rows, close, draw, few_steps, refused
+from thinkers.testing.helpers import Rows, call, close, draw, fewest_and_most, refused, require
 
 
 @torch.no_grad()
 def caching(model: Model) -> None:
-    """Tokens appended to a cache, some rows of it selected, answer as in whole rows."""
+    """Check that prefill, extend and cache.select give the logits of the forward pass over whole
+    rows, within 1e-5 (float32) or 1e-10 (float64) of the largest. A model with causal = False is
+    not checked."""
     if not model.causal:
         return
     rows = Rows.draw(model)
@@ -21,29 +26,31 @@ def caching(model: Model) -> None:
 
 
 def _cached(model: Model, rows: Rows, prompts: Tensor | None, steps: int) -> None:
-    what = f"{steps} steps, " + ("even" if prompts is None else "ragged") + " rows, token "
-    wanted = rows.continued(
-        model(rows.tokens, num_steps=steps, lengths=rows.lengths, prompt_lengths=prompts).logits
-    )
+    what = call(steps, prompts)
+    whole = model(rows.tokens, num_steps=steps, lengths=rows.lengths, prompt_lengths=prompts)
+    expected = rows.continued(whole.logits)
     start = int(rows.prompts.max())
     columns = torch.arange(start, device=rows.tokens.device)
     prompt = rows.tokens[:, :start].where(columns < rows.prompts[:, None], 0)
     prompted, capacity = prompts is not None, start + rows.new
     logits, cache = model.prefill(prompt, rows.prompts, steps, prompted, capacity)
-    close(logits, wanted[:, 0], what + "0")
+    close(logits, expected[:, 0], f"{what}, prefill and forward")
     alive = torch.arange(len(prompt), device=prompt.device)
     for n in range(rows.new):
         if n == rows.new // 2:
             cache.select(alive[1:])
             alive = alive[1:]
         logits = model.extend(rows.tokens[alive, rows.prompts[alive] + n], cache)
-        close(logits, wanted[alive, n + 1], f"{what}{n + 1}")
+        selected = " after select" if n >= rows.new // 2 else ""
+        close(logits, expected[alive, n + 1], f"{what}, extend {n + 1}{selected} and forward")
 
 
 def generation(model: Model) -> None:
-    """Generated tokens are what whole rows answer, with and without a cache, stopped or not."""
+    """Check that greedy generation writes the tokens with the largest logits of the forward pass,
+    the same with use_cache True and False, and pads a row after its stop token. A model with causal
+    = False raises ValueError."""
     if not model.causal:
-        with refused(ValueError, "causal"):
+        with refused("generate of a model that is not causal", ValueError, "causal"):
             model.generate(draw(model, (1, 1)), 1)
         return
     rows = Rows.draw(model)
@@ -53,36 +60,45 @@ def generation(model: Model) -> None:
 
 
 def _generated(model: Model, rows: Rows, prompts: Tensor | None, steps: int) -> None:
-    what = f"{steps} steps, " + ("even" if prompts is None else "ragged") + " rows, "
-    prompt, n = rows.left(-5), rows.new
+    what = call(steps, prompts)
+    prompt, n = rows.left_padded(-5), rows.new
     settings: Any = {"num_steps": steps, "prompt_lengths": prompts}
     out, logits = model.generate(prompt, n, return_logits=True, **settings)
     found = out[:, prompt.shape[1] :]
-    assert torch.equal(out[:, :-n], prompt), what + "the prompts were changed"
-    assert not logits.requires_grad, what + "the logits have a graph"
-    assert torch.equal(found, logits.argmax(-1)), what + "not the likeliest tokens"
-    thought = model(
-        rows.continue_with(found), num_steps=steps, lengths=rows.lengths, prompt_lengths=prompts
+    require(torch.equal(out[:, :-n], prompt), f"{what}, generate changes the prompts")
+    require(not logits.requires_grad, f"{what}, the logits of generate require gradients")
+    require(
+        torch.equal(found, logits.argmax(-1)),
+        f"{what}, generate at temperature 0 writes other tokens than those with the largest logits",
     )
-    close(logits, rows.continued(thought.logits)[:, :-1], what + "generated and whole")
+    rows_so_far = rows.continue_with(found)
+    whole = model(rows_so_far, num_steps=steps, lengths=rows.lengths, prompt_lengths=prompts)
+    close(logits, rows.continued(whole.logits)[:, :-1], f"{what}, logits of generate and forward")
     other = model.generate(prompt, n, return_logits=True, use_cache=False, **settings)
-    assert torch.equal(other[0], out), what + "other tokens without a cache"
-    close(logits, other[1], what + "with and without a cache")
+    require(
+        torch.equal(other[0], out), f"{what}, use_cache True and False generate different tokens"
+    )
+    close(logits, other[1], f"{what}, logits with use_cache True and False")
     stop = max(found.unique().tolist(), key=lambda token: len(_ends(found, token).unique()))
-    places = torch.arange(n, device=found.device)
-    wanted = found.where(places <= _ends(found, stop)[:, None], -7)
-    stopped = model.generate(prompt, n, stop_token=stop, pad_token=-7, **settings)
-    assert torch.equal(stopped[:, -n:], wanted), what + f"wrong once rows stop at {stop}"
+    columns = torch.arange(n, device=found.device)
+    expected = found.where(columns <= _ends(found, stop)[:, None], -7)
+    stopped = model.generate(prompt, n, stop_token=stop, pad_token=-7, **settings)[:, -n:]
+    require(
+        torch.equal(stopped, expected),
+        f"{what}, stop_token={stop} and pad_token=-7, generate writes {stopped.tolist()}, "
+        f"not {expected.tolist()}",
+    )
 
 
 def _ends(found: Tensor, token: int) -> Tensor:
-    """The place of the first `token` in each row, or the end."""
+    """Return the column of the first `token` in each row, or the width."""
     hits = found == token
     return hits.int().argmax(1).where(hits.any(1), found.shape[1])
 
 
-def modes(model: Model) -> None:
-    """Generation runs in evaluation mode, and leaves every part in the mode it was in."""
+def evaluation_mode(model: Model) -> None:
+    """Check that generate and answer run in evaluation mode, and afterwards each submodule is in
+    the mode that it was in. A model with causal = False is not checked."""
     if not model.causal:
         return
     new = min(3, model.config.max_length - 1)
@@ -95,22 +111,44 @@ def modes(model: Model) -> None:
         runs.append(model.generate(prompt, new, return_logits=True)[1])
         model.answer(prompt, torch.full((2,), prompt.shape[1], device=prompt.device), new)
         after = [part.training for part in model.modules()]
-        assert before == after, f"generate or answer changes the mode, from training={training}"
-    assert torch.equal(*runs), "generate answers otherwise in training mode"
+        changed = sum(a != b for a, b in zip(before, after, strict=True))
+        require(
+            not changed,
+            f"generate or answer of a model with training={training} leaves {changed} of "
+            f"{len(after)} modules in another mode",
+        )
+    require(
+        torch.equal(*runs),
+        "logits of generate differ between training and evaluation mode by "
+        f"{float((runs[0] - runs[1]).abs().max()):.1e}",
+    )
 
 
-def answering(model: Model) -> None:
-    """What tasks score is what greedy generation gives, unless the model says otherwise."""
+def answers(model: Model) -> None:
+    """Check that answer returns ids (b, max_new_tokens) of the vocabulary, does not read padding,
+    and equals greedy generation unless the model overrides it. A model with causal = False is not
+    checked."""
     if not model.causal:
         return
     rows = Rows.draw(model)
-    for steps in few_steps(model):
-        found = model.answer(rows.left(0), rows.prompts, rows.new, steps)
-        shape = (len(rows.tokens), rows.new)
-        assert found.shape == shape and found.dtype == torch.int64, f"{found.shape}, {found.dtype}"
-        assert 0 <= int(found.min()) <= int(found.max()) < model.config.vocab_size, "no ids"
-        other = model.answer(rows.left(10**12), rows.prompts, rows.new, steps)
-        assert torch.equal(found, other), "padding is read"
+    for steps in fewest_and_most(model):
+        found = model.answer(rows.left_padded(0), rows.prompts, rows.new, steps)
+        shape, what = (len(rows.tokens), rows.new), call(steps, rows.prompts)
+        require(
+            found.shape == shape and found.dtype == torch.int64,
+            f"{what}, answer is {found.dtype} {list(found.shape)}, not int64 {list(shape)}",
+        )
+        low, high = int(found.min()), int(found.max())
+        require(
+            0 <= low <= high < model.config.vocab_size,
+            f"{what}, ids of answer lie in {low} .. {high}, and the vocabulary has "
+            f"{model.config.vocab_size}",
+        )
+        other = model.answer(rows.left_padded(10**12), rows.prompts, rows.new, steps)
+        require(torch.equal(found, other), f"{what}, the ids of padding change the answer")
         if type(model).answer is Model.answer:
-            greedy = model.generate(rows.left(0), rows.new, steps, rows.prompts)
-            assert torch.equal(found, greedy[:, -rows.new :]), f"not greedy, {steps} steps"
+            greedy = model.generate(rows.left_padded(0), rows.new, steps, rows.prompts)
+            require(
+                torch.equal(found, greedy[:, -rows.new :]),
+                f"{what}, answer differs from greedy generation",
+            )

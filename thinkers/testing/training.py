@@ -1,4 +1,7 @@
-"""Properties of losses and of what is trained: shares add up, all learns, nothing is random."""
+"""Properties of losses and training: shares of a batch, gradients, reproducibility, saving.
+
+After "Check that", the docstring of a check is the rule that `check_model` reports.
+"""
 
 import dataclasses
 import json
@@ -8,55 +11,82 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from thinkers.models import MODELS, load_model
-from thinkers.models.base import IGNORED, Batch, Model
+from thinkers.models.base import IGNORED, Batch, Loss, Model
 from thinkers.testing.helpers import (
-    SUMS,
+    SHARE_TOLERANCES,
     Rows,
+    call,
     close,
     device_of,
     draw,
     dtype_of,
-    few_steps,
-    lesson,
+    fewest_and_most,
     refused,
+    require,
+    training_batch,
 )
 
 
-def losses(model: Model) -> None:
-    """The losses and gradients of shares of a batch add up to those of the batch."""
+def loss_shares(model: Model) -> None:
+    """Check that with counts of the whole batch, losses and gradients of its shares add up to those
+    of the batch, within 1e-5 (float32) or 1e-12 (float64); counts are announced by model.counts. A
+    model with causal = False raises ValueError for a batch without targets."""
     rows = Rows.draw(model)
-    batches: list[tuple[Any, int]] = [(lesson(model), rows.new * len(rows.tokens))]
+    batches: list[tuple[Any, int]] = [(training_batch(model), rows.new * len(rows.tokens))]
     if model.causal:
         batches.append((rows.tokens, rows.tokens[:, 1:].numel()))
     else:
-        with refused(ValueError, "causal"):
+        with refused("loss of bare tokens where causal = False", ValueError, "causal"):
             model.loss(draw(model, (1, 2)))
     for batch, graded in batches:
-        whole = _learned(model, batch)
-        loss, counts = whole[0], model.counts(batch)
-        assert counts["next_token"] == graded, f"{counts} where {graded} tokens are graded"
-        assert dict(loss.counts) == counts, f"counts {dict(loss.counts)}, announced {counts}"
-        assert loss.parts.keys() == counts.keys(), f"parts {list(loss.parts)}"
-        assert loss.total.shape == () and loss.total.isfinite(), f"the total is {loss.total}"
+        counts = model.counts(batch)
+        require(
+            counts["next_token"] == graded,
+            f"counts gives {counts} for a batch of {graded} graded tokens",
+        )
+        whole, gradient = _loss_and_gradient(model, batch)
+        _check_parts(whole, counts)
         cut = batch.rows if isinstance(batch, Batch) else batch.__getitem__
         parts = (slice(0, 2), slice(2, 3), slice(3, None))
-        shares = [_learned(model, cut(part), counts) for part in parts]
+        shares = [_loss_and_gradient(model, cut(part), counts) for part in parts]
         for part, number in counts.items():
-            assert sum(share.counts[part] for share, _ in shares) == number, f"{part} count"
-            assert not loss.parts[part].requires_grad, f"{part} has a graph"
+            added = sum(share.counts[part] for share, _ in shares)
+            require(added == number, f"counts of {part!r} add up to {added}, not {number}")
             found = torch.stack([share.parts[part] for share, _ in shares]).sum()
-            close(found, loss.parts[part], f"{part}", SUMS)
+            close(found, whole.parts[part], f"sum of the shares' part {part!r}", SHARE_TOLERANCES)
         totals = torch.stack([share.total for share, _ in shares]).sum()
-        close(totals, loss.total, "totals", SUMS)
-        close(torch.stack([x for _, x in shares]).sum(0), whole[1], "gradients", SUMS)
+        close(totals, whole.total, "sum of the shares' total", SHARE_TOLERANCES)
+        added = torch.stack([x for _, x in shares]).sum(0)
+        close(added, gradient, "sum of the shares' gradients", SHARE_TOLERANCES)
         correct = torch.cat([share.correct for share, _ in shares])
-        assert torch.equal(correct, loss.correct), f"correct: {correct} and {loss.correct}"
+        require(
+            torch.equal(correct, whole.correct),
+            f"correct is {correct.tolist()} in shares and {whole.correct.tolist()} in the batch",
+        )
 
 
-def _learned(model: Model, batch: Any, counts: Any = None) -> tuple[Any, Any]:
-    """The loss, and all gradients in one vector."""
+def _check_parts(loss: Loss, counts: dict[str, int]) -> None:
+    require(
+        dict(loss.counts) == counts,
+        f"the counts of the loss are {dict(loss.counts)}, and model.counts gives {counts}",
+    )
+    require(
+        loss.parts.keys() == counts.keys(),
+        f"the loss has the parts {list(loss.parts)}, and model.counts gives {list(counts)}",
+    )
+    require(
+        loss.total.shape == () and loss.total.isfinite(),
+        f"the total must be a finite scalar, got {loss.total.tolist()}",
+    )
+    for name, part in loss.parts.items():
+        require(not part.requires_grad, f"the part {name!r} must be detached")
+
+
+def _loss_and_gradient(model: Model, batch: Any, counts: Any = None) -> tuple[Loss, Tensor]:
+    """Return the loss, and the gradients of all parameters in one vector."""
     model.zero_grad(set_to_none=False)
     loss = model.loss(batch, counts=counts)
     found = torch.autograd.grad(
@@ -65,38 +95,51 @@ def _learned(model: Model, batch: Any, counts: Any = None) -> tuple[Any, Any]:
     return loss, torch.cat([x.flatten() for x in found])
 
 
-def grading(model: Model) -> None:
-    """A row is correct if all its graded tokens are the likeliest; the others do not count."""
-    batch = lesson(model)
-    likeliest = model(
+def correctness(model: Model) -> None:
+    """Check that Loss.correct (b,) bool is True for a row if and only if the largest logit is the
+    target at every graded position."""
+    batch = training_batch(model)
+    predicted = model(
         batch.tokens, lengths=batch.lengths, prompt_lengths=batch.prompt_lengths
     ).logits.argmax(-1)
     graded = batch.targets != IGNORED
     columns = torch.arange(graded.shape[1], device=graded.device)
     assert batch.lengths is not None
     last = columns == batch.lengths[:, None] - 2
-    wrong = (likeliest + 1) % model.config.vocab_size
-    right = likeliest.where(columns < batch.lengths[:, None], wrong).where(graded, IGNORED)
-    for targets, wanted in ((right, True), (right.where(~last, wrong), False)):
+    wrong = (predicted + 1) % model.config.vocab_size
+    # Wrong targets beyond the end of a row, and at positions that are not graded, must not count.
+    right = predicted.where(columns < batch.lengths[:, None], wrong).where(graded, IGNORED)
+    cases = {
+        "targets that are all predicted": (right, True),
+        "one graded target of each row that is not predicted": (right.where(~last, wrong), False),
+    }
+    for what, (targets, expected) in cases.items():
         found = model.loss(dataclasses.replace(batch, targets=targets)).correct
-        assert found.dtype == torch.bool and found.shape == (len(targets),), f"{found}"
-        assert (found == wanted).all(), f"{found} where all are {wanted}"
+        require(
+            found.dtype == torch.bool and found.shape == (len(targets),),
+            f"correct is {found.dtype} {list(found.shape)}, not bool [{len(targets)}]",
+        )
+        require((found == expected).all(), f"with {what}, correct is {found.tolist()}")
 
 
 def gradients(model: Model) -> None:
-    """Every parameter learns from rows of 64 tokens."""
+    """Check that in training mode, the loss of rows of 64 tokens gives every parameter a finite
+    gradient that is not all zero."""
     tokens = draw(model, (3, min(64, model.config.max_length)))
     batch: Any = tokens if model.causal else Batch(tokens, draw(model, tuple(tokens.shape), 1))
     model.zero_grad()
     model.train().loss(batch).total.backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, f"{name} has no gradient"
-        assert parameter.grad.isfinite().all(), f"the gradient of {name} is not finite"
-        assert parameter.grad.any(), f"the gradient of {name} is zero"
+        gradient = parameter.grad
+        require(gradient is not None, f"the parameter {name} has no gradient")
+        assert gradient is not None
+        require(gradient.isfinite().all(), f"the gradient of {name} is not finite")
+        require(gradient.any(), f"the gradient of {name} is zero")
 
 
-def repeatability(model: Model) -> None:
-    """Two that are built and trained from one seed are the same, bit for bit (on CPUs)."""
+def reproducibility(model: Model) -> None:
+    """Check that two models built and trained from one seed have equal losses and weights, bit for
+    bit (at equal numbers of threads)."""
     runs = []
     for _ in range(2):
         torch.manual_seed(1)
@@ -105,37 +148,50 @@ def repeatability(model: Model) -> None:
         losses = []
         for update in range(3):
             optimizer.zero_grad()
-            loss = built.loss(lesson(built, update)).total
+            loss = built.loss(training_batch(built, update)).total
             loss.backward()
             optimizer.step()
-            losses.append(loss.detach())
+            losses.append(loss.item())
         runs.append((losses, built.state_dict()))
-    assert runs[0][0] == runs[1][0], f"the losses {runs[0][0]} and {runs[1][0]}"
-    for name, found in runs[0][1].items():
-        assert torch.equal(found, runs[1][1][name]), f"{name} differs"
+    (first, weights), (second, others) = runs
+    require(first == second, f"the losses of three updates are {first} and then {second}")
+    for name, found in weights.items():
+        require(
+            torch.equal(found, others[name]),
+            f"{name} differs by {float((found - others[name]).abs().max()):.1e} after 3 updates",
+        )
 
 
 def saving(model: Model) -> None:
-    """What is saved and loaded again is the same, bit for bit."""
+    """Check that save writes config.json and model.safetensors alone, and the loaded model has the
+    same configuration and the same logits, bit for bit."""
     rows = Rows.draw(model)
     for parameter in model.parameters():
         parameter.data += 0.01
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
         files = sorted(path.name for path in Path(folder).iterdir())
-        assert files == ["config.json", "model.safetensors"], f"the folder holds {files}"
+        require(
+            files == ["config.json", "model.safetensors"],
+            f"save writes {files}",
+        )
         if MODELS.get(model.name) is type(model):
-            again = load_model(folder)
+            loaded = load_model(folder)
         else:
             found = json.loads((Path(folder) / "config.json").read_text())
-            again = type(model)(type(model.config)(**found["config"])).to(dtype_of(model))
-            again.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    again = again.to(device_of(model)).eval()
-    assert again.config == model.config, f"{again.config} was {model.config}"
-    for steps in few_steps(model):
+            loaded = type(model)(type(model.config)(**found["config"])).to(dtype_of(model))
+            loaded.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    loaded = loaded.to(device_of(model)).eval()
+    require(
+        loaded.config == model.config,
+        f"the loaded configuration is {loaded.config}, and the saved one {model.config}",
+    )
+    for steps in fewest_and_most(model):
         for prompts in (None, rows.prompts):
-            found, wanted = (
-                m(rows.tokens, num_steps=steps, prompt_lengths=prompts).logits
-                for m in (again, model)
+            settings: Any = {"num_steps": steps, "prompt_lengths": prompts}
+            found, expected = (m(rows.tokens, **settings).logits for m in (loaded, model))
+            require(
+                torch.equal(found, expected),
+                f"{call(steps, prompts)}, logits of the loaded model differ by "
+                f"{float((found - expected).abs().max()):.1e}",
             )
-            assert torch.equal(found, wanted), f"the loaded one answers otherwise, {steps} steps"
