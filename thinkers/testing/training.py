@@ -59,8 +59,8 @@ def loss_shares(model: Model) -> None:
             close(found, whole.parts[part], f"sum of the shares' part {part!r}", SHARE_TOLERANCES)
         totals = torch.stack([share.total for share, _ in shares]).sum()
         close(totals, whole.total, "sum of the shares' total", SHARE_TOLERANCES)
-        added = torch.stack([x for _, x in shares]).sum(0)
-        close(added, gradient, "sum of the shares' gradients", SHARE_TOLERANCES)
+        summed = torch.stack([x for _, x in shares]).sum(0)
+        close(summed, gradient, "sum of the shares' gradients", SHARE_TOLERANCES)
         correct = torch.cat([share.correct for share, _ in shares])
         require(
             torch.equal(correct, whole.correct),
