@@ -1,11 +1,11 @@
-"""Which questions of kind 2, where a thing is, does a model of stories get wrong?
+"""Accuracy on stories of kind 2, the place of a thing, by group of question.
 
 python benchmarks/story_mistakes.py
 python benchmarks/story_mistakes.py runs/babi-looped-0
 
-Held-out questions are sorted by what else was taken or left. Without a run it is told what a reader
-is worth who knows all about people and things, but not which thing is asked for, and answers for
-the thing that was taken or left last. With a run that was trained on kind 2, so is the model.
+Held-out questions are grouped by the last action on the other thing. A baseline that ignores which
+thing is asked for, and answers for the thing that was taken or dropped last, is printed for
+comparison; with a run that was trained on kind 2, the accuracy of its model too.
 """
 
 import sys
@@ -28,7 +28,7 @@ DROPS = {text.split()[1] for text in babi_worlds.DROPS}
 
 
 def where(facts: list[list[str]], thing: str) -> str:
-    """Where a thing is: where it was left, or where the one is who took it."""
+    """Return the place of a thing: where it was dropped, or where the person is who took it."""
     last = max(i for i, fact in enumerate(facts) if fact[-1] == thing)
     who, deed = facts[last][:2]
     until = last if deed in DROPS else len(facts)
@@ -37,8 +37,8 @@ def where(facts: list[list[str]], thing: str) -> str:
     )
 
 
-def asked(story: babi_format.Story) -> Iterator[tuple[int, bool]]:
-    """Of each question its group, and whether the thing touched last is where the asked one is."""
+def grouped_questions(story: babi_format.Story) -> Iterator[tuple[int, bool]]:
+    """Yield for each question its group, and True if the baseline answers it right."""
     facts: list[list[str]] = []
     for line in story:
         words = line.text.rstrip(".?").split()
@@ -58,24 +58,28 @@ def main() -> int:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     task = task_of(folder) if folder else Babi(Babi.Config(kinds=(2,)))
     if not isinstance(task, Babi) or 2 not in task.config.kinds or task.config.path:
-        sys.exit(f"{folder} was not trained on our own stories of kind 2")
+        sys.exit(f"{folder} was not trained on generated stories of kind 2; pass a run that was")
     kind = task.config.kinds.index(2)
-    found = [x for story in task.stories("test")[kind] for x in asked(story)]
-    show("who ignores the thing", [group for group, _ in found], [right for _, right in found])
+    found = [x for story in task.stories("test")[kind] for x in grouped_questions(story)]
+    show(
+        "baseline that ignores the thing",
+        [group for group, _ in found],
+        [right for _, right in found],
+    )
     if folder:
         model = thinkers.load(folder).eval()
         with torch.no_grad():
             batches = task.evaluation_batches("test", len(task.examples("test")))
             right = [x for batch in batches for x in model.loss(batch).correct.tolist()]
-        # Questions are held out mixed: by story and statements they are put in order again.
+        # Evaluation examples are shuffled: restore the order of `found`, by story and length.
         pairs = zip(task.examples("test"), right, strict=True)
         own = sorted((x.story, len(x.prompt), ok) for x, ok in pairs if x.bucket[0] == kind)
         show(str(model.name), [group for group, _ in found], [ok for *_, ok in own])
     return 0
 
 
-def show(who: str, groups: list[int], right: list[bool]) -> None:
-    print(f"{who}: {sum(right) / len(right):.3f} of {len(right)}")
+def show(name: str, groups: list[int], right: list[bool]) -> None:
+    print(f"{name}: {sum(right) / len(right):.3f} of {len(right)}")
     for number, text in enumerate(GROUPS):
         some = [ok for group, ok in zip(groups, right, strict=True) if group == number]
         share = f"{sum(some) / len(some):.3f}" if some else "-"

@@ -1,9 +1,9 @@
-"""How fast tasks make batches, beside how fast a small model consumes them.
+"""Time to make a batch of every task, against the time of an update of a small model.
 
     python benchmarks/task_rate.py [--text tinyshakespeare.txt]
 
 Process time on one thread, the median of several alternations. The claim: a batch of 64 rows costs
-less than a twentieth of the update that learns from it. Ends with 1 if it does not hold.
+less than a twentieth of the update on it. The exit code is 1 if it does not hold.
 """
 
 import argparse
@@ -22,7 +22,7 @@ ROWS, UPDATES = 64, 64
 
 
 def process_ms(call: Callable[[int], object], count: int) -> float:
-    """The mean process time of call(0) .. call(count - 1), in milliseconds."""
+    """Return the mean process time of call(0) .. call(count - 1), in milliseconds."""
     start = time.process_time()
     for update in range(count):
         call(update)
@@ -30,7 +30,7 @@ def process_ms(call: Callable[[int], object], count: int) -> float:
 
 
 def training_update(task: thinkers.Task) -> Callable[[int], None]:
-    """One update of a small decoder on batches that are already made."""
+    """Return a function that updates a small decoder on batches that are already made."""
     torch.manual_seed(0)
     model = thinkers.build_model(
         "decoder",
@@ -53,21 +53,21 @@ def training_update(task: thinkers.Task) -> Callable[[int], None]:
 
 
 def measure(name: str, own: dict[str, Any], rounds: int) -> tuple[float, float]:
-    """Milliseconds to make a batch, and to learn from it."""
-    made, learned = [], []
+    """Return the milliseconds to make a batch, and those of an update on it."""
+    made, updated = [], []
     update_once = training_update(thinkers.build_task(name, **own))
     process_ms(update_once, 3)
     for i in range(rounds):
         task = thinkers.build_task(name, seed=i, **own)
         made.append(process_ms(lambda update, task=task: task.batch(update, ROWS), UPDATES))
-        learned.append(process_ms(update_once, 8))
-    return statistics.median(made), statistics.median(learned)
+        updated.append(process_ms(update_once, 8))
+    return statistics.median(made), statistics.median(updated)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--text", help="measure batches of this text, and nothing else")
+    parser.add_argument("--text", help="measure batches of this text only")
     options = parser.parse_args()
     rounds = options.rounds
     torch.set_num_threads(1)
@@ -77,16 +77,16 @@ def main() -> int:
     if options.text is not None:
         kinds = [(kind, context) for kind in KINDS for context in (64, 256)]
         cases = [("text", dict(vocabulary=x, context=n, path=options.text)) for x, n in kinds]
-    print("task         settings                 width   make ms  learn ms   ratio")
+    print("task         settings                 width   make ms update ms   ratio")
     ratios = []
     for name, own in cases:
-        made, learned = measure(name, own, rounds)
-        ratios.append(learned / made)
+        made, updated = measure(name, own, rounds)
+        ratios.append(updated / made)
         shown = [f"{k}={v}" for k, v in own.items() if k != "path"]
         what = "any base" if own is ANY_BASE else ", ".join(shown)
         width = thinkers.build_task(name, **own).max_length - 1
         print(
-            f"{name:12} {what:24} {width:5} {made:9.3f} {learned:9.2f} {learned / made:7.0f}",
+            f"{name:12} {what:24} {width:5} {made:9.3f} {updated:9.2f} {updated / made:7.0f}",
             flush=True,
         )
     print(f"least ratio {min(ratios):.0f}, claimed 20")

@@ -1,9 +1,9 @@
-"""Where in its context a model loses: the mean loss of runs on a text, by position.
+"""Mean held-out loss of runs on a text, by position in the context.
 
 python benchmarks/text_positions.py RUN [RUN ..] --part 16
 
-The held-out loss of each run at each place of a part of the context: of the first part, where
-nothing came before, and of all later ones together.
+The context is cut into parts of equal length. For each position of a part the loss is printed for
+the first part, which has no context before it, and for all later parts together.
 """
 
 import argparse
@@ -20,7 +20,7 @@ BATCHES, ROWS = 8, 50
 
 @torch.no_grad()
 def losses(folder: Path) -> torch.Tensor:
-    """(t,): the mean over held-out windows."""
+    """Return the mean loss at each position over held-out windows, (t,)."""
     model, task = thinkers.load(folder).eval(), task_of(folder)
     found = []
     for number in range(BATCHES):

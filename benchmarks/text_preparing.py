@@ -1,10 +1,10 @@
-"""How fast a large text is made into tokens, and in how much memory.
+"""Time and peak memory of tokenizing a large text.
 
 python benchmarks/text_preparing.py [--megabytes 1000] [--vocabularies byte character bpe]
 
-A process of its own prepares a generated file, every tenth letter of which takes two bytes, in a
-cache that was empty. Reading the cache again is timed too. Ends with 1 if bytes take 1 GB of
-memory or more, or less than 20 MB are prepared in a second of process time. Everything is deleted
+A subprocess tokenizes a generated file, one letter in thirteen of which takes two bytes, with an
+empty cache; a second one reads the cache. The exit code is 1 if byte tokens take 1 GB of memory or
+more, or less than 20 MB are tokenized in a second of process time. All files are deleted
 afterwards.
 """
 
@@ -35,7 +35,7 @@ print(json.dumps(dict(seconds=seconds, waited=waited, tokens=tokens, peak=peak, 
 
 
 def write_text(file: Path, megabytes: int) -> None:
-    """Words drawn from a small vocabulary, in lines, some of them not ASCII."""
+    """Write lines of words from a vocabulary of 20,000, some of them not ASCII."""
     draw = random.Random(1)
     letters = "etaoinshrdlu" + "é"
     words = ["".join(draw.choices(letters, k=draw.randint(1, 9))) for _ in range(20_000)]
@@ -59,7 +59,7 @@ def main() -> int:
         size = file.stat().st_size
         environment = os.environ | {"THINKERS_CACHE": f"{folder}/cache"}
         for kind in options.vocabularies:
-            for turn in ("prepared", "from the cache"):
+            for turn in ("tokenized", "from the cache"):
                 found = json.loads(
                     subprocess.run(
                         [sys.executable, "-c", PREPARE, str(file), kind],
@@ -72,7 +72,7 @@ def main() -> int:
                 rate, peak = size / 1e6 / found["seconds"], found["peak"] / 1024
                 print(
                     f"{kind:9} {turn:14} {size / 1e6:,.0f} MB in {found['seconds']:.1f} s of "
-                    f"process time ({found['waited']:.0f} s went by), "
+                    f"process time ({found['waited']:.0f} s of wall time), "
                     f"{rate:.0f} MB/s, {found['tokens']:,} tokens, peak memory {peak:,.0f} MiB, "
                     f"{(found['peak'] - found['base']) / 1024:,.0f} of them for it",
                     flush=True,

@@ -1,4 +1,4 @@
-"""What each number task asks, worked out again in plain Python from its text."""
+"""Oracles of the number tasks: answers computed in plain Python from the text of a prompt."""
 
 import re
 
@@ -6,6 +6,7 @@ DIGITS = "0123456789ABCDEF"
 
 
 def in_base(number: int, base: int) -> str:
+    """Return `number` as text in `base`."""
     if number < 0:
         return "-" + in_base(-number, base)
     rest, last = divmod(number, base)
@@ -13,7 +14,7 @@ def in_base(number: int, base: int) -> str:
 
 
 def split_prompt(prompt: str, base: int) -> tuple[str, int, int]:
-    """The question without bases, blanks and `=`, and its two bases."""
+    """Return the question without bases, blanks and `=`, and its two bases."""
     assert prompt.endswith("=") and prompt.count("=") == 1
     a = b = base
     if ":" in prompt:
@@ -23,6 +24,7 @@ def split_prompt(prompt: str, base: int) -> tuple[str, int, int]:
 
 
 def sequence(name: str, elements: list[int], amount: int, base: int, hops: int = 1) -> list[int]:
+    """Return the elements of the answer of a sequence task."""
     n = len(elements)
     match name:
         case "copy":
@@ -46,6 +48,7 @@ def sequence(name: str, elements: list[int], amount: int, base: int, hops: int =
 
 
 def factors(number: int) -> dict[int, int]:
+    """Return {prime: exponent}."""
     found: dict[int, int] = {}
     divisor = 2
     while number > 1:
@@ -57,7 +60,7 @@ def factors(number: int) -> dict[int, int]:
 
 
 def solve(name: str, prompt: str, base: int = 10, hops: int = 1) -> str:
-    """The answer to a prompt of the task `name`; `base` where the prompt names none."""
+    """Return the answer to a prompt of the task `name`, in `base` if the prompt names no bases."""
     question, a, b = split_prompt(prompt, base)
     if name == "factorise":
         powers = factors(int(question, a)).items()

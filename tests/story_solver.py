@@ -1,4 +1,4 @@
-"""Answers questions about stories from their sentences alone, sentence by sentence."""
+"""Oracle of the stories: answers questions by parsing sentence after sentence."""
 
 import re
 
@@ -8,11 +8,13 @@ COUNTS = ["none", "one", "two", "three", "four"]
 WOMEN = {"Anna", "Clara", "Emma", "Greta"}
 
 
-def replay(facts, whole):
-    """Where people and things have been, one place after another, and who holds what.
+def replay(facts, is_complete):
+    """Return {person or thing: its places in order} and {person: the things held}.
 
-    In a whole story nothing is taken from a hand, and only what was taken is left; of supporting
-    facts alone, what was left unsaid is inferred.
+    Args:
+        is_complete: True if `facts` are all statements of a story: then things are only taken when
+            nobody holds them, and only dropped by their holder. False if they are the supporting
+            facts alone, from which the missing actions are inferred.
     """
     trails, hands, last = {}, {}, None
 
@@ -26,7 +28,7 @@ def replay(facts, whole):
             visit(match[1], match[3])
             visit(match[2], match[3])
         elif match := re.fullmatch(r"(?:Afterwards|Then|Later) (she|he) " + GO, fact):
-            assert (match[1] == "she") == (last in WOMEN), "nobody who is called so"
+            assert (match[1] == "she") == (last in WOMEN), "the pronoun has no antecedent"
             visit(last, match[2])
         elif match := re.fullmatch(r"(\w+) " + GO, fact):
             last = match[1]
@@ -35,7 +37,7 @@ def replay(facts, whole):
                 visit(thing, match[2])
         elif match := re.fullmatch(rf"(\w+) {TOOK} the (\w+)\.", fact):
             holders = [held for held in hands.values() if match[2] in held]
-            assert not (whole and holders), "taken twice"
+            assert not (is_complete and holders), "taken twice"
             for held in holders:
                 held.remove(match[2])
             hands.setdefault(match[1], []).append(match[2])
@@ -43,7 +45,7 @@ def replay(facts, whole):
                 assert match[2] not in trails or trails[match[2]][-1] == trails[match[1]][-1]
                 visit(match[2], trails[match[1]][-1])
         elif match := re.fullmatch(rf"(\w+) {LEFT} the (\w+)\.", fact):
-            if whole or match[2] in hands.get(match[1], ()):
+            if is_complete or match[2] in hands.get(match[1], ()):
                 hands[match[1]].remove(match[2])
             if match[1] in trails:
                 visit(match[2], trails[match[1]][-1])
@@ -51,7 +53,7 @@ def replay(facts, whole):
 
 
 def plural_facts(facts):
-    """{singular: what all of this sort fear}, {name: its sort}, {name: what it is called}."""
+    """Return {plural: the animal it fears}, {name: its animal}, {name: its colour or mood}."""
     fears, sorts, states = {}, {}, {}
     for fact in facts:
         if match := re.fullmatch(r"(\w+) fear (\w+)\.", fact):
@@ -64,7 +66,7 @@ def plural_facts(facts):
 
 
 def is_larger(facts, a, b):
-    """Whether a is larger than b, by any number of steps."""
+    """Return True if a is larger than b, by any number of comparisons."""
     below = {}
     for fact in facts:
         if match := re.fullmatch(r"The (\w+) is larger than the (\w+)\.", fact):
@@ -80,9 +82,9 @@ def is_larger(facts, a, b):
     return b in seen
 
 
-def solve(facts, question, whole=True):
-    """The answer, or an AssertionError where the story does not say."""
-    trails, hands = replay(facts, whole)
+def solve(facts, question, is_complete=True):
+    """Return the answer; AssertionError if the story does not give it."""
+    trails, hands = replay(facts, is_complete)
     fears, sorts, states = plural_facts(facts)
     if match := re.fullmatch(r"Where is (?:the )?(\w+)\?", question):
         return trails[match[1]][-1]
@@ -113,10 +115,11 @@ def solve(facts, question, whole=True):
         return goals[states[match[1]]]
     if match := re.fullmatch(r"Why did (\w+) (?:go to|take) the \w+\?", question):
         return states[match[1]]
-    raise AssertionError(f"nobody can answer {question}")
+    raise AssertionError(f"unknown form of question: {question}")
 
 
 def decide(facts, a, b):
+    """Return yes if a is larger than b, no if b is larger than a."""
     larger, smaller = is_larger(facts, a, b), is_larger(facts, b, a)
     assert larger != smaller, "the story does not say"
     return "yes" if larger else "no"

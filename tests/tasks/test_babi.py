@@ -1,4 +1,4 @@
-"""Reading files in the format of bAbI, and asking models about them."""
+"""Stories in the bAbI format: files, batches, vocabulary, runs and scores."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,6 @@ from story_solver import solve
 import thinkers
 from thinkers.comparison import matching
 from thinkers.errors import DamagedError, DataError, UsageError
-from thinkers.models import Batch
 from thinkers.recipes.numbers import learning
 from thinkers.tasks.babi import Babi
 from thinkers.tasks.babi_format import Line, generated_stories, parse_stories, read_stories
@@ -39,7 +38,7 @@ def task_of(path, **own):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Files as published: of kind 8 ten stories to train on, and two for a test; of kind 19 too."""
+    """Files named as published: ten training and two test stories of kind 8, and of kind 19."""
     for name in ("qa8_lists-sets", "qa19_path-finding"):
         (tmp_path / f"{name}_train.txt").write_bytes(PIECE * 5)
         (tmp_path / f"{name}_test.txt").write_bytes(PIECE.replace(b"milk", b"Lamp"))
@@ -47,7 +46,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_lines_are_read_as_they_stand():
+def test_lines_are_parsed_into_statements_questions_and_support():
     stories = parse_stories(PIECE, "piece")
     assert [len(story) for story in stories] == [5, 3]
     assert stories[0][0] == Line("The hall is north of Bob's kitchen.")
@@ -79,7 +78,7 @@ def test_lines_are_read_as_they_stand():
         ("1 A man.\n٢ B man.\n".encode(), ("line 2", "a number")),
     ],
 )
-def test_bad_files_are_told_by_file_and_line(data, words, tmp_path):
+def test_a_bad_line_is_an_error_that_names_file_and_line(data, words, tmp_path):
     (tmp_path / "file.txt").write_bytes(data)
     with pytest.raises(DataError) as caught:
         read_stories(tmp_path / "file.txt")
@@ -88,7 +87,7 @@ def test_bad_files_are_told_by_file_and_line(data, words, tmp_path):
     assert [line.split(":")[0] for line in message.splitlines()] == ["found", "expected", "fix"]
 
 
-def test_a_folder_is_read_by_kinds_and_parts(folder):
+def test_a_folder_is_read_by_kind_and_split(folder):
     task = task_of(folder, kinds=(8, 19))
     assert {split: len(task.examples(split)) for split in ("train", "valid", "test")} == {
         "train": 28,  # 18 of 20 stories, of which every other has 2 questions
@@ -108,7 +107,7 @@ def test_a_folder_is_read_by_kinds_and_parts(folder):
         task_of(folder, kinds=(8,))
 
 
-def test_a_file_is_split_by_its_stories(tmp_path):
+def test_a_single_file_is_split_by_story(tmp_path):
     lines = [f"1 Eve {i} ran.\n2 Who ran?\tEve,{i}\t1\n" for i in range(20)]
     (tmp_path / "all.txt").write_text("".join(lines))
     task = task_of(tmp_path / "all.txt")
@@ -158,7 +157,7 @@ def test_batches_are_a_function_of_seed_update_and_row():
     assert len(seen) == 5
 
 
-def test_an_answer_that_is_chosen_is_one_token_behind_the_question(folder):
+def test_a_chosen_answer_is_one_token_after_the_question(folder):
     task = task_of(folder, kinds=(8,), answers="chosen")
     assert "milk,football" in task.words and "e,n" in task.words
     batch = task.batch(0, 29)
@@ -170,20 +169,18 @@ def test_an_answer_that_is_chosen_is_one_token_behind_the_question(folder):
     assert task.max_answer_length() == 1 and task_of(folder, kinds=(8,)).max_answer_length() == 4
 
 
-class Knowing(thinkers.MODELS["decoder"]):
-    """A decoder that looks its answers up, but some."""
+class LookupModel(thinkers.MODELS["decoder"]):
+    """Decoder that answers two thirds of the test questions from a table."""
 
-    def known(self, task):
-        self.found = {}
-        for x in task.examples("test"):
-            self.found[tuple(x.prompt)] = x.answer
+    def memorise(self, task):
+        self.answers = {tuple(x.prompt): x.answer for x in task.examples("test")}
 
     def answer(self, tokens, prompt_lengths, max_new_tokens, num_steps=None):
         out = torch.zeros(len(tokens), max_new_tokens, dtype=torch.int64)
         for row, n in enumerate(prompt_lengths.tolist()):
             prompt = tuple(tokens[row, len(tokens[row]) - n :].tolist())
             if hash(prompt) % 3:
-                answer = self.found[prompt]
+                answer = self.answers[prompt]
                 out[row, : len(answer)] = torch.tensor(answer)
         return out
 
@@ -191,16 +188,16 @@ class Knowing(thinkers.MODELS["decoder"]):
 @pytest.mark.parametrize("answers", ["written", "chosen"])
 def test_a_score_is_the_share_of_right_answers(answers):
     task = Babi(Babi.Config(kinds=(1, 2), answers=answers, **SMALL))
-    model = Knowing(Knowing.Config(vocab_size=task.vocab_size, dim=8))
-    model.known(task)
+    model = LookupModel(LookupModel.Config(vocab_size=task.vocab_size, dim=8))
+    model.memorise(task)
     grades = task.grade(model)
     assert len(grades) == len(task.examples("test")) == 90 and grades.dtype == torch.float64
     assert task.score(model)["exact"] == float(grades.mean()) and 0.4 < grades.mean() < 0.9
     assert task.score(model, num_examples=7)["exact"] == float(grades[:7].mean())
 
 
-def test_whoever_reads_both_ways_learns_and_is_scored(tmp_path):
-    """Through the command's own way: train, evaluate at every step count, ask."""
+def test_a_non_causal_model_is_trained_and_scored_on_chosen_answers_only(tmp_path):
+    """Train, evaluate at every number of steps, and ask; written answers are refused."""
     task = Babi.Config(answers="chosen", **SMALL)
     model = thinkers.MODELS["thoughtsformer"]
     training = learning(2, batch_size=4, evaluate_examples=10)
@@ -224,7 +221,7 @@ def test_whoever_reads_both_ways_learns_and_is_scored(tmp_path):
         matching.contenders("babi", ["looped", "thoughtsformer"], [], ["--task.num_stories=5"])
 
 
-def test_a_run_answers_where_its_files_are_no_more(tmp_path, folder):
+def test_a_run_answers_after_its_files_are_deleted(tmp_path, folder):
     task = Babi.Config(path=str(folder), kinds=(8,))
     config = thinkers.Config.fit(
         thinkers.MODELS["decoder"], task, learning(1, batch_size=2), dim=16, num_layers=1
@@ -262,7 +259,7 @@ def test_a_run_is_not_resumed_on_other_stories(tmp_path, folder):
         task_of(folder, kinds=(8,)).save_to_run(tmp_path)
 
 
-def test_text_and_tokens_are_the_same():
+def test_text_and_tokens_are_inverse():
     task = Babi(Babi.Config(kinds=(1, 7, 18), **SMALL))
     for example in task.examples("train")[:50]:
         assert task.encode(task.decode(example.prompt)) == example.prompt
@@ -274,8 +271,7 @@ def test_text_and_tokens_are_the_same():
         task.encode("anna atic")
 
 
-def test_batches_are_batches():
-    assert isinstance(Babi(Babi.Config(**SMALL)).batch(0, 3), Batch)
+def test_generated_stories_are_cached():
     assert generated_stories(1, "train", 3) is generated_stories(1, "train", 3)
 
 
@@ -291,7 +287,7 @@ def test_batches_are_batches():
         ({"num_held_out": 1.5}, ("num_held_out", "1.5")),
     ],
 )
-def test_a_configuration_that_cannot_be_is_refused(own, words):
+def test_an_invalid_configuration_is_refused(own, words):
     with pytest.raises(UsageError) as caught:
         Babi.Config(**own)
     assert all(word in str(caught.value) for word in words)
@@ -307,13 +303,13 @@ def test_a_configuration_that_cannot_be_is_refused(own, words):
         (lambda task: task.decode([999]), ("token 0", "999")),
     ],
 )
-def test_calls_that_cannot_be_are_refused(call, words):
+def test_invalid_arguments_are_refused(call, words):
     with pytest.raises(UsageError) as caught:
         call(Babi(Babi.Config(**SMALL)))
     assert all(word in str(caught.value) for word in words)
 
 
-def test_questions_about_one_story_are_bound_together():
+def test_questions_about_one_story_are_one_group():
     task = Babi(Babi.Config(kinds=(1, 2), num_stories=30, num_held_out=30))
     asked, examples = task.groups("test", 100), task.examples("test")
     assert len(asked) == 100 and len(set(task.groups("test").tolist())) == 60

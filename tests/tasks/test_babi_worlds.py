@@ -1,4 +1,4 @@
-"""Our own stories, against a solver that reads nothing but their sentences."""
+"""Generated stories, checked by a solver that reads nothing but their sentences."""
 
 import collections
 
@@ -22,7 +22,7 @@ def stories(kind, split, count):
 
 
 def questions(story):
-    """(statements before it, the question) of each question."""
+    """Yield for each question (the statements before it, the question)."""
     facts = []
     for line in story:
         if line.answer is None:
@@ -46,16 +46,15 @@ def test_every_answer_follows_from_the_sentences(kind, split):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != 7])
-def test_the_supporting_facts_are_enough(kind):
-    """What a question is said to rest on answers it alone, the pronoun's owner included."""
+def test_the_supporting_facts_alone_give_the_answer(kind):
     for story in stories(kind, "valid", 30):
         for line in story:
             if line.answer is not None:
                 facts = [story[number - 1].text for number in line.support]
-                assert facts and solve(facts, line.text, whole=False) == line.answer, line
+                assert facts and solve(facts, line.text, is_complete=False) == line.answer, line
 
 
-def test_support_of_counting_is_all_that_somebody_did():
+def test_counting_is_supported_by_all_actions_of_the_person():
     for story in stories(7, "valid", 30):
         for line in story:
             if line.answer is not None:
@@ -66,7 +65,7 @@ def test_support_of_counting_is_all_that_somebody_did():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_splits_share_no_beginning(kind):
+def test_no_two_splits_have_stories_that_begin_alike(kind):
     seen = {}
     for split in ("train", "valid", "test"):
         for story in stories(kind, split, 60):
@@ -82,7 +81,7 @@ def test_a_story_is_a_function_of_its_number(kind):
     assert len(set(texts)) == 17
 
 
-def test_all_words_are_known_and_all_stories_short_enough():
+def test_all_words_are_in_the_vocabulary_and_no_story_is_too_long():
     task = Babi(Babi.Config(kinds=tuple(KINDS), num_stories=20, num_held_out=5))
     for split in ("train", "valid", "test"):
         for example in task.examples(split):
@@ -91,7 +90,7 @@ def test_all_words_are_known_and_all_stories_short_enough():
     assert len(used) > 0.8 * len(task.words)
 
 
-def test_hashing_tells_numbers_apart_and_dice_are_fair():
+def test_hashes_of_integers_differ_and_random_integers_are_uniform():
     seen = {hash_integers(*x) for x in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (2**64,), (2**80,))}
     assert len(seen) == 8
     for number in (0, 1, 5, 2**63, 2**64 - 1):

@@ -1,4 +1,4 @@
-"""Number tasks against plain Python: what is drawn, what is right, and how it reads."""
+"""Number tasks against plain Python: distributions, answers, text form and limb arithmetic."""
 
 import re
 
@@ -16,6 +16,8 @@ from thinkers.tasks.number_tokens import END, VOCAB_SIZE
 
 ANY_BASE = dict(min_in_base=2, max_in_base=16, min_out_base=2, max_out_base=16)
 NUMBERS = [name for name, task in TASKS.items() if issubclass(task, NumberTask)]
+TASK = {name: build_task(name) for name in NUMBERS}
+"""Built once, since hypothesis calls a test a hundred times."""
 CASES = [
     *((name, {}) for name in NUMBERS),
     *((name, ANY_BASE) for name in NUMBERS),
@@ -37,14 +39,14 @@ CASES = [
 
 
 def texts(task, batch):
-    """The prompt and the answer of every row, as text."""
+    """Yield the prompt and the answer of every row, as text."""
     columns = (batch.tokens, batch.targets, batch.prompt_lengths)
     for row, targets, length in zip(*(column.tolist() for column in columns), strict=True):
         yield task.decode(row[:length]), task.decode(token for token in targets if token != -100)
 
 
 @pytest.mark.parametrize("name, own", CASES, ids=lambda x: x if isinstance(x, str) else None)
-def test_every_answer_is_what_plain_python_says(name, own):
+def test_every_answer_is_that_of_plain_python(name, own):
     task = build_task(name, seed=3, **own)
     base = own.get("min_in_base", 10)
     to_base = own.get("min_out_base", 10)
@@ -56,7 +58,7 @@ def test_every_answer_is_what_plain_python_says(name, own):
 
 
 @pytest.mark.parametrize("name, own", CASES, ids=lambda x: x if isinstance(x, str) else None)
-def test_questions_are_as_configured(name, own):
+def test_bases_and_sizes_are_those_of_the_configuration(name, own):
     task = build_task(name, **own)
     bases, lengths = set(), set()
     for prompt, _ in texts(task, task.batch(0, 997)):
@@ -113,7 +115,7 @@ def test_known_examples_in_text_and_in_tokens():
 
 
 @pytest.mark.parametrize("name, own", CASES, ids=lambda x: x if isinstance(x, str) else None)
-def test_text_and_tokens_are_two_forms_of_one_thing(name, own):
+def test_text_and_tokens_are_inverse(name, own):
     task = build_task(name, **own)
     batch = task.batch(1, 97)
     for row, targets, length in zip(batch.tokens, batch.targets, batch.prompt_lengths, strict=True):
@@ -125,20 +127,20 @@ def test_text_and_tokens_are_two_forms_of_one_thing(name, own):
 
 
 @given(st.lists(st.integers(0, VOCAB_SIZE - 1)))
-def test_decode_reads_whatever_a_model_writes(tokens):
-    assert isinstance(build_task("subtract").decode(tokens), str)
-    assert build_task("copy").decode(tokens).count("=") <= tokens.count(20)
+def test_decode_accepts_any_tokens(tokens):
+    assert isinstance(TASK["subtract"].decode(tokens), str)
+    assert TASK["copy"].decode(tokens).count("=") <= tokens.count(20)
 
 
 @given(st.from_regex(r"[0-9]{1,9}([-+*][0-9]{1,9}){0,3}(=-?[0-9]{1,9})?", fullmatch=True))
-def test_encode_and_decode_return_any_text(text):
-    task = build_task("arithmetic")
+def test_any_chain_is_decoded_from_its_tokens(text):
+    task = TASK["arithmetic"]
     assert task.decode(task.encode(text)) == text
 
 
 @given(st.text(max_size=12), st.sampled_from(["add", "sort", "rotate"]))
-def test_encode_takes_what_is_allowed_and_names_what_is_not(text, name):
-    task = build_task(name)
+def test_encode_accepts_allowed_characters_and_names_the_first_other(text, name):
+    task = TASK[name]
     allowed = "0123456789=_" + {"add": "+", "sort": "", "rotate": ","}[name]
     wrong = [i for i, character in enumerate(text) if character not in allowed]
     if not wrong:
@@ -166,13 +168,13 @@ def test_bases_in_text_are_checked(text, said):
         task.encode(text)
 
 
-def test_decode_refuses_what_is_no_token():
+def test_decode_refuses_ids_beyond_the_vocabulary():
     with pytest.raises(UsageError, match="token 1 must be in 0 .. 40, got 41"):
         build_task("add").decode([3, 41])
 
 
 def as_limbs(numbers, limbs):
-    """Numbers as `integers` keeps them, worked out by shifting."""
+    """Return numbers as limbs, by shifting Python integers."""
     rows = [[number >> 20 * i & bigint.MASK for number in numbers] for i in range(limbs - 1)]
     return np.array([*rows, [number >> 20 * (limbs - 1) for number in numbers]], np.int64)
 
@@ -187,7 +189,7 @@ NUMBER = st.integers(0, 16**41) | st.sampled_from([0, 1, 2**20 - 1, 2**20, 2**63
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(NUMBER, st.integers(2, 16)), min_size=1, max_size=7))
-def test_digits_and_limbs_say_the_same(cases):
+def test_digits_and_limbs_convert_exactly(cases):
     limbs = bigint.num_limbs(16**41)
     numbers, bases = zip(*cases, strict=True)
     base, width = np.array(bases), max(len(in_base(n, b)) for n, b in cases)

@@ -1,4 +1,4 @@
-"""Scores: who is right has every point, who slips loses what he slipped."""
+"""Scores of answers: exact match and right tokens, grades of examples, the mode of the model."""
 
 import pytest
 import torch
@@ -21,12 +21,12 @@ def prompts(task, batch):
     ]
 
 
-class Pupil(nn.Module):
-    """Answers as plain Python does, but for what `slip` does to the text or to the tokens."""
+class OracleModel(nn.Module):
+    """Model that answers as plain Python does, changed by `corrupt`(prompt, tokens)."""
 
-    def __init__(self, name, task, slip=None):
+    def __init__(self, name, task, corrupt=None):
         super().__init__()
-        self.name, self.task, self.slip, self.asked = name, task, slip, []
+        self.name, self.task, self.corrupt, self.asked = name, task, corrupt, []
         self.weight = nn.Parameter(torch.zeros(1))
 
     def answer(self, tokens, prompt_lengths, max_new_tokens, num_steps=None):
@@ -38,21 +38,21 @@ class Pupil(nn.Module):
         for i, (row, length) in enumerate(zip(tokens, prompt_lengths, strict=True)):
             prompt = self.task.decode(row[-length:])
             given = [*self.task.encode(solve(self.name, prompt)), END]
-            if self.slip:
-                self.slip(prompt, given)
+            if self.corrupt:
+                self.corrupt(prompt, given)
             out[i, : len(given)] = torch.tensor(given)
         return out
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("split", SPLITS)
-def test_who_answers_as_python_does_has_every_point(name, split):
+def test_right_answers_score_one(name, split):
     task = build_task(name)
-    pupil = Pupil(name, task).train()
-    assert task.score(pupil, split, 613, num_steps=3) == {"exact": 1.0, "per_token": 1.0}
-    assert pupil.asked == [(500, 3), (113, 3)] and pupil.training
-    assert task.score(pupil.eval(), split, 7) == {"exact": 1.0, "per_token": 1.0}
-    assert not pupil.training and pupil.asked[-1] == (7, None)
+    model = OracleModel(name, task).train()
+    assert task.score(model, split, 613, num_steps=3) == {"exact": 1.0, "per_token": 1.0}
+    assert model.asked == [(500, 3), (113, 3)] and model.training
+    assert task.score(model.eval(), split, 7) == {"exact": 1.0, "per_token": 1.0}
+    assert not model.training and model.asked[-1] == (7, None)
 
 
 def test_scores_count_rows_and_tokens():
@@ -62,7 +62,7 @@ def test_scores_count_rows_and_tokens():
         if int(prompt[0]) % 2 == 0:
             given[2] = (given[2] + 1) % 10
 
-    score = task.score(Pupil("copy", task, last_digit_wrong_if_first_is_even), "test", 900)
+    score = task.score(OracleModel("copy", task, last_digit_wrong_if_first_is_even), "test", 900)
     firsts = [prompt[0] for u in (0, 1) for prompt in prompts(task, task.batch(u, 500, "test"))]
     wrong = sum(int(first) % 2 == 0 for first in firsts[:900]) / 900
     assert score == {"exact": pytest.approx(1 - wrong), "per_token": pytest.approx(1 - wrong / 4)}
@@ -71,21 +71,21 @@ def test_scores_count_rows_and_tokens():
     def never_ends(prompt, given):
         given[-1] = 0
 
-    assert task.score(Pupil("copy", task, never_ends), "test", 10) == {
+    assert task.score(OracleModel("copy", task, never_ends), "test", 10) == {
         "exact": 0.0,
         "per_token": 0.75,
     }
 
 
-def test_scores_restore_the_mode_after_a_failure():
+def test_scoring_restores_the_mode_after_an_error():
     task = build_task("add")
-    pupil = Pupil("add", task, slip=lambda prompt, given: 1 / 0).train()
+    model = OracleModel("add", task, corrupt=lambda prompt, given: 1 / 0).train()
     with pytest.raises(ZeroDivisionError):
-        task.score(pupil, "test", 3)
-    assert pupil.training
+        task.score(model, "test", 3)
+    assert model.training
 
 
-def test_grades_are_the_score_example_by_example():
+def test_the_mean_of_the_grades_is_the_score():
     task = build_task("add", seed=3, max_digits=2)
     sizes = dict(vocab_size=task.vocab_size, max_length=task.max_length)
     model = build_model("decoder", dim=16, num_layers=1, num_heads=2, **sizes)

@@ -1,4 +1,4 @@
-"""Star graphs, against a solver that knows their text alone."""
+"""Star graphs, checked by a solver that reads only their text."""
 
 import itertools
 
@@ -17,7 +17,7 @@ SMALL = StarGraph.Config(degree=3, path_length=4, num_labels=13, num_graphs=500)
 
 
 def solve(text):
-    """The path, walked from the goal backwards."""
+    """Return the path, followed backwards from the goal, and {node: the node before it}."""
     edges, ask = text.rstrip("=").split("/")
     start, goal = ask.split(",")
     before = {}
@@ -32,7 +32,7 @@ def solve(text):
 
 
 def texts(task, batch):
-    """(question, answer) of every row."""
+    """Yield (question, answer) of every row, as text."""
     for row in range(len(batch)):
         n = int(batch.prompt_lengths[row])
         answer = batch.targets[row][n - 1 :]
@@ -71,12 +71,12 @@ def test_rows_are_a_function_of_seed_update_and_row():
         again.batch(update + 1, 11)
     seen = [StarGraph(SMALL, seed=s).batch(u, 11).tokens for s, u in ((3, 0), (3, 1), (4, 0))]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
-    # A batch is not changed by what somebody does to the one before.
+    # Writing to a batch does not change the next one.
     task.batch(7, 11).tokens.zero_()
     assert torch.equal(task.batch(7, 11).tokens, again.batch(7, 11).tokens)
 
 
-def test_training_knows_so_many_graphs_whatever_the_seed():
+def test_the_training_set_has_num_graphs_graphs_at_any_seed():
     task = StarGraph(SMALL)
     edges, paths = task.graphs(np.arange(500))
     known = {text(e, p) for e, p in zip(edges, paths, strict=True)}
@@ -100,10 +100,11 @@ def test_held_out_graphs_are_disjoint_whatever_the_order_of_edges():
     found = {}
     for split in ("train", "valid", "test"):
         for seed in (1, 2):
-            batch = StarGraph(config, seed).batch(0, 2500, split)
-            for question, _ in texts(task, batch):
-                edges, ask = question.split("/")
-                content = (frozenset(edges.rstrip("|").split("|")), ask)
+            rows = StarGraph(config, seed).batch(0, 2500, split).tokens
+            edges = rows[:, : 3 * task.num_edges].view(len(rows), -1, 3)[:, :, :2].tolist()
+            ends = rows[:, task.prompt_length - 3 : task.prompt_length - 1].tolist()
+            for pairs, ask in zip(edges, ends, strict=True):
+                content = (frozenset(map(tuple, pairs)), tuple(ask))
                 found.setdefault(content, set()).add(split)
     assert all(len(splits) == 1 for splits in found.values())
     shares = [sum(splits == {name} for splits in found.values()) for name in ("valid", "test")]
@@ -111,8 +112,8 @@ def test_held_out_graphs_are_disjoint_whatever_the_order_of_edges():
     assert len(found) > 1000
 
 
-def test_an_arm_is_no_likelier_by_where_its_edges_stand():
-    """Neither the first edge from the start nor the smaller label gives the arm away."""
+def test_neither_order_nor_label_gives_the_arm_away():
+    """The first edge from the start, or the smaller label, is right one time in two."""
     task = StarGraph()
     first = smaller = total = 0
     for question, answer in texts(task, task.batch(0, 2000)):
@@ -125,7 +126,7 @@ def test_an_arm_is_no_likelier_by_where_its_edges_stand():
     assert abs(first / total - 0.5) < 0.04 and abs(smaller / total - 0.5) < 0.04
 
 
-def test_numbers_that_are_drawn_are_different_and_all_likely():
+def test_distinct_numbers_are_different_and_uniform():
     draws = Draws(row_keys(0, 0, np.arange(1), 3000)[0])
     for high, width in ((7, 3), (7, 7), (2, 1)):
         found = distinct(draws, high, width)
@@ -168,7 +169,7 @@ def test_a_score_is_the_share_of_whole_paths():
     assert scores["per_token"] == pytest.approx(1 - (1 - scores["exact"]) / 5)
 
 
-def test_models_learn_from_it_and_answer_it():
+def test_a_model_is_trained_and_scored_on_it():
     task = thinkers.build_task("star_graph", path_length=3, num_labels=20)
     model = thinkers.build_model(
         "decoder", vocab_size=task.vocab_size, max_length=task.max_length, dim=16
@@ -179,7 +180,7 @@ def test_models_learn_from_it_and_answer_it():
     assert len(task.batch(0, 8)) == 8 and isinstance(task.batch(0, 8), Batch)
 
 
-def test_text_and_tokens_are_the_same():
+def test_text_and_tokens_are_inverse():
     task = StarGraph(SMALL)
     for question, answer in texts(task, task.batch(0, 20)):
         assert task.decode(task.encode(question + answer)) == question + answer
@@ -203,7 +204,7 @@ def test_text_and_tokens_are_the_same():
         ("3\n", ("character 1",)),
     ],
 )
-def test_a_text_that_is_no_graph_is_refused(wrong, words):
+def test_text_of_another_form_is_refused(wrong, words):
     with pytest.raises(UsageError) as caught:
         StarGraph(SMALL).encode(wrong)
     assert all(word in str(caught.value) for word in words)
@@ -221,7 +222,7 @@ def test_a_text_that_is_no_graph_is_refused(wrong, words):
         ({"path_length": 2}, ("num_graphs", "200000 of 117600")),
     ],
 )
-def test_a_configuration_that_cannot_be_is_refused(own, words):
+def test_an_invalid_configuration_is_refused(own, words):
     with pytest.raises(UsageError) as caught:
         StarGraph.Config(**own)
     assert all(word in str(caught.value) for word in words)
@@ -236,7 +237,7 @@ def test_a_configuration_that_cannot_be_is_refused(own, words):
         (lambda task: task.decode([99]), ("token 0", "99")),
     ],
 )
-def test_calls_that_cannot_be_are_refused(call, words):
+def test_invalid_arguments_are_refused(call, words):
     with pytest.raises(UsageError) as caught:
         call(StarGraph(SMALL))
     assert all(word in str(caught.value) for word in words)
@@ -247,7 +248,7 @@ def test_a_score_of_no_examples_is_refused():
         StarGraph(SMALL).score(SolverModel(None, str), num_examples=0)
 
 
-def test_the_decoder_sees_as_many_graphs_and_is_the_larger_model():
+def test_the_decoder_recipe_has_equal_data_and_more_parameters():
     one, other = (thinkers.RECIPES[f"star_graph/{name}"]() for name in ("decoder", "deepsight"))
     assert one.task == other.task == StarGraph.Config()
     assert one.training.num_updates == other.training.num_updates

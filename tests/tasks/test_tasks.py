@@ -1,4 +1,4 @@
-"""What all tasks promise: purity, disjoint splits, the layout of a batch, the score, curricula."""
+"""Properties of all number tasks: pure batches, disjoint splits, layout, curricula, errors."""
 
 import json
 import re
@@ -52,15 +52,15 @@ def different_prompts(task, update, batch_size, split="train"):
 
 
 def canonical(name: str, prompt: str) -> str:
-    """The prompt, the same for sums and products whose operands are exchanged."""
+    """Return the prompt, the same for sums and products whose operands are exchanged."""
     if name not in ("add", "multiply"):
         return prompt
     return "".join(sorted(re.findall(r"\w+", prompt))) + "="
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_batches_do_not_depend_on_what_was_asked_before(name):
-    """Across the boundaries of what is made at once, forwards, backwards, and in a new process."""
+def test_batches_do_not_depend_on_earlier_calls(name):
+    """Across the boundaries of blocks, forwards, backwards, and for a new task."""
     task, updates = build_task(name, seed=7), (0, 1, 62, 63, 64, 65, 1000)
     batches = {update: task.batch(update, 37) for update in updates}
     task.batch(3, 5)
@@ -89,7 +89,7 @@ def test_a_row_depends_on_seed_split_update_and_row(name):
     assert len(set(batch.keys.tolist())) == 37
 
 
-def test_a_batch_may_be_changed_by_its_owner():
+def test_writing_to_a_batch_does_not_change_the_next_one():
     task = build_task("add")
     task.batch(0, 5).tokens.zero_()
     assert equal(task.batch(0, 5), build_task("add").batch(0, 5))
@@ -130,8 +130,8 @@ def test_max_length_is_the_longest_prompt_and_the_longest_answer(name):
 
 @pytest.mark.parametrize("operators", ["+", "-", "*", "+-", "-*", "+*", "+-*"])
 @pytest.mark.parametrize("least, most", [(0, 1), (0, 3), (1, 2), (2, 5)])
-def test_no_chain_leaves_its_bounds(operators, least, most):
-    """Every chain is worked out; where 0 is an operand, the bounds are met."""
+def test_results_of_chains_are_within_their_bounds(operators, least, most):
+    """All chains of up to three operators; if 0 is an operand, the bounds are tight."""
     chain = build_task("arithmetic", operators=operators, max_operators=3)
     results = []
     for count in (1, 2, 3):
@@ -146,8 +146,8 @@ def test_no_chain_leaves_its_bounds(operators, least, most):
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_splits_share_nothing_and_hold_everything(name):
-    """In a space so small that every example is met."""
+def test_splits_are_disjoint_and_cover_all_examples(name):
+    """For settings so small that every example is drawn."""
     found = {}
     for split in SPLITS:
         task = build_task(name, seed=SPLITS.index(split), **SMALL[name])
@@ -169,8 +169,8 @@ def test_splits_are_8_1_1_of_a_large_space():
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_what_is_held_out_once_is_held_out_of_every_training(name):
-    """From other seeds, larger sizes, an earlier stage of the curriculum, with blanks."""
+def test_a_held_out_example_is_held_out_of_every_training(name):
+    """At another seed, at larger sizes, in an earlier curriculum stage, and with blanks."""
     own = SMALL[name]
     field = "max_digits" if "max_digits" in own else "max_length"
     task = build_task(name, **own)
@@ -198,7 +198,7 @@ def test_what_is_held_out_once_is_held_out_of_every_training(name):
         ("jump", dict(min_length=1, max_length=9, curriculum=True), None),
     ],
 )
-def test_a_space_too_small_to_split_is_refused_by_its_size(name, own, count):
+def test_too_few_examples_to_split_are_refused_with_their_number(name, own, count):
     if count is None:
         task = build_task(name, **own)
         assert len(task.batch(0, 100)) == 100
@@ -233,7 +233,7 @@ def test_curriculum_grows_with_accuracy_and_resumes(name):
         assert fresh.max_length == build_task(name).max_length
 
 
-def test_running_accuracy_looks_back_on_a_window():
+def test_running_accuracy_is_an_exponential_mean_over_the_window():
     task = build_task("add", curriculum=True, threshold=1.0, window=8)
     task.observe(torch.tensor([True, True, False, True]))
     assert task.accuracy == pytest.approx(0.375)
@@ -249,13 +249,13 @@ def test_running_accuracy_looks_back_on_a_window():
 
 
 @pytest.mark.parametrize("name, width", [("add", 8), ("rotate", 13), ("factorise", 4)])
-def test_blanks_hold_the_places_of_the_largest_size(name, width):
+def test_blanks_pad_prompts_to_the_largest_size(name, width):
     task = build_task(name, curriculum=True, blanks=True)
     assert task.difficulty == 1 and set(task.batch(0, 99).prompt_lengths.tolist()) == {width}
     assert set(task.batch(0, 99, "test").prompt_lengths.tolist()) == {width}
 
 
-def test_without_curriculum_nothing_moves():
+def test_without_a_curriculum_observe_does_nothing():
     task = build_task("add")
     before = task.state_dict()
     task.observe(torch.ones(100_000, dtype=torch.bool))
@@ -263,7 +263,7 @@ def test_without_curriculum_nothing_moves():
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_a_configuration_finds_its_task(name):
+def test_from_config_builds_the_task_of_a_configuration(name):
     task = build_task(name, seed=5, **SMALL[name])
     again = from_config(task.config, seed=5)
     assert type(again) is TASKS[name] and equal(again.batch(1, 7), task.batch(1, 7))
@@ -325,7 +325,7 @@ def test_blanks_need_not_be_typed(name, bases):
         assert task.encode(typed) == task.encode(typed.replace("_", "")) == row[:length]
 
 
-def test_questions_that_are_asked_again_are_known():
+def test_equal_questions_are_one_group():
     task = build_task("add")
     texts = [
         task.decode(row[:length])

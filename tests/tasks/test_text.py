@@ -1,4 +1,4 @@
-"""A text is learned from in windows, judged in nats and bits, and gone on with by its runs."""
+"""Text: windows, splits, scores in nats and bits, and runs that continue prompts."""
 
 import math
 import shutil
@@ -44,7 +44,7 @@ def text(poem, seed=0, **own):
     )
 
 
-# learning
+# batches
 
 
 def test_rows_are_windows_of_the_training_part_with_the_next_tokens_as_targets(poem):
@@ -110,7 +110,7 @@ def test_splits_by_file(poem, tmp_path):
         text(poem, valid_path=valid)
 
 
-def test_without_a_path_there_are_sizes_and_no_batches():
+def test_without_a_path_sizes_are_known_and_batches_refused():
     for vocabulary, size in (("byte", 256), ("character", 1), ("bpe", 256)):
         config = Text.Config(vocabulary=vocabulary, context=11)
         assert (Text(config).vocab_size, Text(config).max_length) == (size, 11)
@@ -120,7 +120,7 @@ def test_without_a_path_there_are_sizes_and_no_batches():
 
 
 @pytest.mark.parametrize(
-    ("own", "told"),
+    ("own", "message"),
     [
         ({"context": 1}, "context must be an integer at least 2, got 1"),
         ({"vocabulary": "word"}, "vocabulary must be one of byte, character, bpe, got 'word'"),
@@ -129,12 +129,12 @@ def test_without_a_path_there_are_sizes_and_no_batches():
         ({"max_bytes": 0}, "max_bytes must be an integer at least 1"),
     ],
 )
-def test_settings_that_cannot_be(own, told):
-    with pytest.raises(UsageError, match=told):
+def test_invalid_settings_are_refused(own, message):
+    with pytest.raises(UsageError, match=message):
         Text.Config(**own)
 
 
-def test_every_text_that_is_none_is_refused(poem):
+def test_a_lone_surrogate_is_refused(poem):
     for vocabulary in ("byte", "character", "bpe"):
         task = text(poem, vocabulary=vocabulary)
         with pytest.raises(UsageError, match=r"'\\udcff' at character 3"):
@@ -148,11 +148,11 @@ def test_a_text_shorter_than_a_row_is_refused(tmp_path):
     text(str(tmp_path / "short.txt"), context=6)
 
 
-# judging
+# scores
 
 
 class Bigrams(nn.Module):
-    """Logits that are a table's row of the last token."""
+    """Bigram model: the logits are a table's row of the last token."""
 
     causal = True
 
@@ -187,14 +187,14 @@ def test_scores_are_nats_per_token_and_bits_per_byte(poem, own):
     assert task.score(model, num_examples=4)["loss"] == pytest.approx(float(some.mean()))
 
 
-def test_a_model_that_reads_the_future_is_not_judged(poem):
+def test_a_non_causal_model_is_not_scored(poem):
     model = Bigrams(text(poem).vocab_size)
     model.causal = False
     with pytest.raises(ValueError, match="needs a causal model"):
         text(poem).score(model)
 
 
-def test_a_model_that_reads_the_future_is_not_trained(poem, tmp_path):
+def test_a_non_causal_model_is_not_trained(poem, tmp_path):
     recipe = thinkers.RECIPES["shakespeare/thoughtsformer"]()
     config = override(recipe, flags=[f"--task.path={poem}", "--model.causal=false"])
     with pytest.raises(UsageError, match="needs a causal model"):
@@ -215,7 +215,7 @@ def config_of(poem, **own):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run folder, whose text and cache are gone."""
+    """A run folder whose text and cache were deleted."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THINKERS_CACHE", str(folder / "cache"))
@@ -227,7 +227,7 @@ def trained(tmp_path_factory):
     return folder / "run"
 
 
-def test_the_model_follows_the_vocabulary_of_the_text(poem):
+def test_the_sizes_of_the_model_follow_the_vocabulary_of_the_text(poem):
     config = config_of(poem)
     model = build(config)[1].config
     assert model.vocab_size == len(set(POEM)) and model.max_length == 10
@@ -236,19 +236,19 @@ def test_the_model_follows_the_vocabulary_of_the_text(poem):
     assert build(pairs)[1].config.vocab_size == 270
 
 
-def test_a_run_goes_on_with_a_prompt_where_its_text_is_gone(trained):
-    told = dict(max_new_tokens=23, temperature=1.5, num_samples=3, seed=4)
-    samples = thinkers.generate(trained, "3 Vögel", **told)
+def test_a_run_continues_a_prompt_after_its_text_is_deleted(trained):
+    settings = dict(max_new_tokens=23, temperature=1.5, num_samples=3, seed=4)
+    samples = thinkers.generate(trained, "3 Vögel", **settings)
     assert len(set(samples)) == 3
     assert all(x.startswith("3 Vögel") and len(x) == 7 + 23 for x in samples)
-    assert samples == thinkers.generate(trained, "3 Vögel", **told)
-    assert samples != thinkers.generate(trained, "3 Vögel", **(told | {"seed": 5}))
-    pieces = list(thinkers.stream(trained, "3 Vögel", **told))
+    assert samples == thinkers.generate(trained, "3 Vögel", **settings)
+    assert samples != thinkers.generate(trained, "3 Vögel", **(settings | {"seed": 5}))
+    pieces = list(thinkers.stream(trained, "3 Vögel", **settings))
     assert ["3 Vögel" + "".join(x) for x in zip(*pieces, strict=True)] == samples
     assert [len(piece[0]) for piece in pieces] == [1] * 23 + [0]
 
 
-def test_the_window_of_a_long_text_starts_anew_from_its_last_half(trained):
+def test_a_text_longer_than_the_model_is_continued_from_its_last_half(trained):
     model = thinkers.load(trained)
     task = task_of(trained)
     assert model.config.max_length == 10
@@ -261,7 +261,7 @@ def test_the_window_of_a_long_text_starts_anew_from_its_last_half(trained):
 
 
 @pytest.mark.parametrize(
-    ("own", "told"),
+    ("own", "message"),
     [
         ({"prompt": ""}, "an empty prompt"),
         ({"prompt": "3 Vögel?"}, "found: '\\?' at character 7 has no token\nexpected: characters"),
@@ -274,12 +274,12 @@ def test_the_window_of_a_long_text_starts_anew_from_its_last_half(trained):
         ({"num_steps": 2}, "num_steps must be"),
     ],
 )
-def test_what_cannot_be_gone_on_with(trained, own, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_arguments_of_generate_are_refused(trained, own, message):
+    with pytest.raises(ValueError, match=message):
         thinkers.generate(trained, **({"prompt": "3 V"} | own))
 
 
-def test_letters_of_several_bytes_come_when_they_are_whole(poem, tmp_path):
+def test_a_character_of_several_bytes_is_streamed_when_it_is_complete(poem, tmp_path):
     run = thinkers.train(config_of(poem, **{"task.vocabulary": "byte"}), out=tmp_path / "bytes")
     pieces = list(thinkers.stream(run.folder, "Vö", max_new_tokens=40, temperature=9.0))
     whole = "".join(piece[0] for piece in pieces)
@@ -288,7 +288,7 @@ def test_letters_of_several_bytes_come_when_they_are_whole(poem, tmp_path):
     assert thinkers.generate(run.folder, "Vö", max_new_tokens=40, temperature=9.0) == ["Vö" + whole]
 
 
-def test_a_run_is_judged_on_another_text(trained, tmp_path):
+def test_a_run_is_scored_on_another_text(trained, tmp_path):
     (tmp_path / "other.txt").write_text(POEM[300:700])
     model, task = thinkers.load(trained), task_of(trained)
     with pytest.raises(DataError, match="poem.txt: no such file"):
@@ -321,7 +321,7 @@ def test_a_run_is_not_resumed_with_another_text(poem, tmp_path):
     assert thinkers.resume(run.folder, num_updates=3).model is not None
 
 
-def test_a_vocabulary_that_is_damaged_or_gone_is_named(trained, tmp_path):
+def test_a_damaged_or_missing_vocabulary_is_named(trained, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     (copy / "vocabulary.json").write_text("{")
@@ -332,9 +332,9 @@ def test_a_vocabulary_that_is_damaged_or_gone_is_named(trained, tmp_path):
         thinkers.generate(copy, "3")
 
 
-def test_commands(trained, tmp_path, capsys):
-    told = ["--max_new_tokens=9", "--num-samples", "2", "--seed=3", "--top_k=5", "--top_p=0.9"]
-    assert main.main(["generate", str(trained), "--prompt=3 V", *told]) == 0
+def test_commands_generate_evaluate_and_exit_codes(trained, tmp_path, capsys):
+    flags = ["--max_new_tokens=9", "--num-samples", "2", "--seed=3", "--top_k=5", "--top_p=0.9"]
+    assert main.main(["generate", str(trained), "--prompt=3 V", *flags]) == 0
     first, second = capsys.readouterr().out.split("---\n")
     expected = thinkers.generate(
         trained, "3 V", max_new_tokens=9, num_samples=2, seed=3, top_k=5, top_p=0.9
@@ -360,7 +360,7 @@ def test_commands(trained, tmp_path, capsys):
     assert "vocab_size: null" in capsys.readouterr().out
 
 
-def test_sampling_is_refused_for_a_run_that_answers(tmp_path, capsys):
+def test_sampling_is_refused_for_a_run_of_questions(tmp_path, capsys):
     recipe = thinkers.RECIPES["add/decoder"]()
     training = replace(recipe.training, num_updates=1, evaluate_examples=1, device="cpu")
     run = thinkers.train(replace(recipe, training=training), out=tmp_path / "add")
@@ -370,7 +370,7 @@ def test_sampling_is_refused_for_a_run_that_answers(tmp_path, capsys):
         thinkers.generate(run.folder, "1+2=")
 
 
-def test_between_tokens_of_a_stream_gradients_are_as_before():
+def test_gradients_are_enabled_between_the_tokens_of_a_stream():
     model = thinkers.build_model("decoder", vocab_size=7, dim=8, num_heads=2, num_layers=1)
     tokens = torch.randint(7, (2, 3), generator=torch.manual_seed(1))
     written = stream(model, tokens, 4)
@@ -393,7 +393,7 @@ def test_recipes_are_equally_large(poem, name):
 
 
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason="needs the text")
-def test_shakespeare_is_cut_as_nanogpt_cuts_it():
+def test_shakespeare_is_split_as_in_nanogpt():
     task = Text(Text.Config(path=str(SHAKESPEARE), vocabulary="character", context=64))
     assert task.vocab_size == 65
     assert (task.tokens("train").size, task.tokens("valid").size) == (1_003_854, 111_540)

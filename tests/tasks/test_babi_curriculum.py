@@ -1,5 +1,6 @@
-"""The lessons of stories: which are drawn when, by whom, and that they go on where they stopped."""
+"""The curriculum on stories: which questions each stage draws, how often, and its resumption."""
 
+import collections
 import json
 from dataclasses import replace
 
@@ -16,12 +17,13 @@ from thinkers.training import estimate
 
 
 @pytest.mark.parametrize("answers", ["written", "chosen"])
-def test_a_curriculum_of_three_kinds_gives_each_when_it_is_due_and_all_of_them_again(answers):
+def test_each_stage_draws_the_last_kind_and_repeats_the_earlier_ones_one_time_in_four(answers):
     own = dict(kinds=(7, 1, 2), num_stories=40, num_held_out=5, answers=answers, whole_kinds=True)
     task = Babi(Babi.Config(curriculum=True, **own), seed=1)
     other = Babi(Babi.Config(curriculum=True, **own), seed=2)
-    lessons = {tuple(x.prompt): x.bucket for x in task.examples("train")}
-    counts = [sorted({n for kind, n in lessons.values() if kind == k}) for k in range(3)]
+    buckets = {tuple(x.prompt): x.bucket for x in task.examples("train")}
+    totals = collections.Counter(buckets.values())
+    counts = [sorted({n for kind, n in buckets.values() if kind == k}) for k in range(3)]
     assert len(task.levels) == len(counts[0]) + 2 and min(map(len, counts)) > 3
 
     def drawn(of):
@@ -29,8 +31,8 @@ def test_a_curriculum_of_three_kinds_gives_each_when_it_is_due_and_all_of_them_a
         for update in range(400):
             batch = of.batch(update, 3)
             prompts = zip(batch.tokens.tolist(), batch.prompt_lengths.tolist(), strict=True)
-            (lesson,) = {lessons[tuple(row[:n])] for row, n in prompts}
-            found.append(lesson)
+            (bucket,) = {buckets[tuple(row[:n])] for row, n in prompts}
+            found.append(bucket)
         return found
 
     for level in task.levels:
@@ -42,7 +44,7 @@ def test_a_curriculum_of_three_kinds_gives_each_when_it_is_due_and_all_of_them_a
         assert set(found) <= given
         wanted = [0.25 / max(1, kind)] * kind + [0.75 if kind else 1.0]
         for k, share in enumerate(wanted):
-            sizes = {x: sum(y == x for y in lessons.values()) for x in given if x[0] == k}
+            sizes = {x: totals[x] for x in given if x[0] == k}
             expected = {x: 400 * share * n / sum(sizes.values()) for x, n in sizes.items()}
             assert all(abs(found.count(x) - n) < 5 * n**0.5 for x, n in expected.items() if n > 8)
             assert sum(x[0] == k for x in found) / 400 == pytest.approx(share, abs=0.06)
@@ -50,17 +52,17 @@ def test_a_curriculum_of_three_kinds_gives_each_when_it_is_due_and_all_of_them_a
     assert drawn(other) != found
 
 
-def test_stories_are_told_when_they_are_needed(monkeypatch):
-    def told(*_):
-        raise AssertionError("stories were told")
+def test_building_a_task_generates_no_stories(monkeypatch):
+    def generate(*_):
+        raise AssertionError("stories were generated")
 
-    monkeypatch.setattr("thinkers.tasks.babi.generated_stories", told)
+    monkeypatch.setattr("thinkers.tasks.babi.generated_stories", generate)
     for name in ("babi/looped", "babi/thoughtsformer", "babi/thinker"):
         config = thinkers.RECIPES[name]()
         assert config.task.curriculum and Babi(config.task).difficulty == 0
 
 
-def test_an_estimate_is_of_the_end_of_the_curriculum(monkeypatch):
+def test_an_estimate_takes_the_last_stage_of_the_curriculum(monkeypatch):
     own = dict(kinds=(1,), num_stories=50, num_held_out=10, curriculum=True)
     task = Babi(Babi.Config(**own))
     task.skip_curriculum()
@@ -75,14 +77,14 @@ def test_an_estimate_is_of_the_end_of_the_curriculum(monkeypatch):
     assert matching.updates_for(config, 100 * sum(costs) / 32) in (100, 101)
 
 
-def test_the_curriculum_goes_by_kinds_and_by_the_length_of_stories_and_resumes():
+def test_stages_go_by_kind_and_number_of_statements_and_resume():
     own = dict(kinds=(2, 1), num_stories=60, num_held_out=10, curriculum=True, window=20)
     task = Babi(Babi.Config(**own), seed=3)
     plain = Babi(Babi.Config(**own | dict(curriculum=False)), seed=3)
     stop, things = task.encode(".")[0], set(task.encode("apple book coin lamp rope spoon"))
 
-    def lesson(batch):
-        """The kind (2 asks for things) and the number of statements, the same in all rows."""
+    def bucket(batch):
+        """The kind (2 asks for things) and the number of statements that all rows have."""
         pairs = zip(batch.tokens.tolist(), batch.prompt_lengths.tolist(), strict=True)
         prompts = [row[:n] for row, n in pairs]
         found = {(1 - (p[-2] in things), p.count(stop)) for p in prompts}
@@ -93,7 +95,7 @@ def test_the_curriculum_goes_by_kinds_and_by_the_length_of_stories_and_resumes()
     wanted += [(1, n) for n in (2, 4, 6, 8, 10)]
     assert wanted[0] == (0, 2) and len(task.levels) == len(wanted)
     for last in range(len(wanted)):
-        drawn = [lesson(task.batch(update, 7)) for update in range(200)]
+        drawn = [bucket(task.batch(update, 7)) for update in range(200)]
         assert set(drawn) <= set(wanted[: last + 1])
         if wanted[last][0] == 1:
             again = sum(kind == 0 for kind, _ in drawn)
