@@ -5,7 +5,14 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from thinkers.evaluation.statistics import Interval, by_question, difference, mean, worst_fall
+from thinkers.evaluation.statistics import (
+    Interval,
+    by_question,
+    difference,
+    half_width,
+    mean,
+    worst_fall,
+)
 
 T = {2: 9.925, 4: 4.604, 6: 3.707}
 """Student's t, 99.5 %, by degrees of freedom, from a printed table."""
@@ -25,14 +32,43 @@ def asked(rng, accuracies, number, shared=0.5, hard=None):
     return (met < np.array(limits)[:, None]).astype(float)
 
 
+@pytest.mark.parametrize(
+    ("freedom", "confidence", "t"),
+    [
+        (1, 0.99, 63.657),
+        (2, 0.99, 9.925),
+        (5, 0.95, 2.571),
+        (30, 0.999, 3.646),
+        (10**6, 0.99, 2.5758),
+    ],
+)
+def test_without_a_normal_part_the_width_is_students_t(freedom, confidence, t):
+    assert half_width(4.0, freedom, 0.0, confidence) == pytest.approx(2 * t, rel=2e-4)
+
+
+@pytest.mark.parametrize("freedom", [2, 4, 9])
+@pytest.mark.parametrize("ratio", [0.1, 1.0, 10.0])
+def test_with_a_normal_part_the_width_is_that_of_the_sum(freedom, ratio):
+    rng = np.random.default_rng(31)
+    drawn = np.sqrt(ratio) * rng.standard_t(freedom, 10**6) + rng.standard_normal(10**6)
+    share = (np.abs(drawn) <= half_width(ratio, freedom, 1.0, 0.99)).mean()
+    assert share == pytest.approx(0.99, abs=5e-4)
+
+
+def test_nothing_that_varies_has_no_width_and_no_seeds_has_any():
+    assert half_width(0.0, 3, 0.0, 0.99) == 0
+    assert half_width(0.0, 0, 1.0, 0.99) == np.inf
+    assert half_width(0.0, 3, 1.0, 0.99) == pytest.approx(2.5758, rel=1e-4)
+
+
 def test_between_few_seeds_the_interval_is_that_of_students_t():
     a, b = constant(0.50, 0.53, 0.59), constant(0.41, 0.42, 0.46)
     found = difference(a, b)
     assert found.value == pytest.approx(0.54 - 0.43)
     pooled = ((0.04**2 + 0.01**2 + 0.05**2) + (0.02**2 + 0.01**2 + 0.03**2)) / 4
     half = T[4] * np.sqrt(pooled * 2 / 3)
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.05)
-    assert (found.high + found.low) / 2 == pytest.approx(found.value, abs=0.05 * half)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=1e-3)
+    assert (found.high + found.low) / 2 == pytest.approx(found.value)
 
 
 def test_runs_that_are_the_same_are_compared_one_by_one():
@@ -40,7 +76,7 @@ def test_runs_that_are_the_same_are_compared_one_by_one():
     found = difference(a, b, same_runs=True)
     deviation = np.std([0.1, 0.09, 0.11], ddof=1)
     half = T[2] * deviation / np.sqrt(3)
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.06)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=1e-3)
     assert found.is_distinguishable and not difference(a, b).is_distinguishable
 
 
@@ -48,7 +84,7 @@ def test_of_one_score_the_interval_is_that_of_its_seeds():
     found = mean(constant(1.5, 1.7, 1.3, 1.9))
     assert found.value == pytest.approx(1.6)
     deviation = np.std([1.5, 1.7, 1.3, 1.9], ddof=1)
-    assert found.high - 1.6 == pytest.approx(5.841 * deviation / 2, rel=0.06)
+    assert found.high - 1.6 == pytest.approx(5.841 * deviation / 2, rel=1e-3)
 
 
 def test_seeds_that_agree_leave_what_examples_leave():
@@ -149,6 +185,30 @@ def test_a_fall_on_one_question_asked_often_may_be_chance():
     questions = np.r_[np.zeros(30), np.arange(1, 271)].astype(int)
     assert worst_fall({1: shallow, 2: deep}).loss.value == pytest.approx(0.1)
     assert worst_fall({1: shallow, 2: deep}, questions) is None
+
+
+def test_of_one_trained_model_the_interval_is_over_questions():
+    rng = np.random.default_rng(5)
+    effects = rng.choice([-1.0, 0.0, 1.0], 400, p=[0.1, 0.6, 0.3])
+    found = difference(effects, np.zeros(400))
+    half = 2.588 * effects.std(ddof=1) / 20
+    assert found.value == effects.mean()
+    assert [found.low, found.high] == pytest.approx(
+        [found.value - half, found.value + half], abs=1e-4
+    )
+    assert difference(effects, effects) == Interval(0.0, 0.0, 0.0)
+    assert (
+        difference(effects[None], np.zeros((1, 400))).high == np.inf
+    )  # of its seed nothing is known
+
+
+def test_of_one_trained_model_intervals_hold_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(300):
+        found = mean(rng.choice([0.0, 1.0], 200, p=[0.7, 0.3]))
+        held += found.low <= 0.3 <= found.high
+    assert held >= 0.97 * 300
 
 
 def test_other_examples_are_refused():

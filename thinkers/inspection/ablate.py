@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from thinkers.checks import check_int
 from thinkers.errors import usage_error
-from thinkers.evaluation.statistics import CONFIDENCE, Interval, by_question, within
+from thinkers.evaluation.statistics import difference
 from thinkers.inspection.page import write
 from thinkers.inspection.results import Ablation, Effect
 from thinkers.models.base import Model
@@ -20,7 +19,6 @@ from thinkers.runs.result import Run, model_and_task
 from thinkers.tasks import SPLITS, Task
 from thinkers.tasks.base import example_groups
 
-RESAMPLES = 10_000
 CALLS = ("answer", "forward", "generate", "loss", "score")
 """What a task may call of a model: in each, all thoughts are replaced anew."""
 
@@ -95,7 +93,6 @@ def ablate(
             "a model with a thought between its input and its answer",
             "inspect another model, or more steps",
         )
-    sign = 1 if task.higher_is_better else -1
     own = task.grade(model, split, num_examples, steps).numpy()
     questions = example_groups(task, split, num_examples, own)
     effects = []
@@ -103,8 +100,9 @@ def ablate(
         if way == "shuffled steps" and handed < 2:
             continue
         grades = task.grade(Altered(model, way), split, num_examples, steps).numpy()  # type: ignore
-        lost = over_examples(by_question(sign * (own - grades), questions))
-        effects.append(Effect(way, float(grades.mean()), within(lost, -1.0, [own, grades])))
+        better, worse = (own, grades) if task.higher_is_better else (grades, own)
+        lost = difference(better, worse, questions)
+        effects.append(Effect(way, float(grades.mean()), lost))
     found = Ablation(
         model.name, task.primary_metric, float(own.mean()), steps, len(own), tuple(effects)
     )
@@ -168,16 +166,3 @@ class Altered:
                 return call(*args, **kwargs)
 
         return made
-
-
-def over_examples(effects: Float[np.ndarray, " n"], confidence: float = CONFIDENCE) -> Interval:
-    """The mean of the effects on these examples, and where it would lie on others (Efron 1979)."""
-    rng, number = np.random.default_rng(0), len(effects)
-    values, counts = np.unique(effects, return_counts=True)
-    drawn = [
-        rng.multinomial(number, counts / number, RESAMPLES // 20) @ values / number
-        for _ in range(20)
-    ]
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = np.quantile(np.concatenate(drawn), tails)
-    return Interval(float(effects.mean()), float(low), float(high))
