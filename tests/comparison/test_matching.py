@@ -36,14 +36,14 @@ def test_controls_work_as_much_as_the_model_that_thinks():
     for name in ("untied", "wider"):
         assert matching.answer_flops(found[name].config) == pytest.approx(work, rel=0.03)
     # fillers come one by one: none of the whole numbers is nearer
-    model, task = found["pause"].config.model, looped.task
+    model, task = found["fillers"].config.model, looped.task
     off = [
         abs(matching.work_of(replace(model, num_steps=n, max_steps=None), task) - work)
         for n in (model.num_steps - 1, model.num_steps, model.num_steps + 1)
     ]
     assert off[1] == min(off)
     sizes = {name: matching.parameters(x.config.model) for name, x in found.items()}
-    assert sizes["pause"] == pytest.approx(sizes["decoder"], rel=0.03)
+    assert sizes["fillers"] == pytest.approx(sizes["decoder"], rel=0.03)
     untied = found["untied"].config.model
     assert untied.num_layers == 1 + 4 * 1 + 1 and untied.dim == looped.model.dim
     assert found["wider"].config.model.dim > found["decoder"].config.model.dim

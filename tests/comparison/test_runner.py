@@ -69,13 +69,18 @@ def copied(finished, tmp_path):
 @pytest.fixture
 def trained(monkeypatch):
     """The runs that are trained from here on, by name."""
-    names, train = [], one_run.train
+    names, train, resume = [], one_run.train, one_run.resume
 
-    def spy(*args, **own):
-        names.append((own.get("resume") or args[1]).name)
-        return train(*args, **own)
+    def trained(config, home, **own):
+        names.append(home.name)
+        return train(config, home, **own)
 
-    monkeypatch.setattr(one_run, "train", spy)
+    def resumed(home):
+        names.append(f"{home.name} resumed")
+        return resume(home)
+
+    monkeypatch.setattr(one_run, "train", trained)
+    monkeypatch.setattr(one_run, "resume", resumed)
     return names
 
 
@@ -156,7 +161,7 @@ def test_a_run_that_was_killed_is_resumed_and_its_seconds_are_not_known(copied, 
     (home / "result.json").unlink()
     (home.parent / "looped-1.usage.json").write_text('{"seconds": null, "memory": null}')
     compare(out=copied, resume=True)
-    assert trained == ["looped-1"]
+    assert trained == ["looped-1 resumed"]
     found = read(copied).results["looped"][1].record
     assert found["seconds"] is None and found["memory"] is None
     assert "not measured" in (copied / "report.html").read_text()
@@ -280,8 +285,8 @@ def test_the_best_rate_on_the_validation_split_is_taken(tmp_path, trained, monke
             "unknown model 'lopped'\nexpected: looped",
         ),
         (["compare", "add", "--models", "decoder,decoder"], "decoder twice"),
-        (["compare", "add", "--models", "decoder", "--controls", "paws"], "expected: pause"),
-        (["compare", "add", "--models", "decoder", "--controls", "pause"], "a model that thinks"),
+        (["compare", "add", "--models", "decoder", "--controls", "filler"], "expected: fillers"),
+        (["compare", "add", "--models", "decoder", "--controls", "fillers"], "a model that thinks"),
         (["compare", "add", "--models", "thinker", "--controls", "untied"], "add looped"),
         (["compare", "add", "--models", "decoder", "--match", "flop"], "expected: flops"),
         (["compare", "add", "--models", "decoder", "--budget", "lots"], "--budget lots"),

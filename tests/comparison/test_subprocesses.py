@@ -173,9 +173,9 @@ def test_a_run_in_a_process_of_its_own_saves_when_asked_to_stop(tmp_path):
     assert "saved update" in log and "rror" not in log
     resumed = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_run, "train", lambda **own: resumed.append(own))
+        patch.setattr(one_run, "resume", resumed.append)
         perform(job)
-    assert resumed == [{"resume": job.home}]
+    assert resumed == [job.home]
 
 
 def test_runs_that_die_are_listed_with_the_reason(tmp_path, monkeypatch):

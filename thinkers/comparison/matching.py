@@ -25,7 +25,7 @@ from thinkers.training.step import LossModule, step, thinking_steps
 
 TOLERANCE = 0.014
 """Each size is so near to the wanted one that any two are within 3 % of each other."""
-CONTROLS = ("pause", "untied", "wider")
+CONTROLS = ("fillers", "untied", "wider")
 UNTIMED, TIMED = 3, 20
 SAMPLE = 100
 """Rows over which the work of an answer is a mean."""
@@ -69,7 +69,7 @@ def contenders(
     reference = _reference(found)
     decoder = override(_base("decoder", judged, recipes), (), flags)
     decoder = replace(decoder, model=resolve_sizes(decoder.model, task_built))
-    makers = {"pause": _pause, "untied": _untied, "wider": _wider}
+    makers = {"fillers": _fillers, "untied": _untied, "wider": _wider}
     return found + [makers[name](decoder, reference, wanted) for name in controls]
 
 
@@ -111,7 +111,7 @@ def _reference(found: Sequence[Contender]) -> Contender:
     return next((one for one in thinking if one.name == "looped"), thinking[0])
 
 
-def _pause(decoder: Config, reference: Contender, wanted: int) -> Contender:
+def _fillers(decoder: Config, reference: Contender, wanted: int) -> Contender:
     """A decoder that reads fillers instead of thinking: equal parameters, equal work."""
     work = answer_flops(reference.config)
     shared = {field.name: getattr(decoder.model, field.name) for field in fields(decoder.model)}
@@ -126,7 +126,7 @@ def _pause(decoder: Config, reference: Contender, wanted: int) -> Contender:
         model = fit(with_fillers(count), parameters, wanted)
     fillers = "1 filler" if count == 1 else f"{count} fillers"
     what = f"a decoder with {fillers} after each token, to work as much as {reference.name}"
-    return Contender("pause", replace(decoder, model=model, recipe=""), what)
+    return Contender("fillers", replace(decoder, model=model, recipe=""), what)
 
 
 def _untied(decoder: Config, reference: Contender, wanted: int) -> Contender:
