@@ -1,4 +1,4 @@
-"""ThoughtsFormer against its published numbers and against recomputing every element densely."""
+"""ThoughtsFormer against its golden files and against dense recomputation of every element."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def agree(found, wanted):
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_published_numbers(name, training):
+def test_outputs_and_gradients_are_the_published_ones(name, training):
     parts, settings = read(name)
     model = published.load("thoughtsformer", parts["weights"], settings).train(training)
     outputs = published.outputs(model, parts["in"], settings)
@@ -60,11 +60,7 @@ def test_published_numbers(name, training):
     assert all(torch.equal(dumped[name], x) for name, x in parts["weights"].items())
 
 
-def test_there_are_published_numbers():
-    assert len(NAMES) == 3
-
-
-def test_dropout_of_a_checkpoint_does_not_touch_its_outputs():
+def test_published_outputs_are_computed_without_dropout():
     parts, settings = read("thoughtsformer_a")
     model = published.load("thoughtsformer", parts["weights"], settings | {"dropout": "0.4"})
     assert model.training and model.config.dropout == 0.4
@@ -73,7 +69,7 @@ def test_dropout_of_a_checkpoint_does_not_touch_its_outputs():
     assert not torch.equal(model(parts["in"]["tokens"]).logits, parts["out"]["logits"])
 
 
-def test_checkpoint_of_a_compiled_model_and_one_with_a_missing_weight():
+def test_the_compile_prefix_is_dropped_and_a_missing_weight_is_named():
     parts, settings = read("thoughtsformer_a")
     weights = {f"_orig_mod.{name}": x for name, x in parts["weights"].items()}
     agree(
@@ -87,7 +83,7 @@ def test_checkpoint_of_a_compiled_model_and_one_with_a_missing_weight():
         published.load("thoughtsformer", weights, settings)
 
 
-def test_checkpoint_of_a_classifier():
+def test_a_checkpoint_with_fewer_classes_than_words_is_loaded():
     parts, settings = read("thoughtsformer_noncausal")
     weights = parts["weights"] | {f"output.{x}": parts["weights"][f"output.{x}"][:5] for x in KINDS}
     model = published.load("thoughtsformer", weights, settings)
@@ -96,8 +92,8 @@ def test_checkpoint_of_a_classifier():
     assert all(torch.equal(x, weights[name]) for name, x in published.dump(model).items())
 
 
-class Everything:
-    """The whole sequence of (s + 1) * t elements at every step, under an explicit mask."""
+class Dense:
+    """Recompute the whole sequence of (s + 1) * t elements at every step, with an explicit mask."""
 
     def __init__(self, model):
         self.w, self.config = dict(model.named_parameters()), model.config
@@ -177,14 +173,14 @@ class Everything:
         k, v = self.linear(x, f"{name}heads.key_value").chunk(2, -1)
         q, k, v = (y.unflatten(-1, (heads, width)).transpose(1, 2) for y in (q, k, v))
         if place is not None:
-            q, k = turned(q, place), turned(k, place)
+            q, k = rotated(q, place), rotated(k, place)
         scores = (q @ k.mT / width**0.5).masked_fill(~visible, -torch.inf)
         found = scores.softmax(-1).nan_to_num(0.0) @ v
         return self.linear(found.transpose(1, 2).flatten(2), f"{name}heads.output")
 
 
-def turned(x, place):
-    """Each pair (i, i + half) as a complex number, turned by place * 10000 ** (-2 i / width)."""
+def rotated(x, place):
+    """Rotate each pair (i, i + half), as a complex number, by place * 10000 ** (-2 i / width)."""
     half = x.shape[-1] // 2
     speed = (10000.0 ** (-torch.arange(0, 2 * half, 2).float() / (2 * half))).double()
     turn = torch.polar(torch.ones(len(place), half).double(), place[:, None] * speed)
@@ -198,7 +194,7 @@ def test_values_are_those_of_dense_recompute(form, steps):
     model = make(**FORMS[form])
     lengths = torch.tensor([T, 5, 8])
     hidden = torch.arange(T) >= lengths[:, None]
-    whole = Everything(model)
+    whole = Dense(model)
     for given, mask in ((None, None), (lengths, hidden)):
         x = tokens() if mask is None else tokens().masked_fill(mask, 0)
         thought = model(tokens(), num_steps=steps, lengths=given, keep_states=True)
@@ -215,7 +211,7 @@ def test_gradients_are_those_of_dense_recompute(form):
     weight = torch.randn(B, N, T, V, generator=torch.Generator().manual_seed(3)).double()
     found, wanted = [], []
     ours = model.read_out(model(tokens(), num_steps=N, keep_states=True).states)
-    whole = Everything(model)
+    whole = Dense(model)
     theirs = whole.logits(whole.states(tokens(), N))
     for logits, kept in ((ours, found), (theirs, wanted)):
         for part in (logits * weight, logits[:, -1] * weight[:, 0]):
@@ -225,7 +221,7 @@ def test_gradients_are_those_of_dense_recompute(form):
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-10)
 
 
-def test_steps_beyond_the_trained_ones_are_told_a_sinusoidal_code():
+def test_steps_beyond_the_trained_ones_have_a_sinusoidal_code():
     model = make(num_steps=2)
     codes = sinusoidal(torch.arange(2), 12, torch.float32).double()
     torch.testing.assert_close(model.codes.weight.data, codes)
@@ -237,7 +233,7 @@ def test_steps_beyond_the_trained_ones_are_told_a_sinusoidal_code():
     assert torch.equal(model(tokens(), num_steps=1).logits, model(tokens(), num_steps=1).logits)
 
 
-def test_base_keys_are_computed_once_and_one_element_per_position_is_new():
+def test_base_keys_are_computed_once_and_a_step_projects_one_element_per_position():
     model, projected = make(num_layers=2), []
     for block in model.blocks:
         block.heads.key_value.register_forward_hook(lambda _, __, x: projected.append(x.shape[1]))
@@ -245,7 +241,7 @@ def test_base_keys_are_computed_once_and_one_element_per_position_is_new():
     assert projected == [T] * 2 * N
 
 
-def test_memory_on_the_tape_grows_with_the_steps_and_not_with_their_square():
+def test_saved_tensors_grow_linearly_with_the_number_of_steps():
     model, kept = make(num_layers=1), []
     for steps in (4, 8, 12):
         storages = {}
@@ -261,7 +257,7 @@ def test_memory_on_the_tape_grows_with_the_steps_and_not_with_their_square():
     assert kept[2] - kept[1] <= 1.05 * (kept[1] - kept[0])
 
 
-def test_a_written_position_leaves_only_base_keys_and_values():
+def test_the_generation_cache_keeps_base_keys_and_values_alone():
     model = make(num_layers=2).eval()
     lengths, capacity = torch.tensor([6, 2, 4]), 9
     _, cache = model.prefill(tokens(t=6), lengths, N, False, capacity)
@@ -277,7 +273,7 @@ def test_a_written_position_leaves_only_base_keys_and_values():
         torch.testing.assert_close(x, y)
 
 
-def test_non_causal_refuses_what_reads_the_future_and_classifies():
+def test_a_non_causal_model_refuses_causal_calls_and_classifies():
     model = make(causal=False, num_layers=1)
     assert not model.causal
     for call in (
@@ -299,7 +295,7 @@ def test_non_causal_refuses_what_reads_the_future_and_classifies():
     assert not torch.equal(model(other).logits[0, 0], model(tokens()).logits[0, 0])
 
 
-def test_non_causal_answers_with_one_token_read_behind_the_prompt():
+def test_a_non_causal_model_answers_with_one_token_after_the_prompt():
     model, lengths = make(causal=False, num_layers=1).train(), torch.tensor([T, 5, 8])
     prompts = torch.full((B, T), 10**12)
     for row, n in enumerate(lengths.tolist()):
@@ -315,7 +311,7 @@ def test_non_causal_answers_with_one_token_read_behind_the_prompt():
         model.answer(prompts, lengths + 1, 1)
 
 
-def test_words_are_drawn_from_the_keys_of_rows_alone():
+def test_word_thoughts_are_a_function_of_the_keys_of_rows():
     model = make(thoughts="words", num_layers=1)
     targets = tokens(seed=1)
     keys = torch.tensor([5, 7, 11])
@@ -339,12 +335,12 @@ def test_words_are_drawn_from_the_keys_of_rows_alone():
     torch.testing.assert_close(gradient(batch)[0], plain)
 
 
-def test_words_drawn_follow_the_softmax():
+def test_word_thoughts_are_drawn_from_the_softmax():
     model = make(thoughts="words", num_layers=1, dim=4)
     state = torch.randn(1, 1, 4, generator=torch.Generator().manual_seed(0)).double() * 9
     rows = 4001
     with torch.no_grad():
-        thought = model._think_on(
+        thought = model._next_thought(
             state.expand(rows, 1, 4), torch.arange(1), 0, torch.arange(rows) * 77
         )
         table = model._place(model.embedding.weight[:, None], torch.arange(1))
@@ -367,13 +363,13 @@ def test_words_drawn_follow_the_softmax():
     ],
     ids=str,
 )
-def test_wrong_settings_are_named(settings):
+def test_invalid_settings_are_named(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))} must"):
         make(**settings)
 
 
-def test_the_picture_in_the_documentation_is_the_mask_that_is_computed():
+def test_the_documented_mask_is_the_mask_that_is_computed():
     number = N + 1
     shown = masks.table(masks.thought_chains(N), T * number)[0]
     order = torch.arange(T * number).view(T, number).T.flatten()
-    assert torch.equal(shown[order][:, order], Everything(make()).visible(T, number)[0, 0])
+    assert torch.equal(shown[order][:, order], Dense(make()).visible(T, number)[0, 0])

@@ -1,4 +1,4 @@
-"""What trains of thought keep: between the steps of whole rows, and between written tokens."""
+"""Keys and values of chains of thoughts: between the steps of a pass, and between tokens."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -6,12 +6,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers.models.base import Config
-from thinkers.nn.tracing import AttentionRecord, current_record
+from thinkers.nn.tracing import current_record
 from thinkers.ops import Chain, thought_attention
 
 
 class ChainCache:
-    """In every layer, the keys and values of base elements, and of the thoughts behind them."""
+    """Keys and values of base elements and of their chains of thoughts, in every layer.
+
+    Args:
+        steps: Number of thinking steps; the last one leaves no thought.
+        hidden: True where a position is padding, which is never attended to.
+    """
 
     def __init__(
         self, num_layers: int, steps: int, causal: bool, hidden: Bool[Tensor, "b t"] | None
@@ -19,56 +24,109 @@ class ChainCache:
         self.causal, self.hidden = causal, hidden
         self.bases: dict[int, tuple[Tensor, Tensor]] = {}
         self.chains = [Chain(steps - 1) for _ in range(num_layers)]
-        self.thoughts: list[tuple[Tensor, Tensor]] = []
+        self.thoughts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(num_layers)]
 
     def attend(
         self,
         step: int,
         layer: int,
         q: Float[Tensor, "b h t d"],
-        k: Float[Tensor, "b g t d"],
-        v: Float[Tensor, "b g t d"],
+        k: Float[Tensor, "b h t d"],
+        v: Float[Tensor, "b h t d"],
     ) -> Float[Tensor, "b h t d"]:
-        """What the elements of this step find, their own keys and values included."""
+        """Store the keys and values of this step's elements, and attend to all that are visible."""
+        # A compiler cannot trace Chain, which writes in place and orders its gradients itself.
+        eager = self.causal and not torch.compiler.is_compiling()
         if step == 0:
             self.bases[layer] = k.contiguous(), v.contiguous()
-        elif self.causal:
+        elif eager:
             self.chains[layer].append(k, v)
         else:
-            self.thoughts.append((k, v))
-        if (watch := current_record()) is not None:
-            self._weigh(watch, layer, q)
-        if self.causal:
+            self.thoughts[layer].append((k, v))
+        if eager:
+            self._record(layer, q)
             return self.chains[layer].attend(q, *self.bases[layer], key_padding=self.hidden)
-        thoughts = [torch.stack(x, 3) for x in zip(*self.thoughts, strict=True)]
-        chain = thoughts or [x[:, :, :, None][:, :, :, :0] for x in (k, v)]
-        return thought_attention(
-            q, *self.bases[layer], *chain, causal=False, key_padding=self.hidden
-        )
+        base, own = self.bases[layer], self.thoughts[layer]
+        chain = [torch.stack(x, 3) for x in zip(*own, strict=True)] if own else None
+        if torch.compiler.is_compiling():
+            return self._attend_traced(q, base, chain)
+        none = base[0][:, :, :, None][:, :, :, :0]
+        chain = chain or [none, none]
+        return thought_attention(q, *base, *chain, causal=False, key_padding=self.hidden)
 
-    def _weigh(self, watch: AttentionRecord, layer: int, q: Float[Tensor, "b h t d"]) -> None:
-        """Leave what each position reads of the words, and of its own thoughts."""
-        if not self.causal:
+    def _attend_traced(
+        self, q: Float[Tensor, "b h t d"], base: tuple[Tensor, Tensor], chain: list[Tensor] | None
+    ) -> Float[Tensor, "b h t d"]:
+        """Attend with explicit weights, in operations that a compiler can trace.
+
+        The weights are a tensor (b, h, t, t + n), which the eager operations never hold.
+        """
+        (k, v), hidden, t = base, self.hidden, q.shape[2]
+        if chain is not None and not self.causal:
+            # All chains are visible, so that thoughts are keys like the base elements.
+            k, v = (torch.cat([x, y.flatten(2, 3)], 2) for x, y in zip(base, chain, strict=True))
+            if hidden is not None:
+                n = chain[0].shape[3]
+                hidden = torch.cat([hidden, hidden.repeat_interleave(n, 1)], 1)
+            chain = None
+        own = None if chain is None else chain[0]
+        weights = attention_weights(q, k, own, self.causal, hidden)
+        attended = weights[..., : k.shape[2]] @ v
+        if chain is not None:
+            attended = attended + torch.einsum("bhtn,bhtnd->bhtd", weights[..., t:], chain[1])
+        return attended
+
+    def _record(self, layer: int, q: Float[Tensor, "b h t d"]) -> None:
+        """Record the attention weights on words and on the position's own thoughts."""
+        if (record := current_record()) is None:
             return
         k, chain = self.bases[layer][0], self.chains[layer]
-        scores = q @ k.mT
-        later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
-        if self.hidden is not None:
-            scores = scores.masked_fill(self.hidden[:, None, None], -torch.inf)
-        if len(chain):
-            scores = torch.cat([scores, torch.einsum("bhtd,bhtnd->bhtn", q, chain.k)], -1)
-        weights = (scores / q.shape[-1] ** 0.5).softmax(-1).mean(1)
-        watch.keep("words", weights[..., : k.shape[2]])
-        if len(chain):
-            watch.keep("own thoughts", weights[..., k.shape[2] :])
+        own = chain.k if len(chain) else None
+        weights = attention_weights(q, k, own, True, self.hidden).mean(1)
+        record.keep("words", weights[..., : k.shape[2]])
+        if own is not None:
+            record.keep("own thoughts", weights[..., k.shape[2] :])
 
 
-class Written:
-    """What written positions leave behind, base keys and values alone, and the one train at work.
+def attention_weights(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b h s d"],
+    own: Float[Tensor, "b h t n d"] | None,
+    causal: bool,
+    hidden: Bool[Tensor, "b s"] | None,
+) -> Float[Tensor, "b h t _"]:
+    """Compute softmax(q k / sqrt(d)) over s keys and each query's own n thoughts, (b, h, t, s + n).
 
-    Rows end in the same slot, so that one mask serves for good: the slots before a row's first.
-    The thoughts of the last position lie behind all bases, where the next position's go.
+    A query that sees nothing has weights 0.
+    """
+    visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+    visible = (visible.tril() if causal else visible)[None, None]
+    if hidden is not None:
+        visible = visible & ~hidden[:, None, None]
+    scores = q @ k.mT
+    if own is not None:
+        scores = torch.cat([scores, torch.einsum("bhtd,bhtnd->bhtn", q, own)], -1)
+        seen = visible.new_ones(1, 1, q.shape[2], 1)
+        seen = seen if hidden is None else ~hidden[:, None, :, None]
+        shape = (*torch.broadcast_shapes(visible.shape[:3], seen.shape[:3]), own.shape[3])
+        visible = torch.cat([visible.expand(*shape[:3], -1), seen.expand(shape)], -1)
+    # A finite minimum, since a row of -inf alone would have the weights and gradients nan.
+    lowest = torch.finfo(scores.dtype).min
+    weights = (scores / q.shape[-1] ** 0.5).masked_fill(~visible, lowest).softmax(-1)
+    return weights.masked_fill(~visible, 0.0)
+
+
+class GenerationCache:
+    """Keys and values of the base elements of written positions, and of the one chain in progress.
+
+    Rows end in the same slot, so that one mask serves for all steps: it hides the slots before the
+    first token of a row. The thoughts of the last position lie after all base elements, in slots
+    that the next position overwrites.
+
+    Args:
+        lengths: Real tokens of each row.
+        capacity: Largest number of tokens of a row.
+        like: A tensor of the dtype and device of the keys.
     """
 
     def __init__(
@@ -88,13 +146,13 @@ class Written:
         self.bias = like.new_zeros(len(lengths), 1, 1, slots)
 
     def grow(self) -> Int[Tensor, "b 1"]:
-        """Make room for one more token per row; its position."""
+        """Make room for one more token per row; return its positions."""
         positions = self.lengths[:, None]
         self.lengths = self.lengths + 1
         self.used += 1
         return positions
 
-    def select(self, rows: Int[Tensor, " b"]) -> None:
+    def select(self, rows: Int[Tensor, " r"]) -> None:
         """Keep only these rows."""
         self.kept = [(keys[rows], values[rows]) for keys, values in self.kept]
         self.bias, self.lengths = self.bias[rows], self.lengths[rows]
@@ -103,11 +161,12 @@ class Written:
         self,
         layer: int,
         q: Float[Tensor, "b h t d"],
-        k: Float[Tensor, "b g t d"],
-        v: Float[Tensor, "b g t d"],
+        k: Float[Tensor, "b h t d"],
+        v: Float[Tensor, "b h t d"],
     ) -> Float[Tensor, "b h t d"]:
-        """What the base elements of whole rows find; they are kept."""
+        """Store the base elements of the prompts, and attend causally among them."""
         t = k.shape[2]
+        # Rows are padded on the right here, and shifted so that all of them end in slot t - 1.
         slots = torch.arange(t, device=k.device) - (t - self.lengths[:, None])
         self.used = t
         self.bias[:, 0, 0, :t].masked_fill_(slots < 0, -torch.inf)
@@ -120,12 +179,12 @@ class Written:
         step: int,
         layer: int,
         q: Float[Tensor, "b h 1 d"],
-        k: Float[Tensor, "b g 1 d"],
-        v: Float[Tensor, "b g 1 d"],
+        k: Float[Tensor, "b h 1 d"],
+        v: Float[Tensor, "b h 1 d"],
     ) -> Float[Tensor, "b h 1 d"]:
-        """What the last position of each row finds at this step, and which it keeps till the next.
+        """Store this step's element of each row's last position, and attend to what it sees.
 
-        Every row sees its bases and, behind them, the thoughts of this position.
+        It sees all base elements of the row and, in the slots after them, its own thoughts.
         """
         stop = self.used + step
         keys, values = self.kept[layer]

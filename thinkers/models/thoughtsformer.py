@@ -1,4 +1,4 @@
-"""ThoughtsFormer: every position grows a train of thought and answers from its last thought."""
+"""ThoughtsFormer: each position grows a chain of thoughts and predicts from the last one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.checks import check_int
+from thinkers.checks import check_choices, check_int
+from thinkers.errors import UsageError
 from thinkers.models import base
 from thinkers.models.base import (
     Batch,
@@ -22,7 +23,7 @@ from thinkers.models.base import (
     graded_targets,
     next_token_loss,
 )
-from thinkers.models.thought_cache import ChainCache, Written
+from thinkers.models.thought_cache import ChainCache, GenerationCache
 from thinkers.nn.block import Attend, Block, Table
 from thinkers.nn.layers import (
     AttentionProjections,
@@ -36,18 +37,19 @@ from thinkers.prng import uniform
 
 
 class ThoughtsFormer(Model):
-    """t_i0 = token_i at position i; t_i,s+1 = f(t_is + code_s); logits_i = head(t_iN).
+    """t_{i,0} = token_i + position_i;  t_{i,s+1} = f(t_{i,s} + code_s);  logits_i = head(t_{i,N}).
 
-    f is a block of layers, the same at every step. The element that position i reads attends to
-    the base elements (step 0) of all positions j <= i and to the thoughts of i itself. No base
-    element sees a thought, so its keys and values are computed once; a step costs one new element
-    per position. Non-causal, every element sees every element that exists at its step.
+    f is a block of layers, the same at every step. The element that position i reads at step s
+    attends to the base elements (step 0) of all positions j <= i and to the chain of thoughts
+    t_{i,1} .. t_{i,s} of its own position. No base element attends to a thought, so its keys and
+    values are computed once, and a step computes one new element per position. Non-causal, every
+    element attends to every element that exists at its step.
 
     Design: E. Bicker, https://github.com/EmmettBicker/ThoughtsFormer.
     """
 
     name = "thoughtsformer"
-    mask_caption = "A word and its thoughts follow each other: a train reads words, and itself."
+    mask_caption = "Each word is followed by its chain of thoughts, which reads words and itself."
     test_variants = (
         {"variant": "published", "num_layers": 1},
         {"variant": "published", "hidden": 48},
@@ -58,37 +60,32 @@ class ThoughtsFormer(Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(base.Config):
-        """`num_layers` is the depth of the block; 1 in the published model."""
+        """Settings; `num_layers` is the depth of f, 1 in the published model."""
 
         variant: Literal["published", "modern"] = "modern"
-        """published: norms behind each part (post-norm), ReLU, biases, learned positions, a head
-        of its own. modern: root-mean-square norms before each part and behind a step, SwiGLU, no
-        biases, rotary positions, the head tied to the embedding."""
+        """published: post-norm, ReLU, biases, learned positions, untied head. modern: pre-norm and
+        a norm at the end of a step (both root-mean-square), SwiGLU, no biases, rotary positions,
+        head tied to the embedding."""
         causal: bool = True
-        """False: no mask at all, for classification and for questions about a whole text."""
+        """False: no attention mask, for classification and for questions about a whole text."""
         thoughts: Literal["latent", "words"] = "latent"
-        """words: a thought is read out and the embedding of its likeliest word is thought on (in
+        """words: each thought is replaced by the embedding of the word that it predicts (in
         training drawn by the straight-through Gumbel-softmax), so that thoughts can be read."""
         word_temperature: float = 1.0
-        """Of the softmax through which gradients reach the choice of a word."""
+        """Temperature of the softmax through which gradients reach the choice of a word."""
         num_classes: int | None = None
-        """How many the published head tells apart; None is vocab_size."""
+        """Outputs of the published head; None is vocab_size."""
         hidden: int | None = None
-        """Width of the feed-forward; None is dim if published, else 8/3 of dim."""
+        """Hidden size of the feed-forward; None is dim if published, else 8/3 of dim."""
         dropout: float = 0.0
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name, first, second in (
-                ("variant", "published", "modern"),
-                ("thoughts", "latent", "words"),
-                ("causal", True, False),
-            ):
-                if getattr(self, name) not in (first, second):
-                    value = getattr(self, name)
-                    raise ValueError(f"{name} must be {first} or {second}, got {value!r}")
+            check_choices(self)
+            if not isinstance(self.causal, bool):
+                raise UsageError(f"causal must be True or False, got {self.causal!r}")
             if not 0 < self.word_temperature < float("inf"):
-                raise ValueError(
+                raise UsageError(
                     f"word_temperature must be above 0 and finite, got {self.word_temperature}"
                 )
             if self.hidden is not None:
@@ -96,12 +93,12 @@ class ThoughtsFormer(Model):
             if self.num_classes is not None:
                 check_int("num_classes", self.num_classes, 1, self.vocab_size, "vocab_size")
                 if self.variant != "published" or self.thoughts != "latent":
-                    raise ValueError(
-                        "num_classes must be None unless variant is published and thoughts are "
-                        f"latent, got {self.num_classes}"
+                    raise UsageError(
+                        "num_classes must be None unless variant='published' and "
+                        f"thoughts='latent', got {self.num_classes}"
                     )
             if not 0 <= self.dropout < 1:
-                raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+                raise UsageError(f"dropout must be at least 0 and below 1, got {self.dropout}")
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -122,7 +119,8 @@ class ThoughtsFormer(Model):
         initialize(self, num_residuals=2 * self.config.num_layers)
         steps = torch.arange(self.config.num_steps)
         self.codes.weight.copy_(sinusoidal(steps, self.config.dim, self.codes.weight.dtype))
-        if self.config.variant == "published":  # as large as the codes that are added to them
+        if self.config.variant == "published":
+            # As large as the sinusoidal codes that are added to them.
             nn.init.normal_(self.embedding.weight)
             nn.init.normal_(self.positions.weight)
 
@@ -138,7 +136,7 @@ class ThoughtsFormer(Model):
         steps = self.check_steps(num_steps)
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
         states = self.run(tokens, steps, padding(tokens, lengths), keep_states=keep_states)
-        return Thought(self._answer(states[:, -1]), states if keep_states else None)
+        return Thought(self._logits(states[:, -1]), states if keep_states else None)
 
     def loss(
         self,
@@ -153,7 +151,7 @@ class ThoughtsFormer(Model):
         keys = batch.keys if self.training else None
         states = self.run(tokens, steps, padding(tokens, batch.lengths), keys)
         logits, targets, own = (
-            self._answer(states[:, -1]),
+            self._logits(states[:, -1]),
             graded_targets(batch),
             self.counts(batch),
         )
@@ -168,17 +166,18 @@ class ThoughtsFormer(Model):
         keys: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
     ) -> Float[Tensor, "b k t c"]:
-        """The state after the last step, or after each.
+        """Return the state after the last step, or with `keep_states` after each.
 
         Args:
             hidden: True where a token is padding, anywhere in a row.
-            keys: From which the words of a row's thoughts are drawn; None takes the likeliest.
+            keys: One key per row, from which the words of its thoughts are drawn; None takes the
+                likeliest words.
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         thought = self._place(self.embedding(tokens), positions)
         table = self._table(positions, thought.dtype)
         rereads = not self.causal and len(self.blocks) > 1
-        trains = ChainCache(len(self.blocks), steps, self.causal, hidden)
+        chains = ChainCache(len(self.blocks), steps, self.causal, hidden)
         states: list[Tensor] = []
         elements: list[Tensor] = []
         for step in range(steps):
@@ -186,19 +185,19 @@ class ThoughtsFormer(Model):
                 elements.append(self._coded(thought, step))
                 state = self._reread(elements, positions, hidden)
             else:
-                state = self._step(self._coded(thought, step), partial(trains.attend, step), table)
+                state = self._step(self._coded(thought, step), partial(chains.attend, step), table)
             if keep_states or step == steps - 1:
                 states.append(state)
             if step < steps - 1:
-                thought = self._think_on(state, positions, step, keys)
+                thought = self._next_thought(state, positions, step, keys)
         return torch.stack(states, 1)
 
     def _place(
         self, x: Float[Tensor, "b t c"], positions: Int[Tensor, "*b t"]
     ) -> Float[Tensor, "b t c"]:
-        """The elements that words are at these positions."""
+        """Add positions to word embeddings, or normalise them where positions are rotary."""
         if self.config.variant == "published":
-            # Padded columns may lie beyond the last position.
+            # Padding may lie beyond the last position; its elements are never read.
             x = x + self.positions(positions.clamp(max=self.config.max_length - 1))
         else:
             x = F.rms_norm(x, (self.config.dim,), eps=1e-6)
@@ -210,7 +209,7 @@ class ThoughtsFormer(Model):
         return self.rotary.table(positions, dtype)
 
     def _coded(self, thought: Float[Tensor, "b t c"], step: int) -> Float[Tensor, "b t c"]:
-        """What is read at this step: the thought, told its place in the train."""
+        """Add the code of a step: learned, or sinusoidal beyond the steps that were trained."""
         if step < self.config.num_steps:
             return thought + self.codes.weight[step]
         number = torch.tensor([step], device=thought.device)
@@ -229,30 +228,36 @@ class ThoughtsFormer(Model):
         positions: Int[Tensor, " t"],
         hidden: Bool[Tensor, "b t"] | None,
     ) -> Float[Tensor, "b t c"]:
-        """The next thoughts, all elements so far read anew: in deeper layers they see thoughts."""
+        """Compute the next thoughts from all elements so far, recomputed in every layer.
+
+        Without a mask, the elements of deeper layers depend on the latest thoughts.
+        """
         number, t = len(elements), len(positions)
         table = self._table(positions.repeat(number), elements[0].dtype)
         hidden = None if hidden is None else hidden.repeat(1, number)
-        everything = ChainCache(len(self.blocks), 1, False, hidden)
+        whole = ChainCache(len(self.blocks), 1, False, hidden)
         x = torch.cat(elements, 1)
-        return self._step(x, partial(everything.attend, 0), table)[:, -t:]
+        return self._step(x, partial(whole.attend, 0), table)[:, -t:]
 
-    def _think_on(
+    def _next_thought(
         self,
         state: Float[Tensor, "b t c"],
         positions: Int[Tensor, "*b t"],
         step: int,
         keys: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b t c"]:
-        """The thought itself, or as a word: drawn with a row's key, without one the likeliest.
+        """Return the thought that the next step reads: the state, or the word that it predicts.
 
-        The gradient of a word is that of a softmax (Jang et al. 2016,
-        https://arxiv.org/abs/1611.01144).
+        A word is drawn from softmax(logits) with the key of its row, and without keys the likeliest
+        one is taken. Its gradient is that of a softmax: the straight-through Gumbel-softmax (Jang
+        et al. 2016, https://arxiv.org/abs/1611.01144).
         """
         if self.config.thoughts == "latent":
             return self.thought_hook(state, step)
-        scores = self._answer(state)
+        scores = self._logits(state)
         if keys is not None:
+            # The arg-max of scores plus Gumbel noise, -log(-log(u)), is a draw from the softmax.
+            # float64, since u close to 1 decides the draw.
             drawn = uniform(keys, step, tuple(scores.shape[1:]), torch.float64)
             tiny = torch.finfo(torch.float64).tiny
             scores = scores - (-drawn.clamp(min=tiny).log()).log().to(scores.dtype)
@@ -264,18 +269,18 @@ class ThoughtsFormer(Model):
             words = words + (soft - soft.detach())
         return self.thought_hook(self._place(words, positions), step)
 
-    def _answer(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
+    def _logits(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
         if self.config.variant == "published":
             return self.head(x)
         return F.linear(x, self.embedding.weight)
 
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
-        return self._answer(states)
+        return self._logits(states)
 
     def mask(self, length: int, num_steps: int | None = None) -> Bool[Tensor, "t s"]:
         steps = self.check_steps(num_steps)
-        trains = masks.table(masks.thought_chains(steps - 1), length * steps)[0]
-        return trains if self.causal else torch.ones_like(trains)
+        chains = masks.table(masks.thought_chains(steps - 1), length * steps)[0]
+        return chains if self.causal else torch.ones_like(chains)
 
     def prefill(
         self,
@@ -284,35 +289,37 @@ class ThoughtsFormer(Model):
         num_steps: int,
         prompted: bool,
         capacity: int,
-    ) -> tuple[Float[Tensor, "b v"], Written]:
-        cache = Written(self.config, num_steps, lengths, capacity, self.embedding.weight)
+    ) -> tuple[Float[Tensor, "b v"], GenerationCache]:
+        cache = GenerationCache(self.config, num_steps, lengths, capacity, self.embedding.weight)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        states = self._begin(tokens, positions, cache.read)
+        states = self._first_step(tokens, positions, cache.read)
         rows = torch.arange(len(tokens), device=tokens.device)
-        return self._finish(states[rows, lengths - 1][:, None], cache), cache
+        return self._later_steps(states[rows, lengths - 1][:, None], cache), cache
 
-    def extend(self, tokens: Int[Tensor, " b"], cache: Written) -> Float[Tensor, "b v"]:
-        state = self._begin(tokens[:, None], cache.grow(), partial(cache.attend, 0))
-        return self._finish(state, cache)
+    def extend(self, tokens: Int[Tensor, " b"], cache: GenerationCache) -> Float[Tensor, "b v"]:
+        state = self._first_step(tokens[:, None], cache.grow(), partial(cache.attend, 0))
+        return self._later_steps(state, cache)
 
-    def _begin(
+    def _first_step(
         self,
         tokens: Int[Tensor, "b t"],
         positions: Int[Tensor, "*b t"],
         attend: Callable[..., Tensor],
     ) -> Float[Tensor, "b t c"]:
-        """The states after the first step."""
+        """Compute the states after the first step."""
         x = self._place(self.embedding(tokens), positions)
         return self._step(self._coded(x, 0), attend, self._table(positions, x.dtype))
 
-    def _finish(self, state: Float[Tensor, "b 1 c"], cache: Written) -> Float[Tensor, "b v"]:
-        """What each row answers once its last position has thought to the end."""
+    def _later_steps(
+        self, state: Float[Tensor, "b 1 c"], cache: GenerationCache
+    ) -> Float[Tensor, "b v"]:
+        """Take the remaining steps of each row's last position; return its logits."""
         positions = cache.lengths[:, None] - 1
         table = self._table(positions, state.dtype)
         for step in range(1, cache.num_steps):
-            x = self._coded(self._think_on(state, positions, step - 1), step)
+            x = self._coded(self._next_thought(state, positions, step - 1), step)
             state = self._step(x, partial(cache.attend, step), table)
-        return self._answer(state[:, 0])
+        return self._logits(state[:, 0])
 
     def flops(
         self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
@@ -323,32 +330,32 @@ class ThoughtsFormer(Model):
         head = 2 * batch_size * length * config.dim * answers
         forward = head
         for step in range(steps):
-            all_elements = length * (step + 1)
-            keys = length + step if self.causal else all_elements
+            elements_so_far = length * (step + 1)
+            keys = length + step if self.causal else elements_so_far
             rereads = not self.causal and config.num_layers > 1
-            elements = all_elements if rereads else length
+            elements = elements_so_far if rereads else length
             forward += config.num_layers * block.flops(batch_size, elements, keys)
         words = (steps - 1) * head if config.thoughts == "words" else 0
-        # the softmax of a word meets the embeddings, which get no gradient from it
+        # The soft word of the backward pass is one more product, whose weights get no gradient.
         return 3 * (forward + words) + 2 * words if training else forward + words
 
 
 def padding(
     tokens: Int[Tensor, "b t"], lengths: Int[Tensor, " b"] | None
 ) -> Bool[Tensor, "b t"] | None:
-    """True where a row has ended."""
+    """Return True where a row has ended; None where no row has padding."""
     if lengths is None:
         return None
     return torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
 
 
 def drop(x: Float[Tensor, "*b c"], part: Any) -> Float[Tensor, "*b c"]:
-    """`x` with the dropout of this part of the model."""
+    """Apply the dropout of a part of the model."""
     return F.dropout(x, part.dropout) if part.training and part.dropout else x
 
 
 class PublishedBlock(nn.Module):
-    """x <- norm(x + Attention(x)); x <- norm(x + W2 relu(W1 x)), as torch's encoder layer."""
+    """x <- norm(x + attention(x)); x <- norm(x + W2 relu(W1 x)), as nn.TransformerEncoderLayer."""
 
     def __init__(self, config: ThoughtsFormer.Config):
         super().__init__()
@@ -361,8 +368,8 @@ class PublishedBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t c"], table: Table, attend: Attend
     ) -> Float[Tensor, "b t c"]:
-        found = attend(self.heads.queries(x), *self.heads.keys_values(x))
-        x = self.attention_norm(x + drop(self.heads.merge(found), self))
+        attended = attend(self.heads.queries(x), *self.heads.keys_values(x))
+        x = self.attention_norm(x + drop(self.heads.merge(attended), self))
         return self.feed_forward_norm(x + drop(self.feed_forward(x), self))
 
     def flops(self, batch: int, length: int, keys: int) -> int:
@@ -384,7 +391,7 @@ class FeedForward(nn.Module):
         return self.down(drop(self.up(x).relu(), self))
 
     def flops(self, rows: int) -> int:
-        """Of so many vectors."""
+        """Count the operations of this number of vectors."""
         return 4 * rows * self.up.in_features * self.up.out_features
 
 

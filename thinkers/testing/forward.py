@@ -13,6 +13,7 @@ from thinkers.testing.helpers import (
     Rows,
     call,
     close,
+    difference,
     draw,
     dtype_of,
     fewest_and_most,
@@ -167,10 +168,9 @@ def causality(model: Model) -> None:
             )
             for row, i in (moved & (columns < at)).nonzero().tolist():
                 prompt = "no prompt" if prompts is None else f"a prompt of {int(prompts[row])}"
-                change = float((after - before)[row, i].abs().max())
                 raise AssertionError(
                     f"changing token {places[row]} changes the logits at position {i} by "
-                    f"{change:.1e} (num_steps={steps}, {prompt})"
+                    f"{difference(before[row, i], after[row, i])} (num_steps={steps}, {prompt})"
                 )
 
 
@@ -191,7 +191,7 @@ def batch_independence(model: Model) -> None:
                 require(
                     torch.equal(logits[real], other[real]),
                     f"{what}, padding with id {fill} instead of 0 changes the logits of real "
-                    f"tokens by {float((logits - other)[real].abs().max()):.1e}",
+                    f"tokens by {difference(logits[real], other[real])}",
                 )
             for row in (0, 2, 4):
                 length, one = int(rows.lengths[row]), slice(row, row + 1)

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from thinkers.models.base import Model
-from thinkers.testing.helpers import Rows, call, close, draw, fewest_and_most, refused, require
+from thinkers.testing.helpers import (
+    Rows,
+    call,
+    close,
+    difference,
+    draw,
+    fewest_and_most,
+    refused,
+    require,
+)
 
 
 @torch.no_grad()
@@ -119,8 +128,7 @@ def evaluation_mode(model: Model) -> None:
         )
     require(
         torch.equal(*runs),
-        "logits of generate differ between training and evaluation mode by "
-        f"{float((runs[0] - runs[1]).abs().max()):.1e}",
+        f"logits of generate differ between training and evaluation mode by {difference(*runs)}",
     )
 
 

@@ -138,6 +138,11 @@ def close(found: Tensor, expected: Tensor, what: str, limits: Any = TOLERANCES) 
     )
 
 
+def difference(found: Tensor, expected: Tensor) -> str:
+    """Return the largest absolute difference, for a message."""
+    return f"{float((found.detach() - expected.detach()).abs().max()):.1e}"
+
+
 @contextmanager
 def refused(call: str, kind: type[Exception], *words: str) -> Iterator[None]:
     """Raise AssertionError unless the block raises `kind` with a message that holds all `words`."""

@@ -21,6 +21,7 @@ from thinkers.testing.helpers import (
     call,
     close,
     device_of,
+    difference,
     draw,
     dtype_of,
     fewest_and_most,
@@ -158,7 +159,7 @@ def reproducibility(model: Model) -> None:
     for name, found in weights.items():
         require(
             torch.equal(found, others[name]),
-            f"{name} differs by {float((found - others[name]).abs().max()):.1e} after 3 updates",
+            f"{name} differs by {difference(found, others[name])} after 3 updates",
         )
 
 
@@ -193,5 +194,5 @@ def saving(model: Model) -> None:
             require(
                 torch.equal(found, expected),
                 f"{call(steps, prompts)}, logits of the loaded model differ by "
-                f"{float((found - expected).abs().max()):.1e}",
+                f"{difference(found, expected)}",
             )
