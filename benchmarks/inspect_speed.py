@@ -84,7 +84,7 @@ def once(options: argparse.Namespace) -> dict[str, float]:
         prompt = text.read_text()[: options.length]
         page = Path(folder) / "page.html"
         start = time.process_time()
-        inspect(model, prompt, steps, page, task=task)
+        inspect((model, task), prompt, steps, page)
         seconds = time.process_time() - start
         return {
             "inspect": seconds,

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import thinkers
-from thinkers.runs.result import task_of
+from thinkers.runs.result import open_with_task
 from thinkers.tasks import babi_format, babi_worlds
 from thinkers.tasks.babi import Babi
 
@@ -56,7 +56,7 @@ def grouped_questions(story: babi_format.Story) -> Iterator[tuple[int, bool]]:
 def main() -> int:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    task = task_of(folder) if folder else Babi(Babi.Config(kinds=(2,)))
+    task = open_with_task(folder)[1] if folder else Babi(Babi.Config(kinds=(2,)))
     if not isinstance(task, Babi) or 2 not in task.config.kinds or task.config.path:
         sys.exit(f"{folder} was not trained on generated stories of kind 2; pass a run that was")
     kind = task.config.kinds.index(2)
@@ -67,7 +67,7 @@ def main() -> int:
         [right for _, right in found],
     )
     if folder:
-        model = thinkers.load(folder).eval()
+        model = thinkers.load(folder)
         with torch.no_grad():
             batches = task.evaluation_batches("test", len(task.examples("test")))
             right = [x for batch in batches for x in model.loss(batch).correct.tolist()]

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 import thinkers
-from thinkers.runs.result import task_of
+from thinkers.runs.result import open_with_task
 
 BATCHES, ROWS = 8, 50
 
@@ -21,7 +21,7 @@ BATCHES, ROWS = 8, 50
 @torch.no_grad()
 def losses(folder: Path) -> torch.Tensor:
     """Return the mean loss at each position over held-out windows, (t,)."""
-    model, task = thinkers.load(folder).eval(), task_of(folder)
+    model, task = thinkers.load(folder), open_with_task(folder)[1]
     found = []
     for number in range(BATCHES):
         batch = task.batch(number, ROWS, "valid")

@@ -42,7 +42,7 @@ def main() -> int:
     config = thinkers.Config.from_dict(record["config"])
     model, task = thinkers.load(run), tasks.from_config(config.task, one_run.JUDGED_SEED)
     steps = [n for n in STEPS if n <= model.config.max_steps]
-    rows = thinkers.evaluate(model, steps, options.num_examples, task=task)
+    rows = thinkers.evaluate((model, task), steps, options.num_examples)
     scores = {row["num_steps"]: row["exact"] for row in rows}
     usual = model.config.num_steps
     minutes = (time.monotonic() - start) / 60

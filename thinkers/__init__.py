@@ -20,7 +20,7 @@ _HOMES = {
     "config.training": ("Training",),
     "training.loop": ("resume", "train"),
     "training.reproduce": ("reproduce",),
-    "runs.result": ("Run", "load"),
+    "runs.result": ("Run", "load", "open_run"),
     "runs.trackers": ("TRACKERS",),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.generate": ("answer", "generate", "stream"),

@@ -31,7 +31,7 @@ def test_a_run_its_folder_its_model_folder_and_its_model_score_the_same(run):
     assert evaluate(run.folder, num_examples=11) == rows
     assert evaluate(str(run.folder / "model"), num_examples=11) == rows
     task = tasks.from_config(Config.from_dict(_record(run)["config"]).task)
-    assert evaluate(run.model, num_examples=11, task=task) == rows
+    assert evaluate((run.model, task), num_examples=11) == rows
     assert thinkers.evaluate(run.folder, num_examples=11) == rows
 
 
@@ -65,8 +65,6 @@ def test_what_cannot_be_evaluated_is_refused(run, tmp_path):
         evaluate(run, num_steps=[0])
     with pytest.raises(ValueError, match="num_examples must be"):
         evaluate(run, num_examples=0)
-    with pytest.raises(UsageError, match="task must be given"):
-        evaluate(run.model)
     with pytest.raises(UsageError, match="folder of a run"):
         evaluate(tmp_path / "none")
 

@@ -57,7 +57,7 @@ class Lines(thinkers.Task):
 def test_what_is_seen_is_what_the_model_computes(name, steps):
     model, task = adder(name)
     steps = steps if thinks(model) else None
-    seen = inspect(model, "12+34=", steps, task=task)
+    seen = inspect((model, task), "12+34=", steps)
     assert seen.tokens[:6] == task.encode("12+34=") and seen.first == 5
     said = model.answer(
         torch.tensor([seen.tokens[:6]]), torch.tensor([6]), task.max_answer_length(), steps
@@ -102,7 +102,7 @@ def test_every_variant_can_be_inspected_on_a_text_and_gets_a_page(name, own, tmp
     if name == "thoughtsformer" and own.get("num_classes"):
         pytest.skip("classes are no tokens")
     model, task = tiny(name, own), Lines(SimpleNamespace())
-    seen = inspect(model, "abc cab jag", None, tmp_path / "a.html", task=task)
+    seen = inspect((model, task), "abc cab jag", None, tmp_path / "a.html")
     assert seen.answer is None and seen.first == 0 and len(seen.tokens) == 11
     page = (tmp_path / "a.html").read_text()
     assert "goes on with" in page and len(page) < 300_000
@@ -131,7 +131,7 @@ def test_a_plane_of_too_few_states_is_flat(shape):
 
 def test_a_model_may_be_asked_not_to_think(tmp_path):
     model, task = adder("reasoning_tokens")
-    seen = inspect(model, "1+1=", 0, tmp_path / "a.html", task=task)
+    seen = inspect((model, task), "1+1=", 0, tmp_path / "a.html")
     assert seen.asked == 0 and seen.num_steps == 1
     assert told(seen)[-1].startswith("Unthinking, reasoning_tokens answers")
 
@@ -149,21 +149,21 @@ def test_tokens_without_a_text_have_a_label():
 def test_inspecting_refuses_what_it_cannot_read():
     model, task = adder("looped")
     with pytest.raises(UsageError, match="an empty prompt"):
-        inspect(model, "", task=task)
+        inspect((model, task), "")
     with pytest.raises(UsageError, match="must be one of"):
-        inspect(model, "12*34=", task=task)
+        inspect((model, task), "12*34=")
     with pytest.raises(ValueError, match="num_steps must be an integer in 1 .. 4"):
-        inspect(model, "1+1=", 5, task=task)
-    with pytest.raises(UsageError, match="task must be given"):
+        inspect((model, task), "1+1=", 5)
+    with pytest.raises(UsageError, match="a model without its task"):
         inspect(model, "1+1=")
     with pytest.raises(UsageError, match="a prompt of 68 tokens"):
-        inspect(tiny("looped"), "a" * 68, task=Lines(SimpleNamespace()))
+        inspect((tiny("looped"), Lines(SimpleNamespace())), "a" * 68)
 
 
 def test_a_long_prompt_makes_a_page_of_bounded_pictures(tmp_path):
     model = tiny("thoughtsformer", max_length=331, max_steps=16)
     text = "abc hij " * 41
-    inspect(model, text, 16, tmp_path / "a.html", task=Lines(SimpleNamespace()))
+    inspect((model, Lines(SimpleNamespace())), text, 16, tmp_path / "a.html")
     page = (tmp_path / "a.html").read_text()
     data = json.loads(re.search(r'(?s)id="data">(.*?)</script>', page)[1])
     words, thoughts = data["attention"]
@@ -245,7 +245,7 @@ def test_the_thoughts_of_a_pass_are_counted():
 def test_ablation_grades_the_same_examples_with_and_without_thoughts(name):
     model, task = adder(name)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    found = ablate(model, 3, 37, task=task)
+    found = ablate((model, task), 3, 37)
     assert found.metric == "exact" and found.num_examples == 37 and found.num_steps == 3
     assert found.score == pytest.approx(task.score(model, num_examples=37, num_steps=3)["exact"])
     ways = [way for way in WAYS if way != "shuffled steps" or thoughts_of(model, 3) > 1]
@@ -254,12 +254,12 @@ def test_ablation_grades_the_same_examples_with_and_without_thoughts(name):
         assert effect.lost.value == pytest.approx(found.score - effect.score)
         assert effect.lost.low <= effect.lost.value <= effect.lost.high
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert found == ablate(model, 3, 37, task=task)
+    assert found == ablate((model, task), 3, 37)
 
 
 def test_of_a_loss_more_is_worse():
     model, task = tiny("thoughtsformer"), Lines(SimpleNamespace())
-    found = ablate(model, 3, 41, task=task)
+    found = ablate((model, task), 3, 41)
     for effect in found.effects:
         assert effect.lost.value == pytest.approx(effect.score - found.score)
     assert any(effect.lost.value for effect in found.effects)
@@ -273,7 +273,7 @@ def test_a_model_that_hands_no_thought_on_is_refused(name):
         assert thinks(model)
         return
     with pytest.raises(UsageError, match=f"{name} at {steps} step"):
-        ablate(model, steps, 10, task=task)
+        ablate((model, task), steps, 10)
 
 
 # The command line -------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Pages in a real browser, and what is asked of their text where there is none."""
 
 from html.parser import HTMLParser
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +10,9 @@ from model_cases import tiny
 
 import thinkers
 from thinkers.inspection.ablate import ablate
-from thinkers.inspection.inspect import inspect
+from thinkers.inspection.inspect import inspect, look
 from thinkers.inspection.page import write
 from thinkers.report import html
-from thinkers.runs.result import Run
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 
@@ -98,8 +96,7 @@ class Words(thinkers.Task):
 def words_page(path, words, prompt, folder):
     """The inspection of a run of this name, asked this, whose tokens are these words."""
     model = tiny("thoughtsformer", vocab_size=len(words))
-    run = Run(model=model, scores={}, folder=Path(folder))
-    inspect(run, prompt, 2, path, task=Words(words, prompt))
+    write(path, look(model, Words(words, prompt), prompt, 2, folder))
     return path.read_text()
 
 
@@ -166,14 +163,14 @@ def pages(tmp_path_factory):
     found = {}
     for name in thinkers.MODELS:
         model, steps = tiny(name, **sizes), None if name in ("decoder", "deepsight") else 5
-        seen = inspect(model, "12+34=", steps, task=task)
+        seen = inspect((model, task), "12+34=", steps)
         found[name] = folder / f"{name}.html"
-        ablation = ablate(model, steps, 7, task=task) if name == "looped" else None
+        ablation = ablate((model, task), steps, 7) if name == "looped" else None
         write(found[name], seen, ablation)
     letters = [chr(ord("a") + n % 26) * (1 + n // 26) for n in range(50)]
     found["text"] = folder / "text.html"
     model = tiny("thinker", vocab_size=50, max_steps=16)
-    inspect(model, "asked", 16, found["text"], task=Words(letters))
+    inspect((model, Words(letters)), "asked", 16, found["text"])
     return found
 
 

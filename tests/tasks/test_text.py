@@ -19,7 +19,7 @@ from thinkers.data import token_cache
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models.base import Thought
 from thinkers.models.generation import stream
-from thinkers.runs.result import task_of
+from thinkers.runs.result import open_with_task
 from thinkers.tasks.text import Text
 
 SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
@@ -250,7 +250,7 @@ def test_a_run_continues_a_prompt_after_its_text_is_deleted(trained):
 
 def test_a_text_longer_than_the_model_is_continued_from_its_last_half(trained):
     model = thinkers.load(trained)
-    task = task_of(trained)
+    _, task = open_with_task(trained)
     assert model.config.max_length == 10
     so_far = task.encode("17 Vögel, 289 L")
     while len(so_far) < 15 + 12:
@@ -290,7 +290,7 @@ def test_a_character_of_several_bytes_is_streamed_when_it_is_complete(poem, tmp_
 
 def test_a_run_is_scored_on_another_text(trained, tmp_path):
     (tmp_path / "other.txt").write_text(POEM[300:700])
-    model, task = thinkers.load(trained), task_of(trained)
+    model, (_, task) = thinkers.load(trained), open_with_task(trained)
     with pytest.raises(DataError, match="poem.txt: no such file"):
         thinkers.evaluate(trained)
     flags = [f"--task.test_path={tmp_path / 'other.txt'}"]
@@ -366,7 +366,7 @@ def test_sampling_is_refused_for_a_run_of_questions(tmp_path, capsys):
     run = thinkers.train(replace(recipe, training=training), out=tmp_path / "add")
     assert main.main(["generate", str(run.folder), "--prompt=1+2=", "--top_k=3"]) == 2
     assert "--top_k" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="thinkers.answer asks it"):
+    with pytest.raises(UsageError, match="fix: use thinkers.answer"):
         thinkers.generate(run.folder, "1+2=")
 
 

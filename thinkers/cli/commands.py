@@ -136,7 +136,7 @@ def warn_of_fall(
 
 
 def generate(options: argparse.Namespace, settings: list[str]) -> int:
-    from thinkers.runs.result import task_of
+    from thinkers.runs.result import open_with_task
     from thinkers.tasks.text import Text
 
     num_steps = (
@@ -149,9 +149,10 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
         for name, value in own.items()
         if value is not None
     }
-    if isinstance(task_of(Path(options.folder)), Text):
+    run = open_with_task(options.folder)
+    if isinstance(run[1], Text):
         print_samples(
-            thinkers.stream(options.folder, options.prompt, num_steps=num_steps, **own),
+            thinkers.stream(run, options.prompt, num_steps=num_steps, **own),
             options.prompt,
         )
     elif own:
@@ -161,7 +162,7 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
             f"leave --{next(iter(own))} out",
         )
     else:
-        print(thinkers.answer(options.folder, options.prompt, num_steps=num_steps))
+        print(thinkers.answer(run, options.prompt, num_steps=num_steps))
     return 0
 
 

@@ -1,56 +1,57 @@
-"""answer(run, prompt): what a trained model says to one prompt; stream and generate: a text."""
+"""`answer`, the answer of a trained model to a prompt; `stream` and `generate`, samples of text."""
 
 import codecs
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from thinkers.checks import check_int
-from thinkers.devices import find_device
 from thinkers.errors import usage_error
-from thinkers.models.base import Model
 from thinkers.models.generation import check_sampling
 from thinkers.models.generation import stream as next_tokens
-from thinkers.runs.result import load, task_of
+from thinkers.runs.result import RunLike, open_with_task
 from thinkers.tasks.answers import AnswerTask
 from thinkers.tasks.text import Text
 
 
-def answer(run: str | Path, prompt: str, num_steps: int | None = None) -> str:
-    """The prompt and the answer of the run in this folder, in the words of its task.
+def answer(run: RunLike, prompt: str, num_steps: int | None = None) -> str:
+    """Return the prompt followed by the model's answer, as text of its task.
 
     Args:
-        num_steps: How many steps to think; None is what the model usually takes.
+        run: A run, its folder, or (model, task).
+        num_steps: Thinking steps; None is the model's own number.
+
+    Raises:
+        UsageError: The prompt is empty, asks nothing, or leaves no room for an answer.
     """
-    task = task_of(Path(run))
+    model, task = open_with_task(run)
     tokens = task.encode(prompt)
     if not tokens:
         raise usage_error(
             "an empty prompt", "a question such as 12+34=, or the beginning of a text", "write one"
         )
     if isinstance(task, AnswerTask) and task.prompt_end not in prompt:
-        asked = f"a prompt that asks by {task.prompt_end}, such as {prompt[-30:]}{task.prompt_end}"
         raise usage_error(
-            f"{prompt[-30:]!r}, which asks nothing yet", asked, f"add {task.prompt_end}"
+            f"{prompt[-30:]!r} has no {task.prompt_end!r}",
+            f"a question that ends in {task.prompt_end}",
+            f"pass one such as {prompt[-30:]}{task.prompt_end}",
         )
-    model = _model_of(run)
-    device = next(model.parameters()).device
     room = model.config.max_length - len(tokens)
     longest = task.max_answer_length()
     room = room if longest is None else min(room, longest)
     if room < 1:
-        longest = model.config.max_length - 1
-        raise usage_error(f"a prompt of {len(tokens)} tokens", f"at most {longest}", "shorten it")
+        limit = model.config.max_length - 1
+        raise usage_error(f"a prompt of {len(tokens)} tokens", f"at most {limit}", "shorten it")
+    device = next(model.parameters()).device
     row = torch.tensor([tokens], device=device)
     lengths = torch.tensor([len(tokens)], device=device)
     with torch.no_grad():
-        said = model.answer(row, lengths, room, num_steps)
-    return prompt + task.decode(said[0].tolist())
+        written = model.answer(row, lengths, room, num_steps=num_steps)
+    return prompt + task.decode(written[0].tolist())
 
 
 def generate(
-    run: str | Path,
+    run: RunLike,
     prompt: str,
     max_new_tokens: int = 200,
     num_steps: int | None = None,
@@ -61,7 +62,7 @@ def generate(
     seed: int = 0,
     num_samples: int = 1,
 ) -> list[str]:
-    """The prompt as each sample goes on with it, by a run on text: see `stream`."""
+    """Return samples of a text that begins with the prompt; the arguments are those of `stream`."""
     pieces = stream(
         run,
         prompt,
@@ -77,7 +78,7 @@ def generate(
 
 
 def stream(
-    run: str | Path,
+    run: RunLike,
     prompt: str,
     max_new_tokens: int = 200,
     num_steps: int | None = None,
@@ -88,32 +89,40 @@ def stream(
     seed: int = 0,
     num_samples: int = 1,
 ) -> Iterator[list[str]]:
-    """What each sample goes on with, as it comes; all are written in one batch.
+    """Yield the next piece of text of each sample as it is generated; all share one batch.
 
-    A model reads `max_length` tokens at most. When a text has become longer, its last half window
-    is what the model goes on from.
+    A model reads at most `max_length` tokens: a longer text is continued from the last half of
+    that window.
 
     Args:
-        temperature: 0 takes the likeliest token, so that all samples are the same.
-        seed: The same seed draws the same samples.
+        run: A run on text, its folder, or (model, task).
+        num_steps: Thinking steps; None is the model's own number.
+        temperature: 0 takes the likeliest token, so that all samples are equal.
+        top_k: Sample from the k likeliest tokens.
+        top_p: Sample from the likeliest tokens that have this probability together.
+        seed: Equal seeds give equal samples.
+
+    Raises:
+        UsageError: The task is not text, or the prompt is empty.
     """
     for name, value in (("max_new_tokens", max_new_tokens), ("num_samples", num_samples)):
         check_int(name, value, 1)
     check_int("seed", seed, 0, 2**63 - 1)
     check_sampling(temperature, top_k, top_p)
-    task = task_of(Path(run))
+    model, task = open_with_task(run)
     if not isinstance(task, Text):
-        raise usage_error(f"{run}, a run that answers", "a run on text", "thinkers.answer asks it")
+        found = f"a run on {type(task).__name__}, which answers questions"
+        raise usage_error(found, "a run on text", "use thinkers.answer")
     tokens = task.encode(prompt)
     if not tokens:
         raise usage_error("an empty prompt", "the beginning of a text", "write one")
-    model = _model_of(run)
     device = next(model.parameters()).device
     rows = torch.tensor([tokens] * num_samples, device=device)
     generator = torch.Generator(device).manual_seed(seed)
     assert task.tokenizer is not None
-    words = task.tokenizer.token_bytes
-    readers = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(num_samples)]
+    token_bytes = task.tokenizer.token_bytes
+    # A letter may be several tokens of one byte each: it is held back until it is complete.
+    decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(num_samples)]
     left, window = max_new_tokens, model.config.max_length
     check_int("max_length of the model", window, 2)
     while left:
@@ -132,10 +141,6 @@ def stream(
             generator=generator,
         ):
             rows = torch.cat([rows, new.tokens[:, None]], 1)
-            chosen = zip(readers, new.tokens.tolist(), strict=True)
-            yield [reader.decode(words[token]) for reader, token in chosen]
-    yield [reader.decode(b"", final=True) for reader in readers]
-
-
-def _model_of(run: str | Path) -> Model:
-    return load(run).to(find_device("auto")).eval()
+            chosen = zip(decoders, new.tokens.tolist(), strict=True)
+            yield [decoder.decode(token_bytes[token]) for decoder, token in chosen]
+    yield [decoder.decode(b"", final=True) for decoder in decoders]

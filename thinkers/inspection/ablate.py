@@ -15,8 +15,8 @@ from thinkers.inspection.page import write
 from thinkers.inspection.results import Ablation, Effect
 from thinkers.models.base import Model
 from thinkers.models.generation import eval_mode
-from thinkers.runs.result import Run, model_and_task
-from thinkers.tasks import SPLITS, Task
+from thinkers.runs.result import RunLike, open_with_task
+from thinkers.tasks import SPLITS
 from thinkers.tasks.base import example_groups
 
 CALLS = ("answer", "forward", "generate", "loss", "score")
@@ -63,13 +63,11 @@ WAYS: dict[str, Callable[[Train, int, torch.Generator], Tensor]] = {
 
 
 def ablate(
-    run: Run | Model | str | Path,
+    run: RunLike,
     num_steps: int | None = None,
     num_examples: int = 2000,
     split: str = "test",
     out: str | Path | None = None,
-    *,
-    task: Task | None = None,
 ) -> Ablation:
     """What the primary metric of a run loses when its thoughts are replaced, on held-out examples.
 
@@ -77,14 +75,14 @@ def ablate(
     held out.
 
     Args:
-        run: What `train` returned, its folder, or a model or model folder together with `task`.
+        run: A run, its folder, or (model, task).
         num_steps: How many steps to think; None is what the model usually takes.
         out: Where a page goes that shows it, one HTML file.
     """
     if split not in SPLITS:
         raise usage_error(f"split {split!r}", ", ".join(SPLITS), "choose one")
     check_int("num_examples", num_examples, 2)
-    model, task = model_and_task(run, task)
+    model, task = open_with_task(run)
     steps = model.check_steps(num_steps)
     handed = thoughts_of(model, steps)
     if not handed:

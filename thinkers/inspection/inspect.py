@@ -14,7 +14,7 @@ from thinkers.inspection.results import Inspection, ReadOut, is_end
 from thinkers.models.base import Model
 from thinkers.models.generation import eval_mode
 from thinkers.nn.tracing import record_attention
-from thinkers.runs.result import Run, folder_of, model_and_task
+from thinkers.runs.result import RunLike, folder_of, open_with_task
 from thinkers.tasks import Task
 
 SHOWN = 5
@@ -22,21 +22,19 @@ SHOWN = 5
 
 
 def inspect(
-    run: Run | Model | str | Path,
+    run: RunLike,
     prompt: str,
     num_steps: int | None = None,
     out: str | Path | None = None,
-    *,
-    task: Task | None = None,
 ) -> Inspection:
     """What a trained model thinks of one prompt, and with `out` a page that shows it.
 
     Args:
-        run: What `train` returned, its folder, or a model or model folder together with `task`.
+        run: A run, its folder, or (model, task).
         num_steps: How many steps to think; None is what the model usually takes.
         out: Where the page goes, one HTML file.
     """
-    model, task = model_and_task(run, task)
+    model, task = open_with_task(run)
     with eval_mode(model):
         seen = look(model, task, prompt, model.check_steps(num_steps), folder_of(run))
     if out is not None:

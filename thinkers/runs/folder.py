@@ -145,16 +145,34 @@ def write_model(folder: Path, model: Model) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """config.json of the run in `folder`."""
+def is_run(folder: Path) -> bool:
+    """Return True if `folder` holds the record of a run.
+
+    Raises:
+        DamagedError: It holds a config.json that is not JSON.
+    """
     file = folder / RECORD
-    _require_record(folder)
     try:
         record = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return False
     except ValueError as error:
         raise DamagedError(f"{file} is not JSON: {error}") from None
-    if not isinstance(record, dict) or "run" not in record or "config" not in record:
+    return isinstance(record, dict) and "run" in record and "config" in record
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read config.json of the run in `folder`.
+
+    Raises:
+        UsageError: The folder is not that of a run.
+        DamagedError: config.json is not JSON, or has the format of another version.
+    """
+    file = folder / RECORD
+    _require_record(folder)
+    if not is_run(folder):
         raise UsageError(f"{folder} must be the folder of a run, and {file} is not its record")
+    record = json.loads(file.read_bytes())
     if record.get("format") != FORMAT:
         found = record.get("format")
         raise DamagedError(f"{file} has format {found!r}, and this version reads {FORMAT}")

@@ -1,4 +1,4 @@
-"""What came of a training, and the ways back to its model and its task."""
+"""The result of a training, and `open_run`: from a run, a folder or a model to model and task."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from thinkers import tasks
 from thinkers.config.experiment import parts_of
 from thinkers.config.overrides import override_task
 from thinkers.devices import find_device
-from thinkers.errors import DataError, UsageError
+from thinkers.errors import DataError, UsageError, usage_error
 from thinkers.models import load_model
 from thinkers.models.base import Model
-from thinkers.runs.folder import read_record
+from thinkers.runs.folder import is_run, read_record
 from thinkers.tasks import Task
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a training.
+    """The result of a training.
 
     Args:
-        model: With its final weights, averaged if `ema` is on.
-        scores: {metric: value} on held-out test examples, at the usual number of steps.
-        folder: Where everything is.
+        model: With its final weights, averaged if `ema` is set, in evaluation mode.
+        scores: {metric: value} on held-out examples of the test split, at the model's own steps.
+        folder: The run folder.
     """
 
     model: Model
@@ -30,42 +30,92 @@ class Run:
     folder: Path
 
 
+RunLike = Run | Model | str | Path | tuple[Model, Task]
+"""A trained model: a run, its folder, a model folder, a model, or a model and a task."""
+
+
 def load(folder: str | Path) -> Model:
-    """The model of a model folder, or of a run: its newest, averaged if the run averages."""
+    """Load the model of a model folder, or the newest one of a run, in evaluation mode.
+
+    Raises:
+        DataError: The folder holds no model.
+        DamagedError: Its files are not those of a model, or of another format.
+    """
     path = Path(folder)
     if (path / "model").is_dir():
-        return load_model(path / "model")
-    if (path / "metrics.jsonl").exists() or (path / "checkpoints").is_dir():
-        raise DataError(f"{path} is a run that has saved no model yet; go on with --resume {path}")
-    return load_model(path)
+        path = path / "model"
+    elif (path / "metrics.jsonl").exists() or (path / "checkpoints").is_dir():
+        raise DataError(
+            f"{path} is a run that has saved no model yet; continue with --resume {path}"
+        )
+    return load_model(path).eval()
 
 
-def task_of(folder: Path, flags: Sequence[str] = ()) -> Task:
-    """The task of the run in `folder`, or in the folder that this model folder is in.
+def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | None]:
+    """Return the model of a run, and its task, as it was trained on.
+
+    A model from a folder is on the fastest device and in evaluation mode, as `load` gives it. A
+    pair (model, task) is returned as it is. The task is None for a model, and for a model folder
+    outside a run: nothing tells of their task.
 
     Args:
-        flags: Settings of it to change, such as --task.test_path=other.txt.
+        flags: Settings of the run's task to change, such as --task.test_path=other.txt.
+
+    Raises:
+        UsageError: There is no such run, or flags were given without one.
+        DataError: The run has saved no model.
+        DamagedError: A file of the run is not as it was written.
     """
-    home = folder.parent if folder.name == "model" else folder
-    _, task, training = parts_of(read_record(home)["config"])
-    return tasks.from_run(override_task(task, flags), training.seed, home)
-
-
-def model_and_task(run: Run | Model | str | Path, task: Task | None) -> tuple[Model, Task]:
-    """Of a run, or of a model that comes with its task."""
-    if task is None and isinstance(run, Model):
-        raise UsageError("task must be given for a model that comes without its run")
-    if task is None:
-        task = task_of(run.folder if isinstance(run, Run) else Path(run))  # type: ignore
-    if isinstance(run, Model):
-        return run, task
+    if isinstance(run, Model | tuple):
+        if flags:
+            raise UsageError(f"flags must be left out for a model outside a run, got {list(flags)}")
+        model, task = (run, None) if isinstance(run, Model) else run
+        return model, task
     if isinstance(run, Run):
-        return run.model, task
-    return load(run).to(find_device("auto")), task
+        return run.model.eval(), _task_of(run.folder, flags)
+    if not isinstance(run, str | Path):
+        what = "a Run, a folder, a model or (model, task)"
+        raise UsageError(f"run must be {what}, got {type(run).__name__}")
+    path = Path(run)
+    home = _run_folder(path)
+    if home is None and flags:
+        raise UsageError(f"flags must be left out for a model outside a run, got {list(flags)}")
+    # The task first: it is quick to read, and its errors name the run.
+    task = None if home is None else _task_of(home, flags)
+    return load(path).to(find_device("auto")), task
 
 
-def folder_of(run: Run | Model | str | Path) -> str:
-    """What the run is called by."""
-    if isinstance(run, Model):
+def open_with_task(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task]:
+    """`open_run` for callers that need a task.
+
+    Raises:
+        UsageError: As `open_run`, or the model has no task.
+    """
+    model, task = open_run(run, flags=flags)
+    if task is None:
+        raise usage_error(
+            f"{folder_of(run) or model.name}, a model without its task",
+            "a run, its folder, or (model, task)",
+            "pass (model, task), such as (thinkers.load(folder), thinkers.build_task(name))",
+        )
+    return model, task
+
+
+def folder_of(run: RunLike) -> str:
+    """Return the folder that was given, for messages; empty for a model."""
+    if isinstance(run, Model | tuple):
         return ""
     return str(run.folder if isinstance(run, Run) else run)
+
+
+def _run_folder(path: Path) -> Path | None:
+    """Return the run folder that `path` is, or is the model folder of; None for a lone model."""
+    if not (path / "model.safetensors").exists():
+        return path
+    parent = path.absolute().parent
+    return parent if is_run(parent) else None
+
+
+def _task_of(folder: Path, flags: Sequence[str]) -> Task:
+    _, task, training = parts_of(read_record(folder)["config"])
+    return tasks.from_run(override_task(task, flags), training.seed, folder)
