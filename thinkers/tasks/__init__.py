@@ -66,6 +66,7 @@ def from_run(config: Any, seed: int, folder: Path) -> Task:
 
 
 def _class_of(config: Any) -> type[Task]:
+    # Every task has a Config class of its own, even if it adds no field: it identifies the task.
     for task in TASKS.values():
         if type(config) is task.Config:
             return task

@@ -66,6 +66,7 @@ class AnswerTask(Task):
 
     def _draw_example(self, key: int, split: str) -> tuple[list[int], list[int]]:
         """Return the tokens of the first prompt of `split` drawn from `key`, and of its answer."""
+        # Rejection sampling: each attempt has its own generator, a function of key and attempt.
         for attempt in range(ATTEMPTS):
             prompt, answer = self.example(Rng(mix_int(key + attempt + 1)))
             if split_of_hash(int.from_bytes(prompt.encode())) == split:
@@ -221,6 +222,7 @@ def grade_answers(
 def left_padded_prompts(batch: Batch) -> Int[Tensor, "b p"]:
     """Return the prompts alone, each in the last columns of its row."""
     assert batch.prompt_lengths is not None
+    # Padding on the left puts the last token of all prompts in one column, where answers begin.
     longest = int(batch.prompt_lengths.max())
     columns = torch.arange(longest) - longest + batch.prompt_lengths[:, None]
     return batch.tokens.gather(1, columns.clamp_min(0)).masked_fill(columns < 0, 0)

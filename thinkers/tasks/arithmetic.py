@@ -64,6 +64,8 @@ class OperandTask(NumberTask):
         self, draws: Draws, base: Int64[np.ndarray, " n"], size: int
     ) -> Int64[np.ndarray, "n w"]:
         """Return the digits of numbers of up to `size` digits, -1 beyond their own."""
+        # As many draws for short numbers as for long ones: every row must use the same counters of
+        # its stream, whatever it drew before.
         shortest = self.config.min_digits
         lengths = shortest + draws.below(size - shortest + 1, 1)
         digits = draws.below(base, size)
@@ -233,6 +235,8 @@ class Arithmetic(OperandTask):
         return bigint.carry(total + np.where(negative, -term, term))
 
     def bounds(self, least, most):
+        # The least result is the least operand minus the largest that can follow: one product of
+        # all others, or their sum. The largest is the product of all operands, or their sum.
         count, operators = self.config.max_operators, self.config.operators
         product = most**count if "*" in operators else most
         low = least - max(product, count * most)
@@ -284,6 +288,8 @@ class Factorise(OperandTask):
         return least, most
 
     def answer_width(self, size: int) -> int:
+        # No formula gives the longest factorisation: that of every number is measured, one prime of
+        # all numbers at a time. Digits are counted in the smallest base of answers.
         low, high = self._bounds(size, self.config.max_in_base)
         prime, power, rest = self._tables
         numbers = np.arange(max(2, low), high + 1)

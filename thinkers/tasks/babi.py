@@ -150,6 +150,8 @@ class Babi(CurriculumTask):
                 for number, (story, kind) in enumerate(stories)
                 for example in self._examples_of(story, kind, number)
             ]
+            # Shuffled, so that the first examples of a split, on which models are scored, are of
+            # all kinds; with a constant seed, so that they are the same for every run.
             keys = row_keys(0, SPLITS.index(split), np.arange(1), len(found))[0]
             self._examples[split] = [found[i] for i in np.argsort(keys, kind="stable")]
         return self._examples[split]
@@ -184,6 +186,8 @@ class Babi(CurriculumTask):
     @cached_property
     def _stage_sizes(self) -> list[int]:
         """Number of buckets at each stage: one more than before, or all of the next kind."""
+        # A stage ends after each bucket of a kind that is added bucket by bucket, and after the
+        # last bucket of a kind that is added at once.
         kinds = [kind for kind, _ in self._buckets]
         singly = {kinds[0]} if self.config.whole_kinds else set(kinds)
         return [i for i, (x, y) in enumerate(pairwise([*kinds, None]), 1) if x in singly or x != y]

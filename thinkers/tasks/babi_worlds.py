@@ -1,7 +1,7 @@
 """Generators of stories with questions, in the text format of the bAbI tasks.
 
 The kinds are those of Weston et al. 2015 (https://arxiv.org/abs/1502.05698), by their numbers;
-words and sentences are our own. A generator simulates a small world: it draws what happens next,
+words and sentences are new. A generator simulates a small world: it draws what happens next,
 keeps the state of the world, and writes statements and questions about it. A story is a pure
 function of (kind, split, number).
 """

@@ -65,13 +65,14 @@ def to_digits(
     """Return the digits of numbers in 0 .. base**width - 1, least significant first, then -1."""
     limbs = limbs.copy()
     digits = np.empty((limbs.shape[1], width), np.int64)
-    scale = base**CHUNK
+    scale = base**CHUNK  # one long division gives five digits
     for start in range(0, width, CHUNK):
         rest = limbs[0] if start + CHUNK >= width else _divide(limbs, scale)
         for column in range(start, min(start + CHUNK, width)):
             quotient = rest // base
             digits[:, column] = rest - quotient * base
             rest = quotient
+    # Digits above the highest that is not 0 become -1; the first digit stays, since 0 is written 0.
     written = np.logical_or.accumulate(digits[:, ::-1] > 0, axis=1)[:, ::-1]
     digits[:, 1:][~written[:, 1:]] = -1
     return digits

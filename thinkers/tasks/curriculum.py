@@ -46,6 +46,7 @@ class CurriculumTask(AnswerTask):
         """
         if not self.config.curriculum or not len(correct):
             return
+        # An exact count: a mean in float32 could differ between devices.
         share = int(correct.sum()) / len(correct)
         self.accuracy += (share - self.accuracy) * min(1.0, len(correct) / self.config.window)
         is_mastered = self.accuracy >= self.config.threshold - ROUNDING

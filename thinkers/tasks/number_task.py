@@ -196,6 +196,7 @@ class NumberTask(CurriculumTask):
         row, lengths = _left_align([*prompt, *answer, end], sum(self._widths[size]))
         prompt_lengths = sum((field >= 0).sum(1) for field in prompt)
         columns = np.arange(row.shape[1])
+        # The end token is a target but never an input: a model stops when it has predicted it.
         graded = (columns >= prompt_lengths[:, None]) & (columns < lengths[:, None])
         targets = np.where(graded, row, IGNORED)[:, 1:]
         tokens = np.where(row == END, PAD, row)[:, :-1]
@@ -204,6 +205,8 @@ class NumberTask(CurriculumTask):
 
     def _questions(self, keys: UInt64[np.ndarray, " n"], split: str, size: int) -> Questions:
         """Return for each key the first question drawn from it that belongs to `split`."""
+        # Rejection sampling: each attempt has a key of its own, so that a row does not depend on
+        # how often the rows beside it were rejected.
         pending = np.arange(len(keys))
         questions = None
         for attempt in range(100_000):
@@ -228,6 +231,7 @@ class NumberTask(CurriculumTask):
         _, count, width = questions.digits.shape
         digits = (questions.digits + 1).astype(np.uint64)
         weights = constants(width, salt=_SALT)
+        # uint64 products and sums wrap around modulo 2**64, which is what a hash wants.
         content = mix(sum(digits[:, :, i] * weights[i] for i in range(width)))
         if not self.commutative:
             content = content * constants(count, salt=_SALT + 1)
@@ -267,6 +271,7 @@ class NumberTask(CurriculumTask):
     def _check_splits(self) -> None:
         """Raise UsageError if a split has no example: `_questions` would search in vain."""
         sizes = self.config.sizes
+        # Training begins at the curriculum's first size; held-out examples are of all sizes.
         for size, splits in ((self.difficulty, ("train",)), (sizes[-1], SPLITS)):
             count = self.num_examples(size)
             found: set[int] = set()

@@ -239,6 +239,8 @@ def _to_digits(
 
     The element -1, none, has digits -1.
     """
+    # One digit of all elements at a time, least significant first, until no row's largest element
+    # has any left; rows with fewer digits get -1 for the others.
     digits, left, largest = [], elements, in_base - 1
     while largest.any():
         written = (largest > 0)[:, None] & (elements >= 0)
