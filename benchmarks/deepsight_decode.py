@@ -1,25 +1,24 @@
-"""What does a written token cost? Cached decoding against reading the whole context again.
+"""Time of cached decoding by DeepSight, against a run over the whole context for every token.
 
-python benchmarks/deepsight_decode.py
+    python benchmarks/deepsight_decode.py [--tokens 256] [--repeats 5]
 
-The published size: width 150, 5 heads, 13 + 13 layers, 50,257 words. The published way runs both
-halves over the context for every token and reads out the last position alone; so does the slow
-way here. Both must write the same tokens before anything is timed. Process time of one thread,
-both in turn, medians.
+The published size: width 150, 5 heads, 13 + 13 layers, 50,257 words. The published implementation
+runs both halves over the context for every token and reads out the last position alone, as the
+baseline here does. Both must generate the same tokens before anything is timed.
+
+Machine: the ratio depends little on it; with a busy memory bus it falls, since decoding reads all
+weights for each token. Asked: at least 5 times faster. Exit code 1 if missed. Measured:
+docs/measured.md.
 """
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
+from harness import alternate, one_thread, parser
 from torch import Tensor
 
 from thinkers import build_model
 from thinkers.models import Model
 
-AT_LEAST = 5.0
+MIN_SPEEDUP = 5.0
 
 
 def make(vocab_size: int, layers: int) -> Model:
@@ -43,8 +42,8 @@ def make(vocab_size: int, layers: int) -> Model:
 
 
 @torch.no_grad()
-def read_again(model: Model, tokens: Tensor, number: int) -> Tensor:
-    """So many more tokens, each from a run over all that is there."""
+def generate_uncached(model: Model, tokens: Tensor, number: int) -> Tensor:
+    """Append `number` tokens, each from a run over the whole context."""
     for _ in range(number):
         states = model.run(tokens)[-1]  # type: ignore[operator]
         following = model.read_out(states[:, -1:]).argmax(-1)
@@ -52,34 +51,26 @@ def read_again(model: Model, tokens: Tensor, number: int) -> Tensor:
     return tokens
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """The process time of one call."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--vocab_size", type=int, default=50257)
-    parser.add_argument("--layers", type=int, default=13)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = parser(__doc__)
+    arguments.add_argument("--tokens", type=int, default=256)
+    arguments.add_argument("--vocab_size", type=int, default=50257)
+    arguments.add_argument("--layers", type=int, default=13)
+    arguments.add_argument("--repeats", type=int, default=5)
+    options = arguments.parse_args()
+    one_thread()
     model = make(options.vocab_size, options.layers)
     prompt = torch.randint(options.vocab_size, (1, 16))
-    ways = (
-        lambda: read_again(model, prompt, options.tokens),
+    decoders = (
+        lambda: generate_uncached(model, prompt, options.tokens),
         lambda: model.generate(prompt, options.tokens),
     )
-    if not torch.equal(*(way() for way in ways)):
-        raise SystemExit("the cache writes other tokens than the model without it")
-    times = [[seconds(way) for way in ways] for _ in range(options.repeats)]
-    slow, fast = (statistics.median(column) for column in zip(*times, strict=True))
-    print(f"read again {slow:6.2f} s   cached {fast:6.2f} s   {slow / fast:.1f}x", end="   ")
-    print(f"(at least {AT_LEAST:g}x)")
-    return int(slow / fast < AT_LEAST)
+    if not torch.equal(*(decode() for decode in decoders)):
+        raise SystemExit("the cached model generates other tokens than the model without a cache")
+    slow, fast = alternate(decoders, options.repeats)
+    print(f"uncached {slow:6.2f} s   cached {fast:6.2f} s   {slow / fast:.1f}x", end="   ")
+    print(f"(at least {MIN_SPEEDUP:g}x)")
+    return int(slow / fast < MIN_SPEEDUP)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""How long `inspect` takes for a long prompt, and how large its page is.
+"""Time of `inspect` for a long prompt, and the size of its page, for every model.
 
-python benchmarks/inspect_speed.py [--length 200] [--num_steps 16] [--dim 128]
+    python benchmarks/inspect_speed.py [--length 200] [--num_steps 16] [--dim 128]
 
-Each model is built, saved with its task as a run would be, and inspected in a process of its own,
-three times; the time is that process's, from `thinkers.inspect` on and from its start on. Goals:
-5 s and 2 MB for 200 tokens at 16 steps.
+Each model is built untrained and inspected in a process of its own, three times. Two process times
+are shown: that of the call of `inspect`, and that of the whole process with its imports.
+
+Machine: these are seconds, not ratios, and depend on it. Asked, for 200 tokens at 16 steps: at most
+5 s for the call and 2 MB for the page. Exit code 1 if missed. Measured: docs/measured.md.
 """
 
 import argparse
@@ -14,49 +16,53 @@ import sys
 import tempfile
 from pathlib import Path
 
+from harness import parser
+
 REPEATS = 3
-SECONDS, BYTES = 5.0, 2_000_000
+MAX_SECONDS, MAX_BYTES = 5.0, 2_000_000
 ONE_STEP = ("decoder", "deepsight")
+"""Models without thinking steps."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--length", type=int, default=200)
-    parser.add_argument("--num_steps", type=int, default=16)
-    parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--once", metavar="MODEL", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--length", type=int, default=200)
+    arguments.add_argument("--num_steps", type=int, default=16)
+    arguments.add_argument("--dim", type=int, default=128)
+    arguments.add_argument("--once", metavar="MODEL", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.once:
         print(json.dumps(once(options)))
         return 0
     from thinkers import MODELS
 
-    words = [f"--{k}={getattr(options, k)}" for k in ("length", "num_steps", "dim")]
+    flags = [f"--{k}={getattr(options, k)}" for k in ("length", "num_steps", "dim")]
     missed = 0
     print(f"{options.length} tokens, {options.num_steps} steps, width {options.dim}")
-    print(f"{'model':<18} {'inspect, s':>20} {'process, s':>20} {'page, kB':>9}")
+    print(f"{'model':<18} {'call, s':>20} {'process, s':>20} {'page, kB':>9}")
     for name in MODELS:
-        command = [sys.executable, __file__, *words, "--once", name]
+        command = [sys.executable, __file__, *flags, "--once", name]
         runs = [
             json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             for _ in range(REPEATS)
         ]
-        inside, whole = ([run[key] for run in runs] for key in ("inspect", "process"))
+        call, process = ([run[key] for run in runs] for key in ("call", "process"))
         size = runs[0]["bytes"]
         print(
-            f"{name:<18} {spread(inside):>20} {spread(whole):>20} {size / 1000:>9.0f}", flush=True
+            f"{name:<18} {spread(call):>20} {spread(process):>20} {size / 1000:>9.0f}", flush=True
         )
-        missed += max(inside) > SECONDS or size > BYTES
-    print("all within 5 s and 2 MB" if not missed else f"{missed} models missed 5 s or 2 MB")
+        missed += max(call) > MAX_SECONDS or size > MAX_BYTES
+    print(f"{missed} models exceed {MAX_SECONDS:g} s or {MAX_BYTES / 1e6:g} MB")
     return int(missed > 0)
 
 
 def spread(values: list[float]) -> str:
+    """The least and the largest value."""
     return f"{min(values):.2f} .. {max(values):.2f}"
 
 
 def once(options: argparse.Namespace) -> dict[str, float]:
-    """Process seconds, and the size of the page."""
+    """Inspect one model: process seconds of the call and of the process, and bytes of the page."""
     import time
 
     import torch
@@ -87,7 +93,7 @@ def once(options: argparse.Namespace) -> dict[str, float]:
         inspect((model, task), prompt, steps, page)
         seconds = time.process_time() - start
         return {
-            "inspect": seconds,
+            "call": seconds,
             "process": time.process_time(),
             "bytes": page.stat().st_size,
         }

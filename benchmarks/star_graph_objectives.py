@@ -1,9 +1,12 @@
-"""What else than plans of tokens was tried on star graphs, each trained as the recipes are.
+"""Exact accuracy on star graphs of objectives other than plans of tokens, trained as the recipes.
 
     nohup python benchmarks/star_graph_objectives.py > runs/objectives.log &
     python benchmarks/star_graph_objectives.py summed none --seeds 1
 
-Runs go on from their checkpoints when it is started again. One thread.
+Started again, it resumes runs from their checkpoints. One thread.
+
+Machine: accuracies, which another machine's roundings change as another seed does. Nothing is
+asked. Measured: docs/star_graph.md.
 """
 
 import argparse
@@ -11,7 +14,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-import torch
+from harness import one_thread, parser
 
 import thinkers
 from thinkers.config.overrides import override
@@ -36,23 +39,24 @@ OBJECTIVES = {
     "none": (DEEPSIGHT, ["--model.plan_loss=none"]),
     "heads": (multi_token, []),
 }
-"""summed: the planning loss of DeepSight's author, with norms that cannot collapse. future: the
-future alone, every distance alike. heads: tokens further on, read from the top of a decoder."""
+"""{name: (recipe, flags)}. summed: the planning loss of DeepSight's author, with norms that cannot
+collapse. future: the future alone, with equal weights. none: no planning loss. heads: later tokens
+predicted from the last layer of a decoder."""
 
 
 def main() -> None:
     options = parse()
-    torch.set_num_threads(1)
+    one_thread()
     for seed in range(options.seeds):
         for name in options.objectives or OBJECTIVES:
             recipe, flags = OBJECTIVES[name]
             shared = f"--training.seed={seed} --training.num_updates={options.num_updates}"
             flags = [*shared.split(), "--training.device=cpu", *flags]
             config = override(recipe(), flags=flags)
-            folder = options.runs / f"{name}-{seed}"
+            folder = options.out / f"{name}-{seed}"
             resumed = (folder / "config.json").exists()
             run = thinkers.resume(folder) if resumed else thinkers.train(config, out=folder)
-            (row,) = thinkers.evaluate(run, num_examples=options.examples)
+            (row,) = thinkers.evaluate(run, num_examples=options.num_examples)
             lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
             lines = [line for line in lines if "next_token" in line]
             last = sum(line["next_token"] for line in lines[-20:]) / len(lines[-20:])
@@ -65,13 +69,13 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("objectives", nargs="*", choices=[*OBJECTIVES, []], help="all by default")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--num_updates", type=int, default=24_000, help="as star_graph/decoder")
-    parser.add_argument("--examples", type=int, default=2000, help="held-out graphs")
-    parser.add_argument("--runs", type=Path, default=Path("runs/objectives"))
-    return parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("objectives", nargs="*", choices=[*OBJECTIVES, []], help="default: all")
+    arguments.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    arguments.add_argument("--num_updates", type=int, default=24_000, help="as star_graph/decoder")
+    arguments.add_argument("--num_examples", type=int, default=2000, help="held-out graphs")
+    arguments.add_argument("--out", type=Path, default=Path("runs/objectives"), help="run folders")
+    return arguments.parse_args()
 
 
 if __name__ == "__main__":

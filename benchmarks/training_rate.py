@@ -1,11 +1,15 @@
-"""Does train() cost more than the plain loop that one would write by hand?
+"""Updates per second of train(), against a plain loop written for one experiment.
 
-python benchmarks/training_rate.py [--updates 150] [--repeats 7]
-python benchmarks/training_rate.py --recipe shakespeare/decoder --text tinyshakespeare.txt
+    python benchmarks/training_rate.py [--num_updates 150] [--repeats 7]
+    python benchmarks/training_rate.py --recipe shakespeare/decoder --text tinyshakespeare.txt
 
-Both train a decoder in this process on one thread, in turn: the same layers, optimiser, batches
-and log lines. The plain loop calls the layers themselves. Time is `time.process_time` between the
-batch after the warm-up and the last batch, so neither start nor final save count.
+Both train a decoder in this process on one thread, in turn, with the same layers, optimiser,
+batches and log lines; the plain loop calls the layers themselves. Time is process time between the
+batch after the warm-up and the last batch, so that neither start nor final save count. The first
+losses must agree.
+
+Machine: the ratio depends little on it. Asked: at least 0.95 of the rate of the plain loop. Exit
+code 1 if missed. Measured: docs/measured.md.
 """
 
 import argparse
@@ -18,6 +22,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from harness import one_thread, parser
 from torch.nn import functional as F
 
 from thinkers import RECIPES, tasks
@@ -27,10 +32,11 @@ from thinkers.training import optim
 from thinkers.training.loop import train
 
 WARM_UP = 20
+MIN_RATIO = 0.95
 
 
 def plain(config: Config, folder: Path) -> None:
-    """Next-token training of a decoder, as one writes it for one experiment."""
+    """Train a decoder on next tokens, in a loop as one writes it for one experiment."""
     settings = config.training
     torch.manual_seed(settings.seed)
     task, model = build(config)
@@ -66,8 +72,8 @@ def plain(config: Config, folder: Path) -> None:
                 log.write(json.dumps(line | {"lr": lr, "norm": norm.item()}) + "\n")
 
 
-def seconds(body, config: Config, folder: Path) -> float:
-    """Process time from the first batch after the warm-up to the last one."""
+def seconds(loop, config: Config, folder: Path) -> float:
+    """Process time of a loop from the first batch after the warm-up to the last one."""
     times: list[float] = []
     task = type(tasks.from_config(config.task))
     batch = task.batch
@@ -77,7 +83,7 @@ def seconds(body, config: Config, folder: Path) -> float:
         return batch(self, update, *args)
 
     with mock.patch.object(task, "batch", timed):
-        body(config, folder)
+        loop(config, folder)
     return times[config.training.num_updates - 1] - times[WARM_UP]
 
 
@@ -86,45 +92,56 @@ def losses(folder: Path) -> list[float]:
     return [x["loss"] for x in map(json.loads, text.splitlines()) if "loss" in x]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--updates", type=int, default=150)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--recipe", default="add/decoder", help="of a decoder without dropout")
-    parser.add_argument("--text", help="what a recipe on text learns from")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    flags = [] if arguments.text is None else [f"--task.path={arguments.text}"]
-    recipe = override(RECIPES[arguments.recipe](), flags=flags)
-    settings = dataclasses.replace(
+def settings_of(options: argparse.Namespace) -> Config:
+    """The recipe with so many updates, and neither evaluation nor saving between them."""
+    flags = [] if options.text is None else [f"--task.path={options.text}"]
+    recipe = override(RECIPES[options.recipe](), flags=flags)
+    training = dataclasses.replace(
         recipe.training,
-        num_updates=arguments.updates,
+        num_updates=options.num_updates,
         checkpoint_every=10**9,
         evaluate_every=None,
         evaluate_examples=10,
         device="cpu",
     )
-    config = dataclasses.replace(recipe, training=settings)
+    return dataclasses.replace(recipe, training=training)
+
+
+def measure(config: Config, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds of train() and of the plain loop, in turn, after one warm-up of both."""
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as root:
-        for repeat in range(arguments.repeats + 1):
+        for repeat in range(repeats + 1):
             a, b = Path(root) / f"ours-{repeat}", Path(root) / f"plain-{repeat}"
+            # The order alternates too: the second of a pair finds warmer caches.
             if repeat % 2:
-                times = seconds(train, config, a), seconds(plain, config, b)
+                pair = seconds(train, config, a), seconds(plain, config, b)
             else:
-                times = (seconds(plain, config, b), seconds(train, config, a))[::-1]
+                pair = (seconds(plain, config, b), seconds(train, config, a))[::-1]
             # Later on, roundings of sums taken in another order have grown.
             for x, y in zip(losses(a)[:5], losses(b)[:5], strict=True):
                 assert abs(x - y) <= 1e-5 * y, f"the loops must train the same, got {x} and {y}"
             if repeat:
-                ours.append(times[0])
-                theirs.append(times[1])
-    updates = arguments.updates - 1 - WARM_UP
+                ours.append(pair[0])
+                theirs.append(pair[1])
+    return ours, theirs
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--num_updates", type=int, default=150)
+    arguments.add_argument("--repeats", type=int, default=7)
+    arguments.add_argument("--recipe", default="add/decoder", help="of a decoder without dropout")
+    arguments.add_argument("--text", help="the text of a recipe that needs one")
+    options = arguments.parse_args()
+    one_thread()
+    ours, theirs = measure(settings_of(options), options.repeats)
+    updates = options.num_updates - 1 - WARM_UP
     mine, plain_one = statistics.median(ours) / updates, statistics.median(theirs) / updates
     ratio = statistics.median(y / x for x, y in zip(ours, theirs, strict=True))
-    print(f"train() {1e3 * mine:.2f} ms, plain loop {1e3 * plain_one:.2f} ms of process time")
-    print(f"rate of train() / rate of the plain loop: {ratio:.3f} (wanted: at least 0.95)")
-    raise SystemExit(ratio < 0.95)
+    print(f"train() {1e3 * mine:.2f} ms, plain loop {1e3 * plain_one:.2f} ms per update")
+    print(f"rate of train() / rate of the plain loop: {ratio:.3f} (at least {MIN_RATIO})")
+    raise SystemExit(ratio < MIN_RATIO)
 
 
 if __name__ == "__main__":
