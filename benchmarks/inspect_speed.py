@@ -20,8 +20,6 @@ from harness import parser
 
 REPEATS = 3
 MAX_SECONDS, MAX_BYTES = 5.0, 2_000_000
-ONE_STEP = ("decoder", "deepsight")
-"""Models without thinking steps."""
 
 
 def main() -> int:
@@ -76,7 +74,6 @@ def once(options: argparse.Namespace) -> dict[str, float]:
         text = Path(folder) / "text.txt"
         text.write_text("".join(chr(97 + n * n % 23) + " " * (n % 5 == 0) for n in range(4000)))
         task = thinkers.build_task("text", path=str(text), vocabulary="character", context=64)
-        steps = 1 if options.once in ONE_STEP else options.num_steps
         model = thinkers.build_model(
             options.once,
             vocab_size=task.vocab_size,
@@ -87,6 +84,7 @@ def once(options: argparse.Namespace) -> dict[str, float]:
             max_steps=max(4, options.num_steps),
             max_length=max(256, options.length),
         )
+        steps = options.num_steps if len(model.step_counts) > 1 else 1
         prompt = text.read_text()[: options.length]
         page = Path(folder) / "page.html"
         start = time.process_time()

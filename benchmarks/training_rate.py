@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from thinkers import RECIPES, tasks
 from thinkers.config.experiment import Config, build
 from thinkers.config.overrides import override
+from thinkers.nn.block import causal_attention
 from thinkers.training import optim
 from thinkers.training.loop import train
 
@@ -58,7 +59,7 @@ def plain(config: Config, folder: Path) -> None:
             x = model.embedding(batch.tokens)
             table = model.rotary.table(torch.arange(x.shape[1]), x.dtype)
             for block in model.blocks:
-                x = block(x, table)
+                x = block(x, table, causal_attention)
             logits = F.linear(model.norm(x), model.embedding.weight)
             loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
             loss.backward()
