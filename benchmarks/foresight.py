@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thinkers.models.deepsight_loss import PlanLoss, disaffinity, real_positions
+from thinkers.models.batch import real_positions
+from thinkers.models.deepsight_loss import PlanLoss, disaffinity
 
 
 @torch.no_grad()
@@ -57,7 +58,7 @@ def observe(model: Any, batch: Any) -> dict[str, Float[Tensor, "n c"]]:
     """Plans, targets, futures and what is known without planning, where a horizon is whole."""
     loss: PlanLoss = model.plan_loss
     t = batch.tokens.shape[1]
-    real = real_positions(batch)
+    real = real_positions(batch.tokens, batch.lengths)
     whole, n = real[:, loss.horizon :], t - loss.horizon
     embedded, plan, _ = model.run(batch.tokens.where(real, 0))
     embedded = model.plan_inputs(embedded)

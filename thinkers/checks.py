@@ -67,6 +67,60 @@ def check_shape(name: str, tokens: Any) -> tuple[int, int]:
     return tokens.shape[0], tokens.shape[1]
 
 
+def check_rows(
+    tokens: Any, lengths: Any, prompt_lengths: Any, vocab_size: int, max_length: int
+) -> None:
+    """Raise an error unless these are rows of ids with their lengths, padded on the right.
+
+    Values of tensors are read here and nowhere else in a forward pass. Under torch.compile, where
+    they cannot be read, nothing is checked.
+
+    Raises:
+        TypeError: A tensor is not int64.
+        ValueError: A shape, an id or a length cannot be; the message names it and its place.
+    """
+    if torch.compiler.is_compiling():
+        return
+    b, t = check_shape("tokens", tokens)
+    longest = t
+    if lengths is not None:
+        check_lengths("lengths", lengths, b, t)
+        longest = int(lengths.max())
+    if prompt_lengths is not None:
+        check_lengths("prompt_lengths", prompt_lengths, b, t)
+        if lengths is not None and (prompt_lengths > lengths).any():
+            row = int((prompt_lengths > lengths).int().argmax())
+            raise ValueError(
+                "prompt_lengths must be at most lengths, "
+                f"got {int(prompt_lengths[row])} of {int(lengths[row])} in row {row}"
+            )
+    if longest > max_length:
+        raise ValueError(f"a row must have at most {max_length} tokens (max_length), got {longest}")
+    if lengths is not None:
+        tokens = tokens.where(torch.arange(t, device=tokens.device) < lengths[:, None], 0)
+    check_ids("tokens", tokens, vocab_size)
+
+
+def check_targets(targets: Any, tokens: Any, lengths: Any, vocab_size: int, ignored: int) -> None:
+    """Raise an error unless `targets` holds an id or `ignored` for each real token.
+
+    Under torch.compile nothing is checked, as in `check_rows`.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
+        raise TypeError(f"targets must be an int64 tensor, got {describe(targets)}")
+    b, t = check_shape("tokens", tokens)
+    if targets.shape != (b, t):
+        raise ValueError(
+            f"targets must have the shape of tokens {[b, t]}, got {list(targets.shape)}"
+        )
+    if lengths is not None:
+        check_lengths("lengths", lengths, b, t)
+        targets = targets.where(torch.arange(t, device=tokens.device) < lengths[:, None], 0)
+    check_ids("targets", targets.where(targets != ignored, 0), vocab_size)
+
+
 def check_choices(config: Any) -> None:
     """ValueError if a field whose type is a Literal, or one and None, has another value."""
     for field in fields(config):

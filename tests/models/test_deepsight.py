@@ -10,8 +10,9 @@ from model_cases import ids, tiny
 from torch.nn import functional as F
 
 from thinkers import Batch, build_model
+from thinkers.models.batch import real_positions
 from thinkers.models.deepsight import DeepSight
-from thinkers.models.deepsight_loss import PlanLoss, disaffinity, fixed_weights, real_positions
+from thinkers.models.deepsight_loss import PlanLoss, disaffinity, fixed_weights
 
 LENGTHS = torch.tensor([13, 7, 2, 1])
 
@@ -66,7 +67,7 @@ def test_targets_are_what_is_defined(mix, kind, partial):
     if kind == "learned":
         torch.nn.init.normal_(loss.logits)
     embedded = torch.randn(4, 13, 6, dtype=torch.float64)
-    target = loss.target(embedded, real_positions(rows()))
+    target = loss.target(embedded, real_positions(rows().tokens, rows().lengths))
     for row, length in enumerate(LENGTHS.tolist()):
         last = length - (1 if partial else 3)
         for i in range(1, last + 1):
@@ -156,7 +157,7 @@ def test_the_embeddings_are_not_trained_towards_the_plan():
     model, batch = make(plan_weight=3.0, embedding_loss="none"), rows()
     model.grade(batch)[1]["plan"].backward()
     read = torch.zeros(23, dtype=torch.bool)
-    read[batch.tokens[real_positions(batch)]] = True
+    read[batch.tokens[real_positions(batch.tokens, batch.lengths)]] = True
     assert model.embedding.weight.grad[read].any()
     detached = model.plan_inputs(model.embedding(batch.tokens))
     assert not detached.requires_grad

@@ -11,7 +11,7 @@ from model_cases import CASES, NAMES, SIZE, ids, lesson, thinks, tiny
 import thinkers
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models import MODELS, Batch, from_config, load_model
-from thinkers.models.base import IGNORED, correct_rows, next_token_loss
+from thinkers.models.batch import IGNORED, correct_rows, next_token_loss
 from thinkers.testing import check_model
 
 COMMON = ("vocab_size", "dim", "num_layers", "num_heads", "num_steps", "max_length")

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from thinkers.models import build_model
-from thinkers.models.base import Batch
+from thinkers.models.batch import Batch
 from thinkers.nn.latent_store import Memory
 
 VOCAB, DIM = 13, 26

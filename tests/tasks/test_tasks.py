@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from thinkers.errors import UsageError
-from thinkers.models.base import Batch
+from thinkers.models.batch import Batch
 from thinkers.tasks import TASKS, build_task, from_config
 from thinkers.tasks.number_task import NumberTask
 from thinkers.tasks.number_tokens import END, PAD

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from thinkers import testing
 from thinkers.checks import check_int
-from thinkers.models.base import Loss, Thought
+from thinkers.models.base import Thought
+from thinkers.models.batch import Loss
 from thinkers.models.decoder import Decoder
 from thinkers.models.looped import Looped
 from thinkers.nn.kv_cache import KeyValueCache

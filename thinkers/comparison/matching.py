@@ -16,7 +16,8 @@ from thinkers.config.overrides import override
 from thinkers.devices import find_device
 from thinkers.errors import usage_error
 from thinkers.models import MODELS
-from thinkers.models.base import Batch, Model
+from thinkers.models.base import Model
+from thinkers.models.batch import Batch
 from thinkers.recipes import RECIPES
 from thinkers.tasks import TASKS
 from thinkers.training.distributed import Ranks

@@ -8,7 +8,8 @@ from typing import Any
 from safetensors.torch import load_file
 
 from thinkers.errors import DamagedError, DataError, UsageError
-from thinkers.models.base import FORMAT, Batch, Loss, Model, Thought
+from thinkers.models.base import FORMAT, Model, Thought
+from thinkers.models.batch import Batch, Loss
 from thinkers.models.decoder import Decoder
 from thinkers.models.deepsight import DeepSight
 from thinkers.models.looped import Looped

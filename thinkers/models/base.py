@@ -1,4 +1,4 @@
-"""What all ways of thinking share: batches, thoughts, losses, and the class that they extend."""
+"""Batches, outputs and losses of all models, and the class that models extend."""
 
 import dataclasses
 import json
@@ -9,89 +9,45 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from thinkers.checks import (
-    NOT_CAUSAL,
-    check_ids,
-    check_int,
-    check_lengths,
-    check_shape,
-    describe,
+from thinkers.checks import NOT_CAUSAL, check_int, check_rows
+from thinkers.models.batch import (
+    IGNORED,
+    Batch,
+    Loss,
+    as_batch,
+    correct_rows,
+    next_token_loss,
+    real_positions,
 )
 from thinkers.models.generation import classify, generate
 from thinkers.nn.tracing import Traced
 
-IGNORED = -100
 FORMAT = 1
 SIZES = ("vocab_size", "max_length")
 """Settings that follow the task where they are None; a model needs both."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of tokens to learn from, padded on the right.
+class Thought:
+    """Output of a forward pass.
 
     Args:
-        tokens: What the model reads.
-        targets: What the logits of each position are compared with; -100 is ignored.
-        prompt_lengths: How many tokens of each row are its prompt.
-        lengths: How many tokens of each row are real.
-        keys: One number per row, from which all random disturbance of that row is computed.
+        logits: Scores of the next token at every position.
+        states: The state after each step, with `keep_states`; `read_out` gives its logits.
+        extra: Further outputs of a model, by name.
     """
-
-    tokens: Int[Tensor, "b t"]
-    targets: Int[Tensor, "b t"]
-    prompt_lengths: Int[Tensor, " b"] | None = None
-    lengths: Int[Tensor, " b"] | None = None
-    keys: Int[Tensor, " b"] | None = None
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def rows(self, index: slice | Tensor) -> "Batch":
-        """The chosen rows."""
-        return Batch(*(None if x is None else x[index] for x in self._fields()))  # type: ignore
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same rows on `device`."""
-        return Batch(*(None if x is None else x.to(device) for x in self._fields()))  # type: ignore
-
-    def _fields(self) -> tuple[Tensor | None, ...]:
-        return self.tokens, self.targets, self.prompt_lengths, self.lengths, self.keys
-
-
-@dataclass(frozen=True)
-class Thought:
-    """What a model answers at every position; with `keep_states`, after every step too."""
 
     logits: Float[Tensor, "b t v"]
     states: Float[Tensor, "b k t c"] | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A scalar to differentiate and what it is made of.
-
-    Args:
-        total: The weighted sum of the parts, with its graph.
-        parts: The unweighted mean of each part, detached.
-        counts: The number of terms of each part.
-        correct: Whether every graded token of a row is right.
-    """
-
-    total: Float[Tensor, ""]
-    parts: Mapping[str, Tensor]
-    counts: Mapping[str, int]
-    correct: Bool[Tensor, " b"]
-
-
 class Cache(Protocol):
-    """What a model keeps between tokens."""
+    """State that a model keeps between generated tokens."""
 
     def select(self, rows: Int[Tensor, " b"]) -> None:
         """Keep only these rows."""
@@ -99,10 +55,13 @@ class Cache(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What every model is given beside its own settings."""
+    """Settings that all models share.
+
+    A size of None follows the task; `thinkers.config.experiment.build` resolves it.
+    """
 
     vocab_size: int | None = None
-    """Number of token ids; None is as many as the task has."""
+    """Number of token ids."""
     dim: int = 128
     """Width of the vectors between layers."""
     num_layers: int = 2
@@ -110,7 +69,7 @@ class Config:
     num_steps: int = 4
     """Thinking steps taken unless a call says otherwise."""
     max_length: int | None = 256
-    """The most real tokens of a row, prompt and new together; None is as many as the task needs."""
+    """The most real tokens of a row, prompt and new together."""
     max_steps: int | None = None
     """The most thinking steps that a call may ask for; None is max(4, 4 * num_steps)."""
 
@@ -129,7 +88,7 @@ class Config:
         self.check_heads()
 
     def check_heads(self) -> None:
-        """ValueError if the width cannot be divided into the heads."""
+        """Raise ValueError if the width cannot be divided into the heads."""
         if self.dim % self.num_heads:
             raise ValueError(
                 f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}"
@@ -137,10 +96,11 @@ class Config:
 
 
 class Model(Traced, nn.Module, ABC):
-    """A transformer that thinks: reads tokens, takes steps, answers at every position.
+    """A transformer that reads tokens, takes `num_steps` steps, and predicts at every position.
 
-    A subclass has a `name`, a nested `Config`, `forward`, `prefill`, `extend`, `read_out` and
-    `flops`; what a user calls besides is written here once.
+    A subclass defines `name`, a nested `Config`, `forward`, `prefill`, `extend`, `read_out` and
+    `flops`. Data is checked at the top of `forward`, `loss` and `generate`; nothing below them
+    reads a value from a tensor, which would wait for the device and could not be compiled.
     """
 
     name: ClassVar[str]
@@ -159,7 +119,7 @@ class Model(Traced, nn.Module, ABC):
 
     @property
     def step_counts(self) -> tuple[int, ...]:
-        """The numbers of thinking steps worth testing: the powers of two, and the usual one."""
+        """The numbers of steps worth testing: powers of two, and the configured number."""
         powers = {2**i for i in range(self.config.max_steps.bit_length())}
         usable = {n for n in powers if n <= self.config.max_steps}
         return tuple(sorted(usable | {self.config.num_steps}))
@@ -174,7 +134,7 @@ class Model(Traced, nn.Module, ABC):
         prompt_lengths: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
     ) -> Thought:
-        """What the model answers at every position; rows are padded on the right."""
+        """Predict the next token at every position; rows are padded on the right."""
 
     @abstractmethod
     def prefill(
@@ -185,33 +145,50 @@ class Model(Traced, nn.Module, ABC):
         prompted: bool,
         capacity: int,
     ) -> tuple[Float[Tensor, "b v"], Any]:
-        """The logits after each row's last real token, and a cache for `capacity` tokens."""
+        """Read prompts, padded on the right, and begin a cache.
+
+        Args:
+            prompted: True if the rows are prompts to be answered, False if they are text.
+            capacity: Tokens of a row, prompt and new together, that the cache has room for.
+
+        Returns:
+            The logits after each row's last real token, and the cache.
+        """
 
     @abstractmethod
     def extend(self, tokens: Int[Tensor, " b"], cache: Any) -> Float[Tensor, "b v"]:
-        """The logits after one more token in each row of the cache."""
+        """Append a token to each row of the cache; return the logits after it."""
 
     @abstractmethod
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
-        """What each state answers."""
+        """Compute the logits of states."""
 
     @abstractmethod
     def flops(
         self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
     ) -> int:
-        """The floating-point operations of one call: matrix products at 2mnk, no less, no more."""
+        """Count the floating-point operations of a forward pass, or of one and its gradients.
+
+        Matrix products count 2 m n k, and nothing else counts.
+        """
 
     def batch_flops(
         self, batch: Batch, num_steps: int | None = None, training: bool = False
     ) -> int:
-        """The `flops` of answering these rows, or of learning from them."""
+        """Count the `flops` of these rows."""
         rows, length = batch.tokens.shape
         return self.flops(rows, length, num_steps, training)
 
     def counts(self, batch: Batch | Int[Tensor, "b t"]) -> dict[str, int]:
-        """The number of terms of each part of the loss, found without running the model."""
-        batch = as_batch(batch, self)
-        return {"next_token": int((graded_targets(batch) != IGNORED).sum())}
+        """Count the terms of each part of the loss, without running the model."""
+        return self.count_terms(as_batch(batch, self))
+
+    def count_terms(self, batch: Batch) -> dict[str, int]:
+        """Count the terms of each part of the loss of a batch that `as_batch` gave.
+
+        It waits for the device, so `loss` calls it before the model runs.
+        """
+        return {"next_token": int((batch.targets != IGNORED).sum())}
 
     def loss(
         self,
@@ -220,22 +197,24 @@ class Model(Traced, nn.Module, ABC):
         num_steps: int | None = None,
         counts: Mapping[str, int] | None = None,
     ) -> Loss:
-        """How wrong the answers are, each part divided by its number of terms.
+        """Compute the cross-entropy of the next tokens, and the model's own parts of a loss.
 
         Args:
-            counts: The terms of a larger batch of which this is a share; the losses and
-                gradients of all its shares then add up to those of the whole.
+            batch: Rows with targets; a bare tensor is text, whose targets are its next tokens.
+            counts: The `counts` of a larger batch of which this is a share. Each part is divided
+                by them, so that the losses and gradients of all shares add up to the whole's.
         """
         batch = as_batch(batch, self)
+        own = self.count_terms(batch)
         logits = self(
             batch.tokens,
             num_steps=num_steps,
             lengths=batch.lengths,
             prompt_lengths=batch.prompt_lengths,
         ).logits
-        own, targets = self.counts(batch), graded_targets(batch)
-        total = next_token_loss(logits, targets, (counts or own)["next_token"])
-        return Loss(total, {"next_token": total.detach()}, own, correct_rows(logits, targets))
+        total = next_token_loss(logits, batch.targets, (counts or own)["next_token"])
+        correct = correct_rows(logits, batch.targets)
+        return Loss(total, {"next_token": total.detach()}, own, correct)
 
     def generate(
         self,
@@ -252,13 +231,15 @@ class Model(Traced, nn.Module, ABC):
         use_cache: bool = True,
         return_logits: bool = False,
     ) -> Any:
-        """The prompts, padded on the left, with `max_new_tokens` more tokens each.
+        """Continue prompts, padded on the left, by `max_new_tokens` tokens each.
 
         Args:
-            prompt_lengths: How many of the last columns of each row are real.
-            temperature: 0 takes the likeliest token.
-            stop_token: A row that produced it is finished and filled with `pad_token`.
-            return_logits: Also return the raw logits of each new token, zeros once finished.
+            prompt_lengths: Number of the last columns of each row that are real; None is all,
+                and reads the rows as text rather than as prompts.
+            temperature: 0 takes the likeliest token; otherwise tokens are drawn.
+            stop_token: Ends a row, which is then filled with `pad_token`.
+            use_cache: False computes whole rows again for every token, for comparison.
+            return_logits: Also return the raw logits of each new token, zeros once a row has ended.
         """
         return generate(
             self,
@@ -283,9 +264,9 @@ class Model(Traced, nn.Module, ABC):
         max_new_tokens: int,
         num_steps: int | None = None,
     ) -> Int[Tensor, "b n"]:
-        """The model's answer to each prompt, padded on the left: what tasks score.
+        """Answer prompts, padded on the left, greedily: what tasks score.
 
-        One that reads the future answers with one token, after the last of the prompt.
+        A model that is not causal answers with one token, predicted at the end of the prompt.
         """
         if not self.causal and max_new_tokens == 1:
             return classify(self, tokens, prompt_lengths, num_steps)
@@ -299,7 +280,7 @@ class Model(Traced, nn.Module, ABC):
         lengths: Int[Tensor, " b"] | None = None,
         num_steps: int | None = None,
     ) -> Float[Tensor, "b t-1"]:
-        """The log-probability of each token after the first, in nats; 0 where there is none."""
+        """Compute the log-probability of each token after the first, in nats; 0 for padding."""
         if not self.causal:
             raise ValueError(NOT_CAUSAL.format(what="score"))
         logits = self(tokens, num_steps=num_steps, lengths=lengths).logits[:, :-1]
@@ -319,12 +300,16 @@ class Model(Traced, nn.Module, ABC):
         (path / "config.json").write_text(json.dumps(self.config_dict(), indent=2) + "\n")
 
     def config_dict(self) -> dict[str, Any]:
-        """What config.json holds: the format's version, the model's name, its settings."""
+        """Return the content of config.json: format version, model name, settings."""
         settings = dataclasses.asdict(self.config)
         return {"format": FORMAT, "model": self.name, "config": settings}
 
     def check_steps(self, num_steps: Any) -> int:
-        """`num_steps` as an int, the configured number if None; ValueError if it cannot be."""
+        """Return `num_steps` as an int, the configured number for None.
+
+        Raises:
+            ValueError: It is no integer, or not in least_steps .. max_steps.
+        """
         if num_steps is None:
             return self.config.num_steps
         return check_int(
@@ -337,81 +322,12 @@ class Model(Traced, nn.Module, ABC):
         lengths: Tensor | None = None,
         prompt_lengths: Tensor | None = None,
     ) -> Int[Tensor, "b t"]:
-        """The tokens with padding replaced by 0, or an error that says what is wrong."""
+        """Check the input of a forward pass, and replace padding by 0.
+
+        Raises:
+            TypeError: A tensor is not int64.
+            ValueError: A shape, an id or a length cannot be; the message names it and its place.
+        """
         config = self.config
-        b, t = check_shape("tokens", tokens)
-        if lengths is not None:
-            check_lengths("lengths", lengths, b, t)
-            real = torch.arange(t, device=tokens.device) < lengths[:, None]
-            tokens = tokens.where(real, 0)
-        if prompt_lengths is not None:
-            check_lengths("prompt_lengths", prompt_lengths, b, t)
-            if lengths is not None and (prompt_lengths > lengths).any():
-                row = int((prompt_lengths > lengths).int().argmax())
-                raise ValueError(
-                    "prompt_lengths must be at most lengths, "
-                    f"got {int(prompt_lengths[row])} of {int(lengths[row])} in row {row}"
-                )
-        longest = t if lengths is None else int(lengths.max())
-        if longest > config.max_length:
-            raise ValueError(
-                f"a row must have at most {config.max_length} tokens (max_length), got {longest}"
-            )
-        check_ids("tokens", tokens, config.vocab_size)
-        return tokens
-
-
-def as_batch(batch: Any, model: Model) -> Batch:
-    """`batch` checked; a bare (b, t) tensor is to be continued: its targets are the next tokens."""
-    if isinstance(batch, Tensor):
-        if not model.causal:
-            raise ValueError(NOT_CAUSAL.format(what="a loss of bare tokens"))
-        check_shape("tokens", batch)
-        targets = torch.full_like(batch, IGNORED)
-        targets[:, :-1] = batch[:, 1:]
-        return Batch(batch, targets)
-    if not isinstance(batch, Batch):
-        raise TypeError(f"batch must be a Batch or an int64 tensor, got {describe(batch)}")
-    if not isinstance(batch.targets, Tensor) or batch.targets.dtype != torch.int64:
-        raise TypeError(f"targets must be an int64 tensor, got {describe(batch.targets)}")
-    shape = check_shape("tokens", batch.tokens)
-    if batch.targets.shape != shape:
-        raise ValueError(
-            f"targets must have the shape of tokens {list(shape)}, got {list(batch.targets.shape)}"
-        )
-    if batch.lengths is not None:
-        check_lengths("lengths", batch.lengths, *shape)
-    wanted = graded_targets(batch)
-    check_ids("targets", wanted.where(wanted != IGNORED, 0), model.config.vocab_size)
-    return batch
-
-
-def graded_targets(batch: Batch) -> Int[Tensor, "b t"]:
-    """The targets, ignored beyond each row's length."""
-    if batch.lengths is None:
-        return batch.targets
-    t = batch.targets.shape[1]
-    real = torch.arange(t, device=batch.targets.device) < batch.lengths[:, None]
-    return batch.targets.where(real, IGNORED)
-
-
-def next_token_loss(
-    logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"], count: int
-) -> Float[Tensor, ""]:
-    """Sum the cross-entropies of the graded tokens, in nats, and divide by `count`.
-
-    Args:
-        targets: -100 where a position is not graded.
-        count: The graded tokens of the batch, or of a larger one of which these rows are a share.
-    """
-    # Half precision has 8 bits or 11 of mantissa: too few for a sum over many tokens.
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    summed = F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return summed / max(1, count)
-
-
-def correct_rows(logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"]) -> Bool[Tensor, " b"]:
-    """Return True for each row whose graded tokens are all the likeliest ones."""
-    return ((logits.detach().argmax(-1) == targets) | (targets == IGNORED)).all(1)
+        check_rows(tokens, lengths, prompt_lengths, config.vocab_size, config.max_length)
+        return tokens if lengths is None else tokens.where(real_positions(tokens, lengths), 0)

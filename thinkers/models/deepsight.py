@@ -13,17 +13,16 @@ from torch.nn import functional as F
 
 from thinkers.checks import check_choices, check_int
 from thinkers.models import base
-from thinkers.models.base import (
+from thinkers.models.base import Model, Thought
+from thinkers.models.batch import (
     Batch,
     Loss,
-    Model,
-    Thought,
     as_batch,
     correct_rows,
-    graded_targets,
     next_token_loss,
+    real_positions,
 )
-from thinkers.models.deepsight_loss import EmbeddingLoss, PlanLoss, TokenLoss, real_positions
+from thinkers.models.deepsight_loss import EmbeddingLoss, PlanLoss, TokenLoss
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.layers import (
     AttentionProjections,
@@ -252,13 +251,12 @@ class DeepSight(Model):
             mean = mean + self.positions.weight[: embedded.shape[1]].mean(0)
         return (embedded - mean).detach()
 
-    def counts(self, batch: Batch | Int[Tensor, "b t"]) -> dict[str, int]:
-        batch = as_batch(batch, self)
-        found, real = super().counts(batch), real_positions(batch)
+    def count_terms(self, batch: Batch) -> dict[str, int]:
+        found = super().count_terms(batch)
         if self.plan_loss is not None:
-            found["plan"] = self.plan_loss.count(batch)
+            found["plan"] = int(self.plan_loss.counted(batch).sum())
         if self.embedding_loss is not None:
-            found["embedding"] = int(real.sum())
+            found["embedding"] = int(real_positions(batch.tokens, batch.lengths).sum())
         return found
 
     def loss(
@@ -276,15 +274,14 @@ class DeepSight(Model):
     ) -> tuple[Loss, dict[str, Float[Tensor, ""]]]:
         """The loss, and each of its parts with its graph."""
         batch = as_batch(batch, self)
-        tokens = self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths)
-        own, config = self.counts(batch), self.config
+        own, config, targets = self.count_terms(batch), self.config, batch.targets
         counts = counts or own
-        embedded, plan, state = self.run(tokens)
-        logits, targets, real = self.read_out(state), graded_targets(batch), real_positions(batch)
+        embedded, plan, state = self.run(batch.tokens)
+        logits, real = self.read_out(state), real_positions(batch.tokens, batch.lengths)
         total = next_token_loss(logits, targets, counts["next_token"])
         parts = {"next_token": total}
         if self.plan_loss is not None:
-            summed = self.plan_loss.summed(self, batch, embedded, plan)
+            summed = self.plan_loss.summed(self, batch, embedded, plan, own["plan"])
             parts["plan"] = summed / max(1, counts["plan"])
             total = total + config.plan_weight * parts["plan"]
         if self.embedding_loss is not None:
@@ -317,7 +314,7 @@ class DeepSight(Model):
         found = super().batch_flops(batch, num_steps, training)
         if not training or self.plan_loss is None:
             return found
-        unplanned = batch.tokens.numel() - self.plan_loss.count(batch)
+        unplanned = batch.tokens.numel() - int(self.plan_loss.counted(batch).sum())
         return found - 3 * unplanned * self.plan_loss.flops()
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IGNORED = -100
+from thinkers.models.batch import IGNORED, Batch, graded_targets, real_positions
 
 
 class PlanLoss(nn.Module):
@@ -55,9 +55,9 @@ class PlanLoss(nn.Module):
         even = torch.full((config.vocab_size,), 1 / config.vocab_size)
         self.register_buffer("token_frequencies", even, persistent=config.center)
 
-    def count(self, batch: Any) -> int:
-        """How many positions of a batch count."""
-        return int(real_positions(batch)[:, self.reach :].sum())
+    def counted(self, batch: Batch) -> Bool[Tensor, "b n"]:
+        """Return True where a plan is graded: at positions with enough real ones behind them."""
+        return real_positions(batch.tokens, batch.lengths)[:, self.reach :]
 
     def flops(self) -> int:
         """Of the matrix products of the plan of one position: there are none."""
@@ -66,12 +66,14 @@ class PlanLoss(nn.Module):
     def summed(
         self,
         model: Any,
-        batch: Any,
+        batch: Batch,
         embedded: Float[Tensor, "b t c"],
         plan: Float[Tensor, "b t c"],
+        count: int,
     ) -> Float[Tensor, ""]:
-        """The sum over these positions."""
-        return self(plan, model.plan_inputs(embedded), real_positions(batch))
+        """Sum over these positions, of which there are `count`."""
+        real = real_positions(batch.tokens, batch.lengths)
+        return self(plan, model.plan_inputs(embedded), real)
 
     def set_token_counts(self, counts: Int[Tensor, " v"]) -> None:
         """Say how often each token occurs in training, for the mean that `center` subtracts.
@@ -186,15 +188,15 @@ class TokenLoss(nn.Module):
         # Near one another at first, and with them the plan is near what it says.
         self.distances = nn.Parameter(torch.eye(config.dim) + 0.5 * config.dim**-0.5 * noise)
 
-    def targets(self, batch: Any) -> Int[Tensor, "b t d"]:
+    def targets(self, batch: Batch) -> Int[Tensor, "b t d"]:
         """The next tokens of every position, -100 where they are not graded."""
-        wanted = batch.targets.where(real_positions(batch), IGNORED)
+        wanted = graded_targets(batch)
         further = range(len(self.weights))
         return torch.stack([F.pad(wanted, (0, k), value=IGNORED)[:, k:] for k in further], -1)
 
-    def count(self, batch: Any) -> int:
-        """How many positions of a batch count."""
-        return int((self.targets(batch)[..., 0] != IGNORED).sum())
+    def counted(self, batch: Batch) -> Bool[Tensor, "b t"]:
+        """Return True where a plan is graded: where a next token is."""
+        return graded_targets(batch) != IGNORED
 
     def flops(self) -> int:
         """Of the plan of one position."""
@@ -203,17 +205,18 @@ class TokenLoss(nn.Module):
     def summed(
         self,
         model: Any,
-        batch: Any,
+        batch: Batch,
         embedded: Float[Tensor, "b t c"],
         plan: Float[Tensor, "b t c"],
+        count: int,
     ) -> Float[Tensor, ""]:
-        """The sum over these positions."""
-        targets = self.targets(batch)
-        counted = targets[..., 0] != IGNORED
-        turned = torch.einsum("nc,kcd->nkd", plan[counted], self.distances)
+        """Sum over these positions, of which there are `count`."""
+        # A boolean index would wait for the device to learn its own size.
+        graded = self.counted(batch).flatten().nonzero_static(size=count)[:, 0]
+        turned = torch.einsum("nc,kcd->nkd", plan.flatten(0, 1)[graded], self.distances)
         logits = model.read_out(F.rms_norm(turned, turned.shape[-1:]))
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        wanted = targets[counted]
+        wanted = self.targets(batch).flatten(0, 1)[graded]
         found = logits.log_softmax(-1).gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
         return -(found.where(wanted != IGNORED, 0) * self.weights.to(found.dtype)).sum()
 
@@ -288,11 +291,3 @@ def disaffinity(
     if kind == "cosine":
         return (1 - cosine) / 2
     return -((1 + cosine) / 2).clamp(min=torch.finfo(cosine.dtype).eps).log()
-
-
-def real_positions(batch: Any) -> Bool[Tensor, "b t"]:
-    """Which positions of each row of a batch are real."""
-    if batch.lengths is None:
-        return torch.ones_like(batch.tokens, dtype=torch.bool)
-    t = batch.tokens.shape[1]
-    return torch.arange(t, device=batch.tokens.device) < batch.lengths[:, None]

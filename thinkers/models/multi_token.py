@@ -11,15 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.checks import check_int
-from thinkers.models.base import (
-    IGNORED,
-    Batch,
-    Loss,
-    as_batch,
-    correct_rows,
-    graded_targets,
-    next_token_loss,
-)
+from thinkers.models.batch import IGNORED, Batch, Loss, as_batch, correct_rows, next_token_loss
 from thinkers.models.decoder import Decoder, make_block
 from thinkers.nn.block import causal_attention
 from thinkers.nn.layers import initialize
@@ -55,9 +47,8 @@ class MultiToken(Decoder):
         self.future = nn.ModuleList(make_block(config) for _ in range(config.num_future - 1))
         initialize(self.future, num_residuals=2 * config.num_layers)
 
-    def counts(self, batch: Batch | Int[Tensor, "b t"]) -> dict[str, int]:
-        targets = self._targets(as_batch(batch, self))
-        return {name: int((x != IGNORED).sum()) for name, x in targets.items()}
+    def count_terms(self, batch: Batch) -> dict[str, int]:
+        return {name: int((x != IGNORED).sum()) for name, x in self._targets(batch).items()}
 
     def loss(
         self,
@@ -69,9 +60,8 @@ class MultiToken(Decoder):
         """As in every model; the parts `future_2` .. are of the tokens behind the next one."""
         self.check_steps(num_steps)
         batch = as_batch(batch, self)
-        own, targets = self.counts(batch), self._targets(batch)
-        tokens = self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths)
-        heads = self._heads(self._run(tokens))
+        own, targets = self.count_terms(batch), self._targets(batch)
+        heads = self._heads(self._run(batch.tokens))
         logits = {name: self._answer(h) for name, h in zip(targets, heads, strict=True)}
         parts = {
             name: next_token_loss(logits[name], targets[name], (counts or own)[name])
@@ -79,7 +69,7 @@ class MultiToken(Decoder):
         }
         correct = correct_rows(logits["next_token"], targets["next_token"])
         detached = {name: part.detach() for name, part in parts.items()}
-        total = sum(parts.values(), start=torch.zeros((), device=tokens.device))
+        total = sum(parts.values(), start=torch.zeros((), device=batch.tokens.device))
         return Loss(total, detached, own, correct)
 
     def _heads(self, h: Float[Tensor, "b t c"]) -> list[Float[Tensor, "b t c"]]:
@@ -90,7 +80,7 @@ class MultiToken(Decoder):
 
     def _targets(self, batch: Batch) -> dict[str, Int[Tensor, "b t"]]:
         """Shift the targets for each head; the names are those of the parts of the loss."""
-        targets = graded_targets(batch)
+        targets = batch.targets
         found = {"next_token": targets}
         for k in range(2, self.config.num_future + 1):
             targets = F.pad(targets[:, 1:], (0, 1), value=IGNORED)

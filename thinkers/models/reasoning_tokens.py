@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from thinkers.checks import check_int
 from thinkers.models import base
-from thinkers.models.base import Batch, Loss, Model, Thought
+from thinkers.models.base import Model, Thought
+from thinkers.models.batch import Batch, Loss, as_batch, correct_rows, next_token_loss
 from thinkers.models.reasoning_masks import (
     Factor,
     Stops,
@@ -169,14 +170,13 @@ class ReasoningTokens(Model):
         """As in every model; where all predict, a token's loss is the mean over its elements."""
         if self.config.prediction == "ordinary":
             return super().loss(batch, num_steps=num_steps, counts=counts)
-        batch, steps = base.as_batch(batch, self), self.check_steps(num_steps)
-        tokens = self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths)
-        logits = self.read_out(self._run(tokens, steps, whole=True))
-        own, targets = self.counts(batch), base.graded_targets(batch)
+        batch, steps = as_batch(batch, self), self.check_steps(num_steps)
+        own, targets = self.count_terms(batch), batch.targets
+        logits = self.read_out(self._run(batch.tokens, steps, whole=True))
         terms = (counts or own)["next_token"] * (steps + 1)
         wide = targets.repeat_interleave(steps + 1, 1)
-        total = base.next_token_loss(logits.flatten(1, 2), wide, terms)
-        correct = base.correct_rows(logits[:, :, 0], targets)
+        total = next_token_loss(logits.flatten(1, 2), wide, terms)
+        correct = correct_rows(logits[:, :, 0], targets)
         return Loss(total, {"next_token": total.detach()}, own, correct)
 
     def _run(

@@ -12,7 +12,16 @@ from torch.nn import functional as F
 from thinkers.checks import check_choices, check_int
 from thinkers.errors import UsageError
 from thinkers.models import base, thinker_flops
-from thinkers.models.base import IGNORED, Batch, Loss, Model, Thought, as_batch
+from thinkers.models.base import Model, Thought
+from thinkers.models.batch import (
+    IGNORED,
+    Batch,
+    Loss,
+    as_batch,
+    correct_rows,
+    graded_targets,
+    next_token_loss,
+)
 from thinkers.models.generation import check_call, eval_mode
 from thinkers.models.thinker_cache import ThinkerCache
 from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
@@ -407,8 +416,8 @@ class Thinker(Model):
         of torch's global generator.
         """
         steps, batch = self.check_steps(num_steps), as_batch(batch, self)
-        tokens = self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths)
-        prompts, targets = batch.prompt_lengths, base.graded_targets(batch)
+        own = self.count_terms(batch)
+        tokens, prompts, targets = batch.tokens, batch.prompt_lengths, batch.targets
         sizes = prompt_sizes(prompts, tokens.shape[1])
         every = self.config.step_loss == "every"
         keys = self._noise_keys(batch) if self.training else None
@@ -422,14 +431,13 @@ class Thinker(Model):
             targets = targets.gather(1, positions).masked_fill(beyond, IGNORED)
         else:
             states, _ = self._states(tokens, prompts, sizes, steps, every, keys)
-        own = self.counts(batch)
         count = (counts or own)["next_token"]
         total = torch.zeros((), device=tokens.device)
         for i, weight in enumerate(self._step_weights(states.shape[1])):
             if weight:
                 logits = self.output.logits(states[:, i])
-                total = total + weight * base.next_token_loss(logits, targets, count)
-        correct = base.correct_rows(logits, targets)
+                total = total + weight * next_token_loss(logits, targets, count)
+        correct = correct_rows(logits, targets)
         return Loss(total, {"next_token": total.detach()}, own, correct)
 
     def _step_weights(self, steps: int) -> list[float]:
@@ -516,7 +524,7 @@ class Thinker(Model):
     ) -> int:
         """Return the operations of these rows; rows with prompts are read prompt by prompt."""
         prompts = batch.prompt_lengths
-        room = 0 if prompts is None else answer_room(base.graded_targets(batch), prompts)
+        room = 0 if prompts is None else answer_room(graded_targets(batch), prompts)
         if prompts is None or not room:
             return super().batch_flops(batch, num_steps, training)
         steps, longest = self.check_steps(num_steps), int(prompts.max())

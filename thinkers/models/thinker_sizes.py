@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from thinkers.errors import UsageError
-from thinkers.models.base import IGNORED
+from thinkers.models.batch import IGNORED
 
 
 def prompt_sizes(prompt_lengths: Int[Tensor, " b"] | None, length: int) -> tuple[int, int]:

@@ -13,16 +13,8 @@ from torch.nn import functional as F
 from thinkers.checks import check_choices, check_int
 from thinkers.errors import UsageError
 from thinkers.models import base
-from thinkers.models.base import (
-    Batch,
-    Loss,
-    Model,
-    Thought,
-    as_batch,
-    correct_rows,
-    graded_targets,
-    next_token_loss,
-)
+from thinkers.models.base import Model, Thought
+from thinkers.models.batch import Batch, Loss, as_batch, correct_rows, next_token_loss
 from thinkers.models.thought_cache import ChainCache, GenerationCache
 from thinkers.nn.block import Attend, Block, Table
 from thinkers.nn.layers import (
@@ -147,16 +139,13 @@ class ThoughtsFormer(Model):
     ) -> Loss:
         batch = as_batch(batch, self)
         steps = self.check_steps(num_steps)
-        tokens = self.check_tokens(batch.tokens, batch.lengths, batch.prompt_lengths)
+        own = self.count_terms(batch)
         keys = batch.keys if self.training else None
-        states = self.run(tokens, steps, padding(tokens, batch.lengths), keys)
-        logits, targets, own = (
-            self._logits(states[:, -1]),
-            graded_targets(batch),
-            self.counts(batch),
-        )
-        total = next_token_loss(logits, targets, (counts or own)["next_token"])
-        return Loss(total, {"next_token": total.detach()}, own, correct_rows(logits, targets))
+        states = self.run(batch.tokens, steps, padding(batch.tokens, batch.lengths), keys)
+        logits = self._logits(states[:, -1])
+        total = next_token_loss(logits, batch.targets, (counts or own)["next_token"])
+        correct = correct_rows(logits, batch.targets)
+        return Loss(total, {"next_token": total.detach()}, own, correct)
 
     def run(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from thinkers.errors import DataError
-from thinkers.models.base import Batch
+from thinkers.models.batch import Batch
 from thinkers.models.deepsight import DeepSight
 from thinkers.published.common import (
     Get,

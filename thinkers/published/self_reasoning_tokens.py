@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from thinkers.errors import DataError
-from thinkers.models.base import IGNORED, Batch
+from thinkers.models.batch import IGNORED, Batch
 from thinkers.models.reasoning_tokens import ReasoningTokens
 from thinkers.published.common import Get, Layout, dtype_of, fill, getters, pick
 

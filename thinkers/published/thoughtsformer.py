@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers.errors import DataError
-from thinkers.models.base import IGNORED
+from thinkers.models.batch import IGNORED
 from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.published.common import Get, dtype_of, fill, getters, pick
 

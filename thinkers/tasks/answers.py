@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thinkers.checks import NOT_CAUSAL, check_int
 from thinkers.errors import UsageError
-from thinkers.models.base import Batch
+from thinkers.models.batch import Batch
 from thinkers.models.generation import eval_mode
 from thinkers.prng import Rng, mix_int, row_keys
 from thinkers.tasks.base import IGNORED, Task, check_batch, split_of_hash

@@ -17,7 +17,7 @@ from torch import Tensor
 from thinkers.checks import check_int
 from thinkers.data.sources import data_error
 from thinkers.errors import UsageError
-from thinkers.models.base import Batch
+from thinkers.models.batch import Batch
 from thinkers.prng import Draws, mix, row_keys
 from thinkers.tasks import babi_worlds
 from thinkers.tasks.answers import answer_batch

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thinkers.checks import check_int
 from thinkers.errors import UsageError
-from thinkers.models.base import Batch
+from thinkers.models.batch import Batch
 from thinkers.prng import hash_integers
 
 SPLITS = ("train", "valid", "test")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from thinkers.checks import check_int
 from thinkers.errors import UsageError
-from thinkers.models.base import Batch
+from thinkers.models.batch import Batch
 from thinkers.prng import Draws, constants, mix, row_keys
 from thinkers.tasks import number_tokens
 from thinkers.tasks.answers import SCORING_ROWS

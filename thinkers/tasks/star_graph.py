@@ -13,7 +13,7 @@ from torch import Tensor
 
 from thinkers.checks import check_int
 from thinkers.errors import UsageError
-from thinkers.models.base import Batch
+from thinkers.models.batch import Batch
 from thinkers.prng import Draws, constants, mix, row_keys
 from thinkers.tasks.answers import AnswerTask
 from thinkers.tasks.base import IGNORED, SPLITS, check_batch, splits_of_hashes

@@ -17,7 +17,7 @@ from thinkers.data.sources import data_error, find_source
 from thinkers.data.token_cache import TRAIN_SHARE, TokenizedText, tokenize, tokenizer_for
 from thinkers.data.tokenizers import Tokenizer, UnknownCharacter, tokenizer_from_state
 from thinkers.errors import DataError, UsageError, usage_error
-from thinkers.models.base import Batch
+from thinkers.models.batch import Batch
 from thinkers.models.generation import eval_mode
 from thinkers.prng import GOLDEN, mix, row_keys
 from thinkers.tasks.base import SPLITS, Task, check_batch, check_split

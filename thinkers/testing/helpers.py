@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from thinkers.models.base import IGNORED, Batch, Model
+from thinkers.models.base import Model
+from thinkers.models.batch import IGNORED, Batch
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Largest difference of logits computed in two ways, relative to the largest logit."""

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from thinkers.models import MODELS, load_model
-from thinkers.models.base import IGNORED, Batch, Loss, Model
+from thinkers.models.base import Model
+from thinkers.models.batch import IGNORED, Batch, Loss
 from thinkers.testing.helpers import (
     SHARE_TOLERANCES,
     Rows,

@@ -13,7 +13,8 @@ from thinkers.checks import check_int
 from thinkers.config.experiment import Config
 from thinkers.config.training import PRECISIONS
 from thinkers.errors import Interrupted, UsageError, usage_error
-from thinkers.models.base import Batch, Model
+from thinkers.models.base import Model
+from thinkers.models.batch import Batch
 from thinkers.runs import checkpoint, trackers
 from thinkers.runs import folder as run_folder
 from thinkers.runs.metrics import MetricsWriter

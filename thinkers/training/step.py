@@ -15,7 +15,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from thinkers.config.training import Training
 from thinkers.errors import NonFiniteError
-from thinkers.models.base import Batch, Loss, Model
+from thinkers.models.base import Model
+from thinkers.models.batch import Batch, Loss
 from thinkers.prng import draw, seed_generators
 from thinkers.training import optim
 from thinkers.training.distributed import Ranks

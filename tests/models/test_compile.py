@@ -1,0 +1,89 @@
+"""Values are read from tensors at the edge alone: models compile, and do not wait for a device."""
+
+import pytest
+import torch
+import torch._dynamo
+from model_cases import CASES, NAMES, ids, lesson, tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+
+READING = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2"}
+"""Operations that read a value, or whose result has a shape that depends on values."""
+T = 19
+LENGTHS, PROMPTS = torch.tensor([T, 7, 12]), torch.tensor([4, 7, 3])
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses every operation that would wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name in READING or any(x is not None and x.dtype == torch.bool for x in indices):
+            raise AssertionError(f"{name} reads a value from a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Leave out what is checked and read at the edge, as torch.compile does."""
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    assert torch.compiler.is_compiling()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, own", CASES)
+def test_no_value_is_read_in_a_forward_pass(name, own, unchecked):
+    model = tiny(name, own)
+    with NoReading():
+        model(ids(3, T), num_steps=model.step_counts[-1])
+        model(ids(3, T), lengths=LENGTHS, prompt_lengths=PROMPTS)
+
+
+@pytest.mark.parametrize("name, own", CASES)
+def test_no_value_is_read_in_a_loss_once_its_terms_are_counted(name, own, unchecked, monkeypatch):
+    model, batch = tiny(name, own).train(), lesson(tiny(name), 3, T)
+    counts = model.counts(batch)
+    monkeypatch.setattr(model, "count_terms", lambda batch: counts)
+    with NoReading():
+        total = model.loss(batch).total
+    total.backward()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, own", CASES)
+def test_no_value_is_read_by_a_cache(name, own, unchecked):
+    model = tiny(name, own)
+    if not model.causal:
+        return
+    for lengths, prompted in ((torch.tensor([9, 2, 5]), True), (torch.full((3,), 9), False)):
+        with NoReading():
+            _, cache = model.prefill(ids(3, 9), lengths, model.step_counts[-1], prompted, 30)
+            for token in range(9):
+                model.extend(ids(3, seed=token), cache)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_forward_pass_compiles_without_a_break(name):
+    """Except where an operation is disabled for the compiler, which it then says itself."""
+    model, tokens = tiny(name, num_layers=1).double(), ids(3, T)
+    torch._dynamo.reset()
+    breaks = torch._dynamo.utils.counters["graph_break"]
+    breaks.clear()
+    settings = {"lengths": LENGTHS, "prompt_lengths": PROMPTS}
+    found = torch.compile(model, backend="eager")(tokens, **settings).logits
+    assert all("torch.compiler.disable" in reason for reason in breaks), list(breaks)
+    wanted = model(tokens, **settings).logits
+    for row, length in enumerate(LENGTHS.tolist()):
+        torch.testing.assert_close(found[row, :length], wanted[row, :length], rtol=0, atol=1e-12)
+
+
+def test_a_value_that_is_read_is_found(unchecked):
+    model = tiny("decoder")
+    for read in (lambda x: int(x.sum()), lambda x: x[x > 0], lambda x: bool((x > 0).any())):
+        answer = model._answer
+        model._answer = lambda x, read=read, answer=answer: (read(x), answer(x))[1]
+        with pytest.raises(AssertionError, match="reads a value"), NoReading():
+            model(ids(1, 3))
+        model._answer = answer

@@ -1,0 +1,129 @@
+"""Batches of rows with targets, and losses of predictions on them."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from thinkers.checks import NOT_CAUSAL, check_shape, check_targets, describe
+
+IGNORED = -100
+"""The target of positions that are not graded."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens to learn from, padded on the right.
+
+    Args:
+        tokens: Input tokens.
+        targets: The token to be predicted at each position; -100 where there is none.
+        prompt_lengths: Number of tokens of each row's prompt.
+        lengths: Number of each row's real tokens; None is all.
+        keys: A number for each row, from which all noise of that row is drawn.
+    """
+
+    tokens: Int[Tensor, "b t"]
+    targets: Int[Tensor, "b t"]
+    prompt_lengths: Int[Tensor, " b"] | None = None
+    lengths: Int[Tensor, " b"] | None = None
+    keys: Int[Tensor, " b"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, index: slice | Tensor) -> "Batch":
+        """Return the chosen rows."""
+        return Batch(*(None if x is None else x[index] for x in self._fields()))  # type: ignore
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on `device`."""
+        return Batch(*(None if x is None else x.to(device) for x in self._fields()))  # type: ignore
+
+    def _fields(self) -> tuple[Tensor | None, ...]:
+        return self.tokens, self.targets, self.prompt_lengths, self.lengths, self.keys
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A scalar to differentiate, and the parts it is the sum of.
+
+    Args:
+        total: The weighted sum of the parts, with its graph.
+        parts: The unweighted mean of each part, detached.
+        counts: The number of terms of each part.
+        correct: True for rows whose graded tokens are all predicted.
+    """
+
+    total: Float[Tensor, ""]
+    parts: Mapping[str, Tensor]
+    counts: Mapping[str, int]
+    correct: Bool[Tensor, " b"]
+
+
+def real_positions(
+    tokens: Int[Tensor, "b t"], lengths: Int[Tensor, " b"] | None
+) -> Bool[Tensor, "b t"]:
+    """Return True at the first `lengths` positions of each row; None is all."""
+    if lengths is None:
+        return torch.ones_like(tokens, dtype=torch.bool)
+    return torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+
+
+def as_batch(batch: Any, model: Any) -> Batch:
+    """Check a batch, and clear its padding: tokens become 0 there, and targets -100.
+
+    The targets of a bare (b, t) tensor are its next tokens.
+
+    Raises:
+        TypeError: It is neither a Batch nor a tensor, or one of its tensors is not int64.
+        ValueError: A shape, an id or a length cannot be; the message names it and its place.
+    """
+    if isinstance(batch, Tensor):
+        if not model.causal:
+            raise ValueError(NOT_CAUSAL.format(what="a loss of bare tokens"))
+        check_shape("tokens", batch)
+        batch = Batch(batch, F.pad(batch[:, 1:], (0, 1), value=IGNORED))
+    if not isinstance(batch, Batch):
+        raise TypeError(f"batch must be a Batch or an int64 tensor, got {describe(batch)}")
+    tokens, lengths = batch.tokens, batch.lengths
+    check_targets(batch.targets, tokens, lengths, model.config.vocab_size, IGNORED)
+    return dataclasses.replace(
+        batch,
+        tokens=model.check_tokens(tokens, lengths, batch.prompt_lengths),
+        targets=graded_targets(batch),
+    )
+
+
+def graded_targets(batch: Batch) -> Int[Tensor, "b t"]:
+    """Return the targets, -100 beyond each row's length."""
+    if batch.lengths is None:
+        return batch.targets
+    return batch.targets.where(real_positions(batch.tokens, batch.lengths), IGNORED)
+
+
+def next_token_loss(
+    logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"], count: int
+) -> Float[Tensor, ""]:
+    """Sum the cross-entropies of the graded tokens, in nats, and divide by `count`.
+
+    Args:
+        targets: -100 where a position is not graded.
+        count: The graded tokens of the batch, or of a larger one of which these rows are a share.
+    """
+    # Half precision has 8 bits or 11 of mantissa: too few for a sum over many tokens.
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    summed = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return summed / max(1, count)
+
+
+def correct_rows(logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"]) -> Bool[Tensor, " b"]:
+    """Return True for each row whose graded tokens are all the likeliest ones."""
+    return ((logits.detach().argmax(-1) == targets) | (targets == IGNORED)).all(1)
