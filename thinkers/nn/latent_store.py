@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
+from thinkers.ops.autograd import eager
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -77,6 +79,7 @@ class LatentStore:
         """
         self.write_projected(self.process.project(vectors), kind, hidden)
 
+    @eager("a latent store is written between graphs")
     def write_projected(
         self,
         parts: Sequence[Float[Tensor, "b h m d"]],
@@ -106,6 +109,7 @@ class LatentStore:
         self.segments.append((kind, start, stop))
         self.used = stop
 
+    @eager("a latent store is read between graphs")
     def read(
         self, kinds: Sequence[str] = ("input", "knowledge", "latent"), steps: int | None = None
     ) -> Memory:
