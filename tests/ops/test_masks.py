@@ -59,9 +59,9 @@ def test_picture_colours_every_pair_and_writes_a_png(tmp_path):
     path = tmp_path / "mask.png"
     image = masks.picture(masks.thought_chains(2), 7, path, cell=5)
     assert image.shape == (35, 35, 3)
-    shown = masks.table(masks.thought_chains(2), 7)[0]
+    expected = masks.table(masks.thought_chains(2), 7)[0]
     dark = image[::5, ::5].sum(-1, dtype=torch.int64) < 400
-    assert torch.equal(dark, shown)
+    assert torch.equal(dark, expected)
     data = path.read_bytes()
     size = int.from_bytes(data[33:37], "big")
     rows = zlib.decompress(data[41 : 41 + size])

@@ -47,10 +47,10 @@ def test_agrees_with_dense_in_value_and_gradient(shape, stops, mask):
 def test_query_blocks_give_output_and_log_sum_exp(causal, mask):
     for b, h, g, t, s, d in SHAPES:
         q, k, v = (x.detach() for x in leaves(b, h, g, t, s, d))
-        shown = mask_of(mask, b, h, t, s)
-        problem = tiled.Problem(b, h, g, t, s, causal, shown, 0.6, q.device)
+        mask_tensor = mask_of(mask, b, h, t, s)
+        problem = tiled.Problem(b, h, g, t, s, causal, mask_tensor, 0.6, q.device)
         out, lse = tiled.forward(q, k, v, problem)
-        oracle = dense.stop_grad_attention(q, k, v, causal=causal, mask=shown, scale=0.6)
+        oracle = dense.stop_grad_attention(q, k, v, causal=causal, mask=mask_tensor, scale=0.6)
         torch.testing.assert_close(out, oracle, rtol=1e-11, atol=1e-13)
         assert torch.equal(lse == -torch.inf, (oracle == 0).all(-1))
 
@@ -230,17 +230,17 @@ def test_no_tensor_of_all_pairs_is_ever_made():
 
 
 def test_a_function_gets_index_tensors_that_broadcast():
-    seen = []
+    calls = []
 
     def recorded(b, h, q, k):
-        seen.append((b, h, q, k))
+        calls.append((b, h, q, k))
         return (q + k + b + h) % 2 == 0
 
     tensors = leaves(3, 4, 2, 150, 170, 2)
     results(stop_grad_attention, tensors, stop_q=recorded)
-    assert all(x.dtype == torch.int64 and x.ndim == 4 for index in seen for x in index)
+    assert all(x.dtype == torch.int64 and x.ndim == 4 for index in calls for x in index)
     rows, columns = set(), set()
-    for b, h, q, k in seen[1:]:
+    for b, h, q, k in calls[1:]:
         assert b.shape == (3, 1, 1, 1) and h.shape == (1, 4, 1, 1)
         assert q.shape == (1, 1, q.numel(), 1) and k.shape == (1, 1, 1, k.numel())
         rows |= set(q.flatten().tolist())
@@ -270,14 +270,14 @@ def test_a_scale_that_is_not_positive_agrees_with_sums_over_pairs(backend, scale
     q, k, v = (x.detach() for x in (q, k, v))
     out, dq, dk, dv = (torch.zeros_like(x) for x in (q, q, k, v))
     for h, i in ((h, i) for h in range(2) for i in range(5)):
-        seen = [j for j in range(7) if j <= i + 2 and call["mask"][i, j]]
-        p = (k[0, 0, seen] @ q[0, h, i] * scale).softmax(0)
-        out[0, h, i] = p @ v[0, 0, seen]
+        visible = [j for j in range(7) if j <= i + 2 and call["mask"][i, j]]
+        p = (k[0, 0, visible] @ q[0, h, i] * scale).softmax(0)
+        out[0, h, i] = p @ v[0, 0, visible]
         go = weight[0, h, i]
-        ds = scale * p * (v[0, 0, seen] @ go - go @ out[0, h, i])
-        dq[0, h, i] = (keep[h, i, seen] * ds) @ k[0, 0, seen]
-        dk[0, 0, seen] += ds[:, None] * q[0, h, i]
-        dv[0, 0, seen] += p[:, None] * go
+        ds = scale * p * (v[0, 0, visible] @ go - go @ out[0, h, i])
+        dq[0, h, i] = (keep[h, i, visible] * ds) @ k[0, 0, visible]
+        dk[0, 0, visible] += ds[:, None] * q[0, h, i]
+        dv[0, 0, visible] += p[:, None] * go
     assert_agree(got, [out, dq, dk, dv])
 
 

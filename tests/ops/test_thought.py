@@ -92,11 +92,11 @@ def test_decoding_steps_equal_the_rows_of_one_call():
     q, base_k, base_v, chain_k, chain_v = (x.detach() for x in leaves(2, 4, 2, 23, 23, 3, 5))
     whole = thought_attention(q, base_k, base_v, chain_k, chain_v)
     for start, end in ((0, 1), (6, 7), (10, 15), (22, 23)):
-        here, seen = slice(start, end), slice(0, end)
+        here, visible = slice(start, end), slice(0, end)
         part = thought_attention(
             q[:, :, here],
-            base_k[:, :, seen],
-            base_v[:, :, seen],
+            base_k[:, :, visible],
+            base_v[:, :, visible],
             chain_k[:, :, here],
             chain_v[:, :, here],
         )

@@ -113,6 +113,7 @@ def factor_axis(stop: PairValues, q: Tensor, k: Tensor) -> str:
     if stop is None or isinstance(stop, bool | float):
         return "nothing"
     if not isinstance(stop, Tensor):
+        # A function: it is not evaluated to choose, and may vary by pair.
         return "pair"
     h, t, s = ((1, 1, 1) + tuple(stop.shape))[-3:]
     if t > 1 and s > 1:

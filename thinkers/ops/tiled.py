@@ -54,6 +54,7 @@ class Problem:
 
     def chunks(self) -> list[tuple[slice, slice]]:
         """Slices of batch rows and of key heads that are computed together."""
+        # Key heads, not query heads, are the unit: queries that share keys are rows of one product.
         width = self.rows * (self.h // self.g) * max(1, self.s)
         pairs = max(1, BUFFER_ELEMENTS // width)
         if pairs < self.g:
@@ -118,6 +119,7 @@ def backward(
         return None, None, None
     work = _Workspace(q, k, v, problem)
     dq = torch.zeros_like(q, memory_format=torch.contiguous_format) if needs[0] else None
+    # dk and dv sum over blocks, in float32 at least; a row of dq is finished within its block.
     dk = torch.zeros(k.shape, dtype=work.dtype, device=k.device) if needs[1] else None
     dv = torch.zeros(v.shape, dtype=work.dtype, device=v.device) if needs[2] else None
     # +inf for rows that see nothing: exp(score - inf) = 0, and so are all their gradients.
