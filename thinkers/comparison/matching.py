@@ -28,6 +28,9 @@ TOLERANCE = 0.014
 """Each size is so near to the wanted one that any two are within 3 % of each other."""
 CONTROLS = ("fillers", "untied", "wider")
 UNTIMED, TIMED = 3, 20
+"""Updates before the clock starts, and updates that a budget in seconds is divided by."""
+ESTIMATED = 4
+"""Updates that are timed where only the duration is estimated."""
 SAMPLE = 100
 """Rows over which the work of an answer is a mean."""
 CURRICULUM_SAMPLE = 32
@@ -280,11 +283,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def seconds_per_update(config: Config) -> float:
-    """Process time of an update here and now, found by making some in memory."""
+def seconds_per_update(config: Config, timed: int = TIMED) -> float:
+    """Measure the process time of an update of one thread, over some updates in memory."""
     with one_thread():
-        ends = [time.process_time() for _ in _updates(config, UNTIMED + TIMED)]
-    return (ends[-1] - ends[UNTIMED - 1]) / TIMED
+        ends = [time.process_time() for _ in _updates(config, UNTIMED + timed)]
+    return (ends[-1] - ends[UNTIMED - 1]) / timed
 
 
 def warm_up(config: Config) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from thinkers.checks import check_int
 from thinkers.comparison.matching import (
     CONTROLS,
+    ESTIMATED,
+    TIMED,
     Contender,
     contenders,
     parameters,
@@ -65,7 +67,8 @@ class Plan:
         plan = _checked(**asked)
         flags = [f"--{key}={value}" for key, value in plan.settings.items()]
         found = tuple(contenders(plan.task, plan.models, plan.controls, flags))
-        rates = {one.name: seconds_per_update(one.config) for one in found}
+        timed = TIMED if plan.match == "seconds" else ESTIMATED
+        rates = {one.name: seconds_per_update(one.config, timed) for one in found}
         plan = replace(plan, contenders=found, rates=rates)
         for one in found:
             plan.config(one, 0)  # a budget too small for one of them is found before any is run
