@@ -1,4 +1,4 @@
-"""What a comparison makes equal: sizes, work, updates, seconds, settings."""
+"""Matched compute: sizes, FLOPs, updates, seconds, settings."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ BUDGET = 6e7
 
 
 @pytest.mark.parametrize("first", ["decoder", "thinker", "deepsight"])
-def test_all_models_are_of_the_size_of_the_first(first):
+def test_all_models_have_the_size_of_the_first(first):
     names = [first, *(name for name in MODELS if name != first)]
     found = matching.contenders("add", names, (), [])
     sizes = [sum(p.numel() for p in MODELS[x.name](x.config.model).parameters()) for x in found]
@@ -28,14 +28,14 @@ def test_all_models_are_of_the_size_of_the_first(first):
     assert max(sizes) <= 1.03 * min(sizes)
 
 
-def test_controls_work_as_much_as_the_model_that_thinks():
+def test_controls_have_the_flops_of_the_model_that_thinks():
     names = ["decoder", "thinker", "looped"]
     found = {x.name: x for x in matching.contenders("add", names, matching.CONTROLS, [])}
     looped = found["looped"].config
     work = matching.answer_flops(looped)
     for name in ("untied", "wider"):
         assert matching.answer_flops(found[name].config) == pytest.approx(work, rel=0.03)
-    # fillers come one by one: none of the whole numbers is nearer
+    # the number of fillers is an integer: no other is nearer
     model, task = found["fillers"].config.model, looped.task
     off = [
         abs(matching.work_of(replace(model, num_steps=n, max_steps=None), task) - work)
@@ -82,11 +82,11 @@ def test_equal_updates_and_equal_seconds():
     assert (plan.match, plan.budget) == ("seconds", 30)
     for one in plan.contenders:
         updates = plan.config(one, 0).training.num_updates
-        assert updates * plan.rates[one.name] == pytest.approx(30, rel=0.02)
+        assert updates * plan.seconds_per_update[one.name] == pytest.approx(30, rel=0.02)
 
 
 @pytest.mark.parametrize(
-    "budget, match, wanted",
+    "budget, match, expected",
     [
         (None, None, ("flops", 2e12)),
         (None, "seconds", ("seconds", 60)),
@@ -99,8 +99,8 @@ def test_equal_updates_and_equal_seconds():
         (500, "parameters", ("parameters", 500)),
     ],
 )
-def test_a_budget_is_read_in_its_unit(budget, match, wanted):
-    assert _budget(match, budget) == wanted
+def test_a_budget_is_read_in_its_unit(budget, match, expected):
+    assert _budget(match, budget) == expected
 
 
 def test_settings_come_from_the_nearest_recipe():
@@ -116,7 +116,7 @@ def test_settings_come_from_the_nearest_recipe():
 
 def test_a_size_that_no_width_reaches_is_refused():
     model = build(thinkers.RECIPES["add/decoder"]())[1].config
-    with pytest.raises(UsageError, match="Decoder, which no width brings to 90"):
+    with pytest.raises(UsageError, match="no width at which Decoder has 90"):
         matching.fit(model, matching.parameters, 90)
 
 
@@ -130,7 +130,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, cap
     assert out[3].startswith("6 runs, about ") and list(tmp_path.iterdir()) == []
 
 
-def test_rates_are_of_one_thread(monkeypatch):
+def test_seconds_are_measured_with_one_thread(monkeypatch):
     (one,) = matching.contenders("add", ["decoder"], (), FLAGS)
     step, seen = matching.step, []
 

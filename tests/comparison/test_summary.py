@@ -1,4 +1,4 @@
-"""What is said of a comparison, and how sure it is: of grades that are made up."""
+"""Conclusions, intervals and pages of comparisons with made-up grades."""
 
 import math
 import re
@@ -52,24 +52,24 @@ def graded(comparison, scores, seeds=3, number=400, higher_is_better=True, asked
     return replace(comparison, plan=plan, results=results)
 
 
-def test_what_is_concluded_and_what_is_not(finished):
+def test_conclusions_and_their_limits(finished):
     made = graded(
         read(finished),
         {"decoder": {1: 0.5}, "looped": {1: 0.3, 2: 0.6, 4: 0.9, 8: 0.4}, "thinker": {4: 0.5}},
     )
     findings = Findings(made)
     assert conclusion(findings) == (
-        "Looped is better than decoder; thinker cannot be told apart from decoder."
+        "Looped is better than decoder; thinker is not distinguishable from decoder."
     )
-    told = " ".join(limits(findings))
-    assert "looped gains by thinking" in told
-    assert re.search(r"looped gets worse with more thinking in 3 of 3 runs, .* 4 steps to 8", told)
-    assert "2 pairs are judged here, so about 2 in 100" in told
+    text = " ".join(limits(findings))
+    assert "looped improves with thinking" in text
+    assert re.search(r"looped gets worse with more thinking in 3 of 3 runs, .* 4 steps to 8", text)
+    assert "with 2 pairs tested here, about 2 in 100" in text
     one = Findings(graded(read(finished), {"decoder": {1: 0.5}, "looped": {4: 0.9}}, seeds=1))
     assert "one seed" in conclusion(one)
 
 
-def test_what_is_asked_again_and_again_is_counted_once(finished):
+def test_repeated_questions_are_counted_once(finished):
     scores = {"decoder": {1: 0.5}, "looped": {1: 0.5, 4: 0.6}, "thinker": {4: 0.5}}
     asked = np.repeat(np.arange(20), 20)
     often = Findings(graded(read(finished), scores, asked=asked))
@@ -78,11 +78,11 @@ def test_what_is_asked_again_and_again_is_counted_once(finished):
     assert often.score("looped") != once.score("looped")
     assert often.curves["looped"][0][1] == often.score("looped")
     assert often.differences["looped"] != once.differences["looped"]
-    assert " examples (20 different ones" in " ".join(limits(often))
-    assert "different ones" not in " ".join(limits(once))
+    assert " examples (20 different questions" in " ".join(limits(often))
+    assert "different questions" not in " ".join(limits(once))
 
 
-def test_of_a_loss_less_is_better(finished, monkeypatch):
+def test_a_lower_loss_is_better(finished, monkeypatch):
     monkeypatch.setattr(thinkers.TASKS["add"], "higher_is_better", False)
     made = graded(read(finished), {"decoder": {1: 0.5}, "looped": {1: 0.9, 4: 0.2, 8: 0.6}})
     findings = Findings(made)
@@ -107,13 +107,13 @@ def test_runs_that_failed_are_not_counted(finished):
     made = graded(read(finished), {"decoder": {1: 0.5}, "looped": {2: 0.9, 4: 0.9}}, seeds=2)
     one = Findings(failed(made, ("looped", 1)))
     assert "from one seed" in conclusion(one)
-    told = " ".join(limits(one))
-    assert "2 seeds" not in told and "cannot be told from one seed" in told
+    text = " ".join(limits(one))
+    assert "2 seeds" not in text and "One seed does not show whether looped" in text
     none = Findings(failed(made, ("looped", 0), ("looped", 1)))
-    assert conclusion(none).startswith("decoder alone was judged")
-    assert conclusion(none).endswith("No run of looped could be judged.")
+    assert conclusion(none).startswith("Only decoder was evaluated")
+    assert conclusion(none).endswith("All runs of looped failed.")
     shown = scores_section(one).text
-    assert "over 2 seeds (1 run failed)" in shown
+    assert "with 2 seeds (1 run failed)" in shown
 
 
 def test_a_page_is_written_when_all_runs_failed(finished):
@@ -125,7 +125,7 @@ def test_a_page_is_written_when_all_runs_failed(finished):
     assert "Nothing can be concluded" in terminal_table(everything)
 
 
-def test_one_seed_draws_no_bands_and_leaves_intervals_unknown(finished):
+def test_one_seed_draws_no_bands_and_has_unknown_intervals(finished):
     findings = Findings(graded(read(finished), {"decoder": {1: 0.5}, "looped": {4: 0.9}}, seeds=1))
     rows = scores_section(findings).rows
     assert [row[2] for row in rows] == ["unknown", "unknown"] and "(unknown)" in rows[1][3]

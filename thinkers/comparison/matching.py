@@ -1,4 +1,4 @@
-"""What a comparison makes equal before it begins: the size of models, the work of their runs."""
+"""Matched compute: contenders of equal size, and the number of updates that a budget allows."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,23 +25,27 @@ from thinkers.training.state import TrainState
 from thinkers.training.step import LossModule, step, thinking_steps
 
 TOLERANCE = 0.014
-"""Each size is so near to the wanted one that any two are within 3 % of each other."""
+"""Relative error of a size against the baseline's, so that any two are within 3 %."""
 CONTROLS = ("fillers", "untied", "wider")
 UNTIMED, TIMED = 3, 20
 """Updates before the clock starts, and updates that a budget in seconds is divided by."""
 ESTIMATED = 4
 """Updates that are timed where only the duration is estimated."""
 SAMPLE = 100
-"""Rows over which the work of an answer is a mean."""
+"""Rows over which the FLOPs of an answer are averaged."""
 CURRICULUM_SAMPLE = 32
-"""Updates over which the work of one is a mean, where lessons differ."""
+"""Updates over which the FLOPs of one are averaged where a curriculum makes them differ."""
 WIDEST = 16
-"""Feed-forwards are at most so many times as wide as the stream, and at least a quarter of it."""
+"""Largest ratio of feed-forward width to model width; the smallest is 1/4."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One of those that are compared: its name, how it is trained, what it stands for."""
+    """One of the models or controls that are compared.
+
+    Args:
+        what: A description of a control, for the page.
+    """
 
     name: str
     config: Config
@@ -51,7 +55,7 @@ class Contender:
 def contenders(
     task: str, names: Sequence[str], controls: Sequence[str], flags: Sequence[str]
 ) -> list[Contender]:
-    """The models by these names and the controls, of the size of the first.
+    """Build the configurations of the models and of the controls, matched to the first model.
 
     Args:
         flags: Settings for all, such as --task.max_digits=2.
@@ -78,7 +82,7 @@ def contenders(
 
 
 def _task_settings(task: str, names: Sequence[str], recipes: Sequence[Config]) -> Any:
-    """What is asked: as in the first recipe on this task, those of the named models first."""
+    """Return the task settings of the first recipe on this task, named models before others."""
     kind = TASKS[task].Config  # type: ignore[attr-defined]
     usable = [recipe for recipe in recipes if type(recipe.task) is kind]
     named = [MODELS[name].Config for name in names]  # type: ignore[attr-defined]
@@ -88,7 +92,7 @@ def _task_settings(task: str, names: Sequence[str], recipes: Sequence[Config]) -
 
 
 def _base(name: str, judged: Any, recipes: Sequence[Config]) -> Config:
-    """The recipe of a model on this task, else its recipe on another, else that of a decoder."""
+    """Return the recipe of a model on this task, else on another task, else the decoder's."""
     kind = MODELS[name].Config  # type: ignore[attr-defined]
     found = [recipe for recipe in recipes if type(recipe.model) is kind]
     found.sort(key=lambda recipe: type(recipe.task) is not type(judged))
@@ -98,25 +102,25 @@ def _base(name: str, judged: Any, recipes: Sequence[Config]) -> Config:
         recipe = next(x for x in recipes if x.recipe == "add/decoder")
         common = {f.name: getattr(recipe.model, f.name) for f in fields(models.base.Config)}
         recipe = replace(recipe, model=kind(**common))
-    told = recipe.recipe if found and recipe.task == judged else ""
+    recipe_name = recipe.recipe if found and recipe.task == judged else ""
     model = replace(recipe.model, **dict.fromkeys(TASK_SIZES))
-    return replace(recipe, recipe=told, model=model, task=judged)
+    return replace(recipe, recipe=recipe_name, model=model, task=judged)
 
 
 def _reference(found: Sequence[Contender]) -> Contender:
-    """Whose thinking the controls do without: looped if it is there, else the first that thinks."""
+    """Return the model whose FLOPs the controls match: looped, or else the first that thinks."""
     thinking = [one for one in found if len(build(one.config.model).step_counts) > 1]
     if not thinking:
         raise usage_error(
             f"--controls with {', '.join(one.name for one in found)}",
-            "a model that thinks, whose work the controls take over",
+            "a model that thinks, whose FLOPs the controls match",
             "add one to --models, such as looped",
         )
     return next((one for one in thinking if one.name == "looped"), thinking[0])
 
 
 def _fillers(decoder: Config, reference: Contender, wanted: int) -> Contender:
-    """A decoder that reads fillers instead of thinking: equal parameters, equal work."""
+    """Build the model pause with the parameters and the FLOPs of the reference."""
     work = answer_flops(reference.config)
     shared = {field.name: getattr(decoder.model, field.name) for field in fields(decoder.model)}
     model = MODELS["pause"].Config(**shared)  # type: ignore[attr-defined]
@@ -129,17 +133,17 @@ def _fillers(decoder: Config, reference: Contender, wanted: int) -> Contender:
         count = max(1, round(1 + (work - costs[1]) / (costs[2] - costs[1])))
         model = fit(with_fillers(count), parameters, wanted)
     fillers = "1 filler" if count == 1 else f"{count} fillers"
-    what = f"a decoder with {fillers} after each token, to work as much as {reference.name}"
+    what = f"a decoder with {fillers} after each token, with the FLOPs of {reference.name}"
     return Contender("fillers", replace(decoder, model=model, recipe=""), what)
 
 
 def _untied(decoder: Config, reference: Contender, wanted: int) -> Contender:
-    """A decoder as deep as looped is when it has thought: each step has weights of its own."""
+    """Build a decoder with the depth of all passes of looped, each with its own weights."""
     looped = reference.config.model
     if reference.name != "looped":
         raise usage_error(
             "--controls untied without looped",
-            "looped among --models: its core is what is untied",
+            "looped among --models: the core of looped is untied",
             "add looped to --models",
         )
     depth = looped.num_prelude_layers + looped.num_steps * looped.num_layers
@@ -153,7 +157,7 @@ def _untied(decoder: Config, reference: Contender, wanted: int) -> Contender:
 
 
 def _wider(decoder: Config, reference: Contender, wanted: int) -> Contender:
-    """A decoder of the usual depth, so wide that its only pass works as much as thinking does."""
+    """Build a decoder of the usual depth, wide enough to match the FLOPs in one pass."""
     work = answer_flops(reference.config)
     step = 2 * decoder.model.num_heads
 
@@ -164,19 +168,19 @@ def _wider(decoder: Config, reference: Contender, wanted: int) -> Contender:
     while cost(model) < work:
         model = replace(model, dim=model.dim + step)
     model = fit(model, cost, work)
-    what = f"a decoder {model.dim} wide, to work in one pass as much as {reference.name}"
+    what = f"a decoder of width {model.dim}, with the FLOPs of {reference.name} in one pass"
     return Contender("wider", replace(decoder, model=model, recipe=""), what)
 
 
 def fit(model: Any, measure: Callable[[Any], float], wanted: float) -> Any:
-    """`model` with a feed-forward, and if need be a width, that bring `measure` to `wanted`.
+    """Choose the feed-forward width, and if need be the model width, that give `wanted`.
 
     Args:
         model: The Config of a class in MODELS.
-        measure: Of a Config; it must grow linearly with `hidden`.
+        measure: Parameters or FLOPs of a Config; linear in `hidden`.
 
     Raises:
-        UsageError: No width will do.
+        UsageError: No width within the allowed range gives `wanted`.
     """
 
     def is_near(candidate: Any) -> bool:
@@ -199,32 +203,32 @@ def fit(model: Any, measure: Callable[[Any], float], wanted: float) -> Any:
             return candidate
     name = type(model).__qualname__.partition(".")[0]
     raise usage_error(
-        f"{name}, which no width brings to {wanted:,.0f}",
-        f"a size that {name} can have within 3 %",
+        f"no width at which {name} has {wanted:,.0f} parameters or FLOPs",
+        f"a size that {name} reaches within 3 %",
         "choose other sizes with --model.*, or name the models in another order",
     )
 
 
 def build(model: Any) -> Model:
-    """A model of this Config; torch's generator is left as it was."""
+    """Build a model, without a change to torch's global generator."""
     with torch.random.fork_rng(devices=()):
         return models.from_config(model)
 
 
 def parameters(model: Any) -> int:
-    """How many weights are learned."""
+    """Count the parameters of a model."""
     return sum(p.numel() for p in build(model).parameters())
 
 
 @lru_cache(maxsize=8)
 def rows_of(task: Any, number: int) -> Batch:
-    """Rows of a task, by its Config, of every size that it has."""
+    """Return rows of the validation split, which has every size of the task."""
     return tasks.from_config(task).batch(0, number, "valid")
 
 
 @lru_cache(maxsize=2)
 def learned_last(task: Any, number: int) -> tuple[Batch, ...]:
-    """Batches as training will see them, with a curriculum at its end."""
+    """Return batches of training, with a curriculum at its end."""
     if not getattr(task, "curriculum", False):
         return (rows_of(task, number),)
     learned = tasks.from_config(task)
@@ -233,20 +237,20 @@ def learned_last(task: Any, number: int) -> tuple[Batch, ...]:
 
 
 def answer_flops(config: Config, num_steps: int | None = None) -> float:
-    """The work of reading and answering one row."""
+    """FLOPs of reading one row and writing its answer."""
     return work_of(config.model, config.task, num_steps)
 
 
 def work_of(model: Any, task: Any, num_steps: int | None = None) -> float:
-    """The same of a model and a task by their Configs."""
+    """`answer_flops` of the Configs of a model and a task."""
     return build(model).batch_flops(rows_of(task, SAMPLE), num_steps) / SAMPLE
 
 
 def updates_for(config: Config, flops: float) -> int:
-    """After how many updates a training has used these FLOPs up: its last one reaches them.
+    """Count the updates after which a training has used these FLOPs; the last one reaches them.
 
-    Exact for thinking steps that are drawn, which depend on the seed; with a curriculum, whose
-    rows are shorter at first, training ends below.
+    Exact also where the thinking steps of an update are random, since they depend on the seed
+    alone. With a curriculum, whose rows are shorter at first, training uses fewer FLOPs.
     """
     settings, model = config.training, build(config.model)
     batches = learned_last(config.task, settings.batch_size)
@@ -259,7 +263,7 @@ def updates_for(config: Config, flops: float) -> int:
         raise usage_error(
             f"--budget {flops:g} for {model.name}",
             f"at least one update, {cost(thinking_steps(0, settings)):.3g} FLOPs",
-            "allow more",
+            "increase --budget",
         )
     if settings.random_steps is None:
         return ceil(flops / cost(None))
@@ -274,7 +278,7 @@ def updates_for(config: Config, flops: float) -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Give torch one thread, so that process time is the same on a machine that is shared."""
+    """Limit torch to one thread: process time then does not depend on other processes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -291,7 +295,7 @@ def seconds_per_update(config: Config, timed: int = TIMED) -> float:
 
 
 def warm_up(config: Config) -> None:
-    """Make some updates in memory: the first ones of a process take longer than all others."""
+    """Make some updates in memory: the first ones of a process take longer than the others."""
     for _ in _updates(config, UNTIMED):
         pass
 

@@ -1,4 +1,4 @@
-"""What a comparison shows: its table on the terminal, and its page."""
+"""The table of a comparison for the terminal, and its HTML page."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,15 +31,21 @@ MARKERS = "osD^vPX*h"
 
 
 def terminal_table(comparison: Comparison) -> str:
-    """Scores and differences, and what they say."""
+    """Format scores, differences and the conclusion."""
     findings = Findings(comparison)
     rows = [
-        ("model", comparison.plan.primary_metric, "99 % interval", f"against {findings.first}", "")
+        (
+            "model",
+            comparison.plan.primary_metric,
+            "99 % interval",
+            f"against {findings.baseline}",
+            "",
+        )
     ]
     for name in findings.results:
         score, difference = findings.score(name), findings.differences.get(name)
-        told = ("", "") if difference is None else (signed(difference), verdict(difference))
-        rows.append((name, f"{score.value:.4f}", between(score), *told))
+        against = ("", "") if difference is None else (signed(difference), verdict(difference))
+        rows.append((name, f"{score.value:.4f}", between(score), *against))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     failed = [f"{x['model']}, seed {x['seed']}: failed, {x['error']}" for x in comparison.failures]
@@ -47,7 +53,7 @@ def terminal_table(comparison: Comparison) -> str:
 
 
 def write_page(comparison: Comparison) -> None:
-    """DIR/report.html, one file that needs nothing else."""
+    """Write report.html into the folder of the comparison."""
     findings, plan = Findings(comparison), comparison.plan
     sections = [
         scores_section(findings),
@@ -60,7 +66,7 @@ def write_page(comparison: Comparison) -> None:
     ]
     if comparison.failures:
         rows = [(x["model"], x["seed"], x["error"]) for x in comparison.failures]
-        failed = Section(heading="Runs that failed", columns=("model", "seed", "why"), rows=rows)
+        failed = Section(heading="Failed runs", columns=("model", "seed", "error"), rows=rows)
         sections.insert(1, failed)
     html.write_page(
         comparison.folder / PAGE,
@@ -71,27 +77,27 @@ def write_page(comparison: Comparison) -> None:
 
 
 def scores_section(findings: Findings) -> Section:
-    """The table of scores and of differences to the first."""
+    """The table of scores and of differences from the baseline."""
     plan, rows = findings.comparison.plan, []
     number = "one seed" if plan.seeds == 1 else f"{plan.seeds} seeds"
     failed = len(findings.comparison.failures)
     number += f" ({failed} {'run' if failed == 1 else 'runs'} failed)" if failed else ""
-    less = "" if plan.higher_is_better else f" Of {plan.primary_metric}, less is better."
+    lower = "" if plan.higher_is_better else f" Lower {plan.primary_metric} is better."
     for name in findings.results:
         score, difference = findings.score(name), findings.differences.get(name)
-        told = ("", "") if difference is None else (signed(difference), verdict(difference))
+        against = ("", "") if difference is None else (signed(difference), verdict(difference))
         seeds = ", ".join(f"{run.record['score']:.3f}" for run in findings.results[name])
-        rows.append((name, f"{score.value:.4f}", between(score), *told, seeds))
+        rows.append((name, f"{score.value:.4f}", between(score), *against, seeds))
     return Section(
-        text=f"Each model was trained over {number} with equal "
-        f"{_equal(plan.match)} and judged on the same {len(findings.questions):,} held-out "
-        f"examples, at the number of thinking steps it was built for.{less} Intervals are of 99 %, "
-        "over seeds and questions.",
+        text=f"Each model was trained with {number}, with equal {_equal(plan.match)}, and "
+        f"evaluated on the same {len(findings.questions):,} held-out examples at its configured "
+        f"number of thinking steps.{lower} Intervals are 99 % confidence intervals over seeds and "
+        "questions.",
         columns=(
             "model",
             plan.primary_metric,
-            "interval",
-            f"better than {findings.first} by",
+            "99 % interval",
+            f"improvement over {findings.baseline}",
             "verdict",
             "each seed",
         ),
@@ -100,27 +106,27 @@ def scores_section(findings: Findings) -> Section:
 
 
 def sizes_section(findings: Findings) -> Section:
-    """What was compared."""
+    """The table of sizes."""
     rows = []
     for one in findings.comparison.plan.contenders:
         if one.name in findings.results:
             record, model = findings.results[one.name][0].record, one.config.model
             work = record["answer_flops"][str(record["num_steps"])]
-            width = f"{model.dim} and {getattr(model, 'hidden', None) or 'its default'}"
+            width = f"{model.dim}, {getattr(model, 'hidden', None) or 'default'}"
             size, steps = f"{record['parameters']:,}", record["num_steps"]
             rows.append((one.name, size, width, steps, f"{work:.3g}"))
     return Section(
-        heading="What was compared",
-        text="The feed-forward's width, then the model's, bring all to one number of parameters; "
-        "controls have the work of an answer equal instead. The work is that of the matrix "
-        "products of reading one row and writing its answer.",
-        columns=("model", "parameters", "width and feed-forward", "steps", "FLOPs of an answer"),
+        heading="Models",
+        text="Widths of feed-forwards, and of models where needed, were chosen for an equal number "
+        "of parameters; those of controls for equal FLOPs per answer. FLOPs per answer are those "
+        "of the matrix products in reading one row and writing its answer.",
+        columns=("model", "parameters", "width, feed-forward", "steps", "FLOPs per answer"),
         rows=rows,
     )
 
 
 def costs_section(findings: Findings) -> Section:
-    """What runs took, means over seeds."""
+    """The table of costs, means over seeds."""
     rows = []
     for name, runs in findings.results.items():
         seconds, memory = (findings.mean_of(name, x) for x in ("seconds", "memory"))
@@ -135,9 +141,9 @@ def costs_section(findings: Findings) -> Section:
             )
         )
     return Section(
-        heading="What a run took",
-        text="Means over seeds. Process seconds of one thread include checkpoints; memory is the "
-        "whole process at its highest.",
+        heading="Cost of a run",
+        text="Means over seeds. Process seconds are those of training with one thread, checkpoints "
+        "included; memory is the peak of the whole process.",
         columns=("model", "training FLOPs", "updates", "lr", "process seconds", "memory"),
         rows=rows,
     )
@@ -148,57 +154,60 @@ def settings_section(findings: Findings) -> Section:
     task = plan.contenders[0].config.to_dict()["task"]
     rows = [
         ("task", ", ".join(f"{key} {value}" for key, value in task.items())),
-        ("equal", f"{_equal(plan.match)}: {plan.budget:g} {UNITS[plan.match]} a run"),
+        ("matched", f"{_equal(plan.match)}: {plan.budget:g} {UNITS[plan.match]} a run"),
         ("seeds", plan.seeds),
         ("learning rates", _rates(findings)),
-        ("settings for all", ", ".join(f"{k} {v}" for k, v in plan.settings.items()) or "none"),
+        (
+            "settings of all models",
+            ", ".join(f"{k} {v}" for k, v in plan.settings.items()) or "none",
+        ),
         *((one.name, one.what) for one in plan.contenders if one.what),
         ("record", "config.json and runs/, beside this page"),
     ]
-    return Section(heading="How it was made", rows=rows)
+    return Section(heading="Settings", rows=rows)
 
 
 def _rates(findings: Findings) -> str:
     plan = findings.comparison.plan
     if not plan.lrs:
-        return "of each model's recipe"
+        return "from the recipe of each model"
     tried = ", ".join(f"{lr:g}" for lr in plan.lrs)
     return (
         f"the best of {tried} on the validation split, for every model: {len(plan.lrs)} more runs "
-        f"of {plan.budget:g} {UNITS[plan.match]} each, none of which is part of the result"
+        f"of {plan.budget:g} {UNITS[plan.match]} each, which are not part of the result"
     )
 
 
 def figure_sections(findings: Findings) -> list[Section]:
-    """The score against what was spent on it."""
+    """The figures of score by compute."""
     names = ", ".join(findings.results)
     return [
         Section(
-            heading="Score against training",
-            text="The score of each model while it was trained, over the FLOPs used until then, on "
-            "some held-out examples; bands are 99 % intervals over seeds and questions.",
+            heading="Score by training compute",
+            text="Score of checkpoints by the training FLOPs used until then, on a part of the "
+            "held-out examples; bands are 99 % intervals over seeds and questions.",
             drawing=curve_figure(findings),
-            caption=f"Score of {names} against training FLOPs",
+            caption=f"Score of {names} by training FLOPs",
         ),
         Section(
-            heading="Score against the work of an answer",
-            text="FLOPs of reading and answering one row, at every number of thinking steps. A "
-            "model that does not think is one point.",
+            heading="Score by inference compute",
+            text="FLOPs of reading and answering one row at each number of thinking steps. A model "
+            "without thinking steps is one point.",
             drawing=steps_figure(findings, by_flops=True),
-            caption=f"Score of {names} against inference FLOPs",
+            caption=f"Score of {names} by inference FLOPs",
         ),
         Section(
-            heading="Score against thinking steps",
-            text="The same weights, asked to think for longer or shorter; the larger mark is the "
-            "number of steps that the model was built for.",
+            heading="Score by thinking steps",
+            text="The same weights with fewer or more steps; the larger mark is the configured "
+            "number of steps.",
             drawing=steps_figure(findings, by_flops=False),
-            caption=f"Score of {names} against thinking steps",
+            caption=f"Score of {names} by thinking steps",
         ),
     ]
 
 
 def curve_figure(findings: Findings) -> "Figure":
-    """Score against training FLOPs."""
+    """Score by training FLOPs."""
     figure, axes = _axes(findings, "training FLOPs")
     for i, (name, points) in enumerate(findings.curves.items()):
         _line(axes, i, name, points)
@@ -207,14 +216,14 @@ def curve_figure(findings: Findings) -> "Figure":
 
 
 def steps_figure(findings: Findings, by_flops: bool) -> "Figure":
-    """Score against inference FLOPs, or against thinking steps."""
-    label = "FLOPs of an answer" if by_flops else "thinking steps"
+    """Score by inference FLOPs, or against thinking steps."""
+    label = "FLOPs per answer" if by_flops else "thinking steps"
     figure, axes = _axes(findings, label)
     axes.set_xscale("log", base=10 if by_flops else 2)
     ticks = set()
     for i, (name, scores) in enumerate(findings.scores.items()):
         flops = findings.results[name][0].record["answer_flops"]
-        # A step count of 0 has no place on a scale of doublings.
+        # 0 steps have no place on a logarithmic scale.
         places = {k: flops[str(k)] if by_flops else max(k, 0.5) for k in scores}
         _line(axes, i, name, [(places[k], scores[k]) for k in sorted(scores)])
         usual = findings.usual[name]
@@ -268,7 +277,7 @@ def _line(axes: "Axes", i: int, name: str, points: Sequence[Point]) -> None:
 
 
 def _finish(figure: "Figure", axes: "Axes") -> None:
-    # Bands of few seeds may be so wide that nothing else could be seen.
+    # Bands of few seeds can be so wide that the lines would look flat.
     values = np.concatenate([line.get_ydata() for line in axes.lines])
     room = max(0.02, 0.15 * float(np.ptp(values)))
     axes.set_ylim(float(values.min()) - room, float(values.max()) + room)

@@ -1,4 +1,4 @@
-"""The plan of a comparison: what was asked for, who takes part, how long each run is to be."""
+"""The plan of a comparison: its settings, its contenders, the configuration of each run."""
 
 import json
 import re
@@ -27,26 +27,26 @@ from thinkers.tasks import TASKS
 
 FORMAT = 2
 DEFAULTS: dict[str, float] = {"flops": 2e12, "parameters": 1000, "seconds": 60}
-"""What runs may have equal beside their size, and how much of it they get."""
+"""{quantity that runs have equal beside their size: its default budget}."""
 UNITS = {"s": 1, "sec": 1, "min": 60, "h": 3600}
 POINTS = 10
-"""Checkpoints of a run, each of which is judged."""
+"""Checkpoints of a run, which are all judged."""
 LAST_EXAMPLES = 100
-"""Of the score that training ends with, which a comparison does not use."""
-OWN = (
+"""Examples of the score at the end of training, which a comparison does not use."""
+RESERVED = (
     *("num_updates", "max_flops", "max_minutes", "seed", "lr", "init_from", "warmup_updates"),
     *("evaluate_every", "evaluate_examples", "checkpoint_every", "keep_last"),
 )
-"""Settings of training that a comparison makes itself."""
+"""Training settings that the comparison chooses."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison was asked for, and what follows from it.
+    """The settings of a comparison, and the contenders that follow from them.
 
     Args:
-        budget: Of each run, in the unit of `match`.
-        rates: {contender: process seconds of an update}, measured before the first run.
+        budget: Of each run, in FLOPs, updates or seconds by `match`.
+        seconds_per_update: {contender: process time}, measured before the first run.
     """
 
     task: str
@@ -59,26 +59,26 @@ class Plan:
     settings: Mapping[str, Any]
     num_examples: int
     contenders: tuple[Contender, ...] = ()
-    rates: Mapping[str, float] | None = None
+    seconds_per_update: Mapping[str, float] | None = None
 
     @staticmethod
     def of(**asked: Any) -> "Plan":
-        """The plan of what was asked for; None of a setting is its default."""
+        """Make a new plan; a setting that is None has its default."""
         plan = _checked(**asked)
         flags = [f"--{key}={value}" for key, value in plan.settings.items()]
         found = tuple(contenders(plan.task, plan.models, plan.controls, flags))
         timed = TIMED if plan.match == "seconds" else ESTIMATED
         rates = {one.name: seconds_per_update(one.config, timed) for one in found}
-        plan = replace(plan, contenders=found, rates=rates)
+        plan = replace(plan, contenders=found, seconds_per_update=rates)
         for one in found:
-            plan.config(one, 0)  # a budget too small for one of them is found before any is run
+            plan.config(one, 0)  # refuses a budget below one update before any run begins
         return plan
 
     def extended(self, **asked: Any) -> "Plan":
-        """This plan, of which more seeds may be asked.
+        """Return this plan, with more seeds if they are asked for.
 
         Raises:
-            UsageError: Something else was asked for than what the plan holds.
+            UsageError: A setting differs from that of the plan.
         """
         given = {k: x for k, x in asked.items() if x not in (None, [], (), {})}
         mine = {key: getattr(self, key) for key in given}
@@ -88,7 +88,7 @@ class Plan:
                 raise usage_error(
                     f"--{key} {_shown(given[key])} with --resume",
                     f"{_shown(mine[key])}, as the comparison in the folder has it",
-                    "leave it out, or begin another with --out",
+                    "leave it out, or start another comparison with --out",
                 )
         if wanted.seeds < self.seeds:
             raise usage_error(
@@ -99,12 +99,12 @@ class Plan:
         return replace(self, seeds=wanted.seeds)
 
     def asked(self) -> dict[str, Any]:
-        """The part that was asked for."""
+        """Return the settings that the user chose, in the types of JSON."""
         everything = {name: getattr(self, name) for name in ASKED}
         return json.loads(json.dumps(everything))
 
     def config(self, one: Contender, seed: int, lr: float | None = None) -> Config:
-        """How this run is trained: to the end of the budget, where its schedule ends too."""
+        """Return the configuration of a run, whose learning-rate schedule ends with its budget."""
         training = replace(one.config.training, seed=seed, lr=lr or one.config.training.lr)
         config = replace(one.config, training=training)
         flops = None
@@ -113,8 +113,8 @@ class Plan:
         elif self.match == "parameters":
             num_updates = int(self.budget)
         else:
-            assert self.rates is not None
-            num_updates = max(1, round(self.budget / self.rates[one.name]))
+            assert self.seconds_per_update is not None
+            num_updates = max(1, round(self.budget / self.seconds_per_update[one.name]))
         training = replace(
             training,
             num_updates=num_updates,
@@ -124,7 +124,7 @@ class Plan:
             evaluate_every=None,
             evaluate_examples=min(LAST_EXAMPLES, self.num_examples),
             checkpoint_every=ceil(num_updates / POINTS),
-            keep_last=10 * POINTS,  # interruptions save as well
+            keep_last=10 * POINTS,  # room for those of interruptions
         )
         return replace(config, training=training)
 
@@ -137,7 +137,7 @@ class Plan:
         return TASKS[self.task].higher_is_better
 
     def write(self, folder: Path) -> None:
-        """Put it into config.json."""
+        """Write config.json."""
         record = {
             "format": FORMAT,
             "comparison": self.asked(),
@@ -145,7 +145,7 @@ class Plan:
                 {"name": one.name, "what": one.what, "config": one.config.to_dict()}
                 for one in self.contenders
             ],
-            "seconds_per_update": self.rates,
+            "seconds_per_update": self.seconds_per_update,
             "git_commit": run_folder.git_commit(),
             **run_folder.surroundings(),
         }
@@ -153,7 +153,7 @@ class Plan:
 
     @staticmethod
     def read(folder: Path) -> "Plan":
-        """The plan of the comparison in `folder`."""
+        """Read the plan of the comparison in `folder`."""
         file = folder / run_folder.RECORD
         try:
             record = json.loads(file.read_bytes())
@@ -173,19 +173,19 @@ class Plan:
             for one in record["contenders"]
         )
         plan = _checked(**record["comparison"])
-        return replace(plan, contenders=found, rates=record["seconds_per_update"])
+        return replace(plan, contenders=found, seconds_per_update=record["seconds_per_update"])
 
     def minutes(self, one: Contender) -> float:
-        """About how long one run of it takes."""
-        assert self.rates is not None
-        return self.config(one, 0).training.num_updates * self.rates[one.name] / 60
+        """Estimate the minutes of one run."""
+        assert self.seconds_per_update is not None
+        return self.config(one, 0).training.num_updates * self.seconds_per_update[one.name] / 60
 
     def contender(self, name: str) -> Contender:
-        """Who takes part by this name."""
+        """Return the contender of this name."""
         return next(one for one in self.contenders if one.name == name)
 
     def table(self, workers: int = 1) -> str:
-        """Who takes part, and what it will take if so many runs are under way at once."""
+        """Format sizes, updates and estimated minutes, with `workers` runs at a time."""
         runs_each = self.seeds + len(self.lrs)
         lines = [f"{'model':<18}{'parameters':>11}{'updates':>9}{'lr':>9}{'minutes':>9}"]
         for one in self.contenders:
@@ -201,7 +201,8 @@ class Plan:
         return "\n".join(lines)
 
 
-ASKED = tuple(name for name in Plan.__dataclass_fields__ if name not in ("contenders", "rates"))
+DERIVED = ("contenders", "seconds_per_update")
+ASKED = tuple(name for name in Plan.__dataclass_fields__ if name not in DERIVED)
 
 
 def _checked(
@@ -215,7 +216,7 @@ def _checked(
     settings: Mapping[str, Any],
     num_examples: int | None,
 ) -> Plan:
-    """The plan of these wishes, still without contenders."""
+    """Check the settings, and return a plan that has no contenders yet."""
     _known("task", task, TASKS)
     _several("models", models, MODELS)
     _several("controls", controls, CONTROLS)
@@ -263,18 +264,18 @@ def _several(kind: str, names: Sequence[str], known: Any) -> None:
 
 def _check_setting(key: str, match: str) -> None:
     part, _, field = key.partition(".")
-    if part == "training" and field in OWN:
+    if part == "training" and field in RESERVED:
         raise usage_error(
-            f"--{key}", "settings that a comparison does not make itself", "see --budget and --lrs"
+            f"--{key}", "a setting that the comparison does not choose", "see --budget and --lrs"
         )
     if key == "model.hidden":
         raise usage_error(
-            f"--{key}", "another size: hidden makes the models equal", "set --model.dim"
+            f"--{key}", "another setting: the comparison chooses hidden", "set --model.dim"
         )
 
 
 def _budget(match: str | None, budget: str | float | None) -> tuple[str, float]:
-    """(what is equal, how much): of a number with a unit, seconds."""
+    """Return (quantity that is equal, amount); an amount with a unit of time is in seconds."""
     if match is not None and match not in DEFAULTS:
         raise usage_error(
             f"--match {match}", nearest(match, DEFAULTS), f"one of {', '.join(DEFAULTS)}"
@@ -299,7 +300,7 @@ def _budget(match: str | None, budget: str | float | None) -> tuple[str, float]:
         )
     amount *= UNITS.get(unit, 1)
     if chosen == "parameters" and amount != int(amount):
-        raise usage_error(f"--budget {budget}", "a whole number of updates", "change --budget")
+        raise usage_error(f"--budget {budget}", "an integer number of updates", "change --budget")
     return chosen, amount
 
 

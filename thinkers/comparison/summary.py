@@ -1,4 +1,4 @@
-"""What a comparison found, how sure it is, and sentences about it that claim no more."""
+"""Scores and differences of a comparison, each with its interval, and conclusions from them."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ Point = tuple[float, Interval]
 
 
 class Findings:
-    """The numbers of a comparison, each with how sure it is.
+    """The scores and differences of a comparison, each with its interval.
 
     Attributes:
         scores: {contender: {thinking steps: score}}.
-        differences: {contender: by how much it is better than the first}, of all but the first.
-        thinking: {contender: by how much the usual number of steps is better than the fewest}.
+        differences: {contender: improvement over the baseline}, of all but the baseline.
+        thinking: {contender: improvement of the usual number of steps over the fewest}.
         curves: {contender: [(training FLOPs, score)]}.
     """
 
@@ -32,11 +32,11 @@ class Findings:
             name: {k: statistics.mean(x, self.questions) for k, x in by_steps.items()}
             for name, by_steps in self.grades.items()
         }
-        self.first = comparison.plan.contenders[0].name
+        self.baseline = comparison.plan.contenders[0].name
         self.differences = {
-            name: self._better(self.at_usual(name), self.at_usual(self.first))
+            name: self._better(self.at_usual(name), self.at_usual(self.baseline))
             for name in self.results
-            if name != self.first and self.first in self.results
+            if name != self.baseline and self.baseline in self.results
         }
         self.thinking = {
             name: self._better(x[self.usual[name]], x[min(x)], same_runs=True)
@@ -47,7 +47,7 @@ class Findings:
 
     @property
     def fewest_runs(self) -> int:
-        """Of a model that was judged at all."""
+        """The smallest number of runs of a contender that has any."""
         return min(len(runs) for runs in self.results.values())
 
     def at_usual(self, name: str) -> np.ndarray:
@@ -62,11 +62,11 @@ class Findings:
         return None if None in values else float(np.mean(values))
 
     def amount(self, value: float) -> str:
-        """A difference in words: of a share, in points of a hundred."""
+        """Format a difference, that of shares in points (hundredths)."""
         return f"{100 * value:.1f} points" if self._is_share else f"{value:.4f}"
 
     def span(self, interval: Interval) -> str:
-        """Where the difference lies."""
+        """Format the interval of a difference."""
         factor, digits = (100, 1) if self._is_share else (1, 4)
         return f"{factor * interval.low:.{digits}f} to {factor * interval.high:.{digits}f}"
 
@@ -81,93 +81,90 @@ class Findings:
 
 
 def verdict(difference: Interval) -> str:
-    """What an interval of a difference says."""
+    """Return "better", "worse" or "not distinguishable"."""
     if not difference.is_distinguishable:
         return "not distinguishable"
     return "better" if difference.value > 0 else "worse"
 
 
 def conclusion(findings: Findings) -> str:
-    """What can be concluded, in one sentence or two."""
-    if findings.first not in findings.results:
-        return f"Nothing can be concluded: no run of {findings.first} could be judged."
-    unjudged = [
-        x.name for x in findings.comparison.plan.contenders if x.name not in findings.results
-    ]
-    missing = f" No run of {_listed(unjudged)} could be judged." if unjudged else ""
+    """Write the conclusion, in one or two sentences."""
+    if findings.baseline not in findings.results:
+        return f"Nothing can be concluded: all runs of {findings.baseline} failed."
+    names = [one.name for one in findings.comparison.plan.contenders]
+    failed = [name for name in names if name not in findings.results]
+    missing = f" All runs of {_listed(failed)} failed." if failed else ""
     if findings.fewest_runs < 2:
         return (
-            "Nothing can be concluded from one seed: another might have learned otherwise."
-            f"{missing}"
+            f"Nothing can be concluded from one seed: results of other seeds may differ.{missing}"
         )
     groups: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
     for name, difference in findings.differences.items():
         groups[verdict(difference)].append(name)
     parts = [
-        f"{_listed(groups[word])} {_is(groups[word])} {word} than {findings.first}"
+        f"{_listed(groups[word])} {_is(groups[word])} {word} than {findings.baseline}"
         for word in ("better", "worse")
         if groups[word]
     ]
     if unclear := groups["not distinguishable"]:
-        parts.append(f"{_listed(unclear)} cannot be told apart from {findings.first}")
-    if not parts:
-        return (
-            f"{findings.first} alone was judged: {told(findings.score(findings.first))}.{missing}"
+        parts.append(
+            f"{_listed(unclear)} {_is(unclear)} not distinguishable from {findings.baseline}"
         )
+    if not parts:
+        score = with_interval(findings.score(findings.baseline))
+        return f"Only {findings.baseline} was evaluated: {score}.{missing}"
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}.{missing}"
 
 
 def limits(findings: Findings) -> list[str]:
-    """What cannot be concluded, a sentence each."""
-    plan, told = findings.comparison.plan, []
+    """Write the limits of the conclusion, a sentence or two each."""
+    plan, sentences = findings.comparison.plan, []
     if findings.differences and findings.fewest_runs > 1:
         widest = max(max(x.high - x.value, x.value - x.low) for x in findings.differences.values())
         if 0 < widest < np.inf:
-            told.append(
-                f"With {findings.fewest_runs} seeds and {examples(findings)} a "
-                f"difference is seen if it is larger than about {findings.amount(widest)} in the "
-                "least certain pair here; what is not distinguishable is not shown to be equal. "
-                "More seeds see more."
+            sentences.append(
+                f"With {findings.fewest_runs} seeds and {examples(findings)}, differences of less "
+                f"than about {findings.amount(widest)} are not detected in the least certain pair; "
+                '"not distinguishable" does not mean equal. More seeds detect smaller differences.'
             )
         number = len(findings.differences)
-        told.append(
-            f"Each interval holds the truth in 99 of 100 comparisons; {number} "
-            f"{'pair is' if number == 1 else 'pairs are'} judged here, so about "
-            f"{number} in 100 such pages {'shows' if number == 1 else 'show'} a difference "
-            "that is none."
+        sentences.append(
+            f"The false-positive rate of each pair is about 1 %: with {number} "
+            f"{'pair' if number == 1 else 'pairs'} tested here, about {number} in 100 such pages "
+            f"{'shows' if number == 1 else 'show'} a difference where there is none."
         )
     for name, difference in findings.thinking.items():
-        told.append(_thinking(findings, name, difference))
-    told += [sentence for name in findings.results if (sentence := _falls(findings, name))]
-    told.append(
-        f"All of this holds for {plan.task} as set here, for models of this size and for this "
-        "budget; another learning rate, task or budget may turn it round."
+        sentences.append(_thinking(findings, name, difference))
+    sentences += [sentence for name in findings.results if (sentence := _falls(findings, name))]
+    sentences.append(
+        f"All of this holds for {plan.task} with these settings, for models of this size and for "
+        "this budget; another learning rate, task or budget may reverse it."
     )
-    return told + _unequal(findings)
+    return sentences + _off_budget(findings)
 
 
 def examples(findings: Findings) -> str:
-    """How many there are, and how many of them differ."""
+    """Write the number of examples, and of different questions if some are repeated."""
     number, different = len(findings.questions), len(np.unique(findings.questions))
-    told = f" ({different:,} different ones, by which intervals are drawn)"
-    return f"{number:,} examples{told * (different < number)}"
+    repeated = f" ({different:,} different questions, which the intervals are over)"
+    return f"{number:,} examples{repeated * (different < number)}"
 
 
 def _thinking(findings: Findings, name: str, difference: Interval) -> str:
     fewest, usual = min(findings.grades[name]), findings.usual[name]
     if len(findings.results[name]) < 2:
-        return f"Whether {name} gains by thinking cannot be told from one seed."
+        return f"One seed does not show whether {name} improves with thinking."
     gain = f"{findings.amount(difference.value)} ({findings.span(difference)})"
     span = f"{gain} at {usual} steps against {fewest}"
     if not difference.is_distinguishable:
-        return f"{name} is not shown to gain by thinking: {span}."
-    gains = "gains" if difference.value > 0 else "loses"
-    return f"{name} {gains} by thinking: {span}."
+        return f"No effect of thinking on {name} was detected: {span}."
+    effect = "improves" if difference.value > 0 else "gets worse"
+    return f"{name} {effect} with thinking: {span}."
 
 
 def _falls(findings: Findings, name: str) -> str:
-    """In how many runs more thinking answers worse, each judged by itself."""
+    """Write in how many runs, each tested by itself, more thinking is significantly worse."""
     sign = 1 if findings.comparison.plan.higher_is_better else -1
     runs = findings.results[name]
     found = [
@@ -180,23 +177,22 @@ def _falls(findings: Findings, name: str) -> str:
     worst = max(falls, key=lambda fall: fall.loss.value)
     loss = f"{findings.amount(worst.loss.value)} ({findings.span(worst.loss)})"
     return (
-        f"{name} gets worse with more thinking in {len(falls)} of {len(runs)} runs, at most by "
-        f"{loss} from {worst.shallow} steps to {worst.deep}."
+        f"{name} gets worse with more thinking in {len(falls)} of {len(runs)} runs, by at most "
+        f"{loss}, from {worst.shallow} steps to {worst.deep}."
     )
 
 
-def _unequal(findings: Findings) -> list[str]:
-    """Where runs did not get what they were to have, by more than a hundredth."""
+def _off_budget(findings: Findings) -> list[str]:
+    """Write which models used more or less than the budget, by more than 1 %."""
     plan = findings.comparison.plan
     what = {"flops": "flops", "parameters": "updates", "seconds": "seconds"}[plan.match]
-    told = []
+    sentences = []
     for name in findings.results:
         used = findings.mean_of(name, what)
         if used is not None and abs(used - plan.budget) > 0.01 * plan.budget:
-            told.append(
-                f"{name} used {used:.3g} {UNITS[plan.match]}, not the {plan.budget:.3g} allowed."
-            )
-    return told
+            unit = UNITS[plan.match]
+            sentences.append(f"{name} used {used:.3g} {unit}; the budget was {plan.budget:.3g}.")
+    return sentences
 
 
 def _grades(runs: Sequence[Result]) -> dict[int, np.ndarray]:
@@ -204,10 +200,10 @@ def _grades(runs: Sequence[Result]) -> dict[int, np.ndarray]:
 
 
 def _curve(runs: Sequence[Result]) -> list[Point]:
-    """Where seeds have as many checkpoints, which they do unless their work was cut."""
+    """Return the scores at the checkpoints that all seeds have: all, unless a run was cut."""
     number = min(len(run.points) for run in runs)
     flops = [np.mean([run.record["curve"][i]["flops"] for run in runs]) for i in range(number)]
-    asked = runs[0].questions[: runs[0].points.shape[1]]  # the first of them
+    asked = runs[0].questions[: runs[0].points.shape[1]]
     return [
         (float(flops[i]), statistics.mean(np.stack([run.points[i] for run in runs]), asked))
         for i in range(number)
@@ -229,8 +225,8 @@ def signed(interval: Interval) -> str:
     return f"{interval.value:+.4f} ({span})"
 
 
-def told(interval: Interval) -> str:
-    """A score and its interval."""
+def with_interval(interval: Interval) -> str:
+    """Format a score and its interval."""
     return f"{interval.value:.4f} ({between(interval)})"
 
 
