@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 TRITON := triton==3.9.0
 LINT := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && \
-	$(BIN)/python tools/readme.py --check
+	$(BIN)/python tools/docs_tables.py --check
 
 # Run $(1), print how long it took, and exit with its status.
 timed = start=$$(date +%s); $(1); status=$$?; \
@@ -48,4 +48,4 @@ lint: setup
 
 format: setup
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
-	@$(BIN)/python tools/readme.py
+	@$(BIN)/python tools/docs_tables.py

@@ -4,13 +4,20 @@ import torch
 
 import thinkers
 
-config = thinkers.RECIPES["add/thinker"]()
-config = replace(config, training=replace(config.training, num_updates=30))  # just a taste
+config = thinkers.RECIPES["add/thoughtsformer"]()
+config = replace(  # sums of up to 2 digits instead of 3: half a minute of one CPU core
+    config,
+    task=replace(config.task, max_digits=2),
+    training=replace(config.training, num_updates=800, batch_size=64),
+)
 run = thinkers.train(config, out="runs/first")
-for row in thinkers.evaluate(run, num_steps=[1, 4, 16], num_examples=200):
+print(thinkers.answer(run.folder, "57+68="))  # 57+68=125
+for row in thinkers.evaluate(run, num_steps=[1, 2]):  # on 2,000 held-out sums
     print(row["num_steps"], "steps:", row["exact"])
-print(thinkers.answer(run.folder, "12+34=", num_steps=8))
 
-model = thinkers.build_model("thinker", vocab_size=65, num_steps=4)
-thought = model(torch.randint(65, (2, 48)), num_steps=8, keep_states=True)
-print(thought.logits.shape, thought.states.shape)  # (2, 48, 65) and (2, 8, 48, 128)
+task = thinkers.build_task("add", max_digits=2)
+prompt = torch.tensor([task.encode("57+68=")])
+thought = run.model(prompt, num_steps=2, keep_states=True)
+logits = run.model.read_out(thought.states)  # (1, 2, 6, vocab_size): after each thinking step
+for step in logits[0, :, -1].argmax(-1):
+    print(task.decode([step]))  # the last digit, written first: 1 after one step, 5 after two
