@@ -1,4 +1,4 @@
-"""Writing of files: atomic replacement, and JSON.
+"""Files: checked paths of users, atomic replacement, and JSON.
 
 Everything that the library keeps on disk is written here, so that a fault can be injected in one
 place and a full disk is reported in one way.
@@ -15,7 +15,42 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from thinkers.errors import ResourceError
+from thinkers.errors import ResourceError, usage_error
+
+
+def user_path(path: str | os.PathLike[str], name: str = "path") -> Path:
+    """Return a path that a user gave, with `~` expanded; every such path is to go through here.
+
+    Nothing need be there.
+
+    Args:
+        name: The argument or flag that it was given as, for errors.
+
+    Raises:
+        UsageError: It is empty, is no text in UTF-8, holds a NUL, or names an unknown user.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise usage_error(f"{name} {path!r}", "a path, as text", f"change {name}")
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text:
+        raise usage_error(f"{name} {text!r}", "a path, as text", f"change {name}")
+    # Python hides bytes that are no UTF-8 in lone surrogates: such a name can be opened, but not
+    # printed, nor kept in the JSON of a run.
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise usage_error(
+            f"{name} {ascii(text)}", "a path in UTF-8 without NUL", f"rename it, or change {name}"
+        )
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text:
+        user = Path(text).parts[0]
+        raise usage_error(
+            f"{name} {text}: there is no user {user.removeprefix('~')}",
+            "~ for your own folder, or ~NAME for that of a user",
+            f"write ./{user} for a folder that is called so",
+        )
+    path = Path(expanded)
+    # Path drops the dot of ./~, and a second call must not expand what is then left.
+    return path.absolute() if path.parts and path.parts[0].startswith("~") else path
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkers.errors import DataError
+from thinkers.files import user_path
 from thinkers.optional import require
 
 PIECE_BYTES = 1 << 18
@@ -85,7 +86,7 @@ def find_source(path: str, max_bytes: int | None = None) -> Source:
     """
     if path.startswith(HUB_PREFIX):
         return Source(path, (download(path.removeprefix(HUB_PREFIX), max_bytes),))
-    place = Path(path).expanduser()
+    place = user_path(path, "--task.path")
     if place.is_dir():
         found = sorted(p for p in place.rglob("*") if p.is_file())
         files = [p for p in found if not any(x[0] == "." for x in p.relative_to(place).parts)]
@@ -218,4 +219,4 @@ def _next_character(file: Path, place: int, size: int) -> int:
 def cache_folder() -> Path:
     """Return $THINKERS_CACHE, or ~/.cache/thinkers."""
     given = os.environ.get("THINKERS_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "thinkers"
+    return user_path(given, "THINKERS_CACHE") if given else Path.home() / ".cache" / "thinkers"

@@ -17,6 +17,7 @@ from torch import Tensor
 from thinkers.checks import check_int
 from thinkers.data.sources import data_error
 from thinkers.errors import UsageError
+from thinkers.files import user_path
 from thinkers.models.batch import Batch
 from thinkers.prng import Draws, mix, row_keys
 from thinkers.tasks import babi_worlds
@@ -137,7 +138,7 @@ class Babi(CurriculumTask):
         check_split(split)
         config = self.config
         if config.path:
-            return read_splits(Path(config.path), config.kinds)[split]
+            return read_splits(user_path(config.path, "--task.path"), config.kinds)[split]
         count = config.num_stories if split == "train" else config.num_held_out
         return [generated_stories(kind, split, count) for kind in config.kinds]
 

@@ -1,0 +1,58 @@
+"""Paths that users give: expanded and checked in one place."""
+
+from pathlib import Path
+
+import pytest
+
+import thinkers
+from thinkers.errors import UsageError
+from thinkers.files import user_path
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_tilde_is_the_users_folder(home):
+    assert user_path("~") == home
+    assert user_path("~/a/b") == user_path(Path("~/a/b")) == home / "a" / "b"
+    assert user_path("a/~") == Path("a/~")
+
+
+def test_a_folder_may_be_called_tilde_and_a_path_may_be_expanded_twice(home, monkeypatch):
+    monkeypatch.chdir(home)
+    assert user_path("./~") == user_path(user_path("./~")) == home / "~"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "a\0b",
+        "\udcff",
+        b"bytes",
+        3,
+        None,
+        "~no_such_user/a",
+    ],
+    ids=repr,
+)
+def test_what_is_no_path_is_refused_by_name_and_can_be_printed(path):
+    with pytest.raises(UsageError) as refused:
+        user_path(path, "--out")
+    message = str(refused.value)
+    message.encode()
+    assert "--out" in message and "\0" not in message and len(message.splitlines()) == 3
+
+
+def test_tasks_read_paths_from_the_users_folder(home, monkeypatch):
+    monkeypatch.setenv("THINKERS_CACHE", "~/cache")
+    (home / "text.txt").write_text("some words on a line\n" * 40)
+    task = thinkers.build_task("text", path="~/text.txt", context=8)
+    assert len(task.tokens("train")) > 100
+    assert (home / "cache" / "text").is_dir()
+    lines = [f"{i} Anna is in x.\n{i + 1} Where is Anna?\tx\t1\n" for i in [1] * 20]
+    (home / "qa.txt").write_text("".join(lines))
+    assert "anna" in thinkers.build_task("babi", path="~/qa.txt").words
