@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from thinkers.errors import ResourceError, usage_error
+from thinkers.errors import DamagedError, ResourceError, usage_error
 
 
 def user_path(path: str | os.PathLike[str], name: str = "path") -> Path:
@@ -97,6 +97,27 @@ def disk_errors(path: Path, needed: int) -> Iterator[None]:
             f"cannot write {path}: {needed} bytes needed, {free} bytes free; make room and go on "
             f"with --resume, nothing saved before is lost"
         ) from error
+
+
+def check_format(path: Path, found: Any, known: int) -> None:
+    """Raise a DamagedError unless a file has the format that this version reads.
+
+    Args:
+        found: The "format" of the file, whatever its type.
+    """
+    if found == known and type(found) is int:
+        return
+    if type(found) is not int:
+        raise DamagedError(f"{path} has format {found!r}, which must be an integer, {known} here")
+    if found < known:
+        raise DamagedError(
+            f"{path} has format {found}, of an older version; this version reads {known}: "
+            f"train again, or use the version of thinkers that wrote it"
+        )
+    raise DamagedError(
+        f"{path} has format {found}, of a newer version; this version reads {known}: "
+        f"upgrade thinkers"
+    )
 
 
 def to_json(value: Any) -> bytes:

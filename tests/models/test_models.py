@@ -134,7 +134,7 @@ def test_a_saved_model_is_two_files_that_say_what_it_is(tmp_path):
     model = tiny("looped").double()
     model.save(tmp_path / "a" / "b")
     found = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
-    assert found["format"] == 1 and found["model"] == "looped"
+    assert found["format"] == 2 and found["model"] == "looped"
     assert found["config"] == dataclasses.asdict(model.config)
     again = load_model(tmp_path / "a" / "b")
     assert next(again.parameters()).dtype == torch.float64
@@ -167,10 +167,11 @@ def other_weights(folder):
         (lambda folder: (folder / "config.json").unlink(), DataError, "config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), DamagedError, "not JSON"),
         (lambda folder: (folder / "config.json").write_text("[1]"), DamagedError, "format None"),
-        (lambda folder: change_config(folder, format=2), DamagedError, "format 2"),
+        (lambda folder: change_config(folder, format=1), DamagedError, "1, of an older version"),
+        (lambda folder: change_config(folder, format=3), DamagedError, "3, of a newer version"),
         (lambda folder: change_config(folder, config=3), DamagedError, "model and config"),
         (
-            lambda folder: (folder / "config.json").write_text('{"format": 1}'),
+            lambda folder: (folder / "config.json").write_text('{"format": 2}'),
             DamagedError,
             r"model and config, got \['format'\]",
         ),

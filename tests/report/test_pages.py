@@ -12,6 +12,7 @@ import thinkers
 from thinkers.inspection.ablate import ablate
 from thinkers.inspection.inspect import inspect, look
 from thinkers.inspection.page import write
+from thinkers.models.generation import eval_mode
 from thinkers.report import html
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
@@ -96,7 +97,8 @@ class Words(thinkers.Task):
 def words_page(path, words, prompt, folder):
     """The inspection of a run of this name, asked this, whose tokens are these words."""
     model = tiny("thoughtsformer", vocab_size=len(words))
-    write(path, look(model, Words(words, prompt), prompt, 2, folder))
+    with eval_mode(model):
+        write(path, look(model, Words(words, prompt), prompt, 2, folder))
     return path.read_text()
 
 

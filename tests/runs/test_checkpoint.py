@@ -99,11 +99,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         checkpoint.read(path, "other")
 
 
-def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+@pytest.mark.parametrize(("number", "age"), [(1, "an older"), (3, "a newer")])
+def test_the_format_of_another_version_is_refused(tmp_path, monkeypatch, number, age):
+    monkeypatch.setattr(checkpoint, "FORMAT", number)
     path = checkpoint.save(tmp_path, made(13))
     monkeypatch.undo()
-    with pytest.raises(DamagedError, match="format 2"):
+    with pytest.raises(DamagedError, match=f"format {number}, of {age} version"):
         checkpoint.read(path)
 
 

@@ -28,7 +28,7 @@ from thinkers.errors import (
 from thinkers.models import MODELS
 from thinkers.runs import checkpoint
 from thinkers.runs import folder as run_folder
-from thinkers.runs.result import load
+from thinkers.runs.result import load, open_run
 from thinkers.tasks import TASKS
 from thinkers.training import loop, optim
 from thinkers.training.loop import resume, train
@@ -179,6 +179,17 @@ def test_a_record_that_was_edited_is_not_resumed(tmp_path):
     run_folder.write_record(run.folder, record)
     with pytest.raises(DamagedError, match="training.lr"):
         resume(run.folder)
+
+
+@pytest.mark.parametrize(("number", "message"), [(1, "of an older"), (3, "of a newer")])
+def test_a_run_of_another_format_is_refused(tmp_path, number, message):
+    run = train(make(settings=dict(num_updates=1)), tmp_path / "a")
+    record = json.loads((run.folder / "config.json").read_text())
+    assert record["format"] == 2
+    run_folder.write_record(run.folder, record | {"format": number})
+    for call in (resume, open_run):
+        with pytest.raises(DamagedError, match=rf"config.json has format {number}, {message}"):
+            call(run.folder)
 
 
 class Poison(torch.autograd.Function):

@@ -7,6 +7,7 @@ import torch
 
 from thinkers.checks import check_int
 from thinkers.errors import usage_error
+from thinkers.models.base import Model
 from thinkers.models.generation import check_sampling
 from thinkers.models.generation import stream as next_tokens
 from thinkers.runs.result import RunLike, open_with_task
@@ -89,13 +90,12 @@ def stream(
     seed: int = 0,
     num_samples: int = 1,
 ) -> Iterator[list[str]]:
-    """Yield the next piece of text of each sample as it is generated; all share one batch.
+    """Yield pieces of samples of a text, by a run on text, as they are generated in one batch.
 
     A model reads at most `max_length` tokens: a longer text is continued from the last half of
     that window.
 
     Args:
-        run: A run on text, its folder, or (model, task).
         num_steps: Thinking steps; None is the model's own number.
         temperature: 0 takes the likeliest token, so that all samples are equal.
         top_k: Sample from the k likeliest tokens.
@@ -109,13 +109,7 @@ def stream(
         check_int(name, value, 1)
     check_int("seed", seed, 0, 2**63 - 1)
     check_sampling(temperature, top_k, top_p)
-    model, task = open_with_task(run)
-    if not isinstance(task, Text):
-        found = f"a run on {type(task).__name__}, which answers questions"
-        raise usage_error(found, "a run on text", "use thinkers.answer")
-    tokens = task.encode(prompt)
-    if not tokens:
-        raise usage_error("an empty prompt", "the beginning of a text", "write one")
+    model, task, tokens = _open_text(run, prompt)
     device = next(model.parameters()).device
     rows = torch.tensor([tokens] * num_samples, device=device)
     generator = torch.Generator(device).manual_seed(seed)
@@ -144,3 +138,14 @@ def stream(
             chosen = zip(decoders, new.tokens.tolist(), strict=True)
             yield [decoder.decode(token_bytes[token]) for decoder, token in chosen]
     yield [decoder.decode(b"", final=True) for decoder in decoders]
+
+
+def _open_text(run: RunLike, prompt: str) -> tuple[Model, Text, list[int]]:
+    model, task = open_with_task(run)
+    if not isinstance(task, Text):
+        found = f"a run on {type(task).__name__}, which answers questions"
+        raise usage_error(found, "a run on text", "use thinkers.answer")
+    tokens = task.encode(prompt)
+    if not tokens:
+        raise usage_error("an empty prompt", "the beginning of a text", "write one")
+    return model, task, tokens

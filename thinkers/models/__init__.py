@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from thinkers.errors import DamagedError, DataError, UsageError
+from thinkers.files import check_format
 from thinkers.models.base import FORMAT, Model, Thought
 from thinkers.models.batch import Batch, Loss
 from thinkers.models.decoder import Decoder
@@ -62,9 +63,8 @@ def load_model(folder: str | Path) -> Model:
         raise DataError(f"{path} holds no config.json, so it is no model folder") from None
     except ValueError as error:
         raise DamagedError(f"{path / 'config.json'} is not JSON: {error}") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        version = found.get("format") if isinstance(found, dict) else None
-        raise DamagedError(f"{path} has format {version!r}, and this version reads {FORMAT}")
+    found = found if isinstance(found, dict) else {}
+    check_format(path / "config.json", found.get("format"), FORMAT)
     if "model" not in found or not isinstance(found.get("config"), dict):
         raise DamagedError(f"{path / 'config.json'} must hold model and config, got {list(found)}")
     if not isinstance(found["model"], str):

@@ -26,7 +26,7 @@ from thinkers.models.batch import (
 from thinkers.models.generation import classify, generate
 from thinkers.nn.tracing import Traced
 
-FORMAT = 1
+FORMAT = 2
 SIZES = ("vocab_size", "max_length")
 """Settings that follow the task where they are None; a model needs both."""
 

@@ -19,9 +19,9 @@ import safetensors.torch
 from torch import Tensor
 
 from thinkers.errors import DamagedError
-from thinkers.files import disk_errors, sync_folder, to_json, write_new
+from thinkers.files import check_format, disk_errors, sync_folder, to_json, write_new
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
 Tensors = Mapping[str, Tensor]
@@ -195,10 +195,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         whole = False
     if not whole:
         raise DamagedError(f"{file} has changed since it was written")
-    if manifest["format"] != FORMAT:
-        raise DamagedError(
-            f"{file} has format {manifest['format']}, and this version of thinkers reads {FORMAT}"
-        )
+    check_format(file, manifest.get("format"), FORMAT)
     return manifest
 
 

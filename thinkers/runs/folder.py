@@ -18,11 +18,11 @@ import torch
 
 from thinkers.config.experiment import Config
 from thinkers.errors import DamagedError, LockedError, UsageError
-from thinkers.files import disk_errors, sync_folder, to_json, write_file
+from thinkers.files import check_format, disk_errors, sync_folder, to_json, write_file
 from thinkers.models.base import Model
 from thinkers.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "config.json"
 LOCK = ".lock"
 BEGUN = {LOCK, f".{RECORD}.tmp"}
@@ -173,9 +173,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not is_run(folder):
         raise UsageError(f"{folder} must be the folder of a run, and {file} is not its record")
     record = json.loads(file.read_bytes())
-    if record.get("format") != FORMAT:
-        found = record.get("format")
-        raise DamagedError(f"{file} has format {found!r}, and this version reads {FORMAT}")
+    check_format(file, record.get("format"), FORMAT)
     return record
 
 

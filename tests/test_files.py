@@ -1,0 +1,24 @@
+"""Files: formats of other versions."""
+
+from pathlib import Path
+
+import pytest
+
+from thinkers.errors import DamagedError
+from thinkers.files import check_format
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (1, "x has format 1, of an older version; this version reads 2: train again"),
+        (3, "x has format 3, of a newer version; this version reads 2: upgrade"),
+        (None, "x has format None, which must be an integer"),
+        ("2", "x has format '2', which must be an integer"),
+        (True, "x has format True, which must be an integer"),
+    ],
+)
+def test_formats_of_other_versions_are_told_apart(found, message):
+    check_format(Path("x"), 2, 2)
+    with pytest.raises(DamagedError, match=message):
+        check_format(Path("x"), found, 2)
