@@ -370,7 +370,7 @@ class Thinker(Model):
     ) -> Thought:
         steps = self.check_steps(num_steps)
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
-        sizes = prompt_sizes(prompt_lengths, tokens.shape[1])
+        sizes = prompt_sizes(prompt_lengths, tokens.shape[1], self.causal)
         states, extra = self._states(tokens, prompt_lengths, sizes, steps, keep_states)
         if self.config.num_probes:
             extra["probes"] = self.probe(states if keep_states else states[:, -1])
@@ -418,7 +418,7 @@ class Thinker(Model):
         steps, batch = self.check_steps(num_steps), as_batch(batch, self)
         own = self.count_terms(batch)
         tokens, prompts, targets = batch.tokens, batch.prompt_lengths, batch.targets
-        sizes = prompt_sizes(prompts, tokens.shape[1])
+        sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
         every = self.config.step_loss == "every"
         keys = self._noise_keys(batch) if self.training else None
         if prompts is not None and (room := answer_room(targets, prompts)):

@@ -14,13 +14,26 @@ from thinkers.errors import UsageError
 from thinkers.models.batch import IGNORED
 
 
-def prompt_sizes(prompt_lengths: Int[Tensor, " b"] | None, length: int) -> tuple[int, int]:
+def prompt_sizes(
+    prompt_lengths: Int[Tensor, " b"] | None, length: int, causal: bool
+) -> tuple[int, int]:
     """Return the longest prompt, and the most positions from the last token of a prompt on.
 
     Args:
         length: Width of the rows.
+        causal: False where output queries attend to all others, those of further positions too.
+
+    Raises:
+        UsageError: The sizes decide the result, and a compiler cannot know them.
     """
-    if prompt_lengths is None or torch.compiler.is_compiling():
+    if prompt_lengths is None:
+        return length, length
+    if torch.compiler.is_compiling():
+        if not causal:
+            raise UsageError(
+                "prompt_lengths of a Thinker with variant='published' cannot be compiled, since "
+                "the number of output queries decides each answer; call the model itself"
+            )
         # Bounds that hold for any values; masks hide the columns that are too many.
         return length, length
     shortest, longest = torch.stack(prompt_lengths.aminmax()).tolist()

@@ -46,7 +46,8 @@ class LatentStore:
     Keys and values lie in buffers of fixed capacity. A read returns views of them. The gradients
     of all reads add up in buffers of the same shape, and each write takes its share once all later
     reads have been differentiated: the cost is 2 * capacity vectors per layer, however often they
-    are read.
+    are read. A compiler cannot trace this: under torch.compile, every read concatenates what was
+    written, and the gradient is that of autograd.
 
     Args:
         process: Block whose projections are stored.
@@ -58,6 +59,7 @@ class LatentStore:
         self.segments: list[tuple[str, int, int]] = []
         self.used = 0
         self._buffers: _Buffers | None = None
+        self._traced: list[Sequence[Tensor]] = []
         self._mask: Tensor | None = None
         self._frozen = (0, 0)
         self._order = torch.zeros(())
@@ -93,6 +95,19 @@ class LatentStore:
                 f"a store of capacity {self.capacity} that holds {start} vectors has no room for "
                 f"{stop - start} more; create it with a capacity of at least {stop}"
             )
+        if torch.compiler.is_compiling():
+            self._traced.append(parts)
+        else:
+            self._copy(parts, start)
+        if hidden is not None and self._mask is None:
+            b = parts[0].shape[0]
+            self._mask = parts[0].new_zeros(b, 1, 1, self.capacity)
+        if hidden is not None and self._mask is not None:
+            self._mask[:, 0, 0, start:stop].masked_fill_(hidden, -torch.inf)
+        self.segments.append((kind, start, stop))
+        self.used = stop
+
+    def _copy(self, parts: Sequence[Float[Tensor, "b h m d"]], start: int) -> None:
         if self._buffers is None:
             self._buffers = _Buffers(parts[0], self.capacity, len(parts))
             self._order = parts[0].new_zeros(())
@@ -101,13 +116,6 @@ class LatentStore:
         # backward pass of earlier writes wait for later reads.
         if torch.is_grad_enabled():
             self._order = order
-        if hidden is not None and self._mask is None:
-            b = parts[0].shape[0]
-            self._mask = parts[0].new_zeros(b, 1, 1, self.capacity)
-        if hidden is not None and self._mask is not None:
-            self._mask[:, 0, 0, start:stop].masked_fill_(hidden, -torch.inf)
-        self.segments.append((kind, start, stop))
-        self.used = stop
 
     @eager("a latent store is read between graphs")
     def read(
@@ -122,11 +130,14 @@ class LatentStore:
         latents = [s for s in self.segments if s[0] in kinds and s[0] == "latent"]
         chosen += latents if steps is None else latents[max(0, len(latents) - steps) :]
         spans = merge_spans([(start, stop) for _, start, stop in chosen])
-        if self._buffers is None or not spans:
+        if not spans:
             raise ValueError(
                 f"the store holds nothing of the kinds {list(kinds)}; write to it before reading"
             )
-        parts = [self._window(i, spans) for i in range(len(self._buffers.data))]
+        if self._buffers is None:
+            parts = self._concatenate(spans)
+        else:
+            parts = [self._window(i, spans) for i in range(len(self._buffers.data))]
         mask = None
         if self._mask is not None:
             mask = torch.cat([self._mask[..., lo:hi] for lo, hi in spans], -1)
@@ -137,6 +148,9 @@ class LatentStore:
         latents = [s for s in self.segments if s[0] == "latent"]
         if latents:
             self._frozen = (latents[0][1], latents[-1][2])
+        for i, parts in enumerate(self._traced):
+            if self.segments[i][0] == "latent":
+                self._traced[i] = [x.detach() for x in parts]
 
     def _window(self, index: int, spans: list[tuple[int, int]]) -> Tensor:
         views = [
@@ -144,6 +158,14 @@ class LatentStore:
             for lo, hi in spans
         ]
         return views[0] if len(views) == 1 else torch.cat(views, 2)
+
+    def _concatenate(self, spans: list[tuple[int, int]]) -> list[Tensor]:
+        chosen = [
+            parts
+            for (_, start, stop), parts in zip(self.segments, self._traced, strict=True)
+            if any(lo <= start and stop <= hi for lo, hi in spans)
+        ]
+        return [torch.cat(same, 2) for same in zip(*chosen, strict=True)]
 
 
 def merge_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
