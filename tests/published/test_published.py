@@ -53,7 +53,7 @@ def test_parts_of_the_loss_have_their_graphs():
     found = published.outputs(model, parts["in"], settings)
     found["planning_loss"].backward()
     assert model.encoder[0].heads.query.weight.grad.any()
-    assert model.decoder[0].heads.query.weight.grad is None
+    assert model.decoder[0].block.heads.query.weight.grad is None
     tokens = {"tokens": parts["in"]["tokens"]}
     assert published.outputs(model, tokens, settings).keys() == {"logits"}
 

@@ -1,9 +1,9 @@
-"""DeepSight: an encoder plans the next few tokens, a decoder writes the next one from the plan."""
+"""DeepSight: an encoder plans the next few tokens, and a decoder predicts from the plan."""
 
 import math
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,28 +23,29 @@ from thinkers.models.batch import (
     real_positions,
 )
 from thinkers.models.deepsight_loss import EmbeddingLoss, PlanLoss, TokenLoss
+from thinkers.nn.block import Attend, Block, Table, causal_attention
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.layers import (
     AttentionProjections,
+    GELUFeedForward,
     Rotary,
-    SwiGLU,
     attention_flops,
     initialize,
     rotate,
-    swiglu_width,
 )
-from thinkers.nn.tracing import record_weights
-
-Table = tuple[Tensor, Tensor] | None
 
 
 class DeepSight(Model):
-    """plan = encoder(E); x = decoder(bridge(plan), plan); logits = E norm(x). All of it causal.
+    """plan = encoder(e); h = norm(decoder(W plan, plan)); logits = E h, with e = E[tokens].
 
-    Plans are trained to resemble what the next `horizon` tokens bring: see `PlanLoss`. After
-    DeepSight, or DeepPlan, https://github.com/yiphei/yif-AI, whose layer norms, GELUs, learned
-    positions and planning norms with gains are the published variant. Ours has the decoder's
-    parts, and planning norms without gains, which cannot collapse.
+    A layer of the decoder attends to h so far, then to the plan so far, then feeds forward: plans
+    are all that it knows of the tokens. Each plan is trained to resemble the next `horizon` tokens:
+
+        loss = next-token loss + plan_weight * plan loss, see `PlanLoss` and `TokenLoss`
+
+    After DeepSight, or DeepPlan, https://github.com/yiphei/yif-AI. The published variant has its
+    layer norms, GELUs, learned positions, and planning norms with gains. The modern one has the
+    decoder's parts, and planning norms without gains, whose loss cannot be lowered by shrinking.
     """
 
     name = "deepsight"
@@ -77,40 +78,40 @@ class DeepSight(Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(base.Config):
-        """`num_layers` is the depth of the encoder; one pass is taken, whatever `num_steps`."""
+        """`num_layers` is the depth of the encoder; one step is taken, whatever `num_steps`."""
 
         variant: Literal["modern", "published"] = "modern"
         num_decoder_layers: int | None = None
-        """None is as many as the encoder has."""
+        """Depth of the decoder; None is as many as the encoder has."""
         num_cross_heads: int | None = None
-        """Heads that read the plan; None is num_heads, published: twice that if dim allows."""
+        """Heads that attend to the plan; None is num_heads, published: twice that if dim allows."""
         hidden: int | None = None
         """Width of the feed-forward; None is 8/3 of dim, published: four times dim."""
         positions: Literal["rotary", "learned"] | None = None
-        """None is rotary, published: learned."""
+        """Encoding of positions; None is rotary, published: learned."""
         horizon: int = 4
-        """How many tokens ahead a plan looks."""
+        """Number of the next tokens that a plan resembles."""
         horizon_weights: Literal["decay", "decay_normalized", "average", "learned"] = "decay"
-        """How they count: 1/k for the k-th, the same with sum 1, alike, or learned with sum 1."""
+        """Their weights: 1/k for the k-th, the same with sum 1, equal, or learned with sum 1."""
         partial_horizon: bool | None = None
-        """Whether plans near the end look at the tokens there are; None is yes, published: no."""
+        """True: near the end, plans resemble the tokens left; None is True, published: False."""
         plan_mix: Literal["equal", "length", "future"] = "equal"
-        """What past and future weigh in a plan: alike, by their lengths, or the future alone."""
+        """Weights of past and future in a plan: equal, by their lengths, or the future alone."""
         plan_norm: Literal["before", "after", "both", "none"] = "after"
-        """Whether embeddings are normed before they are summed, after it, both or neither."""
+        """Norm of embeddings before they are summed, after, both or neither."""
         plan_loss: Literal["mse", "cosine", "log_cosine", "tokens", "none"] = "mse"
-        """How far a plan is from those embeddings, or from saying each of the next tokens."""
+        """Distance of a plan from those embeddings, or the loss of reading each token from it."""
         plan_weight: float = 1.0
-        """What the planning loss is multiplied by."""
+        """Factor of the planning loss."""
         center: bool = False
-        """Whether plans are of embeddings less their mean; see PlanLoss.set_token_counts."""
+        """True: plans resemble embeddings minus their mean; see PlanLoss.set_token_counts."""
         subtract_position: bool = False
-        """Whether the next token's learned position is taken away before the output."""
+        """True: the next token's learned position is subtracted before the output."""
         embedding_loss: Literal["mse", "cosine", "log_cosine", "none"] = "none"
-        """What pulls the running mean of the embeddings towards the plan, if anything."""
+        """Distance of the running mean of the embeddings from the plan, as a further loss."""
         embedding_weight: float = 1.0
         bias: bool = False
-        """Whether the published variant has biases."""
+        """True: linear layers have biases, in the published variant."""
         dropout: float = 0.0
 
         def __post_init__(self) -> None:
@@ -145,7 +146,7 @@ class DeepSight(Model):
 
         @property
         def cross_heads(self) -> int:
-            """The heads that read the plan."""
+            """The number of heads that attend to the plan."""
             # gcd: twice num_heads where that divides dim, else num_heads, which always does.
             usual = math.gcd(2 * self.num_heads, self.dim) if self.published else self.num_heads
             return self.num_cross_heads or usual
@@ -156,7 +157,7 @@ class DeepSight(Model):
 
         @property
         def looks_partly(self) -> bool:
-            """Whether plans near the end look at the tokens there are."""
+            """True if plans near the end resemble the tokens that are left."""
             return not self.published if self.partial_horizon is None else self.partial_horizon
 
     def __init__(self, config: Config):
@@ -168,9 +169,9 @@ class DeepSight(Model):
         else:
             self.rotary = Rotary(dim // config.num_heads)
             self.cross_rotary = Rotary(dim // config.cross_heads)
-        self.encoder = nn.ModuleList(Encoding(config) for _ in range(config.num_layers))
+        self.encoder = nn.ModuleList(make_block(config) for _ in range(config.num_layers))
         self.bridge = nn.Linear(dim, dim, bias=config.bias)
-        self.decoder = nn.ModuleList(Decoding(config) for _ in range(config.decoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = make_norm(config)
         make = TokenLoss if config.plan_loss == "tokens" else PlanLoss
         self.plan_loss: Any = None if config.plan_loss == "none" else make(config)
@@ -194,14 +195,13 @@ class DeepSight(Model):
         keep_states: bool = False,
     ) -> Thought:
         self.check_steps(num_steps)
-        _, plan, state = self.run(self.check_tokens(tokens, lengths, prompt_lengths))
-        states = state[:, None] if keep_states else None
-        return Thought(self.read_out(state), states, {"plan": plan})
+        _, plan, h = self.run(self.check_tokens(tokens, lengths, prompt_lengths))
+        return Thought(self.read_out(h), h[:, None] if keep_states else None, {"plan": plan})
 
     def run(
         self, tokens: Int[Tensor, "b t"], cache: "DeepSightCache | None" = None
     ) -> tuple[Float[Tensor, "b t c"], ...]:
-        """Embeddings, plans, and the states from which they are read out, at every position."""
+        """Return e, plan and h at every position."""
         config, x = self.config, self.embedding(tokens)
         positions = torch.arange(tokens.shape[1], device=x.device)
         if cache is not None and cache.visible is not None:
@@ -214,14 +214,18 @@ class DeepSight(Model):
         else:
             cross = self.cross_rotary.table(positions, x.dtype)
             tables = self.rotary.table(positions, x.dtype), cross
-        embedded, x = x, F.dropout(x, config.dropout, self.training)
-        for layer, block in enumerate(self.encoder):
-            x = block(x, tables[0], cache, layer)
-        plan, x = x, self.bridge(x)
-        for layer, block in enumerate(self.decoder):
-            x = block(x, plan, tables, cache, len(self.encoder) + layer, layer)
-        x = self.norm(x)
-        return embedded, plan, x - self.positions(positions + 1) if config.subtract_position else x
+        p = config.dropout if self.training else 0.0
+        e, plan = x, F.dropout(x, p, self.training)
+        attend = partial(causal_attention, cache=cache, dropout=p)
+        for slot, block in enumerate(self.encoder):
+            plan = block(plan, tables[0], partial(attend, slot=slot))
+        h, kept = self.bridge(plan), None if cache is None else cache.cross
+        read = partial(causal_attention, cache=kept, dropout=p, name="plans")
+        for i, layer in enumerate(self.decoder):
+            slot = len(self.encoder) + i
+            h = layer(h, plan, tables, partial(attend, slot=slot), partial(read, slot=i))
+        h = self.norm(h)
+        return e, plan, h - self.positions(positions + 1) if config.subtract_position else h
 
     def read_out(self, states: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
         return F.linear(states, self.embedding.weight)
@@ -235,15 +239,15 @@ class DeepSight(Model):
         capacity: int,
     ) -> tuple[Float[Tensor, "b v"], "DeepSightCache"]:
         cache = DeepSightCache(self.config, lengths, capacity, self.embedding.weight)
-        state = self.run(tokens, cache)[-1]
-        return self.read_out(state[torch.arange(len(state)), lengths - 1]), cache
+        _, _, h = self.run(tokens, cache)
+        return self.read_out(h[torch.arange(len(h)), lengths - 1]), cache
 
     def extend(self, tokens: Int[Tensor, " b"], cache: "DeepSightCache") -> Float[Tensor, "b v"]:
         cache.grow()
         return self.read_out(self.run(tokens[:, None], cache)[-1][:, 0])
 
     def plan_inputs(self, embedded: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        """What plans are made of: the embeddings, detached, less their mean if so configured."""
+        """Return the embeddings that plans resemble: detached, minus their mean with `center`."""
         if self.plan_loss is None or not self.config.center:
             return embedded.detach()
         mean = self.plan_loss.mean_token(self.embedding.weight)
@@ -272,24 +276,25 @@ class DeepSight(Model):
     def grade(
         self, batch: Batch | Int[Tensor, "b t"], counts: Mapping[str, int] | None = None
     ) -> tuple[Loss, dict[str, Float[Tensor, ""]]]:
-        """The loss, and each of its parts with its graph."""
+        """Compute the loss, and its parts with their graphs."""
         batch = as_batch(batch, self)
-        own, config, targets = self.count_terms(batch), self.config, batch.targets
+        own, config = self.count_terms(batch), self.config
         counts = counts or own
-        embedded, plan, state = self.run(batch.tokens)
-        logits, real = self.read_out(state), real_positions(batch.tokens, batch.lengths)
-        total = next_token_loss(logits, targets, counts["next_token"])
+        e, plan, h = self.run(batch.tokens)
+        logits = self.read_out(h)
+        total = next_token_loss(logits, batch.targets, counts["next_token"])
         parts = {"next_token": total}
         if self.plan_loss is not None:
-            summed = self.plan_loss.summed(self, batch, embedded, plan, own["plan"])
+            summed = self.plan_loss.summed(self, batch, e, plan, own["plan"])
             parts["plan"] = summed / max(1, counts["plan"])
             total = total + config.plan_weight * parts["plan"]
         if self.embedding_loss is not None:
-            summed = self.embedding_loss(plan, embedded, real)
+            real = real_positions(batch.tokens, batch.lengths)
+            summed = self.embedding_loss(plan, e, real)
             parts["embedding"] = summed / max(1, counts["embedding"])
             total = total + config.embedding_weight * parts["embedding"]
         detached = {name: part.detach() for name, part in parts.items()}
-        return Loss(total, detached, own, correct_rows(logits, targets)), parts
+        return Loss(total, detached, own, correct_rows(logits, batch.targets)), parts
 
     def flops(
         self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
@@ -297,12 +302,10 @@ class DeepSight(Model):
         self.check_steps(num_steps)
         rows, config = batch_size * length, self.config
         block: Any = self.encoder[0]
-        products = attention_flops(batch_size, length, length, config.dim)
-        attention = products + block.heads.flops(rows, rows)
+        cross = attention_flops(batch_size, length, length, config.dim)
+        cross += block.heads.flops(rows, rows)
         depth = config.num_layers + config.decoder_layers
-        forward = (depth + config.decoder_layers) * attention
-        matrices = sum(x.numel() for x in block.feed_forward.parameters() if x.ndim == 2)
-        forward += depth * 2 * rows * matrices
+        forward = depth * block.flops(batch_size, length, length) + config.decoder_layers * cross
         forward += 2 * rows * config.dim * (config.dim + config.vocab_size)
         if training and self.plan_loss is not None:
             forward += rows * self.plan_loss.flops()
@@ -319,7 +322,7 @@ class DeepSight(Model):
 
 
 class DeepSightCache(KeyValueCache):
-    """Keys and values of both halves, and of the plan as every layer of the decoder reads it."""
+    """Keys and values of encoder and decoder, and those of the plan in each decoder layer."""
 
     def __init__(
         self, config: DeepSight.Config, lengths: Int[Tensor, " b"], capacity: int, like: Tensor
@@ -338,84 +341,59 @@ class DeepSightCache(KeyValueCache):
         self.cross.select(rows)
 
 
-class Encoding(nn.Module):
-    """Attention, then feed-forward, each on the normed stream and added to it."""
+class PublishedBlock(Block):
+    """The block of the published variant: layer norms, GELUs, and biases if configured."""
 
     def __init__(self, config: DeepSight.Config):
-        super().__init__()
+        nn.Module.__init__(self)  # all parts of Block are replaced
         self.attention_norm = make_norm(config)
         self.heads = AttentionProjections(config.dim, config.num_heads, bias=config.bias)
         self.feed_forward_norm = make_norm(config)
-        self.feed_forward = make_feed_forward(config)
+        hidden = config.hidden or 4 * config.dim
+        self.feed_forward = GELUFeedForward(config.dim, hidden, config.bias)
         self.dropout = config.dropout
 
-    def forward(
-        self, x: Float[Tensor, "b t c"], table: Table, cache: DeepSightCache | None, slot: int
-    ) -> Float[Tensor, "b t c"]:
-        normed = self.attention_norm(x)
-        x = x + self._attend(self.heads, normed, normed, table, cache, slot)
-        return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
 
-    def _attend(
-        self,
-        heads: AttentionProjections,
-        x: Float[Tensor, "b t c"],
-        source: Float[Tensor, "b t c"],
-        table: Table,
-        cache: KeyValueCache | None,
-        slot: int,
-    ) -> Float[Tensor, "b t c"]:
-        q, (k, v), visible = heads.queries(x), heads.keys_values(source), None
-        if table is not None:
-            q, k = rotate(q, table), rotate(k, table)
-        if cache is not None:
-            k, v, visible = cache.keep(slot, k, v)
-        p = self.dropout if self.training else 0.0
-        record_weights("words" if heads is self.heads else "plans", q, k, visible, visible is None)
-        found = F.scaled_dot_product_attention(q, k, v, visible, p, is_causal=visible is None)
-        return self._drop(heads.merge(found))
+class DecoderLayer(nn.Module):
+    """A block that attends to the plan between its attention and its feed-forward.
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.dropout and self.training else x
-
-
-class Decoding(Encoding):
-    """Attention, then attention to the plan so far, then feed-forward."""
+    h <- h + Attention(norm(h)); h <- h + W_o attend(R W_q norm(h), R W_k p, W_v p)
+    h <- h + FeedForward(norm(h)), with p = norm(plan)
+    """
 
     def __init__(self, config: DeepSight.Config):
-        super().__init__(config)
+        super().__init__()
+        self.block = make_block(config)
         self.plan_norm = make_norm(config)
         self.cross_norm = make_norm(config)
         self.cross_heads = AttentionProjections(config.dim, config.cross_heads, bias=config.bias)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
-        x: Float[Tensor, "b t c"],
+        h: Float[Tensor, "b t c"],
         plan: Float[Tensor, "b t c"],
         tables: tuple[Table, Table],
-        cache: DeepSightCache | None,
-        slot: int,
-        cross_slot: int,
+        attend: Attend,
+        read_plan: Attend,
     ) -> Float[Tensor, "b t c"]:
-        normed = self.attention_norm(x)
-        x = x + self._attend(self.heads, normed, normed, tables[0], cache, slot)
-        normed, plan = self.cross_norm(x), self.plan_norm(plan)
-        kept = None if cache is None else cache.cross
-        x = x + self._attend(self.cross_heads, normed, plan, tables[1], kept, cross_slot)
-        return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
+        h = self.block.add_attention(h, tables[0], attend)
+        q = self.cross_heads.queries(self.cross_norm(h))
+        k, v = self.cross_heads.keys_values(self.plan_norm(plan))
+        if tables[1] is not None:
+            q, k = rotate(q, tables[1]), rotate(k, tables[1])
+        h = h + self.block.drop(self.cross_heads.merge(read_plan(q, k, v)))
+        return self.block.add_feed_forward(h)
+
+
+def make_block(config: DeepSight.Config) -> Block:
+    """Build a layer of the encoder."""
+    if config.published:
+        return PublishedBlock(config)
+    return Block(config.dim, config.num_heads, config.hidden, dropout=config.dropout)
 
 
 def make_norm(config: DeepSight.Config) -> nn.Module:
-    """The norm before each part."""
+    """Build the norm of this variant."""
     if config.published:
         return nn.LayerNorm(config.dim, eps=1e-5, bias=config.bias)
     return nn.RMSNorm(config.dim, eps=1e-6)
-
-
-def make_feed_forward(config: DeepSight.Config) -> Any:
-    """The feed-forward of each block."""
-    if config.published:
-        hidden, bias = config.hidden or 4 * config.dim, config.bias
-        up, down = nn.Linear(config.dim, hidden, bias), nn.Linear(hidden, config.dim, bias)
-        return nn.Sequential(OrderedDict(up=up, gelu=nn.GELU(), down=down))
-    return SwiGLU(config.dim, config.hidden or swiglu_width(config.dim))

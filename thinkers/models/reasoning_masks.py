@@ -1,4 +1,4 @@
-"""Pairs of elements of a row with reasoning tokens: who sees whom, and gives what gradient."""
+"""Pairs of a query and a key in rows with reasoning tokens: which attend, and their gradients."""
 
 import math
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from torch import Tensor
 from thinkers.ops import masks
 
 Factor = float | tuple[float, ...]
-"""What a gradient is multiplied by: in all heads, or in each."""
+"""Factor of a gradient: one for all heads, or one for each."""
 Stops = dict[str, Any]
-"""Arguments of `stop_grad_attention`: functions of the indices of a pair."""
+"""Arguments stop_q, stop_k and stop_v of `stop_grad_attention`: functions of a pair's indices."""
 
 
 def as_factor(name: str, value: Any, num_heads: int) -> Factor:
-    """`value` as a float, or as one for each head; ValueError if it is neither."""
+    """Return `value` as a float, or as one for each head; raise ValueError if it is neither."""
     several = isinstance(value, list | tuple)
     numbers = tuple(value) if several else (value,)
     usable = all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
@@ -26,16 +26,16 @@ def as_factor(name: str, value: Any, num_heads: int) -> Factor:
     return tuple(float(x) for x in numbers) if several else float(value)
 
 
-def seen(config: Any, steps: int) -> masks.PairMask:
-    """Which pairs of elements attend, of rows with so many reasoning tokens after every token."""
+def visible_pairs(config: Any, steps: int) -> masks.PairMask:
+    """Return the mask of pairs that attend, with so many reasoning tokens after every token."""
     if config.mode == "stop_grad":
         return masks.causal
     near = masks.reasoning_near(steps, config.window)
     return masks.both(masks.causal, masks.invert(near))
 
 
-def stopped(config: Any, steps: int) -> Stops:
-    """What the gradients to queries, keys and values are multiplied by, where not by 1 alone."""
+def gradient_stops(config: Any, steps: int) -> Stops:
+    """Return the factors of gradients to queries, keys and values, without those that are all 1."""
     if steps == 0:
         return {}
     places = {"far": masks.reasoning_far(steps, config.window)}
@@ -51,9 +51,9 @@ def stopped(config: Any, steps: int) -> Stops:
 def stop_where(
     scales: list[tuple[masks.PairMask, Factor]], num_heads: int
 ) -> masks.PairMask | None:
-    """The function of pairs that multiplies by each scale where its mask is; None if all are 1.
+    """Return the function of pairs that gives each scale where its mask is True; None if all are 1.
 
-    Scales of 0 and 1 alone give the boolean function that is True where gradients stop.
+    Where all scales are 0 or 1 it is a boolean function, True where gradients stop.
     """
     places: dict[float, masks.PairMask] = {}
     for mask, scale in scales:
@@ -79,14 +79,14 @@ def apply_thought_hook(
 ) -> Float[Tensor, "b s c"]:
     """Pass all but the first of every `size` elements through the hook that may replace them."""
     words, thoughts = x.unflatten(1, (-1, size)).split([1, size - 1], 2)
-    handed = thought_hook(thoughts.flatten(1, 2)).unflatten(1, (-1, size - 1))
-    return torch.cat([words, handed], 2).flatten(1, 2)
+    replaced = thought_hook(thoughts.flatten(1, 2)).unflatten(1, (-1, size - 1))
+    return torch.cat([words, replaced], 2).flatten(1, 2)
 
 
-def asked(
+def of_first_queries(
     size: int, t: int, visible: Tensor | None, stops: Stops, device: torch.device
 ) -> tuple[Shaped[Tensor, "*b t s"], Stops]:
-    """Both for the queries of ordinary elements alone, each the first of `size`."""
+    """Restrict a mask and stops to the queries of ordinary elements: the first of every `size`."""
 
     def at(stop: masks.PairMask) -> masks.PairMask:
         return lambda b, h, q, k: stop(b, h, q * size, k)

@@ -1,4 +1,4 @@
-"""Self-reasoning tokens: after every token some that are learned for the far future alone."""
+"""Self-reasoning tokens: learned elements after each token that serve later predictions alone."""
 
 import math
 from dataclasses import dataclass
@@ -11,43 +11,49 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.checks import check_int
+from thinkers.checks import check_choices, check_int
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
 from thinkers.models.batch import Batch, Loss, as_batch, correct_rows, next_token_loss
+from thinkers.models.reasoning_cache import ReasoningCache
 from thinkers.models.reasoning_masks import (
     Factor,
     Stops,
     apply_thought_hook,
     as_factor,
-    asked,
-    seen,
-    stopped,
+    gradient_stops,
+    of_first_queries,
+    visible_pairs,
 )
-from thinkers.nn.kv_cache import KeyValueCache
-from thinkers.nn.layers import Rotary, SwiGLU, attention_flops, initialize, rotate, swiglu_width
+from thinkers.nn.layers import (
+    GELUFeedForward,
+    Rotary,
+    SwiGLU,
+    attention_flops,
+    initialize,
+    rotate,
+    swiglu_width,
+)
 from thinkers.nn.tracing import AttentionRecord, record_weights
 from thinkers.ops import masks, stop_grad_attention
 
-HIDDEN = 2**62
 FACTORS = ("near_query", "near_key", "near_value", "far_query", "far_key", "far_value")
-CHOICES = {
-    "variant": ("published", "modern"),
-    "mode": ("stop_grad", "mask"),
-    "prediction": ("ordinary", "all"),
-}
 
 
 class ReasoningTokens(Model):
-    """x = [e_1, r_1, .., r_n, e_2, r_1, .., r_n, ..]; a decoder over x; logits from the e alone.
+    """x = [e_1, r_1 .. r_n, e_2, r_1 .. r_n, ..]; h = blocks(x); logits_i = E norm(h of e_i).
 
-    All elements of a time step share its position. A reasoning token is near to the queries of
-    the `window` time steps after its own: these see it, but give it no gradient (or, in mask
-    mode, do not see it), so that it is optimised by what comes later than the next tokens.
+    e are the embeddings of tokens and r the reasoning tokens; all elements of a time step share
+    its position. A reasoning token is near to the queries of the `window` time steps after its
+    own. These attend to it, but give it no gradient (or, in mask mode, do not attend to it), so
+    that it is optimised for what comes later than the next tokens:
 
-    Idea: F. Bonetto 2024, https://reasoning-tokens.ghost.io/reasoning-tokens/. Published form:
+        d loss / d (q, k, v) of a pair is multiplied by near_.. or far_.., see `Config`
+
+    n is `num_steps`; 0 is the decoder. Idea: F. Bonetto 2024,
+    https://reasoning-tokens.ghost.io/reasoning-tokens/. The published variant is
     https://github.com/lucidrains/self-reasoning-tokens-pytorch, a decoder with norms
-    sqrt(c) g x / |x|, GELUs, learned positions and an output of its own; ours is `Decoder`.
+    sqrt(c) g x / |x|, GELUs, learned positions and an output of its own.
     """
 
     name = "reasoning_tokens"
@@ -61,7 +67,7 @@ class ReasoningTokens(Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(base.Config):
-        """`num_steps` is the number of reasoning tokens after every token; 0 is the decoder.
+        """`num_steps` is the number of reasoning tokens after each token.
 
         The gradient that a pair of a query and a reasoning token gives to the query, the key and
         the value is multiplied by `near_..` or `far_..`: a number for all heads, or one for each.
@@ -69,13 +75,13 @@ class ReasoningTokens(Model):
 
         variant: Literal["published", "modern"] = "modern"
         mode: Literal["stop_grad", "mask"] = "stop_grad"
-        """What happens to near pairs: seen, their gradients multiplied; or not seen at all."""
+        """stop_grad: near pairs attend, and gradients are multiplied; mask: they do not attend."""
         window: int = 4
-        """For how many time steps a reasoning token is near."""
+        """Time steps after its own to which a reasoning token is near."""
         prediction: Literal["ordinary", "all"] = "ordinary"
-        """Which elements the loss trains to predict the next token."""
+        """Elements that are trained to predict the next token: e alone, or e and r."""
         num_learned: int | None = None
-        """Rows of reasoning tokens, the last of which serves beyond them; None is num_steps.
+        """Rows of reasoning tokens; None is num_steps. Beyond them the last is repeated.
 
         They are learned unless num_steps is 0.
         """
@@ -95,10 +101,7 @@ class ReasoningTokens(Model):
         def __post_init__(self) -> None:
             super().__post_init__()
             check_int("window", self.window, 0)
-            for name, allowed in CHOICES.items():
-                value = getattr(self, name)
-                if value not in allowed:
-                    raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+            check_choices(self)
             if self.num_learned is None:
                 object.__setattr__(self, "num_learned", self.num_steps)
             check_int("num_learned", self.num_learned, min(1, self.num_steps))
@@ -132,7 +135,7 @@ class ReasoningTokens(Model):
         else:
             self.rotary = Rotary(config.head_dim or dim // config.num_heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = norm(config)
+        self.norm = make_norm(config)
         self.head = nn.Linear(dim, self.config.vocab_size, bias=False) if published else None
         initialize(self, num_residuals=2 * config.num_layers)
 
@@ -167,7 +170,7 @@ class ReasoningTokens(Model):
         num_steps: int | None = None,
         counts: Any = None,
     ) -> Loss:
-        """As in every model; where all predict, a token's loss is the mean over its elements."""
+        """As in every model; where all elements predict, a token's loss is their mean."""
         if self.config.prediction == "ordinary":
             return super().loss(batch, num_steps=num_steps, counts=counts)
         batch, steps = as_batch(batch, self), self.check_steps(num_steps)
@@ -183,12 +186,12 @@ class ReasoningTokens(Model):
         self,
         tokens: Int[Tensor, "b t"],
         steps: int,
-        cache: "ReasoningCache | None" = None,
+        cache: ReasoningCache | None = None,
         whole: bool = False,
     ) -> Float[Tensor, "b t n c"]:
-        """The vectors of the ordinary elements after the last block; if `whole`, of all.
+        """Compute the states after all blocks: of e alone, or with `whole` of e and r.
 
-        Otherwise the last block serves reasoning tokens no further than as keys and values.
+        Without `whole`, reasoning tokens are keys and values of the last block, but no queries.
         """
         size, t, config = steps + 1, tokens.shape[1], self.config
         x = self._elements(tokens, steps)
@@ -197,8 +200,8 @@ class ReasoningTokens(Model):
         else:
             times, visible = torch.arange(t, device=x.device), None
             if steps and config.mode == "mask":
-                visible = masks.table(seen(config, steps), t * size, device=x.device)[0]
-        stops = stopped(config, steps) if cache is None and torch.is_grad_enabled() else {}
+                visible = masks.table(visible_pairs(config, steps), t * size, device=x.device)[0]
+        stops = gradient_stops(config, steps) if cache is None and torch.is_grad_enabled() else {}
         if config.variant == "published":
             # Padded columns may lie beyond the last position.
             rows = self.positions(times.clamp(max=config.max_length - 1))
@@ -210,19 +213,19 @@ class ReasoningTokens(Model):
             if steps and layer and self._replacement is not None:
                 x = apply_thought_hook(x, size, partial(self.thought_hook, step=layer - 1))
             if steps and not whole and layer == config.num_layers - 1:
-                visible, stops = asked(size, t, visible, stops, x.device)
+                visible, stops = of_first_queries(size, t, visible, stops, x.device)
                 stride = size
             x = block(x, table, visible, stops, stride, cache, layer)
         return x.unflatten(1, (t, size // stride))
 
     def mask(self, length: int, num_steps: int | None = None) -> Bool[Tensor, "t s"]:
         steps = self.check_steps(num_steps)
-        return masks.table(seen(self.config, steps), length * (steps + 1))[0]
+        return masks.table(visible_pairs(self.config, steps), length * (steps + 1))[0]
 
     def attention(
         self, watch: AttentionRecord, length: int, num_steps: int, prompt_length: int | None = None
     ) -> dict[str, Float[Tensor, "k t n"]]:
-        """What the words read, in the one pass that there is; the same at every step."""
+        """The weights of the words, which are the same at every step: there is one pass."""
         weights = torch.cat([x[:, :: x.shape[1] // length] for x in watch.named("elements")])
         by_place = weights.mean(0).unflatten(-1, (length, -1)).expand(max(1, num_steps), -1, -1, -1)
         return {"words": by_place[..., 0], "thoughts by position": by_place[..., 1:].sum(-1)}
@@ -250,12 +253,12 @@ class ReasoningTokens(Model):
         num_steps: int,
         prompted: bool,
         capacity: int,
-    ) -> tuple[Float[Tensor, "b v"], "ReasoningCache"]:
+    ) -> tuple[Float[Tensor, "b v"], ReasoningCache]:
         cache = ReasoningCache(self.config, lengths, capacity, num_steps, self.embedding.weight)
         x = self._run(tokens, num_steps, cache)
         return self._answer(x[torch.arange(len(x)), lengths - 1, 0]), cache
 
-    def extend(self, tokens: Int[Tensor, " b"], cache: "ReasoningCache") -> Float[Tensor, "b v"]:
+    def extend(self, tokens: Int[Tensor, " b"], cache: ReasoningCache) -> Float[Tensor, "b v"]:
         cache.grow()
         return self._answer(self._run(tokens[:, None], cache.size - 1, cache)[:, 0, 0])
 
@@ -264,84 +267,39 @@ class ReasoningTokens(Model):
     ) -> int:
         steps, config = self.check_steps(num_steps), self.config
         whole, size = training and config.prediction == "all", length * (steps + 1)
-        asking = [size] * (config.num_layers - 1) + [size if whole else length]
+        queries = [size] * (config.num_layers - 1) + [size if whole else length]
         blocks: Any = self.blocks
         forward = sum(
-            block.flops(batch_size, n, size) for block, n in zip(blocks, asking, strict=True)
+            block.flops(batch_size, n, size) for block, n in zip(blocks, queries, strict=True)
         )
-        forward += 2 * batch_size * asking[-1] * config.dim * config.vocab_size
-        if not training or not stopped(config, steps):
+        forward += 2 * batch_size * queries[-1] * config.dim * config.vocab_size
+        if not training or not gradient_stops(config, steps):
             return 3 * forward if training else forward
         # Where gradients are stopped, the backward pass computes the scores anew.
         inner = blocks[0].output.in_features
-        return 3 * forward + attention_flops(batch_size, sum(asking), size, inner) // 2
-
-
-class ReasoningCache(KeyValueCache):
-    """The keys and values of each token and of its reasoning tokens.
-
-    New ones go behind the longest row of the prompt in all rows; which element of its row a slot
-    holds stands in `elements`, and in the gap a number that no query reaches.
-    """
-
-    def __init__(
-        self,
-        config: ReasoningTokens.Config,
-        lengths: Int[Tensor, " b"],
-        capacity: int,
-        steps: int,
-        like: Tensor,
-    ):
-        self.size, self.seen = steps + 1, seen(config, steps)
-        slots = torch.arange(capacity * self.size, device=like.device)
-        self.elements = slots.where(slots < lengths[:, None] * self.size, HIDDEN)
-        head_dim = config.head_dim or config.dim // config.num_heads
-        capacity *= self.size
-        super().__init__(config.num_layers, lengths, capacity, config.num_heads, head_dim, like)
-
-    def grow(self) -> Int[Tensor, "b 1"]:
-        """Make room for one more token per row and its reasoning tokens; its position."""
-        positions = self.lengths[:, None]
-        self.lengths = self.lengths + 1
-        self.new = slice(self.used, self.used + self.size)
-        self.used += self.size
-        within = torch.arange(self.size, device=positions.device)
-        self.elements[:, self.new] = positions * self.size + within
-        q, k = self.elements[:, None, self.new, None], self.elements[:, None, None, : self.used]
-        # As a number to add, which attention otherwise makes of it in every layer anew.
-        hidden = torch.full_like(self.data[0, 0, :, :1, : self.size, :1], -torch.inf)
-        self.visible = hidden.masked_fill(self.seen(q, q, q, k), 0.0)
-        return positions
-
-    def keep(
-        self, layer: int, k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t d"]
-    ) -> tuple[Float[Tensor, "b h s d"], Float[Tensor, "b h s d"], Tensor | None]:
-        """Keep whole prompts, or after `grow` the elements of one token per row; all so far."""
-        if self.visible is None:
-            return super().keep(layer, k, v)
-        kept = self.data[layer, ..., : self.used, :]
-        kept[0, :, :, self.new], kept[1, :, :, self.new] = k, v
-        return kept[0], kept[1], self.visible
-
-    def select(self, rows: Int[Tensor, " b"]) -> None:
-        super().select(rows)
-        self.elements = self.elements[rows]
+        return 3 * forward + attention_flops(batch_size, sum(queries), size, inner) // 2
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each on the normed stream and added to it."""
+    """Attention, then feed-forward, each on the normed stream and added to it.
+
+    Unlike `thinkers.nn.block.Block` it computes queries of every `stride`-th element alone, stops
+    gradients of pairs, and may have heads of any width.
+    """
 
     def __init__(self, config: ReasoningTokens.Config):
         super().__init__()
         dim, self.num_heads = config.dim, config.num_heads
         inner = self.num_heads * (config.head_dim or dim // self.num_heads)
-        self.attention_norm = norm(config)
+        self.attention_norm = make_norm(config)
         self.query = nn.Linear(dim, inner, bias=False)
         self.key_value = nn.Linear(dim, 2 * inner, bias=False)
         self.output = nn.Linear(inner, dim, bias=False)
-        self.feed_forward_norm = norm(config)
+        self.feed_forward_norm = make_norm(config)
         if config.variant == "published":
-            self.feed_forward: GELUs | SwiGLU = GELUs(dim, config.hidden or 4 * dim)
+            self.feed_forward: GELUFeedForward | SwiGLU = GELUFeedForward(
+                dim, config.hidden or 4 * dim
+            )
         else:
             self.feed_forward = SwiGLU(dim, config.hidden or swiglu_width(dim))
 
@@ -355,7 +313,7 @@ class Block(nn.Module):
         cache: ReasoningCache | None,
         layer: int,
     ) -> Float[Tensor, "b t c"]:
-        """The vectors of every `stride`-th element, which reads those that it sees."""
+        """Return the states of every `stride`-th element."""
         normed, x = self.attention_norm(x), x[:, ::stride]
         q = rearrange(self.query(normed[:, ::stride]), "b t (h d) -> b h t d", h=self.num_heads)
         k, v = rearrange(self.key_value(normed), "b s (n h d) -> n b h s d", n=2, h=self.num_heads)
@@ -375,23 +333,11 @@ class Block(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
     def flops(self, batch: int, queries: int, keys: int) -> int:
-        """Of one pass in which so many elements read so many."""
+        """Count the operations of one pass of so many queries over so many keys."""
         matrices = sum(x.numel() for x in self.parameters() if x.ndim == 2)
         kept = self.key_value.weight.numel()
         projected = 2 * batch * (queries * (matrices - kept) + keys * kept)
         return projected + attention_flops(batch, queries, keys, self.output.in_features)
-
-
-class GELUs(nn.Module):
-    """gelu(x W1 + b1) W2 + b2 (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
-
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.up = nn.Linear(dim, hidden)
-        self.down = nn.Linear(hidden, dim)
-
-    def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
-        return self.down(F.gelu(self.up(x)))
 
 
 class UnitNorm(nn.Module):
@@ -405,7 +351,7 @@ class UnitNorm(nn.Module):
         return F.normalize(x, dim=-1) * math.sqrt(x.shape[-1]) * self.weight
 
 
-def norm(config: ReasoningTokens.Config) -> nn.Module:
-    """The norm of this variant."""
+def make_norm(config: ReasoningTokens.Config) -> nn.Module:
+    """Build the norm of this variant."""
     published = config.variant == "published"
     return UnitNorm(config.dim) if published else nn.RMSNorm(config.dim, eps=1e-6)

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.nn.kv_cache import KeyValueCache
-from thinkers.nn.layers import AttentionProjections, SwiGLU, attention_flops, rotate, swiglu_width
+from thinkers.nn.layers import (
+    AttentionProjections,
+    GELUFeedForward,
+    SwiGLU,
+    attention_flops,
+    rotate,
+    swiglu_width,
+)
 from thinkers.nn.tracing import record_weights
 
 Table = tuple[Tensor, Tensor] | None
@@ -32,6 +39,10 @@ class Block(nn.Module):
         dropout: Probability with which entries of both branches are zeroed in training.
     """
 
+    attention_norm: nn.Module
+    feed_forward_norm: nn.Module
+    feed_forward: SwiGLU | GELUFeedForward
+
     def __init__(
         self,
         dim: int,
@@ -50,14 +61,24 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t c"], table: Table, attend: Attend
     ) -> Float[Tensor, "b t c"]:
+        return self.add_feed_forward(self.add_attention(x, table, attend))
+
+    def add_attention(
+        self, x: Float[Tensor, "b t c"], table: Table, attend: Attend
+    ) -> Float[Tensor, "b t c"]:
+        """Compute the first half of the block."""
         n = self.attention_norm(x)
         q, (k, v) = self.heads.queries(n), self.heads.keys_values(n)
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
-        x = x + self._drop(self.heads.merge(attend(q, k, v)))
-        return x + self._drop(self.feed_forward(self.feed_forward_norm(x)))
+        return x + self.drop(self.heads.merge(attend(q, k, v)))
 
-    def _drop(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+    def add_feed_forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        """Compute the second half of the block."""
+        return x + self.drop(self.feed_forward(self.feed_forward_norm(x)))
+
+    def drop(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        """Zero entries of a branch in training."""
         return F.dropout(x, self.dropout, self.training)
 
     def flops(self, batch: int, length: int, keys: int) -> int:

@@ -1,4 +1,4 @@
-"""Leaves that models are made of: projections, feed-forwards, positions. Norms are torch's own."""
+"""Layers without attention of their own: projections, feed-forwards, positions, first weights."""
 
 import math
 
@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 
 class AttentionProjections(nn.Module):
-    """Projections into attention heads and out of them.
+    """Linear maps into attention heads and out of them.
 
-    With fewer key and value heads than query heads, each is read by several (Ainslie et al. 2023,
+    With fewer key and value heads than query heads, each serves several (Ainslie et al. 2023,
     https://arxiv.org/abs/2305.13245).
     """
 
@@ -26,22 +26,22 @@ class AttentionProjections(nn.Module):
         self.output = nn.Linear(dim, dim, bias=bias)
 
     def queries(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b h t d"]:
-        """What each position asks."""
+        """Project queries and split them into heads."""
         return self.query(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def keys_values(
         self, x: Float[Tensor, "b s c"]
     ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b g s d"]]:
-        """What each position is found by, and what it holds."""
+        """Project keys and values and split them into heads."""
         k, v = self.key_value(x).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         return k, v
 
     def merge(self, x: Float[Tensor, "b h t d"]) -> Float[Tensor, "b t c"]:
-        """What the heads found, back in the residual stream."""
+        """Join the heads and project them back to the residual stream."""
         return self.output(x.transpose(1, 2).flatten(2))
 
     def flops(self, queries: int, keys: int) -> int:
-        """Of projecting so many queries, and so many keys with their values."""
+        """Count the operations of so many queries, and so many keys with their values."""
         dim, kv = self.query.in_features, self.key_value.out_features
         return 2 * dim * (2 * queries * dim + keys * kv)
 
@@ -59,25 +59,42 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * up)
 
     def flops(self, rows: int) -> int:
-        """Of so many vectors."""
+        """Count the operations of so many vectors."""
         return 2 * rows * 3 * self.down.in_features * self.down.out_features
 
 
+class GELUFeedForward(nn.Module):
+    """gelu(x W1 + b1) W2 + b2 (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
+
+    def __init__(self, dim: int, hidden: int, bias: bool = True):
+        super().__init__()
+        self.up = nn.Linear(dim, hidden, bias)
+        self.down = nn.Linear(hidden, dim, bias)
+
+    def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+        return self.down(F.gelu(self.up(x)))
+
+    def flops(self, rows: int) -> int:
+        """Count the operations of so many vectors."""
+        return 2 * rows * 2 * self.down.in_features * self.down.out_features
+
+
 def swiglu_width(dim: int) -> int:
-    """8/3 of `dim`, so that three matrices weigh what two of 4 * dim do; a multiple of 8."""
+    """Return 8/3 of `dim` as a multiple of 8: three such matrices are as large as two of 4 dim."""
     return 8 * max(1, round(dim / 3))
 
 
 def attention_flops(batch: int, queries: int, keys: int, dim: int) -> int:
-    """Of scores and sums over so many keys: the rectangle in full."""
+    """Count the operations of scores and sums over so many keys; a causal mask saves none."""
     return 4 * batch * queries * keys * dim
 
 
 class Rotary(nn.Module):
     """Positions as rotations of queries and keys (Su et al. 2021, arxiv.org/abs/2104.09864).
 
-    The two halves of a head turn against each other, at base 10000. The inverse frequencies are
-    computed in float32 whatever the dtype, as published checkpoints have them.
+    Entry i of the first half of a head and entry i of the second are rotated by position times
+    10000^(-2i/d). The frequencies are computed in float32 whatever the dtype, as published
+    checkpoints have them.
     """
 
     frequencies: Tensor
@@ -92,14 +109,14 @@ class Rotary(nn.Module):
     def table(
         self, positions: Int[Tensor, "*b t"], dtype: torch.dtype
     ) -> tuple[Float[Tensor, "*b 1 t d"], Float[Tensor, "*b 1 t d"]]:
-        """Cosines and sines of these positions, for `rotate`."""
+        """Compute cosines and sines of these positions, for `rotate`."""
         angles = positions[..., None].to(dtype) * self.frequencies.to(dtype)
         angles = torch.cat([angles, angles], -1).unsqueeze(-3)
         return angles.cos(), angles.sin()
 
 
 def rotate(x: Float[Tensor, "b h t d"], table: tuple[Tensor, Tensor]) -> Float[Tensor, "b h t d"]:
-    """`x` turned by its positions."""
+    """Rotate heads by their positions."""
     cos, sin = table
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], -1) * sin
@@ -108,7 +125,7 @@ def rotate(x: Float[Tensor, "b h t d"], table: tuple[Tensor, Tensor]) -> Float[T
 def sinusoidal(positions: Int[Tensor, " t"], dim: int, dtype: torch.dtype) -> Float[Tensor, "t c"]:
     """Sines and cosines of geometric frequencies (Vaswani et al. 2017, arxiv.org/abs/1706.03762).
 
-    Defined for any number, so also for thinking steps that were never trained.
+    They are defined for any number, so also for thinking steps beyond those trained.
     """
     half = (dim + 1) // 2
     frequencies = 10000.0 ** (-torch.arange(half, device=positions.device, dtype=dtype) / half)
@@ -117,9 +134,11 @@ def sinusoidal(positions: Int[Tensor, " t"], dim: int, dtype: torch.dtype) -> Fl
 
 
 def initialize(module: nn.Module, num_residuals: int) -> None:
-    """Draw all weights: 1/sqrt(fan-in), the residual branches' last ones divided by their number.
+    """Draw all weights with standard deviation 1/sqrt(fan-in), biases 0.
 
-    Embeddings start at 0.02, so that a tied head starts with small logits.
+    Those at the end of a residual branch are divided by sqrt(num_residuals), so that the stream
+    keeps its size (Radford et al. 2019, GPT-2). Embeddings have 0.02: a tied head then starts with
+    small logits.
     """
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):

@@ -163,16 +163,16 @@ def layout(model: DeepSight) -> Layout:
         add(f"{prefix}.ln1", block.attention_norm)
         add(f"{prefix}.ln2", block.feed_forward_norm)
     decoder: list[Any] = list(model.decoder)
-    for i, block in enumerate(decoder):
-        prefix = f"decoder_transformer_blocks.{i}"
+    for i, layer in enumerate(decoder):
+        block, prefix = layer.block, f"decoder_transformer_blocks.{i}"
         add_block(prefix, "decoder_multi_attn_head", "decoder_feed_forward", block)
         add(f"{prefix}.decoder_ln1", block.attention_norm)
         add(f"{prefix}.decoder_ln2", block.feed_forward_norm)
-        add(f"{prefix}.encoder_cross_ln", block.plan_norm)
-        add(f"{prefix}.decoder_cross_ln", block.cross_norm)
-        add(f"{prefix}.cross_multi_attn_head.k_v_weights", block.cross_heads.key_value)
-        add(f"{prefix}.cross_multi_attn_head.q_weights", block.cross_heads.query)
-        add(f"{prefix}.cross_multi_attn_head.residual_proj", block.cross_heads.output)
+        add(f"{prefix}.encoder_cross_ln", layer.plan_norm)
+        add(f"{prefix}.decoder_cross_ln", layer.cross_norm)
+        add(f"{prefix}.cross_multi_attn_head.k_v_weights", layer.cross_heads.key_value)
+        add(f"{prefix}.cross_multi_attn_head.q_weights", layer.cross_heads.query)
+        add(f"{prefix}.cross_multi_attn_head.residual_proj", layer.cross_heads.output)
     if model.plan_loss is not None:
         add("encoder_out_ln", model.plan_loss.encoder_norm)
         add("planning_context_ln_1", model.plan_loss.before_norm)
