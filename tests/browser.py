@@ -31,7 +31,7 @@ FLAGS = [
 
 
 class Browser:
-    """One tab; what its console says and what it asks the network for is kept."""
+    """One tab, with the messages of its console and its network requests."""
 
     def __init__(self):
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -47,7 +47,7 @@ class Browser:
         os.close(orders)
         os.close(answers)
         self.number, self.buffer, self.session = 0, b"", None
-        self.said, self.asked, self.loaded = [], [], False
+        self.messages, self.requests, self.loaded = [], [], False
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
             "sessionId"
@@ -66,7 +66,7 @@ class Browser:
         self.profile.cleanup()
 
     def call(self, method, **params):
-        """What Chromium answers; events that come before are noted."""
+        """Call a method of Chromium and return its answer; events before it are recorded."""
         self.number += 1
         order = {"id": self.number, "method": method, "params": params}
         if self.session is not None:
@@ -77,7 +77,7 @@ class Browser:
             if message.get("id") == self.number:
                 assert "error" not in message, message["error"]
                 return message["result"]
-            self._note(message)
+            self._record(message)
 
     def _next(self):
         while b"\0" not in self.buffer:
@@ -87,21 +87,21 @@ class Browser:
         message, _, self.buffer = self.buffer.partition(b"\0")
         return json.loads(message)
 
-    def _note(self, message):
+    def _record(self, message):
         method, params = message.get("method"), message.get("params", {})
         if method == "Log.entryAdded":
-            self.said.append(params["entry"]["text"])
+            self.messages.append(params["entry"]["text"])
         elif method == "Runtime.consoleAPICalled":
-            self.said.append(" ".join(str(x.get("value")) for x in params["args"]))
+            self.messages.append(" ".join(str(x.get("value")) for x in params["args"]))
         elif method == "Runtime.exceptionThrown":
-            self.said.append(json.dumps(params["exceptionDetails"]))
+            self.messages.append(json.dumps(params["exceptionDetails"]))
         elif method == "Network.requestWillBeSent":
-            self.asked.append(params["request"]["url"])
+            self.requests.append(params["request"]["url"])
         elif method == "Page.loadEventFired":
             self.loaded = True
 
     def open(self, path, width=1280, height=900, dark=False):
-        """Show this file; what was said and asked before is forgotten."""
+        """Show this file; earlier messages and requests are dropped."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -111,14 +111,14 @@ class Browser:
         )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
-        self.said, self.asked, self.loaded = [], [], False
+        self.messages, self.requests, self.loaded = [], [], False
         self.call("Page.navigate", url=Path(path).resolve().as_uri())
         while not self.loaded:
-            self._note(self._next())
+            self._record(self._next())
         self.run("new Promise((done) => setTimeout(done, 50))")
 
     def run(self, script):
-        """What this expression is, once its promise is kept."""
+        """Evaluate an expression, and await it if it is a promise."""
         found = self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )

@@ -27,7 +27,7 @@ class Reader(HTMLParser):
 
 
 def stands_alone(page):
-    """Whether a page fetches nothing, and allows its own sheet and script alone, if it has one."""
+    """Check that a page fetches nothing, and allows its own style sheet and script alone."""
     found = Reader(page)
     (csp,) = [
         a["content"] for tag, a in found.tags if a.get("http-equiv") == "Content-Security-Policy"

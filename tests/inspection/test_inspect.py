@@ -1,4 +1,4 @@
-"""Inspection and ablation: numbers against a slow account of them, and what users may get wrong."""
+"""Inspection and ablation: numbers against a slow reference, and usage errors."""
 
 import json
 import math
@@ -13,9 +13,9 @@ from torch import nn
 import thinkers
 from thinkers.cli import main
 from thinkers.errors import UsageError
-from thinkers.inspection.ablate import WAYS, Altered, ablate, thoughts_of
+from thinkers.inspection.ablate import REPLACEMENTS, ReplacedThoughts, ablate, count_thoughts
 from thinkers.inspection.inspect import inspect, principal_plane
-from thinkers.inspection.page import told
+from thinkers.inspection.page import inspection_lines
 from thinkers.inspection.results import is_end, label
 from thinkers.models.base import Config, Model, Thought
 
@@ -54,7 +54,7 @@ class Lines(thinkers.Task):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("steps", [None, 3])
-def test_what_is_seen_is_what_the_model_computes(name, steps):
+def test_an_inspection_agrees_with_the_model(name, steps):
     model, task = adder(name)
     steps = steps if thinks(model) else None
     seen = inspect((model, task), "12+34=", steps)
@@ -105,8 +105,8 @@ def test_every_variant_can_be_inspected_on_a_text_and_gets_a_page(name, own, tmp
     seen = inspect((model, task), "abc cab jag", None, tmp_path / "a.html")
     assert seen.answer is None and seen.first == 0 and len(seen.tokens) == 11
     page = (tmp_path / "a.html").read_text()
-    assert "goes on with" in page and len(page) < 300_000
-    assert any("goes on with" in line for line in told(seen))
+    assert "next token after the prompt" in page and len(page) < 300_000
+    assert any(" predicts " in line for line in inspection_lines(seen))
     assert model.training is False
 
 
@@ -129,11 +129,11 @@ def test_a_plane_of_too_few_states_is_flat(shape):
     assert plane.shape == (*shape[:2], 2) and not plane.any() and explained == (0.0, 0.0)
 
 
-def test_a_model_may_be_asked_not_to_think(tmp_path):
+def test_a_model_can_be_inspected_with_no_steps(tmp_path):
     model, task = adder("reasoning_tokens")
     seen = inspect((model, task), "1+1=", 0, tmp_path / "a.html")
-    assert seen.asked == 0 and seen.num_steps == 1
-    assert told(seen)[-1].startswith("Unthinking, reasoning_tokens answers")
+    assert seen.requested_steps == 0 and seen.num_steps == 1
+    assert inspection_lines(seen)[-1].startswith("Without thinking, reasoning_tokens answers")
 
 
 def test_tokens_without_a_text_have_a_label():
@@ -146,7 +146,7 @@ def test_tokens_without_a_text_have_a_label():
     assert label(Lines(SimpleNamespace()), 12, 0) == "␣"
 
 
-def test_inspecting_refuses_what_it_cannot_read():
+def test_prompts_and_steps_that_cannot_be_read_are_refused():
     model, task = adder("looped")
     with pytest.raises(UsageError, match="an empty prompt"):
         inspect((model, task), "")
@@ -175,7 +175,7 @@ def test_a_long_prompt_makes_a_page_of_bounded_pictures(tmp_path):
 
 
 class Echo(Model):
-    """Hands two thoughts on, [row, step, 1], and answers with what came of them."""
+    """Passes on two thoughts, [row, step, 1], and keeps those that it gets back."""
 
     name = "echo"
     Config = Config
@@ -200,10 +200,10 @@ class Echo(Model):
     extend = read_out = flops = prefill
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_each_way_puts_what_it_says_in_place(way):
+@pytest.mark.parametrize("way", REPLACEMENTS)
+def test_each_replacement_is_as_described(way):
     model = Echo()
-    Altered(model, way)(torch.zeros(4, 3, dtype=torch.int64))
+    ReplacedThoughts(model, way)(torch.zeros(4, 3, dtype=torch.int64))
     first, second = model.seen
     own = [torch.tensor([[0.0, s, 1], [1, s, 1], [2, s, 1], [3, s, 1]]) for s in (0.0, 1.0)]
     if way == "zeros":
@@ -220,9 +220,9 @@ def test_each_way_puts_what_it_says_in_place(way):
     assert model._replacement is None
 
 
-def test_noise_has_the_mean_and_the_deviation_of_the_thoughts():
+def test_noise_has_the_mean_and_the_standard_deviation_of_the_thoughts():
     thought = torch.randn(500, 7, 3) * torch.tensor([1.0, 5, 0.1]) + torch.tensor([0.0, 3, -2])
-    drawn = WAYS["noise"]([thought], 0, torch.Generator().manual_seed(1)).flatten(0, 1)
+    drawn = REPLACEMENTS["noise"]([thought], 0, torch.Generator().manual_seed(1)).flatten(0, 1)
     thought = thought.flatten(0, 1)
     torch.testing.assert_close(drawn.std(0), thought.std(0), rtol=0.05, atol=0)
     assert ((drawn - thought).mean(0).abs() < 0.1 * thought.std(0)).all()
@@ -230,15 +230,15 @@ def test_noise_has_the_mean_and_the_deviation_of_the_thoughts():
 
 
 def test_a_donor_is_never_the_example_itself():
-    with pytest.raises(UsageError, match="judged alone"):
-        WAYS["another example's"]([torch.ones(1, 4, 3)], 0, torch.Generator())
+    with pytest.raises(UsageError, match="a batch of one example"):
+        REPLACEMENTS["another example's"]([torch.ones(1, 4, 3)], 0, torch.Generator())
 
 
-def test_the_thoughts_of_a_pass_are_counted():
-    assert thoughts_of(tiny("looped"), 3) == 2  # between steps
-    assert thoughts_of(tiny("thinker"), 3) == 3  # the last one is written from, too
+def test_the_count_thoughts_a_pass_are_counted():
+    assert count_thoughts(tiny("looped"), 3) == 2  # between steps
+    assert count_thoughts(tiny("thinker"), 3) == 3  # the last one is written from, too
     for name in THINKING:
-        assert 1 <= thoughts_of(tiny(name), 3) <= 3
+        assert 1 <= count_thoughts(tiny(name), 3) <= 3
 
 
 @pytest.mark.parametrize("name", THINKING)
@@ -248,28 +248,28 @@ def test_ablation_grades_the_same_examples_with_and_without_thoughts(name):
     found = ablate((model, task), 3, 37)
     assert found.metric == "exact" and found.num_examples == 37 and found.num_steps == 3
     assert found.score == pytest.approx(task.score(model, num_examples=37, num_steps=3)["exact"])
-    ways = [way for way in WAYS if way != "shuffled steps" or thoughts_of(model, 3) > 1]
-    assert [effect.way for effect in found.effects] == ways
+    ways = [way for way in REPLACEMENTS if way != "shuffled steps" or count_thoughts(model, 3) > 1]
+    assert [effect.replacement for effect in found.effects] == ways
     for effect in found.effects:
-        assert effect.lost.value == pytest.approx(found.score - effect.score)
-        assert effect.lost.low <= effect.lost.value <= effect.lost.high
+        assert effect.loss.value == pytest.approx(found.score - effect.score)
+        assert effect.loss.low <= effect.loss.value <= effect.loss.high
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert found == ablate((model, task), 3, 37)
 
 
-def test_of_a_loss_more_is_worse():
+def test_a_higher_loss_is_worse():
     model, task = tiny("thoughtsformer"), Lines(SimpleNamespace())
     found = ablate((model, task), 3, 41)
     for effect in found.effects:
-        assert effect.lost.value == pytest.approx(effect.score - found.score)
-    assert any(effect.lost.value for effect in found.effects)
+        assert effect.loss.value == pytest.approx(effect.score - found.score)
+    assert any(effect.loss.value for effect in found.effects)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_that_hands_no_thought_on_is_refused(name):
+def test_a_model_without_thoughts_is_refused(name):
     model, task = adder(name)
     steps = model.step_counts[0]
-    if thoughts_of(model, steps):
+    if count_thoughts(model, steps):
         assert thinks(model)
         return
     with pytest.raises(UsageError, match=f"{name} at {steps} step"):
@@ -292,17 +292,17 @@ def test_the_command_prints_each_step_and_writes_a_page(run, tmp_path, capsys):
     words = ["inspect", str(run), "--prompt", "12+34=", "--num-steps", "3", "--out", str(out)]
     assert main.main([*words, "--ablate", "--num_examples", "11"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["step", "would", "answer"]
+    assert lines[0].split() == ["step", "prediction"]
     assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "3"]
     assert lines[4].startswith("After 3 thinking steps looped answers")
-    assert sum(line.startswith(tuple(WAYS)) for line in lines) == 4
+    assert sum(line.startswith(tuple(REPLACEMENTS)) for line in lines) == 4
     assert lines[-1] == f"report {out}"
     page = out.read_text()
-    assert "Does the thought matter?" in page and "What it thinks of 12+34=" in page
+    assert "Does the thought matter?" in page and "Thinking steps on 12+34=" in page
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([], "--prompt TEXT, or --ablate"),
         (["--prompt", "1+1=", "--num_examples", "5"], "--num_examples without --ablate"),
@@ -310,17 +310,17 @@ def test_the_command_prints_each_step_and_writes_a_page(run, tmp_path, capsys):
         (["--prompt", "1+x="], "must be one of"),
         (["--prompt", "1+1=", "--num_steps", "99"], "num_steps must be an integer in 1 .. "),
         (["--prompt", "1+1=", "--num_steps", "x"], "an integer"),
-        (["--ablate", "--num_steps", "1"], "hands no thought on"),
+        (["--ablate", "--num_steps", "1"], "no thought to replace"),
         (["--ablate", "--num_examples", "1"], "at least 2"),
         (["--promt", "1+1="], "--prompt"),
         (["--prompt", "1+1=", "--out", "/none/at/all.html"], "a folder that exists"),
         (["--ablate", "--out", "/tmp"], "a folder that exists"),
     ],
 )
-def test_what_is_wrong_is_told_in_three_lines(run, words, told, capsys):
+def test_usage_errors_have_three_lines(run, words, message, capsys):
     assert main.main(["inspect", str(run), *words]) == 2
     error = capsys.readouterr().err
-    assert told in error and len(error.splitlines()) <= 3
+    assert message in error and len(error.splitlines()) <= 3
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):

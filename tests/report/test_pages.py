@@ -1,5 +1,6 @@
-"""Pages in a real browser, and what is asked of their text where there is none."""
+"""Pages in a real browser; without one, the elements of their markup."""
 
+import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from model_cases import tiny
 
 import thinkers
 from thinkers.inspection.ablate import ablate
-from thinkers.inspection.inspect import inspect, look
+from thinkers.inspection.inspect import inspect, inspect_model
 from thinkers.inspection.page import write
 from thinkers.models.generation import eval_mode
 from thinkers.report import html
@@ -97,8 +98,7 @@ class Words(thinkers.Task):
 def words_page(path, words, prompt, folder):
     """The inspection of a run of this name, asked this, whose tokens are these words."""
     model = tiny("thoughtsformer", vocab_size=len(words))
-    with eval_mode(model):
-        write(path, look(model, Words(words, prompt), prompt, 2, folder))
+    write(path, inspect_model(model, Words(words, prompt), prompt, 2, folder))
     return path.read_text()
 
 
@@ -147,6 +147,17 @@ def test_a_page_that_did_not_escape_would_be_noticed(tmp_path, monkeypatch):
     assert Elements(page).found != expected
 
 
+def test_the_page_has_every_element_that_the_script_looks_up(tmp_path):
+    page = words_page(tmp_path / "a.html", ["a", "b", "c"], "asked", "runs/a")
+    script = page[page.rindex("<script>") :]
+    ids = set(re.findall(r'find\("(\w+)"\)', script)) | set(
+        re.findall(r'getElementById\("(\w+)"', script)
+    )
+    assert len(ids) > 8
+    assert all(f'id="{name}"' in page for name in ids)
+    assert 'class="prediction' in page and 'querySelectorAll(".prediction")' in script
+
+
 # In the browser ---------------------------------------------------------------------------------
 
 
@@ -182,11 +193,13 @@ EVERY = [*thinkers.MODELS, "text"]
 @in_browser
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_is_said_fetched_or_wider_than_the_page(tab, pages, name, width):
+def test_no_message_no_request_and_nothing_wider_than_the_page(tab, pages, name, width):
     for dark in (False, True):
         tab.open(pages[name], width, dark=dark)
-        assert tab.said == []
-        assert [url for url in tab.asked if not url.startswith("data:")] == [pages[name].as_uri()]
+        assert tab.messages == []
+        assert [url for url in tab.requests if not url.startswith("data:")] == [
+            pages[name].as_uri()
+        ]
         assert tab.run("document.documentElement.scrollWidth") <= width
         assert tab.run(OUTSIDE) == []
         assert tab.run(OVERLAPS) == []
@@ -251,10 +264,10 @@ def test_a_spoilt_page_would_be_noticed(tab, pages, check, spoil):
 
 
 def state(tab):
-    """(the step told, the marked column, the answer told, the position told)."""
+    """(step, marked column, prediction, position) as shown."""
     return tuple(
         tab.run(f"document.querySelector('{node}').textContent")
-        for node in ("#number", ".grid th.now", "#said", "#place")
+        for node in ("#number", ".grid th.now", "#predicted", "#place")
     )
 
 
@@ -262,13 +275,13 @@ def state(tab):
 @pytest.mark.parametrize("name", ["thinker", "looped"])
 def test_the_slider_works_by_keyboard_and_mouse(tab, pages, name):
     tab.open(pages[name])
-    said = tab.run(
-        "[...document.querySelectorAll('.say')].map((x) => x.lastChild.textContent.trim())"
+    texts = tab.run(
+        "[...document.querySelectorAll('.prediction')].map((x) => x.lastChild.textContent.trim())"
     )
-    assert len(said) == 5 and state(tab) == ("5 of 5", "5", said[4], "Position 6, after step 5")
+    assert len(texts) == 5 and state(tab) == ("5 of 5", "5", texts[4], "Position 6, after step 5")
     tab.run("document.getElementById('step').focus()")
     tab.press("ArrowLeft", "ArrowLeft")
-    assert state(tab) == ("3 of 5", "3", said[2], "Position 6, after step 3")
+    assert state(tab) == ("3 of 5", "3", texts[2], "Position 6, after step 3")
     tab.press("Home")
     assert state(tab)[:2] == ("1 of 5", "1")
     box = tab.run(
@@ -279,12 +292,12 @@ def test_the_slider_works_by_keyboard_and_mouse(tab, pages, name):
     tab.click((left + right) / 2, middle)
     assert state(tab)[:2] == ("3 of 5", "3")
     tab.click(right - 3, middle)
-    assert state(tab)[:3] == ("5 of 5", "5", said[4])
-    assert tab.said == []
+    assert state(tab)[:3] == ("5 of 5", "5", texts[4])
+    assert tab.messages == []
 
 
 @in_browser
-def test_what_is_drawn_follows_the_slider(tab, pages):
+def test_figures_follow_the_slider(tab, pages):
     tab.open(pages["thoughtsformer"])
     tab.run("new Promise((done) => setTimeout(done, 300))")
 
@@ -331,7 +344,7 @@ def test_the_table_works_by_keyboard_and_mouse(tab, pages):
     )
     kinds = tab.run("[...document.querySelectorAll('#grid td.p0')].map((x) => x.cellIndex)")
     assert kinds.count(1) >= 6  # nothing has moved at the first step
-    assert tab.said == []
+    assert tab.messages == []
 
 
 @in_browser
@@ -375,7 +388,7 @@ def test_hostile_words_and_names_add_no_element_and_run_nothing(tab, tmp_path):
     for width in (1280, 390):
         tab.open(tmp_path / "b.html", width)
         assert tab.run("document.querySelectorAll('#grid tbody tr').length") == 3
-        assert tab.run("window.hit") is None and tab.said == []
+        assert tab.run("window.hit") is None and tab.messages == []
         assert tab.run("document.documentElement.scrollWidth") <= width
     without = tab.run(parsed((tmp_path / "a.html").read_text()))
     for number, text in enumerate(HOSTILE):
@@ -394,4 +407,4 @@ def test_the_browser_blocks_what_a_page_did_not_bring(tab, tmp_path):
     (tmp_path / "a.html").write_text(page.replace("here", bad))
     tab.open(tmp_path / "a.html")
     assert tab.run("window.hit") is None
-    assert sum("Content Security Policy" in text for text in tab.said) >= 3
+    assert sum("Content Security Policy" in text for text in tab.messages) >= 3

@@ -283,10 +283,10 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
     seen = ablation = None
     if options.prompt is not None:
         seen = thinkers.inspect(options.folder, options.prompt, num_steps)
-        print("\n".join(pages.told(seen)))
+        print("\n".join(pages.inspection_lines(seen)))
     if options.ablate:
         ablation = thinkers.ablate(options.folder, num_steps, num_examples)
-        print("\n".join(pages.told_of_ablation(ablation)))
+        print("\n".join(pages.ablation_lines(ablation)))
     if options.out is not None:
         pages.write(options.out, seen, ablation)
         print(f"report {options.out}")

@@ -1,4 +1,4 @@
-"""ablate(run): does the thought matter? What a model loses when other thoughts take its place."""
+"""ablate(run): measure the loss of the primary metric when the thoughts of a model are replaced."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,41 +20,45 @@ from thinkers.tasks import SPLITS
 from thinkers.tasks.base import example_groups
 
 CALLS = ("answer", "forward", "generate", "loss", "score")
-"""What a task may call of a model: in each, all thoughts are replaced anew."""
+"""Methods of a model that a task may call; in each call all thoughts are replaced."""
 
-Train = list[Float[Tensor, "b n c"]]
-"""The thoughts of one pass, in the order of their steps."""
-
-
-def zeros(train: Train, step: int, rng: torch.Generator) -> Tensor:
-    return torch.zeros_like(train[step])
+Chain = list[Float[Tensor, "b n c"]]
+"""The thoughts of one forward pass, in the order of their steps."""
 
 
-def others(train: Train, step: int, rng: torch.Generator) -> Tensor:
-    if len(train[step]) < 2:
+def zeros(chain: Chain, step: int, rng: torch.Generator) -> Tensor:
+    """Replace each thought by zeros."""
+    return torch.zeros_like(chain[step])
+
+
+def others(chain: Chain, step: int, rng: torch.Generator) -> Tensor:
+    """Replace each thought by that of the example before it in the batch."""
+    if len(chain[step]) < 2:
         raise usage_error(
-            "an example that is judged alone, so that there is no other to take thoughts from",
+            "a batch of one example, which has no other example to take thoughts from",
             "batches of at least two",
             "change the number of examples",
         )
-    return train[step].roll(1, 0)
+    return chain[step].roll(1, 0)
 
 
-def noise(train: Train, step: int, rng: torch.Generator) -> Tensor:
-    flat = train[step].flatten(0, 1)
-    drawn = torch.randn(train[step].shape, generator=rng, dtype=torch.float64)
-    drawn = drawn.to(train[step]) * flat.std(0, correction=0) + flat.mean(0)
+def noise(chain: Chain, step: int, rng: torch.Generator) -> Tensor:
+    """Draw from a normal distribution with the mean and standard deviation of each coordinate."""
+    flat = chain[step].flatten(0, 1)
+    drawn = torch.randn(chain[step].shape, generator=rng, dtype=torch.float64)
+    drawn = drawn.to(chain[step]) * flat.std(0, correction=0) + flat.mean(0)
     return drawn
 
 
-def shuffled(train: Train, step: int, rng: torch.Generator) -> Tensor:
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
+def shuffled(chain: Chain, step: int, rng: torch.Generator) -> Tensor:
+    """Replace each thought by that of another step of the same example."""
+    order = torch.randperm(len(chain), generator=torch.Generator().manual_seed(0)).tolist()
     if order == sorted(order):
         order.reverse()
-    return train[order[step]]
+    return chain[order[step]]
 
 
-WAYS: dict[str, Callable[[Train, int, torch.Generator], Tensor]] = {
+REPLACEMENTS: dict[str, Callable[[Chain, int, torch.Generator], Tensor]] = {
     "zeros": zeros,
     "another example's": others,
     "noise": noise,
@@ -69,38 +73,41 @@ def ablate(
     split: str = "test",
     out: str | Path | None = None,
 ) -> Ablation:
-    """What the primary metric of a run loses when its thoughts are replaced, on held-out examples.
+    """Measure how much the primary metric falls when the thoughts of a run are replaced.
 
-    The intervals are of 99 %, over questions in pairs: of these weights, had other questions been
-    held out.
+    The 99 % intervals are over paired held-out questions: they hold for these weights and other
+    questions, not for other seeds.
 
     Args:
         run: A run, its folder, or (model, task).
-        num_steps: How many steps to think; None is what the model usually takes.
-        out: Where a page goes that shows it, one HTML file.
+        num_steps: Thinking steps; None is the configured number.
+        out: The HTML file of a page, if one is wanted.
+
+    Raises:
+        UsageError: The model has no thought to replace.
     """
     if split not in SPLITS:
         raise usage_error(f"split {split!r}", ", ".join(SPLITS), "choose one")
     check_int("num_examples", num_examples, 2)
     model, task = open_with_task(run)
     steps = model.check_steps(num_steps)
-    handed = thoughts_of(model, steps)
-    if not handed:
+    num_thoughts = count_thoughts(model, steps)
+    if not num_thoughts:
         raise usage_error(
-            f"{model.name} at {steps} step{'s' * (steps != 1)}, which hands no thought on",
+            f"{model.name} at {steps} step{'s' * (steps != 1)}, which has no thought to replace",
             "a model with a thought between its input and its answer",
-            "inspect another model, or more steps",
+            "use another model, or more steps",
         )
     own = task.grade(model, split, num_examples, steps).numpy()
     questions = example_groups(task, split, num_examples, own)
     effects = []
-    for way in WAYS:
-        if way == "shuffled steps" and handed < 2:
+    for name in REPLACEMENTS:
+        if name == "shuffled steps" and num_thoughts < 2:
             continue
-        grades = task.grade(Altered(model, way), split, num_examples, steps).numpy()  # type: ignore
+        grades = task.grade(ReplacedThoughts(model, name), split, num_examples, steps).numpy()  # type: ignore
         better, worse = (own, grades) if task.higher_is_better else (grades, own)
-        lost = difference(better, worse, questions)
-        effects.append(Effect(way, float(grades.mean()), lost))
+        loss = difference(better, worse, questions)
+        effects.append(Effect(name, float(grades.mean()), loss))
     found = Ablation(
         model.name, task.primary_metric, float(own.mean()), steps, len(own), tuple(effects)
     )
@@ -109,8 +116,8 @@ def ablate(
     return found
 
 
-def thoughts_of(model: Model, num_steps: int) -> int:
-    """How many thoughts the model hands on in one pass."""
+def count_thoughts(model: Model, num_steps: int) -> int:
+    """Count the thoughts of one forward pass."""
     device = next(model.parameters()).device
     row = torch.zeros(1, 2, dtype=torch.int64, device=device)
     found = []
@@ -124,11 +131,15 @@ def thoughts_of(model: Model, num_steps: int) -> int:
     return len(found)
 
 
-class Altered:
-    """A model whose thoughts are replaced in every call, by way of those that it would have."""
+class ReplacedThoughts:
+    """A model whose thoughts are replaced in every call.
 
-    def __init__(self, model: Model, way: str):
-        self.model, self.way = model, way
+    Args:
+        replacement: A name in REPLACEMENTS.
+    """
+
+    def __init__(self, model: Model, replacement: str):
+        self.model, self.replacement = model, replacement
         self.rng = torch.Generator().manual_seed(0)
 
     def __getattr__(self, name: str) -> Any:
@@ -139,26 +150,27 @@ class Altered:
         return self._twice(self.model)(*args, **kwargs)
 
     def _twice(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The same call, made to see its thoughts and again with others in their place."""
+        """Call once to record the thoughts, and again with others in their place."""
 
         def made(*args: Any, **kwargs: Any) -> Any:
-            trains: list[Train] = []
-            place: list[tuple[int, int]] = []
+            chains: list[Chain] = []
+            last_step = -1
 
             def keep(thought: Tensor, step: int) -> Tensor:
-                if not place or step <= place[-1][1]:
-                    trains.append([])
-                place.append((len(trains) - 1, step))
-                trains[-1].append(thought.detach())
+                nonlocal last_step
+                if not chains or step <= last_step:  # one call may run several forward passes
+                    chains.append([])
+                last_step = step
+                chains[-1].append(thought.detach())
                 return thought
 
             with self.model.replace_thoughts(keep):
                 call(*args, **kwargs)
-            order = iter([(number, i) for number, t in enumerate(trains) for i in range(len(t))])
+            order = iter([(number, i) for number, t in enumerate(chains) for i in range(len(t))])
 
             def put(thought: Tensor, step: int) -> Tensor:
                 number, i = next(order)
-                return WAYS[self.way](trains[number], i, self.rng)
+                return REPLACEMENTS[self.replacement](chains[number], i, self.rng)
 
             with self.model.replace_thoughts(put):
                 return call(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The page of an inspection: a table of answers, and a slider over the thinking steps."""
+"""The page of an inspection and of an ablation, and their lines for the terminal."""
 
 import base64
 import math
@@ -11,20 +11,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers.inspection.results import TOLD, Ablation, Inspection, ReadOut, label
+from thinkers.inspection.results import DESCRIPTIONS, Ablation, Inspection, ReadOut
 from thinkers.ops import masks
 from thinkers.report import html
 from thinkers.report.html import Section
 
 MOST_CELLS = 800_000
-"""Of all pictures of attention together; beyond it, neighbours share a cell."""
+"""Cells of all pictures of attention together; beyond it, neighbours share a cell."""
 MOST_ELEMENTS = 48
+"""Rows of the picture of the mask."""
 
 
 def write(
     path: str | Path, seen: Inspection | None = None, ablation: Ablation | None = None
 ) -> None:
-    """One HTML file that shows the inspection, the ablation, or both."""
+    """Write one HTML file that shows the inspection, the ablation, or both."""
     sections: list[Section] = []
     more: dict[str, Any] = {}
     title, lead = "Does the thought matter?", ""
@@ -33,30 +34,32 @@ def write(
         markup = html.render("inspect.html", **contents(seen, labels))
         sections = [Section(markup=markup), Section(heading="The model", rows=facts(seen))]
         more = {"parts": ("inspect.css", "inspect.js"), "data": numbers(seen, labels)}
-        title, lead = f"What it thinks of {shortened(seen.prompt)}", summary(seen, labels)
+        title, lead = f"Thinking steps on {shortened(seen.prompt)}", summary(seen, labels)
     if ablation is not None:
-        sections.append(ablated(ablation, title if seen is None else "Does the thought matter?"))
+        sections.append(
+            ablation_section(ablation, title if seen is None else "Does the thought matter?")
+        )
         lead = lead or verdict(ablation)
     html.write_page(path, title, lead, sections, **more)
 
 
-def told(seen: Inspection) -> list[str]:
-    """The inspection in lines for a terminal."""
+def inspection_lines(seen: Inspection) -> list[str]:
+    """Format the inspection for a terminal."""
     labels = Labels(seen)
-    lines = [f"{n:>5}  {said}" for n, said in enumerate(says(seen, labels), 1)]
-    return [" step  would answer", *lines, summary(seen, labels)]
+    lines = [f"{n:>5}  {text}" for n, text in enumerate(predictions(seen), 1)]
+    return [" step  prediction", *lines, summary(seen, labels)]
 
 
 class Labels:
-    """How tokens are shown, each looked up once."""
+    """The texts that tokens are shown as, each looked up once."""
 
     def __init__(self, seen: Inspection):
-        self.task, self.known = seen.task, {}  # type: ignore[var-annotated]
-        self.other = next((x for x in seen.tokens if seen.task.decode([x])), seen.tokens[0])
+        self.seen = seen
+        self.known: dict[int, str] = {}
 
     def __getitem__(self, token: int) -> str:
         if token not in self.known:
-            self.known[token] = html.visible(label(self.task, token, self.other))
+            self.known[token] = html.visible(self.seen.label(token))
         return self.known[token]
 
 
@@ -65,34 +68,33 @@ def shortened(text: str, length: int = 60) -> str:
 
 
 def summary(seen: Inspection, labels: Labels) -> str:
-    """What the model says, and when it stopped changing its mind."""
+    """Write the answer, and the step from which predictions stay the same."""
     steps = seen.num_steps
-    after = (
-        f"After {steps} thinking step{'s' if steps > 1 else ''}" if seen.asked else "Unthinking,"
-    )
+    after = f"After {steps} thinking step{'s' if steps > 1 else ''}"
+    after = after if seen.requested_steps else "Without thinking,"
     if seen.answer is not None:
-        said = f"{after} {seen.model.name} answers {shortened(seen.answer) or 'nothing'}."
+        text = f"{after} {seen.model.name} answers {shortened(seen.answer) or 'nothing'}."
     else:
         best = labels[int(seen.answers.tokens[-1, -1, 0])]
         chance = float(seen.answers.probabilities[-1, -1, 0])
-        said = f"{after} {seen.model.name} goes on with {best} (probability {chance:.2f})."
+        text = f"{after} {seen.model.name} predicts {best} (probability {chance:.2f})."
     settled = seen.settled[seen.first :]
     latest = int(settled.max())
     if steps == 1:
-        return f"{said} It takes one step, so there is nothing to compare it with."
+        return f"{text} There is one step, so nothing changes."
     if not seen.distance.any():
-        return f"{said} The states that are read out are the same at every step."
+        return f"{text} The states are the same at every step."
     if latest == 1:
-        return f"{said} No position changes its answer after the first step."
+        return f"{text} No position changes its prediction after the first step."
     changed = int((settled > 1).sum())
     return (
-        f"{said} {changed} of {len(settled)} positions change their answer on the way, "
-        f"the last of them at step {latest}."
+        f"{text} {changed} of {len(settled)} positions change their prediction after the first "
+        f"step, the last of them at step {latest}."
     )
 
 
 def contents(seen: Inspection, labels: Labels) -> dict[str, Any]:
-    """The values of inspect.html."""
+    """Return the values of inspect.html."""
     prompted = seen.prompt_length is not None
     following = [labels[x] for x in seen.tokens[1:]] + [""]
     names = [labels[x] for x in seen.tokens]
@@ -114,9 +116,9 @@ def contents(seen: Inspection, labels: Labels) -> dict[str, Any]:
     png = masks.png(masks.colours(pairs.cpu(), cell))
     return {
         "steps": seen.num_steps,
-        "says": says(seen, labels),
-        "told": "It would answer" if prompted else "After all of the prompt it would go on with",
-        "answers": prompted,
+        "predictions": predictions(seen),
+        "predicted": "answer" if prompted else "next token after the prompt",
+        "prompted": prompted,
         "over": "the positions of the answer" if prompted else "all positions",
         "rows": rows,
         "explained": f"{100 * sum(seen.explained):.0f} %",
@@ -130,7 +132,7 @@ def contents(seen: Inspection, labels: Labels) -> dict[str, Any]:
 
 
 def cells(read: ReadOut, labels: Labels, names: Sequence[str], flips: Tensor | None) -> list[dict]:
-    """The rows of a table of answers: one for each position, a cell for each step."""
+    """Return the rows of a table of predictions: a row for each position, a cell for each step."""
     best, chances = read.tokens[..., 0].T.tolist(), read.probabilities[..., 0].T.tolist()
     changed = [[False] * len(best[0])] * len(best) if flips is None else flips.T.tolist()
     return [
@@ -146,18 +148,18 @@ def cells(read: ReadOut, labels: Labels, names: Sequence[str], flips: Tensor | N
 
 
 def other(name: str, read: ReadOut, seen: Inspection, labels: Labels) -> dict[str, Any]:
-    """The table of vectors that are not the states."""
+    """Return the table of the predictions of vectors that are not the states."""
     columns, rows, _ = read.tokens.shape
     parts = 1
     if name in seen.by_position:
         names = [labels[x] for x in seen.tokens]
-        about, corner = "one for each position and column", "read"
+        about, corner = "one for each position and column", "token"
     else:
         names = [str(n + 1) for n in range(rows)]
-        about, corner = "a row for each, a column for each step", ""
+        about, corner = "one for each row, at the step of each column", ""
         if columns > seen.num_steps:
             parts = columns // seen.num_steps
-            about += f", from 1 to {seen.num_steps} for one part of the text after the other"
+            about += f", steps 1 to {seen.num_steps} for each section of the text in turn"
     return {
         "name": name,
         "about": about,
@@ -167,22 +169,19 @@ def other(name: str, read: ReadOut, seen: Inspection, labels: Labels) -> dict[st
     }
 
 
-def says(seen: Inspection, labels: Labels) -> list[str]:
-    """What the model would answer after each step."""
-    best = seen.answers.tokens[..., 0]
-    if seen.answer is None:
-        return [labels[int(row[-1])] for row in best]
-    return [html.visible(seen.task.decode(row.tolist())) for row in best[:, seen.first :]]
+def predictions(seen: Inspection) -> list[str]:
+    """Return the prediction after each step, as it is shown."""
+    return [html.visible(text) for text in seen.predictions]
 
 
 def about(weights: Float[Tensor, "k t n"]) -> str:
     _, rows, columns = weights.shape
     what = "a column for each position" if columns == rows else f"{columns} columns"
-    return f"({what}; the most is {float(weights.max()):.2f})"
+    return f"({what}; largest {float(weights.max()):.2f})"
 
 
 def numbers(seen: Inspection, labels: Labels) -> dict[str, Any]:
-    """What the script draws from."""
+    """Return the data of the script."""
     read = seen.answers
     used = sorted(set(read.tokens.flatten().tolist()))
     index = {token: place for place, token in enumerate(used)}
@@ -193,7 +192,7 @@ def numbers(seen: Inspection, labels: Labels) -> dict[str, Any]:
         "place": len(seen.tokens) - 1 if seen.prompt_length is None else seen.first,
         "positions": [labels[x] for x in seen.tokens],
         "labels": [labels[x] for x in used],
-        "says": says(seen, labels),
+        "predictions": predictions(seen),
         "tops": [[[index[x] for x in top] for top in row] for row in read.tokens.tolist()],
         "chances": rounded(read.probabilities, 3),
         "entropy": rounded(read.entropy, 3),
@@ -208,7 +207,7 @@ def numbers(seen: Inspection, labels: Labels) -> dict[str, Any]:
 
 
 def picture(weights: Float[Tensor, "k t n"], seen: Inspection) -> dict[str, Any]:
-    """Square roots of the weights as bytes, packed; the share of each position besides."""
+    """Pack square roots of the weights as bytes, with the sum of each position's weights."""
     shares = rounded(weights.sum(-1), 3)
     cells = sum(x.numel() for x in seen.attention.values())
     side = math.ceil(math.sqrt(cells / MOST_CELLS))
@@ -228,7 +227,7 @@ def picture(weights: Float[Tensor, "k t n"], seen: Inspection) -> dict[str, Any]
 
 
 def rounded(x: Tensor, digits: int) -> Any:
-    """As nested lists, of numbers short enough to be many."""
+    """Return nested lists of rounded numbers, which take little room as JSON."""
     scale = 10**digits
 
     def short(value: Any) -> Any:
@@ -242,10 +241,10 @@ def facts(seen: Inspection) -> list[tuple[str, Any]]:
     size = sum(p.numel() for p in model.parameters())
     usual = model.check_steps(None)
     rows = [
-        ("model", f"{model.name}, {size:,} parameters, {model.config.dim} wide"),
-        ("thinking steps", f"{seen.asked}, as configured: {usual}"),
+        ("model", f"{model.name}, {size:,} parameters, width {model.config.dim}"),
+        ("thinking steps", f"{seen.requested_steps} (configured: {usual})"),
         ("prompt", seen.prompt),
-        ("tokens read", len(seen.tokens)),
+        ("input tokens", len(seen.tokens)),
     ]
     if seen.answer is not None:
         rows.append(("answer", seen.answer))
@@ -256,73 +255,73 @@ def facts(seen: Inspection) -> list[tuple[str, Any]]:
 
 
 def verdict(found: Ablation) -> str:
-    """What can be said of the thoughts, in a sentence."""
-    effects = [effect for effect in found.effects if effect.lost.low > 0]
+    """Write the largest significant loss, in a sentence."""
+    effects = [effect for effect in found.effects if effect.loss.low > 0]
     head = f"{found.model} has {found.metric} {found.score:.3f} after {found.num_steps} steps"
     if not effects:
-        return f"{head}; whatever its thoughts are replaced by, no loss can be distinguished."
-    worst = max(effects, key=lambda effect: effect.lost.value)
-    return f"{head}, and {worst.score:.3f} with its thoughts replaced ({worst.way})."
+        return f"{head}; no replacement of its thoughts causes a significant loss."
+    worst = max(effects, key=lambda effect: effect.loss.value)
+    return f"{head}, and {worst.score:.3f} with its thoughts replaced ({worst.replacement})."
 
 
-def told_of_ablation(found: Ablation) -> list[str]:
-    """The ablation in lines for a terminal."""
+def ablation_lines(found: Ablation) -> list[str]:
+    """Format the ablation for a terminal."""
     lines = [
         f"{found.metric} {found.score:.4f} at {found.num_steps} steps, of {found.num_examples} "
-        "held-out examples; with other thoughts:",
-        f"{'thoughts':<18} {found.metric:>9}  {'lost':>9}  99 % interval",
+        "held-out examples; with replaced thoughts:",
+        f"{'replacement':<18} {found.metric:>9}  {'loss':>9}  99 % interval",
     ]
     for effect in found.effects:
-        lost = effect.lost
+        loss = effect.loss
         lines.append(
-            f"{effect.way:<18} {effect.score:>9.4f}  {lost.value:>9.4f}  "
-            f"{lost.low:.4f} .. {lost.high:.4f}  {effect.verdict}"
+            f"{effect.replacement:<18} {effect.score:>9.4f}  {loss.value:>9.4f}  "
+            f"{loss.low:.4f} .. {loss.high:.4f}  {effect.verdict}"
         )
     return lines
 
 
-def ablated(found: Ablation, heading: str) -> Section:
-    """The part of a page."""
+def ablation_section(found: Ablation, heading: str) -> Section:
+    """Return the section of a page."""
     rows = [
         [
-            effect.way,
-            TOLD[effect.way],
+            effect.replacement,
+            DESCRIPTIONS[effect.replacement],
             f"{effect.score:.4f}",
-            f"{effect.lost.value:.4f}",
-            f"{effect.lost.low:.4f} .. {effect.lost.high:.4f}",
+            f"{effect.loss.value:.4f}",
+            f"{effect.loss.low:.4f} .. {effect.loss.high:.4f}",
             effect.verdict,
         ]
         for effect in found.effects
     ]
     return Section(
         heading=heading,
-        text=f"What is lost of {found.metric} {found.score:.4f} (at {found.num_steps} steps, on "
-        f"{found.num_examples:,} held-out examples) when every thought that one step hands on is "
-        "replaced. The intervals are of 99 %, over questions in pairs: they say how other "
-        "questions would have come out with these weights, not how other seeds would have learned.",
-        drawing=losses(found),
+        text=f"Loss of {found.metric} when every thought that a step passes on is replaced; it is "
+        f"{found.score:.4f} with the model's own thoughts (at {found.num_steps} steps, on "
+        f"{found.num_examples:,} held-out examples). The 99 % intervals are over paired questions: "
+        "they hold for these weights and other questions, not for other seeds.",
+        drawing=loss_figure(found),
         caption="; ".join(
-            f"{e.way}: {e.lost.value:.4f} lost, {e.lost.low:.4f} to {e.lost.high:.4f}"
+            f"{e.replacement}: loss {e.loss.value:.4f}, {e.loss.low:.4f} to {e.loss.high:.4f}"
             for e in found.effects
         ),
-        columns=("thoughts", "what they are", found.metric, "lost", "99 % interval", "so"),
+        columns=("replacement", "thoughts", found.metric, "loss", "99 % interval", "verdict"),
         rows=rows,
     )
 
 
-def losses(found: Ablation) -> Any:
-    """Each loss with its interval, as a figure."""
+def loss_figure(found: Ablation) -> Any:
+    """Draw each loss with its interval."""
     ink = html.INK
     height = 0.8 + 0.45 * len(found.effects)
     figure = html.figure(figsize=(5.2, height))
     axes = figure.add_subplot()
     for place, effect in enumerate(reversed(found.effects)):
-        axes.plot([effect.lost.low, effect.lost.high], [place, place], color=html.PALE, lw=5)
-        axes.plot([effect.lost.value], [place], "o", color=html.MARK)
+        axes.plot([effect.loss.low, effect.loss.high], [place, place], color=html.PALE, lw=5)
+        axes.plot([effect.loss.value], [place], "o", color=html.MARK)
     axes.axvline(0, color=ink, lw=0.8)
-    axes.set_yticks(range(len(found.effects)), [e.way for e in reversed(found.effects)])
+    axes.set_yticks(range(len(found.effects)), [e.replacement for e in reversed(found.effects)])
     axes.set_ylim(-0.6, len(found.effects) - 0.4)
-    axes.set_xlabel(f"{found.metric} lost", color=ink)
+    axes.set_xlabel(f"loss of {found.metric}", color=ink)
     axes.tick_params(colors=ink)
     for side, spine in axes.spines.items():
         spine.set(visible=side == "bottom", color=ink)

@@ -1,5 +1,6 @@
-"""What inspecting and ablating a model found: values that the page and the commands read."""
+"""Results of inspecting and ablating a model, which the page and the commands show."""
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from thinkers.tasks import Task
 
 @dataclass(frozen=True)
 class ReadOut:
-    """What vectors would answer: their likeliest tokens, with probabilities, and how unsure."""
+    """Predictions of vectors: likeliest tokens, their probabilities, and the entropy."""
 
     tokens: Int[Tensor, "k t n"]
     probabilities: Float[Tensor, "k t n"]
@@ -25,29 +26,29 @@ class ReadOut:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was seen of one prompt; k counts thinking steps from the first, t positions.
+    """The thinking steps of a model on one prompt: k steps from the first, t positions.
 
     Args:
-        run: The folder of the model; empty for one that comes without.
-        asked: The number of thinking steps; a model may take none, and has a state all the same.
-        tokens: What was read: the prompt and, where the task has answers, the model's own.
-        prompt_length: How many of them are the prompt; None where a text is gone on with.
-        answer: What the model answers in the end; None where a text is gone on with.
-        answers: What the state would answer.
-        others: The same of other vectors in `extra`: one for each thought, plan or latent.
-        by_position: Which of the others have one column for each position.
+        run: The folder of the model; empty if it has none.
+        requested_steps: Thinking steps; with 0 there is still one state.
+        tokens: The input: the prompt and, where the task has answers, the model's own answer.
+        prompt_length: Tokens of the prompt; None for open-ended text.
+        answer: The answer after the last step; None for open-ended text.
+        answers: Predictions of the states.
+        others: Predictions of other vectors in `extra`: one for each thought, plan or latent.
+        by_position: Names of the others that have one column for each position.
         distance: |s_k - s_k-1|, 0 at the first step.
         moved: That, relative to |s_k-1|.
         cosine: Of s_k and s_k-1, 1 at the first step.
-        attention: {what the columns are: how much of it each position reads at each step}.
-        plane: The states in the plane in which they vary most.
-        explained: The share of their variance along each of its two axes.
+        attention: {kind of the columns: attention weights of each position at each step}.
+        plane: The states on their first two principal components.
+        explained: The share of the variance of each component.
     """
 
     model: Model
     task: Task
     run: str
-    asked: int
+    requested_steps: int
     prompt: str
     tokens: list[int]
     prompt_length: int | None
@@ -62,67 +63,96 @@ class Inspection:
     plane: Float[Tensor, "k t 2"]
     explained: tuple[float, float]
 
+    def __repr__(self) -> str:
+        answers = ", ".join(self.predictions)
+        return f"Inspection({self.model.name} on {self.prompt!r}, after each step: {answers})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{step}</td><td>{html.escape(text)}</td></tr>"
+            for step, text in enumerate(self.predictions, 1)
+        )
+        head = "<tr><th>step</th><th>prediction</th></tr>"
+        return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
     @property
     def num_steps(self) -> int:
         return len(self.moved)
 
     @property
     def flips(self) -> Bool[Tensor, "k t"]:
-        """Whether a step changes the answer of the step before."""
+        """True where a step changes the prediction of the step before."""
         best = self.answers.tokens[..., 0]
         return F.pad(best[1:] != best[:-1], (0, 0, 1, 0))
 
     @property
     def settled(self) -> Int[Tensor, " t"]:
-        """The step from which each position answers what it does in the end."""
+        """The step from which each position has its final prediction."""
         steps = torch.arange(1, self.num_steps + 1)[:, None]
         return (self.flips * steps).amax(0).clamp(min=1)
 
     @property
+    def predictions(self) -> list[str]:
+        """After each step, the answer, or for open-ended text the next token after the prompt."""
+        best = self.answers.tokens[..., 0]
+        if self.answer is not None:
+            return [self.task.decode(row.tolist()) for row in best[:, self.first :]]
+        return [self.label(int(row[-1])) for row in best]
+
+    def label(self, token: int) -> str:
+        """Return the text that a token is shown as."""
+        other = next((x for x in self.tokens if self.task.decode([x])), self.tokens[0])
+        return label(self.task, token, other)
+
+    @property
     def first(self) -> int:
-        """The first position that the task asks for: the last of a prompt."""
+        """The first position whose prediction is asked for: the last of a prompt."""
         return 0 if self.prompt_length is None else self.prompt_length - 1
 
 
 def is_end(task: Task, token: int, other: int) -> bool:
-    """Whether the task reads nothing after this token: another then adds nothing to the text."""
+    """Return True for the end token: text after it is not decoded."""
     return task.decode([token, other]) == "" != task.decode([other])
 
 
 def label(task: Task, token: int, other: int) -> str:
-    """How a token is shown; `other` is one that has a text."""
+    """Return the text that a token is shown as.
+
+    Args:
+        other: A token that has a text, to recognise the end token by.
+    """
     text = task.decode([token])
     if text:
         return text.replace(" ", "␣")
     return "[end]" if is_end(task, token, other) else f"[{token}]"
 
 
-TOLD = {
-    "zeros": "every thought is 0",
-    "another example's": "the thought of the same step of the example before it in its batch",
-    "noise": "drawn from a normal distribution, with each coordinate's mean and deviation",
-    "shuffled steps": "its own thoughts, each at another step than its own",
+DESCRIPTIONS = {
+    "zeros": "zeros",
+    "another example's": "the thought of the example before it in the batch, at the same step",
+    "noise": "normal noise with the mean and standard deviation of each coordinate",
+    "shuffled steps": "the thought of another step of the same example",
 }
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What is lost when thoughts are replaced in one way: more is worse, whatever the metric."""
+    """The loss when thoughts are replaced; above 0 is worse, whatever the metric."""
 
-    way: str
+    replacement: str
     score: float
-    lost: Interval
+    loss: Interval
 
     @property
     def verdict(self) -> str:
-        if self.lost.low > 0:
+        if self.loss.low > 0:
             return "the thought matters"
-        return "another is better" if self.lost.high < 0 else "not distinguishable"
+        return "the replacement is better" if self.loss.high < 0 else "not distinguishable"
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """The score with the model's own thoughts, and what each replacement of them costs."""
+    """The score with the model's own thoughts, and the loss of each replacement."""
 
     model: str
     metric: str

@@ -1,4 +1,4 @@
-"""Pages and pictures of results: one self-contained HTML file, and PNG."""
+"""Reports: one self-contained HTML file, and figures as SVG and PNG."""
 
 import base64
 import functools
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#010203"
-"""Stands for the colour of the text, which a page decides on: see `drawing`."""
+"""Placeholder for the text colour of the page, which is light or dark: see `drawing`."""
 MARK, PALE = "#2f7fc4", "#8fb3d4"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a page: some of a text, a drawing and a table.
+    """A section of a page, of text, a figure and a table, each of them optional.
 
     Args:
         drawing: A figure.
-        caption: What it shows, for whoever cannot see it.
-        marked: The index of the row that stands out.
-        markup: What `render` made; any other text is escaped.
+        caption: Description of the figure for screen readers.
+        marked: Index of the highlighted row.
+        markup: Result of `render`; any other text is escaped.
     """
 
     heading: str = ""
@@ -48,11 +48,11 @@ class Section:
 def accuracy_figure(
     scores: Mapping[int, float], trained_at: int | None = None, ink: str = INK
 ) -> "Figure":
-    """Accuracy at each number of thinking steps, the one that was trained standing out.
+    """Draw the accuracy at each number of thinking steps, with the trained number highlighted.
 
     Args:
-        scores: {thinking steps: the share of right answers}.
-        ink: The colour of lines and text.
+        scores: {thinking steps: accuracy}.
+        ink: Colour of lines and text.
     """
     drawn = figure(figsize=(5.2, 3))
     axes = drawn.add_subplot()
@@ -64,8 +64,8 @@ def accuracy_figure(
     axes.set_xticks(range(len(steps)), [str(n) for n in steps])
     axes.set_ylim(0, 1.1)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    told = "" if trained_at is None else f" (as trained: {trained_at})"
-    axes.set_xlabel(f"thinking steps{told}", color=ink)
+    note = "" if trained_at is None else f" (as trained: {trained_at})"
+    axes.set_xlabel(f"thinking steps{note}", color=ink)
     axes.set_ylabel("exact answers", color=ink)
     axes.tick_params(colors=ink)
     for side, spine in axes.spines.items():
@@ -74,17 +74,17 @@ def accuracy_figure(
 
 
 def figure(figsize: tuple[float, float]) -> "Figure":
-    """An empty one, of so many inches."""
+    """Make an empty figure, of this size in inches."""
     return require("matplotlib.figure", "report", "a report").Figure(
         figsize=figsize, layout="constrained"
     )
 
 
 def drawing(figure: "Figure", name: str = "figure") -> str:
-    """The figure as SVG to stand in a page: its ink is the page's, light or dark.
+    """Return the figure as SVG for a page, with INK replaced by the text colour of the page.
 
     Args:
-        name: What the ids in it begin with, so that figures of one page stay apart.
+        name: Prefix of its ids, which keeps those of several figures on a page apart.
     """
     matplotlib = require("matplotlib", "report", "a report")
     buffer = io.StringIO()
@@ -99,13 +99,13 @@ def drawing(figure: "Figure", name: str = "figure") -> str:
 
 
 def _strict(tag: str, name: str) -> str:
-    """A tag without styles of its own, its ids beginning with `name`."""
+    """Turn the style of a tag into attributes, and prefix its ids with `name`."""
     tag = re.sub(r' style="([^"]*)"', _attributes, tag)
     return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", tag)
 
 
 def _attributes(style: "re.Match[str]") -> str:
-    """A style as attributes of its own: a page allows no styles but those of its one sheet."""
+    """Turn a style into attributes: the policy of a page forbids inline styles."""
     pairs = [rule.split(":", 1) for rule in style[1].split(";") if ":" in rule]
     given = {name.strip(): value.strip() for name, value in pairs}
     given.pop("font-family", None)
@@ -113,7 +113,7 @@ def _attributes(style: "re.Match[str]") -> str:
 
 
 def write_png(figure: "Figure", path: str | Path) -> None:
-    """The figure on white."""
+    """Write the figure on a white background."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160, facecolor="white")
     write_file(Path(path), buffer.getvalue())
@@ -128,14 +128,14 @@ def write_page(
     parts: Sequence[str] = (),
     data: Any = None,
 ) -> None:
-    """One HTML file that needs nothing else, and no network; all text is escaped.
+    """Write one HTML file that needs no other file and no network; all text is escaped.
 
-    The browser runs the page's one script and applies its one sheet of styles, known by their
-    hashes, and nothing else.
+    Its content security policy allows its own script and style sheet by their hashes, and nothing
+    else.
 
     Args:
-        parts: Names of styles and scripts in `pages` that this page has besides.
-        data: What its script reads, as JSON.
+        parts: Names of further style sheets and scripts in `pages`.
+        data: Value that its script reads, as JSON.
     """
     markup = require("markupsafe", "report", "a report").Markup
     style = "".join(_text(name) for name in ("page.css", *parts) if name.endswith(".css"))
@@ -160,7 +160,7 @@ def write_page(
 
 
 def policy(style: str, script: str) -> str:
-    """What a browser may load of a page: these and no others, and images that are in it."""
+    """Return the content security policy that allows these, and images in the page itself."""
 
     def source(text: str) -> str:
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -173,13 +173,13 @@ def policy(style: str, script: str) -> str:
 
 
 def as_data(value: Any) -> str:
-    """JSON that can stand in a script element, whatever strings it holds."""
+    """Return JSON that is safe inside a script element, whatever strings it holds."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return "".join(f"\\u{ord(x):04x}" if x in "<>&" else x for x in text)
 
 
 def render(template: str, **values: Any) -> Any:
-    """A template of `pages` with these values, each escaped, as markup for `Section.markup`."""
+    """Render a template of `pages` with escaped values, as markup for `Section.markup`."""
     return require("markupsafe", "report", "a report").Markup(_template(template).render(values))
 
 
@@ -197,11 +197,11 @@ def _template(name: str) -> Any:
 
 
 def visible(text: str) -> str:
-    """The text with what cannot be seen, or would change the order of what can, as pictures."""
+    """Replace control characters, and those that reorder text, by visible symbols."""
     shown = []
     for x in text:
         if ord(x) < 32:
-            shown.append(chr(0x2400 + ord(x)))
+            shown.append(chr(0x2400 + ord(x)))  # the control picture of the character
         elif unicodedata.category(x) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
             shown.append(f"[U+{ord(x):04X}]")
         else:

@@ -6,7 +6,7 @@
   const rows = [...find("grid").tBodies[0].rows];
   const cells = rows.map((row) => [...row.cells].slice(1, steps + 1));
   const heads = [...find("grid").tHead.rows[0].cells].slice(1, steps + 1);
-  const says = [...document.querySelectorAll(".say")];
+  const buttons = [...document.querySelectorAll(".prediction")];
   const dark = matchMedia("(prefers-color-scheme: dark)");
   let step = steps - 1, place = data.place;
 
@@ -23,13 +23,13 @@
   const short = (x) => (x === 0 ? "0" : Math.abs(x) >= 100 ? x.toFixed(0) : x.toPrecision(3));
   const tick = (x) => (x === 0 || Math.abs(x) >= 100 ? x.toFixed(0) : x.toPrecision(2));
 
-  // The chosen position -------------------------------------------------------------------
+  // The selected position -------------------------------------------------------------------
 
   const details = find("details");
   const showDetails = () => {
     find("place").textContent = `Position ${place + 1}, after step ${step + 1}`;
     details.replaceChildren();
-    const read = make(details, "p", {}, "read ");
+    const read = make(details, "p", {}, "token ");
     make(read, "span", { class: "token" }, positions[place]);
     const table = make(details, "table"), body = make(table, "tbody");
     data.tops[step][place].forEach((token, rank) => {
@@ -40,11 +40,11 @@
       make(row, "td", {}, chance.toFixed(3));
     });
     const list = make(details, "dl");
-    const facts = [["unsure by", `${data.entropy[step][place].toFixed(2)} bits`]];
+    const facts = [["entropy", `${data.entropy[step][place].toFixed(2)} bits`]];
     if (step) {
-      facts.push(["moved by", `${short(data.distance[step][place])}, ` +
-        `${(100 * data.moved[step][place]).toFixed(1)} % of its length`]);
-      facts.push(["direction kept", `cosine ${data.cosine[step][place].toFixed(4)}`]);
+      facts.push(["change", `${short(data.distance[step][place])}, ` +
+        `${(100 * data.moved[step][place]).toFixed(1)} % of the norm`]);
+      facts.push(["cosine with the step before", `${data.cosine[step][place].toFixed(4)}`]);
     }
     for (const [name, value] of facts) {
       make(list, "dt", {}, name);
@@ -72,9 +72,9 @@
       node.classList.remove("now", "chosen");
       if (node.tabIndex === 0) node.tabIndex = -1;
     }
-    says.forEach((say, s) => {
-      say.classList.toggle("now", s === step);
-      say.setAttribute("aria-pressed", String(s === step));
+    buttons.forEach((button, s) => {
+      button.classList.toggle("now", s === step);
+      button.setAttribute("aria-pressed", String(s === step));
     });
     heads[step].classList.add("now");
     cells.forEach((row) => row[step].classList.add("now"));
@@ -101,7 +101,7 @@
   };
   const [xs, ys] = [range(0), range(1)];
   const at = ([x, y]) => [14 + 292 * (x - xs[0]) / xs[1], 226 - 212 * (y - ys[0]) / ys[1]];
-  const way = make(plane, "polyline");
+  const path = make(plane, "polyline");
   const dots = positions.map((label) => {
     const dot = make(plane, "circle", { r: 4 });
     make(dot, "title", {}, label);
@@ -115,7 +115,7 @@
       dot.setAttribute("class", p === place ? "mine" : "");
       dot.setAttribute("r", p === place ? 6 : 4);
     });
-    way.setAttribute("points", data.plane.slice(0, step + 1)
+    path.setAttribute("points", data.plane.slice(0, step + 1)
       .map((points) => at(points[place]).map((x) => x.toFixed(1)).join(",")).join(" "));
   };
 
@@ -124,10 +124,10 @@
   const last = data.tops[steps - 1].map((tokens) => tokens[0]);
   const settled = data.tops.map((row) => row.map((tokens, p) => Number(tokens[0] === last[p])));
   const charts = [
-    ["unsure by, in bits", data.entropy, 0],
-    ["moved by, relative to its length", data.moved, 1],
+    ["entropy in bits", data.entropy, 0],
+    ["relative change of the state", data.moved, 1],
     ["cosine with the step before", data.cosine, 1],
-    ["share that answers as in the end", settled, 0],
+    ["share of positions with the final prediction", settled, 0],
   ].filter(([, , from]) => steps - from > 1).map(([name, values, from]) => {
     const figure = make(find("charts"), "figure");
     make(figure, "figcaption", {}, name);
@@ -171,7 +171,7 @@
   const showMap = (index) => {
     const { rows: height, columns: width, shares } = data.attention[index], map = maps[index];
     const share = document.querySelector(`.share[data-map="${index}"]`);
-    share.textContent = `${(100 * shares[step][place]).toFixed(1)} % of the weight at the chosen position`;
+    share.textContent = `${(100 * shares[step][place]).toFixed(1)} % of the weight at the selected position`;
     if (!map) return;
     const canvas = canvases[index], pen = canvas.getContext("2d");
     const image = new ImageData(width, height);
@@ -217,7 +217,7 @@
   const show = () => {
     slider.value = step + 1;
     find("number").textContent = `${step + 1} of ${steps}`;
-    find("said").textContent = data.says[step];
+    find("predicted").textContent = data.predictions[step];
     mark();
     intoView();
     showDetails();
@@ -231,7 +231,7 @@
     show();
   };
   slider.addEventListener("input", () => go(Number(slider.value) - 1, place));
-  says.forEach((say, s) => say.addEventListener("click", () => go(s, place)));
+  buttons.forEach((button, s) => button.addEventListener("click", () => go(s, place)));
   find("shade").addEventListener("change", paint);
   find("grid").addEventListener("click", (event) => {
     const cell = event.target.closest("td[tabindex]");
