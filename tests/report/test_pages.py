@@ -13,7 +13,6 @@ import thinkers
 from thinkers.inspection.ablate import ablate
 from thinkers.inspection.inspect import inspect, inspect_model
 from thinkers.inspection.page import write
-from thinkers.models.generation import eval_mode
 from thinkers.report import html
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
