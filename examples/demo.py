@@ -1,4 +1,4 @@
-"""Train three small models to add with equal means, and show what thinking does to their answers.
+"""Train three small models to add with matched compute, and report the answers by thinking steps.
 
 python examples/demo.py --out runs/demo
 """
@@ -25,7 +25,7 @@ from thinkers.tasks.answers import left_padded_prompts
 MODELS = ("decoder", "looped", "thinker")
 SHOWN = "thinker"
 BUDGET = 4e12
-"""FLOPs of each training: about four minutes of one core."""
+"""FLOPs of each training: about four minutes on one core."""
 STEPS = (1, 2, 4, 8, 16)
 
 
@@ -70,12 +70,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--budget", type=float, default=BUDGET, help="FLOPs of each training")
-    parser.add_argument("--num_examples", type=int, default=2000, help="held-out sums to judge by")
+    parser.add_argument("--num_examples", type=int, default=2000, help="held-out sums to score on")
     return parser.parse_args()
 
 
 def compare(options: argparse.Namespace) -> Comparison:
-    """All three trained and judged; a demo that was interrupted goes on, a finished one is kept."""
+    """Train and score all three; continue an interrupted demo, keep a finished one."""
     folder = options.out / "compared"
     is_finished = all((options.out / name).exists() for name in ("report.html", "accuracy.png"))
     is_begun = (folder / run_folder.RECORD).exists() and not is_finished
@@ -83,7 +83,7 @@ def compare(options: argparse.Namespace) -> Comparison:
         options.out.is_dir() and not is_finished and not is_begun and any(options.out.iterdir())
     ):
         raise UsageError(
-            f"found: {options.out}, which holds something else than a demo\n"
+            f"found: {options.out}, which holds something other than a demo\n"
             "expected: an earlier demo, an empty folder, or none\nfix: choose another --out"
         )
     aside = move_aside(options.out, folder) if is_finished else None
@@ -105,25 +105,25 @@ def compare(options: argparse.Namespace) -> Comparison:
 
 
 def move_aside(demo: Path, compared: Path) -> Path:
-    """The new place of a finished demo."""
+    """Rename a finished demo and return its new folder."""
     demo, number = demo.resolve(), 1
     while (aside := demo.with_name(f"{demo.name}.{number}")).exists():
         number += 1
     free = run_folder.owned(compared, new=False) if compared.exists() else contextlib.nullcontext()
-    with free:  # nobody is training in it
+    with free:  # taking the lock makes sure that no process is training in it
         demo.rename(aside)
-    print(f"the demo before this one is now {aside}")
+    print(f"the previous demo is now {aside}")
     return aside
 
 
 def accuracy_section(rows: list[dict], usual: int) -> Section:
     scores = {row["num_steps"]: row["exact"] for row in rows}
-    told = ", ".join(f"{value:.3f} at {n}" for n, value in scores.items())
+    listed = ", ".join(f"{value:.3f} at {n}" for n, value in scores.items())
     return Section(
-        text="The same weights, asked to think for longer or shorter. A sum counts if every "
-        "digit is right; none of these sums was trained on.",
+        text="The same weights at other numbers of thinking steps. A sum counts as right if every "
+        "digit is; none of these sums was trained on.",
         drawing=html.accuracy_figure(scores, usual),
-        caption=f"Exact answers by thinking steps: {told}",
+        caption=f"Exact answers by thinking steps: {listed}",
         columns=("thinking steps", "exact", "digits right"),
         rows=[[r["num_steps"], f"{r['exact']:.3f}", f"{r['per_token']:.3f}"] for r in rows],
         marked=list(scores).index(usual) if usual in scores else None,
@@ -143,7 +143,7 @@ def examples_section(model: Model, task: Task, steps: list[int]) -> Section:
         for row, length in zip(batch.tokens, batch.prompt_lengths, strict=True)
     ]
     return Section(
-        heading="What it answers",
+        heading="Examples",
         text="Eight held-out sums, and the answer after each number of thinking steps.",
         columns=("sum", *(str(n) for n in steps)),
         rows=list(zip(questions, *columns, strict=True)),
@@ -151,13 +151,12 @@ def examples_section(model: Model, task: Task, steps: list[int]) -> Section:
 
 
 def others_section(compared: Comparison) -> Section:
-    """The other models, which were given the same."""
+    """Table of all models, which had the same budget."""
     records = {name: results[0].record for name, results in compared.results.items()}
     return Section(
-        heading="Beside models that think less",
-        text="As many parameters, the same FLOPs of training, the same held-out sums. One seed "
-        "decides nothing: compared/report.html beside this page has all figures, and what can be "
-        "concluded from them.",
+        heading="Compared with models that think less",
+        text="Equal parameters, equal training FLOPs, the same held-out sums. One seed decides "
+        "nothing: compared/report.html beside this page has all figures and their intervals.",
         columns=("model", "exact", "thinking steps", "updates", "FLOPs of an answer"),
         rows=[
             (
@@ -177,16 +176,16 @@ def settings_section(
     model: Model, config: thinkers.Config, record: dict, minutes: float
 ) -> Section:
     size = sum(p.numel() for p in model.parameters())
-    told = f"{model.name}, {size:,} parameters, {config.model.dim} wide"
+    described = f"{model.name}, {size:,} parameters, {config.model.dim} wide"
     rows = [
-        ("model", told),
+        ("model", described),
         ("updates", f"{config.training.num_updates:,}, each of {config.training.batch_size} sums"),
         ("time", f"{minutes:.1f} minutes on {record['device']}, all three models"),
         ("seed", config.training.seed),
         ("torch", record["versions"]["torch"]),
         ("record", "compared/runs: a folder for each model, with config.json and metrics.jsonl"),
     ]
-    return Section(heading="How it was made", rows=rows)
+    return Section(heading="Settings", rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pipeline of examples/pipeline: its stages do what dvc.yaml says, with and without DVC."""
+"""The pipeline in examples/pipeline: its stages run, with and without DVC."""
 
 import json
 import re
@@ -24,7 +24,7 @@ SMALL = {
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A copy of the pipeline with less to do."""
+    """A copy of the pipeline with small settings."""
     shutil.copytree(HOME, tmp_path / "pipeline")
     monkeypatch.chdir(tmp_path / "pipeline")
     given = yaml.safe_load(Path("params.yaml").read_text())
@@ -43,7 +43,7 @@ def check_results(folder: Path) -> None:
     assert record["seed"] == 3 and record["config"]["task"]["kinds"] == [1]
 
 
-def test_each_stage_is_a_command_that_works(here, monkeypatch):
+def test_each_stage_runs_as_a_command(here, monkeypatch):
     stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
     assert list(stages) == ["data", "train", "evaluate", "report"]
     for stage in stages.values():
@@ -63,7 +63,7 @@ def test_each_stage_is_a_command_that_works(here, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("dvc") is None, reason="DVC is not installed")
-def test_dvc_does_again_only_what_changed(here):
+def test_dvc_repeats_only_the_stages_that_a_change_affects(here):
     def dvc(*words: str) -> str:
         done = subprocess.run(["dvc", *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Write stories and questions in the format of the bAbI tasks: the first stage of dvc.yaml."""
+"""Write generated stories in the format of the bAbI tasks: the first stage of dvc.yaml."""
 
 import argparse
 from pathlib import Path

@@ -137,6 +137,6 @@ def test_the_demo_moves_nothing_that_is_not_a_demo(tmp_path, monkeypatch, capsys
     Path("runs/demo").mkdir(parents=True)
     Path("runs/demo/thesis.txt").write_text("years")
     assert demo() == 2 and Path("runs/demo/thesis.txt").read_text() == "years"
-    assert "something else than a demo" in capsys.readouterr().err
+    assert "something other than a demo" in capsys.readouterr().err
     Path("runs/file").touch()
     assert demo("--out", "runs/file") == 2 and Path("runs/file").is_file()

@@ -139,9 +139,7 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
     from thinkers.runs.result import open_with_task
     from thinkers.tasks.text import Text
 
-    num_steps = (
-        None if options.num_steps is None else parse_int("--num_steps", options.num_steps, 0)
-    )
+    num_steps = parse_optional("--num_steps", options.num_steps, 0)
     least = {"max_new_tokens": 1, "top_k": 1, "seed": 0, "num_samples": 1}
     own = {name: getattr(options, name) for name in (*least, "temperature", "top_p")}
     own = {
@@ -204,13 +202,11 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
         "models": split_list(options.models),
         "match": options.match,
         "budget": options.budget,
-        "seeds": None if options.seeds is None else parse_int("--seeds", options.seeds, 1),
+        "seeds": parse_optional("--seeds", options.seeds, 1),
         "lrs": [parse_float("--lrs", text) for text in split_list(options.lrs)],
         "controls": split_list(options.controls),
         "settings": {key[2:]: value for key, _, value in (x.partition("=") for x in settings)},
-        "num_examples": None
-        if options.num_examples is None
-        else parse_int("--num_examples", options.num_examples, 1),
+        "num_examples": parse_optional("--num_examples", options.num_examples, 1),
     }
     workers = 1 if options.workers is None else parse_int("--workers", options.workers, 1)
     if options.dry_run:
@@ -276,9 +272,7 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
         )
     from thinkers.inspection import page as pages
 
-    num_steps = (
-        None if options.num_steps is None else parse_int("--num_steps", options.num_steps, 0)
-    )
+    num_steps = parse_optional("--num_steps", options.num_steps, 0)
     num_examples = parse_int("--num_examples", options.num_examples or "2000", 2)
     seen = ablation = None
     if options.prompt is not None:
@@ -298,6 +292,11 @@ def parse_int(flag: str, text: str, least: int) -> int:
     if not text.strip().isdecimal() or int(text) < least:
         raise usage_error(f"{flag} {text}", f"an integer of at least {least}", f"change {flag}")
     return int(text)
+
+
+def parse_optional(flag: str, text: str | None, least: int) -> int | None:
+    """Convert the value of a flag as `parse_int` does; None if the flag was not given."""
+    return None if text is None else parse_int(flag, text, least)
 
 
 def raise_unknown(what: str, name: str, known: Iterable[str], fix: str) -> NoReturn:
