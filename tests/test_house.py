@@ -9,7 +9,8 @@ from paths import ROOT
 PACKAGE = ROOT / "thinkers"
 FLOORS = (
     ("version", "errors"),
-    ("checks", "files", "prng", "devices", "optional", "plugins"),
+    ("checks", "files", "prng", "devices", "optional"),
+    ("plugins",),
     ("ops",),
     ("nn",),
     ("data", "report"),

@@ -3,7 +3,7 @@
     config = thinkers.RECIPES["add/thinker"]()
     run = thinkers.train(config, out="runs/a")
 
-The names below are found when they are first used, so that importing the package is quick.
+Public names are imported on first use, so that importing the package takes no torch.
 """
 
 import gc
@@ -32,9 +32,9 @@ _HOMES = {
     "nn.latent_store": ("LatentStore",),
     "errors": ("ThinkersError",),
 }
-"""The file in which each public name stands."""
+"""Public names by the module that defines them."""
 _ROOMS = ("models", "ops", "published", "recipes", "tasks", "testing")
-"""Rooms whose own names are public too."""
+"""Packages whose own names are public too."""
 
 __all__ = ["__version__", *_ROOMS, *(name for names in _HOMES.values() for name in names)]
 
@@ -49,9 +49,10 @@ def __getattr__(name: str) -> Any:
 
 
 def _import(name: str) -> Any:
-    """Import a module of the package with the garbage collector off, which makes torch's faster.
+    """Import a module of the package, with the garbage collector off.
 
-    Importing torch makes very many objects and next to no garbage.
+    Importing torch creates very many objects and next to no garbage: the collector would walk over
+    them again and again.
     """
     collecting = gc.isenabled()
     gc.disable()

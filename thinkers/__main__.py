@@ -1,4 +1,4 @@
-"""`python -m thinkers` is the command `thinkers`."""
+"""`python -m thinkers`, the same as the command `thinkers`."""
 
 from thinkers.cli.main import console
 

@@ -1,4 +1,4 @@
-"""The device that a name stands for."""
+"""Devices by name."""
 
 import os
 
@@ -8,7 +8,11 @@ from thinkers.errors import UsageError
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name; "auto" is this rank's CUDA device, or the CPU without one."""
+    """Return the device of this name; "auto" is this rank's CUDA device, or the CPU without one.
+
+    Raises:
+        UsageError: The name is unknown, or torch finds no such device.
+    """
     local = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
         return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,53 +1,53 @@
-"""What can go wrong, by exit code; errors say what was found, what was expected, what fix."""
+"""Exceptions by exit code; a message has the value found, the rule and the fix."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class ThinkersError(Exception):
-    """An error that a person can act on; `exit_code` is what the command line ends with."""
+    """An error that a user can act on; `exit_code` is the exit status of the command line."""
 
     exit_code = 1
 
 
 class UsageError(ThinkersError, ValueError):
-    """A command, a configuration or an argument that cannot work."""
+    """An invalid command, configuration or argument."""
 
     exit_code = 2
 
 
 class DataError(ThinkersError, ValueError):
-    """Data that cannot be read as it was asked for."""
+    """Data that cannot be read, or not in the form that the settings ask for."""
 
     exit_code = 3
 
 
 class DamagedError(ThinkersError):
-    """A checkpoint or store whose bytes are not those that were written."""
+    """A checkpoint, model or store that has changed since it was written, or of another format."""
 
     exit_code = 4
 
 
 class NonFiniteError(ThinkersError, ArithmeticError):
-    """A loss or a gradient that is infinite or not a number."""
+    """A loss, gradient or weight that is infinite or not a number."""
 
     exit_code = 5
 
 
 class ResourceError(ThinkersError, OSError):
-    """A disk or a memory that is full."""
+    """A full disk, or too little memory."""
 
     exit_code = 6
 
 
 class LockedError(ThinkersError):
-    """A run folder that another run owns."""
+    """A run folder that another process owns."""
 
     exit_code = 7
 
 
 class Interrupted(ThinkersError):
-    """A run that was asked to stop and has saved; the exit code is 128 + the signal's number."""
+    """A run that saved and ended on a stop request; its exit code is 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message, signal_number)

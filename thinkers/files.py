@@ -54,19 +54,22 @@ def user_path(path: str | os.PathLike[str], name: str = "path") -> Path:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Replace a file at once and for good: it has its old content or the new, never a part."""
+    """Replace the content of a file atomically and durably: a crash leaves the old or the new."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
         with disk_errors(path, len(content)):
+            # The content is synced before the rename: some file systems order the two otherwise,
+            # and a crash between them leaves an empty file by the final name.
             write_new(temporary, content)
             temporary.replace(path)
-            sync_folder(path.parent)
+            sync_folder(path.parent)  # the rename itself is on the disk only after this
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_new(path: Path, content: bytes) -> None:
+    """Write a file that must not exist yet; its content is on the disk when this returns."""
     with path.open("xb") as stream:
         stream.write(content)
         stream.flush()
@@ -74,7 +77,7 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder last."""
+    """Put the names in a folder on the disk: files created in it, or renamed."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -84,18 +87,23 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path, needed: int) -> Iterator[None]:
-    """Turn a full disk, or a quota, into a ResourceError that says how much was wanted."""
+    """Turn the errors of a full disk or quota into a ResourceError.
+
+    Args:
+        needed: The bytes to be written, for the message.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        # safetensors writes from Rust: its errors have no errno, only the number in their text.
         code = getattr(error, "errno", None)
         if code not in full and not any(f"os error {x}" in str(error) for x in full):
             raise
         free = shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
         raise ResourceError(
-            f"cannot write {path}: {needed} bytes needed, {free} bytes free; make room and go on "
-            f"with --resume, nothing saved before is lost"
+            f"cannot write {path}: {needed} bytes needed, {free} bytes free; make room and "
+            f"continue with --resume, nothing saved before is lost"
         ) from error
 
 
@@ -121,5 +129,5 @@ def check_format(path: Path, found: Any, known: int) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """One canonical form: equal values are equal bytes."""
+    """Return the canonical JSON of a value: equal values give equal bytes, which are hashed."""
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()

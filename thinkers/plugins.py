@@ -1,34 +1,38 @@
-"""Files of users, whose purpose is to add to MODELS, TASKS or RECIPES."""
+"""Python files of users, which add to MODELS, TASKS or RECIPES."""
 
 import importlib.util
 import sys
-from pathlib import Path
 
-from thinkers.errors import UsageError
+from thinkers.errors import usage_error
+from thinkers.files import user_path
 
 _files: list[str] = []
 
 
 def import_file(file: str) -> None:
-    """Run a user's file.
+    """Import a Python file by its path.
 
     Raises:
-        UsageError: There is none, or it ends with an error.
+        UsageError: There is none, or it raises an error.
     """
-    path = Path(file)
+    path = user_path(file, "--import_module")
     spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
     if spec is None or spec.loader is None:
-        raise UsageError(f"found: --import_module {file}\nexpected: the path of a Python file")
+        raise usage_error(f"--import_module {file}", "the path of a Python file", "change the path")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[path.stem] = module  # before it runs, as import does: dataclasses look there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UsageError(f"found: --import_module {file} ends with {what}") from error
+        raise usage_error(
+            f"--import_module {file} raises {what}",
+            "a file that can be imported",
+            "correct the file",
+        ) from error
     _files.append(str(path.resolve()))
 
 
 def imported_files() -> tuple[str, ...]:
-    """Those that were run here, in order, for another process to run as well."""
+    """Return the files imported so far, in order, for a subprocess to import as well."""
     return tuple(_files)

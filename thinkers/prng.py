@@ -1,8 +1,9 @@
-"""Random numbers that are a pure function of who asks: no generator, no state, any order.
+"""Counter-based random numbers: pure functions of keys and counters, in any order, without state.
 
-A stream is a 64-bit key; its i-th number is the finaliser of SplitMix64 (Steele, Lea and Flood
-2014, https://doi.org/10.1145/2660193.2660195) applied to key + i * GOLDEN. Arithmetic is modulo
-2**64.
+Batches, noise and splits are drawn by them, so that a resumed run, another rank or another order
+of rows draws the same. A stream is a 64-bit key; its i-th number is the finaliser of SplitMix64
+(Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195) applied to key + i * GOLDEN.
+Arithmetic is modulo 2**64.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ _ONES = 2**64 - 1
 
 
 def mix(x: UInt64[np.ndarray, "*n"]) -> UInt64[np.ndarray, "*n"]:
-    """A bijection of 64-bit numbers whose every output bit depends on every input bit."""
+    """Mix the bits of 64-bit numbers: a bijection, each output bit depending on every input bit."""
     x = x ^ (x >> np.uint64(30))
     x *= _FIRST
     x ^= x >> np.uint64(27)
@@ -31,7 +32,7 @@ def mix(x: UInt64[np.ndarray, "*n"]) -> UInt64[np.ndarray, "*n"]:
 
 
 def constants(count: int, salt: int) -> UInt64[np.ndarray, " count"]:
-    """Odd multipliers, the first ones the same for every `count`."""
+    """Return odd multipliers for hashing; a larger `count` only adds to a smaller one."""
     numbers = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN + np.uint64(salt)
     return mix(numbers) | np.uint64(1)
 
@@ -39,7 +40,7 @@ def constants(count: int, salt: int) -> UInt64[np.ndarray, " count"]:
 def row_keys(
     seed: int, stream: int, updates: Int64[np.ndarray, " u"], num_rows: int
 ) -> UInt64[np.ndarray, "u r"]:
-    """One key for every row of every update: a hash of (seed, stream, update, row)."""
+    """Return a key for each row of each update: a hash of (seed, stream, update, row)."""
     key = mix(np.array([seed % 2**64], np.uint64) + GOLDEN)
     for numbers in (np.array([stream]), updates, np.arange(num_rows)):
         key = mix(key[..., None] + (numbers.astype(np.uint64) + np.uint64(1)) * GOLDEN)
@@ -47,7 +48,7 @@ def row_keys(
 
 
 class Draws:
-    """Numbers for many rows at once, each row from its own key."""
+    """Random integers for many rows at once, each row from its own key."""
 
     def __init__(self, keys: UInt64[np.ndarray, " n"]):
         self.keys = keys
@@ -57,11 +58,14 @@ class Draws:
         return len(self.keys)
 
     def below(self, bound: int | Int64[np.ndarray, " n"], width: int) -> Int64[np.ndarray, "n w"]:
-        """`width` new numbers for every row, uniform in 0 .. bound - 1.
+        """Return `width` new integers for each row, uniform in 0 .. bound - 1.
 
-        The bound, one for all rows or one for each, must be below 2**32; no number is more than
-        2**-32 likelier than another.
+        Args:
+            bound: Below 2**32, one for all rows or one for each. Probabilities differ by at most
+                2**-32.
         """
+        # (32 random bits * bound) >> 32 needs no division and no rejection (Lemire 2019,
+        # https://doi.org/10.1145/3230636); every row uses as many numbers as any other.
         counters = np.arange(self.used + 1, self.used + width + 1, dtype=np.uint64) * GOLDEN
         self.used += width
         bits = mix(self.keys[:, None] + counters)
@@ -103,7 +107,7 @@ def hash_integers(*numbers: int) -> int:
 
 
 def mix_int(x: int) -> int:
-    """`mix` of one Python integer, many times faster than an array of one."""
+    """Return `mix` of one Python integer, many times faster than by an array of one element."""
     x &= _ONES
     x = (x ^ x >> 30) * int(_FIRST) & _ONES
     x = (x ^ x >> 27) * int(_SECOND) & _ONES
@@ -111,47 +115,47 @@ def mix_int(x: int) -> int:
 
 
 def draw(*numbers: int) -> int:
-    """63 random bits that are a function of `numbers`."""
+    """Return 63 random bits that are a function of `numbers`."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
 
 def seed_generators(device: torch.device, *numbers: int) -> None:
-    """Make what torch draws next, dropout for one, a function of `numbers`."""
-    # torch.manual_seed visits every kind of device, which takes as long as a small layer.
+    """Seed torch's generators by `numbers`, so that dropout is a function of them."""
+    # torch.manual_seed seeds every kind of device there is, which takes as long as a small layer.
     torch.default_generator.manual_seed(draw(*numbers))
     if device.type == "cuda":
         torch.cuda.manual_seed(draw(*numbers))
 
 
 _GOLDEN_SIGNED = int(GOLDEN) - 2**64
-"""GOLDEN as torch holds it, in int64."""
+"""GOLDEN as int64, the largest integer type of torch on every device; products wrap alike."""
 
 
 def uniform(
     keys: Int[Tensor, " b"], stream: int, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    """Numbers in [0, 1), the same for a key wherever it stands in the batch (b, *shape).
+    """Return uniform numbers in [0, 1) of shape (b, *shape), a function of each row's key alone.
 
-    Counters hashed by the finaliser of splitmix64 (Steele et al. 2014,
-    https://doi.org/10.1145/2660193.2660195).
+    A row draws the same wherever it stands in a batch.
     """
     count = torch.arange(math.prod(shape), device=keys.device).view(shape)
     seeds = mix_tensor(keys + mix_tensor(torch.tensor(stream + 1, device=keys.device)))
     bits = mix_tensor(seeds.view(-1, *[1] * len(shape)) + count * _GOLDEN_SIGNED)
+    # 53 bits fill the mantissa of a float64; the shift of an int64 copies the sign, hence the mask.
     return ((bits >> 11) & (2**53 - 1)).to(torch.float64).div(2**53).to(dtype)
 
 
 def normal(
     keys: Int[Tensor, " b"], stream: int, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
-    """Standard normal numbers by the Box-Muller transform of `uniform` ones."""
+    """Return standard normal numbers (b, *shape), by the Box-Muller transform of uniform ones."""
     u, angle = uniform(keys, stream, (2, *shape), torch.float64).unbind(1)
     return ((-2 * (1 - u).log()).sqrt() * (2 * math.pi * angle).cos()).to(dtype)
 
 
 def mix_tensor(x: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
-    """Each number scattered over all 64 bits."""
+    """Return `mix` of int64 numbers plus GOLDEN; masks make right shifts logical."""
     x = (x + _GOLDEN_SIGNED) ^ (((x + _GOLDEN_SIGNED) >> 30) & (2**34 - 1))
     x = x * (0xBF58476D1CE4E5B9 - 2**64)
     x = (x ^ ((x >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)

@@ -128,7 +128,7 @@ def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
     assert checkpoint.newest(tmp_path / "none") is None
     checkpoint.save(tmp_path, made(3), "run")
     (tmp_path / "00000003" / "state.json").write_text("{}")
-    with pytest.raises(DamagedError, match="no whole checkpoint"):
+    with pytest.raises(DamagedError, match="no intact checkpoint"):
         checkpoint.newest(tmp_path, "run", lambda text: None)
 
 

@@ -115,7 +115,7 @@ def test_a_store_that_fails_ends_no_training_and_gets_all_later(
 
 
 def test_more_metrics_than_one_call_takes(tmp_path, store, monkeypatch):
-    monkeypatch.setattr(trackers, "AT_ONCE", 10)
+    monkeypatch.setattr(trackers, "METRICS_PER_CALL", 10)
     run = thinkers.train(config(), tmp_path / "a", tracking="mlflow")
     assert sorted(logged(store())) == sorted(written(run.folder))
 

@@ -10,7 +10,7 @@ from story_solver import solve
 import thinkers
 from thinkers.comparison import matching
 from thinkers.errors import DamagedError, DataError, UsageError
-from thinkers.recipes.numbers import learning
+from thinkers.recipes.numbers import training_settings
 from thinkers.tasks.babi import Babi
 from thinkers.tasks.babi_format import Line, generated_stories, parse_stories, read_stories
 from thinkers.tasks.base import IGNORED
@@ -200,7 +200,7 @@ def test_a_non_causal_model_is_trained_and_scored_on_chosen_answers_only(tmp_pat
     """Train, evaluate at every number of steps, and ask; written answers are refused."""
     task = Babi.Config(answers="chosen", **SMALL)
     model = thinkers.MODELS["thoughtsformer"]
-    training = learning(2, batch_size=4, evaluate_examples=10)
+    training = training_settings(2, batch_size=4, evaluate_examples=10)
     config = thinkers.Config.fit(
         model, task, training, causal=False, dim=16, num_layers=1, num_steps=2
     )
@@ -224,7 +224,7 @@ def test_a_non_causal_model_is_trained_and_scored_on_chosen_answers_only(tmp_pat
 def test_a_run_answers_after_its_files_are_deleted(tmp_path, folder):
     task = Babi.Config(path=str(folder), kinds=(8,))
     config = thinkers.Config.fit(
-        thinkers.MODELS["decoder"], task, learning(1, batch_size=2), dim=16, num_layers=1
+        thinkers.MODELS["decoder"], task, training_settings(1, batch_size=2), dim=16, num_layers=1
     )
     thinkers.train(config, out=tmp_path / "run")
     wanted = Babi(task)

@@ -11,7 +11,7 @@ import thinkers
 from thinkers.comparison import matching
 from thinkers.config.experiment import build
 from thinkers.errors import UsageError
-from thinkers.recipes.numbers import learning
+from thinkers.recipes.numbers import training_settings
 from thinkers.tasks.babi import Babi
 from thinkers.training import estimate
 
@@ -68,7 +68,7 @@ def test_an_estimate_takes_the_last_stage_of_the_curriculum(monkeypatch):
     task.skip_curriculum()
     assert task.difficulty == 4
     config = thinkers.Config.fit(
-        thinkers.MODELS["decoder"], Babi.Config(**own), learning(40, batch_size=7), dim=16
+        thinkers.MODELS["decoder"], Babi.Config(**own), training_settings(40, batch_size=7), dim=16
     )
     _, model = build(config)
     config = replace(config, model=model.config)

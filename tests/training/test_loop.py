@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_said_so(tmp_path, capsys):
     (newest / "weights.safetensors").write_bytes(b"?")
     capsys.readouterr()
     assert_equal_bits(weights(resume(whole.folder)), weights(whole))
-    assert "set aside as 00000011.damaged" in capsys.readouterr().out
+    assert "renamed to 00000011.damaged" in capsys.readouterr().out
 
 
 def test_more_updates_extend_a_finished_run(tmp_path):

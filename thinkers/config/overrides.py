@@ -1,11 +1,10 @@
-"""Settings from YAML files and command-line flags, laid over a Config."""
+"""Overrides: settings from YAML files and command-line flags, on top of a Config."""
 
 import dataclasses
 import json
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -13,16 +12,17 @@ import yaml
 
 from thinkers.config.experiment import PARTS, TASK_SIZES, Config, build_part
 from thinkers.errors import UsageError, nearest, usage_error
+from thinkers.files import user_path
 
 LARGEST_FILE = 1_000_000
 
 
 def parser(config: Config, prog: str = "thinkers train RECIPE") -> jsonargparse.ArgumentParser:
-    """A parser of every field of `config`, whose values are the defaults."""
+    """Build a parser with a flag for each field of `config`, whose values are the defaults."""
     result = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, add_help=False)
     for part in PARTS:
         value = getattr(config, part)
-        # The sizes are added by hand below, for the sake of their help.
+        # The sizes are added below, with a help that explains null.
         skip = set(TASK_SIZES) if part == "model" else set()
         result.add_class_arguments(type(value), part, skip=skip, instantiate=False)  # type: ignore
         given = _given(value)
@@ -38,14 +38,18 @@ def parser(config: Config, prog: str = "thinkers train RECIPE") -> jsonargparse.
 
 
 def override(config: Config, files: Sequence[str] = (), flags: Sequence[str] = ()) -> Config:
-    """`config` with the settings of YAML files, then those of flags such as --model.dim=64."""
+    """Override `config` by YAML files in order, then by flags such as --model.dim=64.
+
+    Raises:
+        UsageError: A file, a name or a value that is not valid.
+    """
     values = parse(config, files, flags)
     parts = {x: build_part(type(getattr(config, x)), values[x], x) for x in PARTS}
     return dataclasses.replace(config, **parts)
 
 
 def override_task(task: Any, flags: Sequence[str]) -> Any:
-    """The `Config` of a task with the settings of flags such as --task.context=64."""
+    """Override the `Config` of a task by flags such as --task.context=64."""
     reader = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
     reader.add_class_arguments(type(task), "task", instantiate=False)
     reader.set_defaults({f"task.{k}": v for k, v in _given(task).items()})
@@ -53,8 +57,8 @@ def override_task(task: Any, flags: Sequence[str]) -> Any:
     for flag in flags:
         name = flag[2:].partition("=")[0]
         if name not in known:
-            todo = "a run is judged with its own model; --task.* are the settings of its task"
-            raise usage_error(f"--{name}", f"--{nearest(name, known)}", todo)
+            fix = "change settings of the task alone, --task.*; the model is that of the run"
+            raise usage_error(f"--{name}", f"--{nearest(name, known)}", fix)
     try:
         settings = reader.parse_args(list(flags)).as_dict()["task"]
     except jsonargparse.ArgumentError as error:
@@ -65,7 +69,7 @@ def override_task(task: Any, flags: Sequence[str]) -> Any:
 
 
 def parse(config: Config, files: Sequence[str], flags: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """{part: {field: value}} of every field, checked against its type."""
+    """Return {part: {field: value}} of every field, checked against its type."""
     reader = parser(config)
     known = {key for key in reader.get_defaults().keys() if "." in key}
     tokens = [(name, token) for file in files for name, token in _read_file(file)]
@@ -90,13 +94,16 @@ def parse(config: Config, files: Sequence[str], flags: Sequence[str]) -> dict[st
 
 
 def dump(config: Config, files: Sequence[str] = (), flags: Sequence[str] = ()) -> str:
-    """The YAML that `--config` reads back."""
+    """Return the settings as YAML, which `--config` reads back."""
     values = json.loads(json.dumps(parse(config, files, flags)))
     return yaml.safe_dump(values, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without repeated keys, which would hide a value, and without aliases, which can grow."""
+    """A loader of YAML that refuses two things that the standard allows.
+
+    Repeated keys hide a value; aliases of aliases can grow to gigabytes ("billion laughs").
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -112,29 +119,29 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read_file(file: str) -> list[tuple[str, str]]:
-    """(how to show it, the flag that says the same) of each setting in a YAML file."""
-    todo = "thinkers train RECIPE --print_config > FILE writes one that works"
+    """Return (the name for errors, the equivalent flag) of each setting in a YAML file."""
+    fix = "write a valid one by thinkers train RECIPE --print_config > FILE"
     try:
-        raw = Path(file).read_bytes()
+        raw = user_path(file, "--config").read_bytes()
         if len(raw) > LARGEST_FILE:
             raise yaml.YAMLError(f"{len(raw)} bytes")
         data = _Loader(raw.decode()).get_single_data()
     except OSError as error:
-        raise usage_error(f"--config {file}: {error.strerror}", "a YAML file", todo) from None
+        raise usage_error(f"--config {file}: {error.strerror}", "a YAML file", fix) from None
     except UnicodeDecodeError as error:
         where = f"byte {error.start} is not UTF-8"
-        raise usage_error(f"--config {file}: {where}", "a YAML file in UTF-8", todo) from None
+        raise usage_error(f"--config {file}: {where}", "a YAML file in UTF-8", fix) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         what = " ".join(str(error).split()) or type(error).__name__
-        raise usage_error(f"--config {file}: {what[:200]}", "a YAML file", todo) from None
+        raise usage_error(f"--config {file}: {what[:200]}", "a YAML file", fix) from None
     tokens = []
     for part, settings in (data or {}).items() if isinstance(data or {}, dict) else [("", data)]:
         if part in PARTS and isinstance(settings, dict):
             tokens += [(f"{part}.{k} in {file}", _token(part, k, v)) for k, v in settings.items()]
         elif part not in PARTS:
-            raise usage_error(f"{part or data!r} in {file}", ", ".join(PARTS), todo)
+            raise usage_error(f"{part or data!r} in {file}", ", ".join(PARTS), fix)
         else:
-            raise usage_error(f"{part}: {settings!r} in {file}", f"the settings of {part}", todo)
+            raise usage_error(f"{part}: {settings!r} in {file}", f"the settings of {part}", fix)
     return tokens
 
 
@@ -144,7 +151,7 @@ def _token(part: str, field: Any, value: Any) -> str:
 
 
 def _type_problem(config: Config, message: str, tokens: list[str]) -> UsageError:
-    """What jsonargparse says about a value, in three lines."""
+    """Turn an error of jsonargparse into one of three lines."""
     found = re.search(r'key "([^"]+)"', message)
     if not found:
         return usage_error(" ".join(message.split()), "a setting and its value", "see --help")
@@ -155,19 +162,20 @@ def _type_problem(config: Config, message: str, tokens: list[str]) -> UsageError
     hint = next(
         (f.type for f in dataclasses.fields(getattr(config, part)) if f.name == field), "a value"
     )
-    usual = getattr(getattr(config, part), field, None)
-    expected = f"{_describe(hint)}; the recipe has {json.dumps(usual, default=str)}"
+    default = getattr(getattr(config, part), field, None)
+    expected = f"{_describe(hint)}; the recipe has {json.dumps(default, default=str)}"
     return usage_error(f"--{key} {value!r}", expected, f"write --{key} VALUE, or leave it out")
 
 
 def _describe(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
     if hint in words:
         return words[hint]
     return re.sub(r"typing\.|<class '|'>", "", str(hint)).replace("None", "null")
 
 
 def _check_finite(key: str, value: Any) -> None:
+    """Refuse numbers that JSON or torch cannot hold."""
     for x in value if isinstance(value, tuple | list) else [value]:
         if isinstance(x, int) and not -(2**63) <= x < 2**63:
             raise usage_error(f"--{key} {x}", "a number of at most 64 bits", f"change --{key}")
@@ -178,7 +186,10 @@ def _check_finite(key: str, value: Any) -> None:
 
 
 def _given(value: Any) -> dict[str, Any]:
-    """The settings as they were given: None where a value only follows from the others."""
+    """Return the settings as they were given: None where a value was derived from the others.
+
+    A printed max_steps, say, would not follow a num_steps that is changed later.
+    """
     settings = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
     for field in dataclasses.fields(value):
         if field.default is None and settings[field.name] is not None:

@@ -1,4 +1,4 @@
-"""Training: how a model is trained, as one value."""
+"""Training: the settings of the training loop."""
 
 import math
 from dataclasses import dataclass
@@ -11,47 +11,58 @@ PRECISIONS = ("float32", "bf16", "float64")
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a model is trained."""
+    """The settings of the training loop; an update is one step of the optimiser."""
 
     num_updates: int
-    """Steps of the optimiser; the learning rate is planned over all of them."""
+    """Updates of the run, over which the learning rate is scheduled."""
     max_minutes: float | None = None
-    """Stop earlier after so many minutes, those before a resume included."""
+    """Limit in minutes of wall-clock time, over all resumes; None is none."""
     max_flops: float | None = None
-    """Stop earlier after so many floating-point operations."""
+    """Limit in floating-point operations, over all resumes; None is none."""
     batch_size: int = 64
     """Rows of an update, over all ranks and micro-batches."""
     accumulation: int = 1
-    """Micro-batches of a rank in each update: less memory, the same result."""
+    """Micro-batches of an update on each rank: less memory, the same result."""
     optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for all weights, or muon for the matrices of hidden layers and adamw for the rest."""
     lr: float = 1e-3
-    """The learning rate after warming up."""
+    """Learning rate after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate from the end of the warm-up to the last update."""
     warmup_updates: int = 100
+    """Updates over which the learning rate rises linearly to lr."""
     min_lr_ratio: float = 0.1
-    """Where the schedule ends, as a share of lr."""
+    """Learning rate at the end of the schedule, as a fraction of lr."""
     weight_decay: float = 0.1
+    """Decay of the matrices in each update, as a fraction of the learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's first and second moment."""
     clip: float = 1.0
-    """The largest norm of the gradient; a longer one is shortened to it."""
+    """Largest norm of the gradient; a gradient of a larger norm is scaled to it."""
     ema: float | None = None
-    """Decay of an average of the weights, which is then what is scored and kept in model/."""
+    """Decay of an exponential moving average of the weights, which is then the model that is
+    scored and saved in model/; None is no average."""
     random_steps: tuple[int, int] | None = None
-    """Thinking steps of an update are drawn from low .. high; None is what the model has."""
+    """Lowest and highest number of thinking steps, drawn for each update; None is the model's."""
     seed: int = 0
+    """Seed of the initial weights, the batches, dropout and the thinking steps."""
     log_every: int = 10
+    """Updates between lines of metrics.jsonl."""
     checkpoint_every: int = 500
+    """Updates between checkpoints."""
     keep_last: int = 3
-    """Checkpoints that stay, beside the best."""
+    """Newest checkpoints that are kept, besides the best on the validation split."""
     evaluate_every: int | None = None
     """Updates between scores on the validation split; None is never."""
     evaluate_examples: int = 1000
-    """Held-out examples of a score, in between and at the end."""
+    """Held-out examples of each score, on the validation split and, at the end, the test split."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto is cuda if there is one, else cpu."""
     precision: Literal["float32", "bf16", "float64", "auto"] = "float32"
-    """auto: the faster of float32 and bf16, measured once before the first update."""
+    """Precision of matrix products (bf16 keeps weights in float32); auto measures once, before
+    the first update, whether float32 or bf16 is faster."""
     init_from: str | None = None
-    """A model folder whose weights are where training starts."""
+    """Folder of a model or run whose weights training begins with; None is random weights."""
 
     def __post_init__(self) -> None:
         for name in ("num_updates", "batch_size", "accumulation", "log_every", "keep_last"):
@@ -62,7 +73,12 @@ class Training:
             check_int("evaluate_every", self.evaluate_every, 1)
         check_int("warmup_updates", self.warmup_updates, 0)
         check_int("seed", self.seed, 0, 2**63 - 1)
-        _check("batch_size", self.batch_size, "be a multiple of accumulation", not self._rest())
+        _check(
+            "batch_size",
+            self.batch_size,
+            "be a multiple of accumulation",
+            self.batch_size % self.accumulation == 0,
+        )
         for name in ("lr", "clip"):
             value = getattr(self, name)
             _check(name, value, "be above 0", 0 < value < math.inf)
@@ -72,8 +88,8 @@ class Training:
         decay = self.weight_decay
         _check("weight_decay", decay, "be at least 0", 0 <= decay < math.inf)
         _check("min_lr_ratio", self.min_lr_ratio, "be in 0 .. 1", 0 <= self.min_lr_ratio <= 1)
-        _check("betas", self.betas, "be two, from 0 to below 1", _are_betas(self.betas))
-        _check("ema", self.ema, "be in 0 .. 1", self.ema is None or 0 <= self.ema < 1)
+        _check("betas", self.betas, "be two numbers in 0 .. 1, below 1", _are_betas(self.betas))
+        _check("ema", self.ema, "be in 0 .. 1, below 1", self.ema is None or 0 <= self.ema < 1)
         if self.random_steps is not None:
             steps = self.random_steps
             for num_steps in steps:
@@ -86,9 +102,6 @@ class Training:
             ("precision", (*PRECISIONS, "auto")),
         ):
             _check(name, repr(getattr(self, name)), f"be in {known}", getattr(self, name) in known)
-
-    def _rest(self) -> int:
-        return self.batch_size % self.accumulation
 
 
 def _are_betas(betas: tuple[float, float]) -> bool:

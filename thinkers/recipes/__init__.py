@@ -1,4 +1,4 @@
-"""RECIPES: functions that return a Config known to work, and what was measured of each."""
+"""RECIPES: functions that return tested configurations, and the measured scores of each."""
 
 import dataclasses
 import json
@@ -54,30 +54,30 @@ RECIPES: dict[str, Callable[[], Config]] = {
 
 
 def needs_gpu(name: str) -> bool:
-    """Whether a recipe is meant for a GPU: then its device is one."""
+    """Return True if a recipe is meant for a GPU, which its device says."""
     return RECIPES[name]().training.device == "cuda"
 
 
 def needs_text(name: str) -> bool:
-    """Whether a recipe learns from a text that is to be named."""
+    """Return True if a recipe trains on a text that must be named by --task.path."""
     return isinstance(RECIPES[name]().task, Text.Config)
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """What a measurement holds for: everything but the seed."""
-    found = config.to_dict()
-    del found["training"]["seed"]
-    return found
+    """Return the settings that a measurement is valid for: all but the seed."""
+    settings = config.to_dict()
+    del settings["training"]["seed"]
+    return settings
 
 
 def results() -> dict[str, Any]:
-    """{recipe: what benchmarks/recipes.py found}, of those measured with the settings of today."""
+    """Return the measurements of benchmarks/recipes.py whose recipes have not changed since."""
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return {name: entry for name, entry in found.items() if _is_of_today(name, entry["settings"])}
+    return {name: entry for name, entry in found.items() if _is_current(name, entry["settings"])}
 
 
-def _is_of_today(name: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a recipe still has these settings; one added since then had its default."""
+def _is_current(name: str, settings: Mapping[str, Any]) -> bool:
+    """Return True if a recipe has these settings still; a field added since had its default."""
     try:
         measured = settings_of(Config.from_dict(settings))
     except UsageError:
@@ -86,7 +86,7 @@ def _is_of_today(name: str, settings: Mapping[str, Any]) -> bool:
 
 
 def score(name: str, found: Mapping[str, Any] | None = None) -> str:
-    """The measured score of a recipe in a few words: mean, deviation over seeds, minutes."""
+    """Describe the measured score: mean and standard deviation over seeds, minutes of a seed."""
     entry = (results() if found is None else found).get(name)
     if not entry:
         return "not measured, needs a GPU" if needs_gpu(name) else "not measured"

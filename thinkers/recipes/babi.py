@@ -1,4 +1,4 @@
-"""Recipes on stories: models that read what happened and say who is where."""
+"""Recipes on bAbI stories: questions on who or what is where."""
 
 from dataclasses import replace
 
@@ -6,18 +6,18 @@ from thinkers.config.experiment import Config
 from thinkers.models.looped import Looped
 from thinkers.models.thinker import Thinker
 from thinkers.models.thoughtsformer import ThoughtsFormer
-from thinkers.recipes.numbers import learning
+from thinkers.recipes.numbers import training_settings
 from thinkers.tasks.babi import Babi
 
 STORIES = Babi.Config(kinds=(1, 2), num_stories=30_000, curriculum=True, threshold=0.8, window=1000)
-"""Stories of kind 1, then of kind 2 as well, both from the shortest on."""
-WHOLE = replace(STORIES, threshold=0.9, whole_kinds=True)
-"""Stories of kind 1 from the shortest on, then all of kind 2."""
+"""Stories of kind 1, then of kind 2 as well, each from the shortest to the longest."""
+STAGED = replace(STORIES, threshold=0.9, whole_kinds=True)
+"""Stories of kind 1 from the shortest to the longest, then all of kind 2."""
 
 
 def looped() -> Config:
-    """Says where people and things are, by two layers run once or twice over the story."""
-    training = learning(9000, lr=5e-4, batch_size=32, random_steps=(1, 2))
+    """Answer questions on stories, by two layers that are run once or twice."""
+    training = training_settings(9000, lr=5e-4, batch_size=32, random_steps=(1, 2))
     return Config.fit(
         Looped,
         STORIES,
@@ -34,11 +34,11 @@ def looped() -> Config:
 
 
 def thoughtsformer() -> Config:
-    """Says where people and things are by one word, from trains of thought that read both ways."""
-    training = learning(5000, lr=1e-3, batch_size=32, optimizer="muon")
+    """Answer questions on stories by one word, from chains of thoughts that read both ways."""
+    training = training_settings(5000, lr=1e-3, batch_size=32, optimizer="muon")
     return Config.fit(
         ThoughtsFormer,
-        replace(WHOLE, answers="chosen"),
+        replace(STAGED, answers="chosen"),
         training,
         dim=128,
         num_heads=8,
@@ -50,14 +50,14 @@ def thoughtsformer() -> Config:
 
 
 def thinker() -> Config:
-    """Says where people and things are, from latents that have read the whole story.
+    """Answer questions on stories, from latents that have read the story.
 
-    With more latents than most stories have statements, each can hold one.
+    There are more latents than most stories have statements, so that each can hold one.
     """
-    training = learning(3000, lr=1e-3, batch_size=32, optimizer="muon")
+    training = training_settings(3000, lr=1e-3, batch_size=32, optimizer="muon")
     return Config.fit(
         Thinker,
-        WHOLE,
+        STAGED,
         training,
         dim=128,
         num_heads=8,

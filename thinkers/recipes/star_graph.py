@@ -1,4 +1,4 @@
-"""Recipes on star graphs: a path whose first step must be planned, with and without a plan."""
+"""Recipes on star graphs: paths whose first node can only be chosen with the last in view."""
 
 from typing import Any
 
@@ -6,28 +6,31 @@ from thinkers.config.experiment import Config
 from thinkers.config.training import Training
 from thinkers.models.decoder import Decoder
 from thinkers.models.deepsight import DeepSight
-from thinkers.recipes.numbers import learning
+from thinkers.recipes.numbers import training_settings
 from thinkers.tasks.star_graph import StarGraph
 
 
 def planned(lr: float, **own: Any) -> Training:
-    """How both learn: in many small updates. With 64 graphs each, pilots had no look-ups yet when
-    they were cut off; with 16, one had them within a minute."""
-    return learning(10_000, lr=lr, batch_size=16, warmup_updates=200, **own)
+    """Return the settings of both recipes: many updates of few graphs.
+
+    With 64 graphs an update, pilot runs had not learned to look an edge up when they were stopped;
+    with 16, one did within a minute.
+    """
+    return training_settings(10_000, lr=lr, batch_size=16, warmup_updates=200, **own)
 
 
 def decoder() -> Config:
-    """Finds paths of 5 nodes by next-token prediction alone, which learns to follow, not to choose.
+    """Find paths of 5 nodes by next-token prediction alone: learns to follow edges, not to choose.
 
-    Nearly twice as large as `star_graph/deepsight`: 64 wide, without plans, one seed knew the
-    labels of a graph and nothing else after 14,000 updates.
+    Nearly twice the size of `star_graph/deepsight`: at its width of 64, without plans, one seed had
+    learned nothing but the labels of a graph after 14,000 updates.
     """
     settings = dict(dim=128, num_layers=3, num_heads=8)
     return Config.fit(Decoder, StarGraph.Config(), planned(1e-3), **settings)
 
 
 def deepsight() -> Config:
-    """Finds paths of 5 nodes with plans of the next 4: the first step is chosen for the last."""
+    """Find paths of 5 nodes with plans of the next 4, so that the first node fits the last."""
     return Config.fit(
         DeepSight,
         StarGraph.Config(),

@@ -1,4 +1,4 @@
-"""Recipes on a text that the user names by --task.path; their figures are of Shakespeare's."""
+"""Recipes on a text, named by --task.path; their measured scores are on Shakespeare's plays."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.tasks.text import Text
 
 SMALL: dict[str, Any] = dict(dim=128, num_heads=4)
-"""With 0.80 million weights each, which `hidden` makes equal."""
+"""Common sizes; `hidden` brings each model to 0.80 million parameters."""
 
 
 def small_text() -> Text.Config:
     return Text.Config(vocabulary="character", context=64)
 
 
-def learning(**own: Any) -> Training:
-    """How nanoGPT (https://github.com/karpathy/nanoGPT) trains on a CPU."""
+def training_settings(**own: Any) -> Training:
+    """Return nanoGPT's settings for a CPU (https://github.com/karpathy/nanoGPT)."""
     shared: dict[str, Any] = dict(
         num_updates=2000,
         batch_size=12,
@@ -37,43 +37,45 @@ def learning(**own: Any) -> Training:
 
 
 def decoder() -> Config:
-    """Continues a text: a small plain transformer, at nanoGPT's setting for a CPU."""
-    return Config.fit(Decoder, small_text(), learning(), num_layers=4, hidden=344, **SMALL)
+    """Continue a text by a small plain transformer, with nanoGPT's settings for a CPU."""
+    return Config.fit(Decoder, small_text(), training_settings(), num_layers=4, hidden=344, **SMALL)
 
 
 def decoder_gpu() -> Config:
-    """Continues a text: a plain transformer, at nanoGPT's setting for a GPU."""
+    """Continue a text by a plain transformer, with nanoGPT's settings for a GPU."""
     task = Text.Config(vocabulary="character", context=256)
-    training = learning(
+    training = training_settings(
         num_updates=5000, batch_size=64, evaluate_every=250, device="cuda", precision="bf16"
     )
     return Config.fit(Decoder, task, training, dim=384, num_layers=6, num_heads=6, dropout=0.2)
 
 
 def looped() -> Config:
-    """Continues a text by two layers run three times, between a first and a last one."""
+    """Continue a text by two layers run three times, between a first and a last layer."""
     settings = dict(num_layers=2, num_steps=3, hidden=323)
-    return Config.fit(Looped, small_text(), learning(), **settings, **SMALL)
+    return Config.fit(Looped, small_text(), training_settings(), **settings, **SMALL)
 
 
 def thoughtsformer() -> Config:
-    """Continues a text by trains of two thoughts: every character thinks before the next."""
+    """Continue a text by chains of two thoughts at every character."""
     settings = dict(num_layers=4, num_steps=2, hidden=344)
-    return Config.fit(ThoughtsFormer, small_text(), learning(), **settings, **SMALL)
+    return Config.fit(ThoughtsFormer, small_text(), training_settings(), **settings, **SMALL)
 
 
 def reasoning_tokens() -> Config:
-    """Continues a text with a reasoning token after every character, trained by the far future."""
+    """Continue a text with a reasoning token after each character, trained by later losses."""
     settings = dict(num_layers=4, num_steps=1, hidden=344)
-    return Config.fit(ReasoningTokens, small_text(), learning(), **settings, **SMALL)
+    return Config.fit(ReasoningTokens, small_text(), training_settings(), **settings, **SMALL)
 
 
 def deepsight() -> Config:
-    """Continues a text by an encoder that plans the next characters, and a decoder."""
-    return Config.fit(DeepSight, small_text(), learning(), num_layers=2, hidden=248, **SMALL)
+    """Continue a text by an encoder that plans the next characters, and a decoder."""
+    return Config.fit(
+        DeepSight, small_text(), training_settings(), num_layers=2, hidden=248, **SMALL
+    )
 
 
 def thinker() -> Config:
-    """Continues a text in sections of 16 characters; latents think 4 times between them."""
+    """Continue a text in sections of 16 characters; latents think 4 steps between them."""
     settings = dict(num_layers=2, num_steps=4, hidden=666)
-    return Config.fit(Thinker, small_text(), learning(), **settings, **SMALL)
+    return Config.fit(Thinker, small_text(), training_settings(), **settings, **SMALL)

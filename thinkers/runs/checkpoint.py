@@ -1,8 +1,8 @@
-"""Checkpoints: a new folder per save, whole or not there, its bytes proved before they are used.
+"""Checkpoints: one folder per save, written atomically and verified before it is read.
 
-A checkpoint holds safetensors and JSON only, and manifest.json with the size and SHA-256 of every
-other file. It is written under a temporary name, synced, and renamed: what bears a number is
-complete. One whose bytes have changed since is renamed aside, never deleted.
+A checkpoint holds safetensors and JSON alone, no pickle, and manifest.json with the size and
+SHA-256 of every other file. It is written under a temporary name, synced and renamed: a folder with
+a number for its name is complete. A damaged one is renamed, never deleted.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training is made of after `update` updates.
+    """The content of a checkpoint after `update` updates.
 
     Args:
-        tensors: The tensors of each file: "weights", "optimizer", and "ema" where there is one.
-        state: Everything else, as JSON.
+        tensors: {file: {name: tensor}}: "weights", "optimizer", and "ema" if there is an average.
+        state: All other values, in the types of JSON.
     """
 
     update: int
@@ -44,14 +44,14 @@ class Checkpoint:
 def save(
     folder: Path, checkpoint: Checkpoint, run_id: str = "", score: float | None = None
 ) -> Path:
-    """The new folder in `folder`, on the disk for good when this returns.
+    """Save a checkpoint in a new folder in `folder`, durable when this returns; return its path.
 
     Args:
-        run_id: Whose checkpoint this is; `verify` refuses one of another run.
-        score: By which `prune` knows the best; anything not finite is never the best.
+        run_id: The run that it belongs to; `verify` refuses it for another.
+        score: By which `prune` finds the best; one that is not finite is never the best.
 
     Raises:
-        ResourceError: The disk is full; what was saved before is untouched.
+        ResourceError: The disk is full; earlier checkpoints are untouched.
     """
     final = folder / f"{checkpoint.update:08d}"
     temporary = folder / f".{final.name}.tmp"
@@ -63,6 +63,8 @@ def save(
             temporary.mkdir(parents=True)
             for name, content in files.items():
                 write_new(temporary / name, content)
+            # In this order: the names in the folder must be on the disk before the folder gets its
+            # final name, and that name before a caller prunes older checkpoints.
             sync_folder(temporary)
             temporary.rename(final)
             sync_folder(folder)
@@ -73,10 +75,10 @@ def save(
 
 
 def verify(path: Path, run_id: str | None = None) -> dict[str, Any]:
-    """The manifest of a checkpoint, every byte of which is what was written.
+    """Verify every byte of a checkpoint, and return its manifest.
 
     Raises:
-        DamagedError: Naming the file, what was found and what was expected.
+        DamagedError: A file is missing, added or changed, or belongs to another update or run.
     """
     manifest = _read_manifest(path)
     if manifest["update"] != int(path.name):
@@ -89,6 +91,7 @@ def verify(path: Path, run_id: str | None = None) -> dict[str, Any]:
         raise DamagedError(f"{path / name} is {'missing' if name in wanted else 'not its own'}")
     for name, expected in wanted.items():
         file = path / name
+        # A link would be verified and then read as two files, which may differ.
         if file.is_symlink() or not file.is_file():
             raise DamagedError(f"{file} must be a plain file")
         if file.stat().st_size != expected["size"]:
@@ -101,7 +104,7 @@ def verify(path: Path, run_id: str | None = None) -> dict[str, Any]:
 
 
 def read(path: Path, run_id: str | None = None) -> Checkpoint:
-    """What `save` was given, verified before any of it is read."""
+    """Read a checkpoint, after every byte of it is verified."""
     manifest = verify(path, run_id)
     state = json.loads((path / STATE).read_bytes())
     stems = (name.removesuffix(".safetensors") for name in manifest["files"] if name != STATE)
@@ -110,7 +113,7 @@ def read(path: Path, run_id: str | None = None) -> Checkpoint:
 
 
 def saved(folder: Path) -> list[Path]:
-    """The checkpoints in `folder` by their names, oldest first; nothing is opened."""
+    """List the checkpoints in `folder`, oldest first, by their names alone."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(
         (p for p in entries if re.fullmatch(r"\d{8,}", p.name)), key=lambda p: int(p.name)
@@ -118,14 +121,15 @@ def saved(folder: Path) -> list[Path]:
 
 
 def newest(
-    folder: Path, run_id: str | None = None, say: Callable[[str], None] = print
+    folder: Path, run_id: str | None = None, report: Callable[[str], None] = print
 ) -> Path | None:
-    """The newest whole checkpoint; damaged ones on the way are renamed aside, and said so.
+    """Return the newest intact checkpoint, or None if there never was one.
 
-    None if nothing was ever saved. Leftovers of interrupted saves are swept.
+    Newer ones that are damaged are renamed and reported; leftovers of saves that were interrupted
+    are deleted.
 
     Raises:
-        DamagedError: There were checkpoints, and none is whole.
+        DamagedError: There are checkpoints, and none is intact.
     """
     for leftover in folder.glob(".*.tmp"):
         shutil.rmtree(leftover)
@@ -134,17 +138,17 @@ def newest(
             verify(path, run_id)
             return path
         except DamagedError as error:
-            say(f"{error}; set aside as {_set_aside(path).name}")
+            report(f"{error}; renamed to {_rename_damaged(path).name}")
     if damaged := sorted(folder.glob("*.damaged*")):
         raise DamagedError(
-            f"no whole checkpoint is left in {folder}, only {len(damaged)} damaged: "
-            f"train anew into another folder"
+            f"no intact checkpoint is left in {folder}, only {len(damaged)} damaged: "
+            f"train again, in another folder"
         )
     return None
 
 
 def prune(folder: Path, keep_last: int) -> None:
-    """Delete all but the last `keep_last` checkpoints and the one of the best finite score."""
+    """Delete all checkpoints but the newest `keep_last` and the one of the best finite score."""
     paths = saved(folder)
     scores = {}
     for path in paths:
@@ -157,9 +161,8 @@ def prune(folder: Path, keep_last: int) -> None:
     best = max(scores, key=lambda p: (scores[p], int(p.name)), default=None)
     for path in paths[:-keep_last]:
         if path != best:
-            # Renamed first, so that one that is half deleted is never taken for a damaged one.
-            doomed = path.rename(folder / f".{path.name}.tmp")
-            shutil.rmtree(doomed)
+            # Renamed first: a crash while it is deleted must not leave a damaged checkpoint.
+            shutil.rmtree(path.rename(folder / f".{path.name}.tmp"))
 
 
 def _pack(tensors: Tensors) -> bytes:
@@ -181,25 +184,26 @@ def _manifest(files: Mapping[str, bytes], update: int, run_id: str, score: float
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest if it proves itself: its own digest, and not a byte off the canonical form."""
+    """Read a manifest, and verify it by its own digest and its canonical form."""
     file = path / MANIFEST
     try:
         content = file.read_bytes()
         manifest = json.loads(content)
         digest = manifest.pop("sha256")
-        whole = digest == hashlib.sha256(to_json(manifest)).hexdigest()
-        whole = whole and content == to_json(manifest | {"sha256": digest})
+        intact = digest == hashlib.sha256(to_json(manifest)).hexdigest()
+        # The digest is of values: spaces, say, could have changed. Each byte is compared as well.
+        intact = intact and content == to_json(manifest | {"sha256": digest})
     except FileNotFoundError:
         raise DamagedError(f"{file} is missing") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         raise DamagedError(f"{file} has changed since it was written")
     check_format(file, manifest.get("format"), FORMAT)
     return manifest
 
 
-def _set_aside(path: Path) -> Path:
+def _rename_damaged(path: Path) -> Path:
     names = (f"{path.name}.damaged{number or ''}" for number in range(10**6))
     free = next(path.with_name(name) for name in names if not path.with_name(name).exists())
     return path.rename(free)

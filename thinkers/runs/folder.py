@@ -1,4 +1,4 @@
-"""The folder of a run: who owns it, and config.json, the record of everything that made it."""
+"""Run folders: the lock of their owner, and config.json, the record of all settings."""
 
 import datetime
 import fcntl
@@ -26,22 +26,27 @@ FORMAT = 2
 RECORD = "config.json"
 LOCK = ".lock"
 BEGUN = {LOCK, f".{RECORD}.tmp"}
-"""What a run may leave that was killed before it had a record."""
+"""Files that a run may leave if it is killed before it has a record."""
 
 
 def default_folder(config: Config) -> Path:
-    """runs/<recipe>-<seed>, with the slash of the recipe's name as a dash."""
+    """Return runs/<recipe>-<seed>, the slash of the recipe's name replaced by a dash."""
     return Path("runs") / f"{(config.recipe or 'run').replace('/', '-')}-{config.training.seed}"
 
 
 @contextmanager
 def owned(folder: Path, new: bool) -> Iterator[None]:
-    """This process alone writes into `folder`; the lock ends with the process, however it ends.
+    """Own a folder: while entered, no other process can.
+
+    Args:
+        new: The folder must be empty or absent; otherwise it must hold a run.
 
     Raises:
-        LockedError: Another process owns it.
-        UsageError: It is to be new and holds something, or it is to be resumed and is no run.
+        LockedError: Another process owns the folder.
+        UsageError: The folder is not new, or not that of a run.
     """
+    # Checked before the lock file is made, so that a folder that is no run is left as it is; and
+    # again under the lock, for another process may have begun a run in between.
     if new and folder.is_dir() and not (folder / LOCK).exists():
         _refuse_contents(folder)
     if not new and not folder.is_dir():
@@ -55,6 +60,7 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
         raise UsageError(f"{folder} must be a folder, and it is a file") from None
     with (folder / LOCK).open("a+") as lock:
         try:
+            # The kernel releases the lock when the process ends, even by SIGKILL: no stale locks.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
@@ -71,7 +77,7 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
             yield
         except BaseException:
             if new and not (folder / RECORD).exists():
-                _leave_nothing(folder, made)
+                _remove_unused(folder, made)
             raise
 
 
@@ -82,19 +88,19 @@ def _require_record(folder: Path) -> None:
 
 
 def _refuse_contents(folder: Path) -> None:
-    """UsageError if a folder that is to be new holds more than a run that never began left."""
+    """Raise a UsageError if a folder holds more than a run leaves that never began."""
     found = {path.name for path in folder.iterdir()}
     if RECORD in found:
         raise UsageError(
             f"{folder} must be a new folder, and it holds a run; "
-            f"go on with --resume {folder} or choose another with --out"
+            f"continue it with --resume {folder}, or choose another with --out"
         )
     if found - BEGUN:
         raise UsageError(f"{folder} must be a new folder, and it exists; choose another with --out")
 
 
-def _leave_nothing(folder: Path, made: Sequence[Path]) -> None:
-    """Undo what was made for a run that never began: its lock, and folders that are empty."""
+def _remove_unused(folder: Path, made: Sequence[Path]) -> None:
+    """Remove the lock and the empty folders of a run that failed before it had a record."""
     (folder / LOCK).unlink()
     for path in made:
         if any(path.iterdir()):
@@ -103,7 +109,7 @@ def _leave_nothing(folder: Path, made: Sequence[Path]) -> None:
 
 
 def new_record(config: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What config.json of a new run holds; training adds device and precision once it knows."""
+    """Return the content of config.json of a new run; training adds device and precision."""
     return {
         "format": FORMAT,
         "run": secrets.token_hex(8),
@@ -117,7 +123,7 @@ def new_record(config: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def surroundings() -> dict[str, Any]:
-    """What, beside the configuration, decides the last bits of a result."""
+    """Return the versions and threads, on which the last bits of a result depend."""
     return {
         "versions": {
             "thinkers": __version__,
@@ -129,13 +135,15 @@ def surroundings() -> dict[str, Any]:
 
 
 def write_model(folder: Path, model: Model) -> None:
-    """Replace the model folder of a run, file by file; only the weights ever change."""
+    """Replace the files of a run's model folder by those of `model`."""
     temporary, final = folder / ".model.tmp", folder / "model"
     needed = sum(x.nbytes for x in model.state_dict().values())
     try:
         with disk_errors(final, needed):
             model.save(temporary)
             final.mkdir(exist_ok=True)
+            # File by file, for no system call exchanges two folders everywhere. A crash between two
+            # of them leaves a valid model: within a run only the weights change.
             for file in sorted(temporary.iterdir()):
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
@@ -178,18 +186,18 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Replace config.json."""
+    """Replace config.json, atomically."""
     write_file(folder / RECORD, to_json(record))
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """How `after` differs from `before`, a phrase for each."""
+    """Describe each value of `after` that differs from `before`."""
     keys = [key for key in after if before.get(key) != after[key]]
     return [f"{key} was {before.get(key)} and is {after[key]}" for key in keys]
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, "-dirty" if edited; None outside one."""
+    """Return the commit of this package's checkout, with "-dirty" if edited; None outside one."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

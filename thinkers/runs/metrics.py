@@ -1,4 +1,4 @@
-"""What a run tells: metrics as lines of JSON, progress as a bar or as plain lines."""
+"""Metrics of a run as lines of JSON, and its progress as a bar or as plain lines."""
 
 import json
 import math
@@ -21,17 +21,21 @@ SECONDS_BETWEEN_BARS = 0.2
 
 
 class MetricsWriter:
-    """Writes metrics.jsonl and shows progress; without a folder it does neither.
+    """Write metrics.jsonl and show progress; without a folder, as on other ranks, do neither.
 
-    Lines are kept in memory until `flush`: what is written before a checkpoint is what a resumed
-    run starts from, the rest it computes again. A sink that fails does not end the training; it
-    gets what it missed with the next flush, or when the run is resumed.
+    Lines are kept in memory until `flush`: a resumed run keeps the lines up to its checkpoint and
+    computes the others again. A tracker that fails does not end the training: it gets the lines it
+    missed with the next flush, or when the run is resumed.
+
+    Args:
+        update: Updates made so far; later lines of an existing file are dropped.
+        num_updates: Updates at the end, for the progress.
     """
 
     def __init__(
-        self, folder: Path | None, update: int, num_updates: int, sink: Tracker | None = None
+        self, folder: Path | None, update: int, num_updates: int, tracker: Tracker | None = None
     ):
-        self._sink = sink
+        self._tracker = tracker
         self._unsent: list[dict[str, Any]] = []
         self._file = None if folder is None else folder / "metrics.jsonl"
         self._lines: list[str] = []
@@ -41,12 +45,12 @@ class MetricsWriter:
         self._bar: Progress | None = None
         if self._file is not None:
             _truncate(self._file, update)
-            if sink is not None and self._file.exists():
+            if tracker is not None and self._file.exists():
                 self._unsent = [json.loads(x) for x in self._file.read_bytes().splitlines()]
             console = Console()
             if console.is_terminal:
                 self._bar = _bar(console)
-                self._task = self._bar.add_task("", total=num_updates, completed=update, told="")
+                self._task = self._bar.add_task("", total=num_updates, completed=update, text="")
 
     def __enter__(self) -> "MetricsWriter":
         if self._bar is not None:
@@ -62,60 +66,60 @@ class MetricsWriter:
         if self._bar is not None:
             self._bar.stop()
         self.flush()
-        if self._sink is not None:
+        if self._tracker is not None:
             killed = isinstance(error, KeyboardInterrupt | Interrupted)
             status: Status = "KILLED" if killed else "FAILED" if error else "FINISHED"
-            self._send(lambda sink: sink.finish(status))
+            self._send(lambda tracker: tracker.finish(status))
 
     def log(self, update: int, **values: Any) -> None:
-        """One line of metrics.jsonl: what was measured after so many updates."""
+        """Add a line to metrics.jsonl, of values after `update` updates."""
         if self._file is not None:
             self._lines.append(json.dumps({"update": update, **_finite(values)}) + "\n")
 
     def show(self, update: int, loss: float, accuracy: float) -> None:
-        """Where the run is, if it is time to say so again."""
+        """Show the progress, unless it was shown a moment ago."""
         now = time.monotonic()
         if self._file is None or now < self._next:
             return
         rate = (update - self._start[0]) / (now - self._start[1])
-        told = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:.1f} updates/s"
+        text = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:.1f} updates/s"
         if self._bar is not None:
-            self._bar.update(self._task, completed=update, told=told)
+            self._bar.update(self._task, completed=update, text=text)
             self._next = now + SECONDS_BETWEEN_BARS
         else:
             left = (self._num_updates - update) / rate
             total = self._num_updates
             remaining = f"{left // 60:.0f}:{left % 60:02.0f} remaining"
-            print(f"update {update}/{total}  {told}  {remaining}", flush=True)
+            print(f"update {update}/{total}  {text}  {remaining}", flush=True)
             self._next = now + SECONDS_BETWEEN_LINES
 
     def print(self, text: str) -> None:
-        """One line on the terminal, above the bar."""
+        """Print a line on the terminal, above the bar."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif self._file is not None:
             print(text, flush=True)
 
     def flush(self) -> None:
-        """Put all lines on the disk, then into the sink."""
+        """Put all lines on the disk, then pass them to the tracker."""
         if self._file is not None and self._lines:
             content = "".join(self._lines).encode()
             with disk_errors(self._file, len(content)), self._file.open("ab") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            if self._sink is not None:
+            if self._tracker is not None:
                 self._unsent += [json.loads(line) for line in self._lines]
             self._lines.clear()
-        if self._unsent and self._send(lambda sink: sink.send(self._unsent)):
+        if self._unsent and self._send(lambda tracker: tracker.send(self._unsent)):
             self._unsent.clear()
 
     def _send(self, work: Callable[[Tracker], None]) -> bool:
-        """Whether the sink did it; if not, why not is told."""
-        assert self._sink is not None
+        """Call the tracker; return True if it succeeded, otherwise print its error."""
+        assert self._tracker is not None
         try:
-            work(self._sink)
-        except Exception as error:  # a store of any kind, perhaps far away
+            work(self._tracker)
+        except Exception as error:  # of any library or network; training must not end by it
             what = " ".join(str(error).split())[:200]
             self.print(f"tracking failed: {type(error).__name__}: {what}; metrics.jsonl has it all")
             return False
@@ -126,7 +130,7 @@ def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.completed}/{task.total}"),
         BarColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[text]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -134,7 +138,7 @@ def _bar(console: Console) -> Progress:
 
 
 def _truncate(file: Path, update: int) -> None:
-    """Drop what was measured after `update`, the final scores, and lines that are not ours."""
+    """Drop the lines after `update`, the final scores, and lines that are not valid metrics."""
     if not file.exists():
         return
     kept = []
@@ -150,7 +154,7 @@ def _truncate(file: Path, update: int) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no word for what is not finite: it is written as "nan" or "inf"."""
+    """Replace numbers that are not finite, which JSON lacks, by "nan" and "inf"."""
     if isinstance(value, dict):
         return {key: _finite(x) for key, x in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

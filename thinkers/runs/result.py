@@ -9,6 +9,7 @@ from thinkers.config.experiment import parts_of
 from thinkers.config.overrides import override_task
 from thinkers.devices import find_device
 from thinkers.errors import DataError, UsageError, usage_error
+from thinkers.files import user_path
 from thinkers.models import load_model
 from thinkers.models.base import Model
 from thinkers.runs.folder import is_run, read_record
@@ -41,7 +42,7 @@ def load(folder: str | Path) -> Model:
         DataError: The folder holds no model.
         DamagedError: Its files are not those of a model, or of another format.
     """
-    path = Path(folder)
+    path = user_path(folder, "folder")
     if (path / "model").is_dir():
         path = path / "model"
     elif (path / "metrics.jsonl").exists() or (path / "checkpoints").is_dir():
@@ -76,7 +77,7 @@ def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | 
     if not isinstance(run, str | Path):
         what = "a Run, a folder, a model or (model, task)"
         raise UsageError(f"run must be {what}, got {type(run).__name__}")
-    path = Path(run)
+    path = user_path(run, "run")
     home = _run_folder(path)
     if home is None and flags:
         raise UsageError(f"flags must be left out for a model outside a run, got {list(flags)}")

@@ -1,4 +1,4 @@
-"""Where metrics go beside metrics.jsonl: to MLflow, or to TensorBoard."""
+"""Trackers: stores of metrics beside metrics.jsonl, MLflow and TensorBoard."""
 
 import importlib
 import json
@@ -11,47 +11,47 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from thinkers.errors import UsageError
+from thinkers.errors import UsageError, usage_error
 from thinkers.optional import require
 
 Tracking = Literal["mlflow", "tensorboard"]
 Line = Mapping[str, Any]
 STORE = "sqlite:///mlflow.db"
-"""Where `mlflow ui` looks if it is told nothing; MLFLOW_TRACKING_URI names another."""
-AT_ONCE = 1000
-"""Metrics that MLflow takes in one call, and ten times as many as it takes parameters."""
+"""The default store of `mlflow ui`; MLFLOW_TRACKING_URI names another."""
+METRICS_PER_CALL = 1000
+"""Limit of MLflow's log_batch on metrics; that on parameters is a tenth of it."""
 
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 
 
 class Tracker(ABC):
-    """Takes the lines of metrics.jsonl, in order, once they are on the disk."""
+    """A store that receives the lines of metrics.jsonl, in order, once they are on the disk."""
 
     module: ClassVar[str]
-    """What it is imported from."""
+    """Module whose import shows that the extra is installed."""
 
     @abstractmethod
     def send(self, lines: Sequence[Line]) -> None:
-        """Pass on what was not yet passed on; lines that are there already do no harm."""
+        """Store the lines that are not stored yet; a line that is there already is skipped."""
 
     @abstractmethod
     def finish(self, status: Status) -> None:
-        """Pass on what the folder holds now; nothing is sent afterwards."""
+        """Store the files of the folder and the status; nothing is sent afterwards."""
 
 
 class MLflow(Tracker):
-    """One MLflow run for each run folder, found again by its tag when the run is resumed.
+    """One MLflow run per run folder, found by its tag when the run is resumed.
 
     Args:
-        record: config.json; its settings become parameters.
+        record: The content of config.json; its settings become parameters.
     """
 
     module = "mlflow.tracking"
 
     def __init__(self, folder: Path, record: Mapping[str, Any]):
         tracking = require(self.module, "mlflow", "--tracking mlflow")
-        for name in ("mlflow", "alembic"):  # which tell of every table they make
+        for name in ("mlflow", "alembic"):  # they log each table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
         self._entities = importlib.import_module("mlflow.entities")
         self._client = tracking.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", STORE))
@@ -74,10 +74,10 @@ class MLflow(Tracker):
         self._describe(old[0].data.params if old else {}, record["config"])
 
     def _describe(self, known: Mapping[str, str], config: Mapping[str, Any]) -> None:
-        """Settings as parameters; MLflow lets none change, so what a resume changes is a tag."""
+        """Store settings as parameters; MLflow lets none change, so a changed one becomes a tag."""
         settings = {key: json.dumps(value) for key, value in _flat(config, ".")}
         new = [self._entities.Param(k, v) for k, v in settings.items() if k not in known]
-        for part in _parts(new, AT_ONCE // 10):
+        for part in _chunks(new, METRICS_PER_CALL // 10):
             self._client.log_batch(self._run, params=part)
         for key, value in settings.items():
             if known.get(key, value) != value:
@@ -91,7 +91,7 @@ class MLflow(Tracker):
             for line in new
             for key, value in numbers(line)
         ]
-        for part in _parts(metrics, AT_ONCE):
+        for part in _chunks(metrics, METRICS_PER_CALL):
             self._client.log_batch(self._run, metrics=part)
         self._last = max([self._last, *(line["update"] for line in new if "loss" in line)])
 
@@ -105,16 +105,17 @@ class MLflow(Tracker):
 
 
 class TensorBoard(Tracker):
-    """Event files in the folder `tensorboard` of a run, written anew when it is resumed."""
+    """Event files in the folder `tensorboard` of a run, written again when it is resumed."""
 
     module = "torch.utils.tensorboard"
 
     def __init__(self, folder: Path, record: Mapping[str, Any]):
         boards = require(self.module, "tensorboard", "--tracking tensorboard")
+        # Event files can only be appended to, and lines after the checkpoint will come again.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self._writer = boards.SummaryWriter(str(folder / "tensorboard"))
         settings = json.dumps(record["config"], indent=1)
-        # Markdown shows what is indented by four as it is.
+        # Markdown shows lines indented by four verbatim.
         self._writer.add_text("config", "    " + settings.replace("\n", "\n    "))
 
     def send(self, lines: Sequence[Line]) -> None:
@@ -134,10 +135,10 @@ TRACKERS: dict[str, type[MLflow] | type[TensorBoard]] = {
 
 
 def open_tracker(name: str | None, folder: Path, record: Mapping[str, Any]) -> Tracker | None:
-    """What `--tracking` names, for the run in `folder`.
+    """Open the tracker of this name for the run in `folder`; None opens none.
 
     Raises:
-        UsageError: there is none of this name, its extra is missing, or it cannot be reached.
+        UsageError: The name is unknown, its extra is missing, or the store cannot be reached.
     """
     if name is None:
         return None
@@ -148,21 +149,24 @@ def open_tracker(name: str | None, folder: Path, record: Mapping[str, Any]) -> T
         raise
     except Exception as error:
         what = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"found: --tracking {name} cannot be opened ({type(error).__name__}: {what})\n"
-            "fix: set MLFLOW_TRACKING_URI to a store that can be reached, or leave it out"
+        raise usage_error(
+            f"--tracking {name}: {type(error).__name__}: {what}",
+            "a store that can be reached",
+            "set MLFLOW_TRACKING_URI to one, or leave --tracking out",
         ) from error
 
 
 def check(name: str) -> None:
-    """UsageError if nothing is called so, or if it is not installed."""
+    """Raise a UsageError unless there is a tracker of this name, and it is installed."""
     if name not in TRACKERS:
-        raise UsageError(f"found: --tracking {name}\nexpected: one of {', '.join(TRACKERS)}")
+        raise usage_error(
+            f"--tracking {name}", f"one of {', '.join(TRACKERS)}", "change --tracking"
+        )
     require(TRACKERS[name].module, name, f"--tracking {name}")
 
 
 def numbers(line: Line) -> Iterator[tuple[str, float]]:
-    """("valid/exact", 0.5) for each number of a line; "nan" and "inf" are numbers again."""
+    """Yield ("valid/exact", 0.5) for each number of a line; "nan" and "inf" become numbers."""
     for key, value in _flat(line, "/"):
         if key != "update":
             yield key, float(value)
@@ -176,6 +180,6 @@ def _flat(value: Mapping[str, Any], joint: str, before: str = "") -> Iterator[tu
             yield before + key, x
 
 
-def _parts(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def _chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(values), size):
         yield values[start : start + size]

@@ -13,6 +13,7 @@ from thinkers.checks import check_int
 from thinkers.config.experiment import Config
 from thinkers.config.training import PRECISIONS
 from thinkers.errors import Interrupted, UsageError, usage_error
+from thinkers.files import user_path
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch
 from thinkers.runs import checkpoint, trackers
@@ -64,7 +65,7 @@ def train(
         )
     if tracking is not None:
         trackers.check(tracking)
-    folder = Path(out) if out is not None else run_folder.default_folder(config)
+    folder = user_path(out, "out") if out is not None else run_folder.default_folder(config)
     record = run_folder.new_record(config, overrides)
     if tracking is not None:
         record["tracking"] = tracking
@@ -85,7 +86,7 @@ def resume(folder: str | Path, *, num_updates: int | None = None, until: int | N
         DamagedError: No checkpoint of the run is intact, or config.json was edited.
         UsageError, NonFiniteError, Interrupted, LockedError, ResourceError: As in `train`.
     """
-    home = Path(folder)
+    home = user_path(folder, "folder")
     with _owned(home, new=False):
         record = run_folder.read_record(home)
         config = Config.from_dict(record["config"])

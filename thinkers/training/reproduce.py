@@ -1,4 +1,4 @@
-"""reproduce(run): train again what a run's config.json describes, and compare every metric."""
+"""`reproduce`: train a run again from its config.json, and compare every metric."""
 
 import json
 from dataclasses import dataclass, replace
@@ -9,26 +9,27 @@ from typing import Any
 import torch
 
 from thinkers.config.experiment import Config
-from thinkers.errors import DamagedError, UsageError
+from thinkers.errors import DamagedError, UsageError, usage_error
+from thinkers.files import user_path
 from thinkers.runs import folder as run_folder
 from thinkers.training.loop import resume, train
 
 TIMED = ("minutes",)
-"""What a line tells of the clock: the only part that may differ."""
+"""Keys of metrics that depend on the clock, and may differ."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of training a run again.
+    """The result of training a run again.
 
     Args:
-        folder: Of the new run.
-        last: The update up to which both were compared.
-        num_lines: How many lines of metrics.jsonl were compared.
-        difference: The first line that differs, in words; None if all are equal bit for bit.
-        weights_equal: Whether both models are the same bit for bit; None if the run was not
-            finished, and its model is of an earlier update.
-        changes: How these surroundings differ from those of the run: versions, threads, device.
+        folder: The folder of the new run.
+        last: The last update that was compared.
+        num_lines: The number of lines of metrics.jsonl that were compared.
+        difference: A description of the first line that differs; None if all are equal bit for bit.
+        weights_equal: True if the final weights are equal bit for bit; None if the run was not
+            finished, so that its saved model is of an earlier update.
+        changes: Descriptions of versions, threads, device and ranks that differ from the run's.
     """
 
     folder: Path
@@ -40,32 +41,36 @@ class Reproduction:
 
     @property
     def equal(self) -> bool:
-        """Whether metrics and weights are the same."""
+        """Return True if metrics and weights are equal."""
         return self.difference is None and self.weights_equal is not False
 
 
 def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
-    """Train again from the config.json of `run` to the last update that it recorded.
+    """Train again from the config.json of `run`, up to the last update that it recorded.
 
-    Limits of time do not count: the new run ends where the old one did. A run that was extended
-    is extended at the same update again.
+    A limit of minutes is ignored, for it would stop at another update. A run that was extended is
+    extended at the same updates: the learning rate depends on the planned number.
 
     Args:
         out: The folder of the new run; that of the old one with "-again" if None.
+
+    Raises:
+        UsageError: The run has no metrics yet, or a record without its plans.
+        DamagedError: Its record or metrics cannot be read.
     """
-    folder = Path(run)
+    folder = user_path(run, "run")
     record = run_folder.read_record(folder)
     before = read_metrics(folder)
     last = before[-1]["update"]
     plans = record.get("plans", [])
     if not plans or plans[0]["from"] != 0:
-        raise UsageError(
-            f"found: {folder}, whose config.json does not tell how far each part was planned\n"
-            "expected: plans, from update 0 on\n"
-            "fix: train it anew; runs of this version can be reproduced"
+        raise usage_error(
+            f"{folder}, whose config.json does not hold the planned updates",
+            "plans, from update 0 on",
+            "train it again; runs of this version can be reproduced",
         )
     config = Config.from_dict(record["config"])
-    target = Path(out) if out is not None else folder.with_name(f"{folder.name}-again")
+    target = user_path(out, "out") if out is not None else folder.with_name(f"{folder.name}-again")
     torch.set_num_threads(record["threads"])
     precision = record.get("precision", config.training.precision)
     training = replace(
@@ -83,7 +88,7 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
     here = {key: made.get(key) for key in ("versions", "threads", "device", "ranks")}
     after = read_metrics(target)
     finished = any("test" in line for line in before)
-    if not finished:  # the new run was, and its score has nothing to be compared with
+    if not finished:  # the new run was finished, and its final score has no counterpart
         after = [line for line in after if "test" not in line]
     return Reproduction(
         target,
@@ -96,11 +101,11 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl.
+    """Read the lines of metrics.jsonl.
 
     Raises:
         UsageError: There are none to compare with.
-        DamagedError: A line is not one of ours.
+        DamagedError: A line is not a metric.
     """
     file = folder / "metrics.jsonl"
     lines = file.read_bytes().splitlines() if file.exists() else []
@@ -117,12 +122,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def first_difference(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str | None:
-    """In words, where two lists of metrics part, the clock aside; None if nowhere."""
+    """Describe the first difference of two lists of metrics, the clock aside; None if equal."""
     for old, new in zip_longest(before, after):
         if old is None or new is None:
             where = (old or new)["update"]
-            told = ("it again has no", "first had no")[old is None]
-            return f"update {where}: the run {told} line for it"
+            which = "the original run" if old is None else "the new run"
+            return f"update {where}: {which} has no line for it"
         for key in dict.fromkeys([*old, *new]):
             if key not in TIMED and old.get(key) != new.get(key):
                 return f"update {old['update']}: {key} was {old.get(key)} and is {new.get(key)}"

@@ -2,13 +2,13 @@
 
 import copy
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 
 from thinkers.config.experiment import Config, build
 from thinkers.config.training import Training
 from thinkers.errors import DamagedError, NonFiniteError, UsageError, usage_error
+from thinkers.files import user_path
 from thinkers.models.base import Model
 from thinkers.runs.checkpoint import Checkpoint
 from thinkers.runs.result import load
@@ -139,7 +139,7 @@ def load_initial_weights(model: Model, folder: str) -> None:
     Raises:
         UsageError: There is no such folder, or its weights have other names or shapes.
     """
-    if not Path(folder).is_dir():
+    if not user_path(folder, "training.init_from").is_dir():
         raise usage_error(
             f"--training.init_from {folder}",
             "the folder that Model.save wrote, or that of a run",
