@@ -303,7 +303,7 @@ def test_the_best_learning_rate_on_the_validation_split_is_taken(tmp_path, train
         (["compare", "add", "--models", "decoder", "--training.lr=1"], "--training.lr"),
         (["compare", "add", "--models", "decoder", "--model.hidden=9"], "--model.hidden"),
         (["compare", "add", "--models", "decoder", "--model.dmi=9"], "--model.dim"),
-        (["compare", "add", "--models", "decoder", "--task.max_digits=x"], "a whole number"),
+        (["compare", "add", "--models", "decoder", "--task.max_digits=x"], "an integer"),
         (["compare", "add", "--models", "decoder", "--resume"], "runs/compare-add"),
         (["compare", "--resume"], "no task"),
     ],
