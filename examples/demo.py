@@ -40,7 +40,7 @@ def main() -> int:
     run = options.out / "compared" / compared.results[SHOWN][0].record["run"]
     record = run_folder.read_record(run)
     config = thinkers.Config.from_dict(record["config"])
-    model, task = thinkers.load(run), tasks.from_config(config.task, one_run.JUDGED_SEED)
+    model, task = thinkers.load(run), tasks.from_config(config.task, one_run.EXAMPLES_SEED)
     steps = [n for n in STEPS if n <= model.config.max_steps]
     rows = thinkers.evaluate((model, task), steps, options.num_examples)
     scores = {row["num_steps"]: row["exact"] for row in rows}

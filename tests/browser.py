@@ -30,6 +30,48 @@ FLAGS = [
 ]
 
 
+# Scripts that list elements of a page that are laid out badly.
+OUTSIDE = """[...document.querySelectorAll("main *")].filter((node) => {
+  const box = node.getBoundingClientRect();
+  const inside = box.left >= -1 && box.right <= innerWidth + 1;
+  return !node.closest(".scroll, svg, select") && box.width && !inside;
+}).map((node) => node.outerHTML.slice(0, 90))"""
+
+OVERLAPS = """(() => {
+  const nodes = [...document.querySelectorAll(
+    "h1, h2, p, .scroll, canvas, svg, img, li, dt, dd, figcaption, #details tr")]
+    .filter((node) => !node.closest(".scroll *") && !node.closest(".bar"));
+  const boxes = nodes.map((node) => node.getBoundingClientRect());
+  const found = [];
+  for (let i = 0; i < nodes.length; i++) for (let j = 0; j < i; j++) {
+    if (nodes[i].contains(nodes[j]) || nodes[j].contains(nodes[i])) continue;
+    const a = boxes[i], b = boxes[j];
+    const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    const told = nodes[j].outerHTML.slice(0, 60) + nodes[i].outerHTML.slice(0, 60);
+    if (wide > 1 && high > 1) found.push(told);
+  }
+  return found;
+})()"""
+
+# Text on the page's own ground, by WCAG 2: 4.5 to 1.
+FAINT = """(() => {
+  const light = (colour) => {
+    const parts = colour.match(/[0-9.]+/g).slice(0, 3).map((x) => {
+      const c = Number(x) / 255;
+      return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+  };
+  const ground = light(getComputedStyle(document.body).backgroundColor);
+  const texts = "h1, h2, p, dt, dd, figcaption, b, small, output, label, footer";
+  return [...document.querySelectorAll(texts)].filter((node) => {
+      const ink = light(getComputedStyle(node).color);
+      return (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05) < 4.5;
+    }).map((node) => node.outerHTML.slice(0, 90));
+})()"""
+
+
 class Browser:
     """One tab, with the messages of its console and its network requests."""
 

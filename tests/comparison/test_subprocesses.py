@@ -10,18 +10,20 @@ import sys
 import time
 
 import pytest
+from paths import ROOT
 
 from thinkers.comparison import one_run, subprocesses
 from thinkers.comparison.one_run import Job, perform
 from thinkers.comparison.plan import Plan
 from thinkers.comparison.results import read_result
 from thinkers.comparison.runner import compare
-from thinkers.comparison.subprocesses import Progress, last_progress, run_all
+from thinkers.comparison.subprocesses import last_progress, progress_of, run_all
 from thinkers.errors import Interrupted, UsageError
 from thinkers.models import MODELS
 from thinkers.models.decoder import Decoder
 from thinkers.plugins import import_file
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
 
 
@@ -105,7 +107,7 @@ except Interrupted as error:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stop_request_reaches_those_that_run_and_begins_no_other(number, tmp_path):
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)])
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], env=ENVIRONMENT)
     until(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
     parent.send_signal(number)
     code = parent.wait(60)
@@ -163,7 +165,8 @@ def test_a_run_in_a_process_of_its_own_saves_when_asked_to_stop(tmp_path):
     empty = dict(match=None, lrs=[], controls=[], settings=SMALL)
     Plan.of(**asked, **empty).write(tmp_path)
     job = Job(str(tmp_path), "decoder", 0)
-    with subprocess.Popen(job.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT)
+    with subprocess.Popen(job.command, **pipes) as child:
         until(lambda: any(job.home.glob("checkpoints/0*")))
         child.stdin.close()
         assert b"interrupted" in child.stdout.read()
@@ -237,10 +240,10 @@ def test_progress_is_printed_of_logs_that_are_being_written(tmp_path, monkeypatc
         (tmp_path / f"{name}.log").write_text(PROGRESS + "\n")
     old = time.time() - 10 * subprocesses.SECONDS_OF_NEWS
     os.utime(tmp_path / "ended-0.log", (old, old))
-    with Progress(tmp_path) as progress:
+    with progress_of(tmp_path) as report:
         monkeypatch.setattr("sys.stdout", io.StringIO())  # as a run in this process does
         until(lambda: "now-0" in printed.getvalue())
-        progress.print("ended-0: exact 1.0")
+        report("ended-0: exact 1.0")
     lines = printed.getvalue().splitlines()
     assert f"now-0: {PROGRESS}" in lines and "ended-0: exact 1.0" in lines
     assert not any(line.startswith("ended-0: update") for line in lines)
@@ -249,11 +252,12 @@ def test_progress_is_printed_of_logs_that_are_being_written(tmp_path, monkeypatc
 def test_a_reader_that_leaves_does_not_end_the_comparison(tmp_path):
     text = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from thinkers.comparison.subprocesses import Progress\n"
-        f"with Progress(Path({str(tmp_path)!r})) as progress:\n"
-        "    for i in range(50):\n        progress.print(f'line {i}')\n        time.sleep(0.01)\n"
+        "from thinkers.comparison.subprocesses import progress_of\n"
+        f"with progress_of(Path({str(tmp_path)!r})) as report:\n"
+        "    for i in range(50):\n        report(f'line {i}')\n        time.sleep(0.01)\n"
         "Path('done').touch()\n"
     )
     line = f'{sys.executable} -c "$0" | head -1'
-    ended = subprocess.run(["bash", "-c", line, text], cwd=tmp_path, capture_output=True, text=True)
+    own = dict(cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    ended = subprocess.run(["bash", "-c", line, text], **own)
     assert ended.stdout == "line 0\n" and ended.stderr == "" and (tmp_path / "done").exists()

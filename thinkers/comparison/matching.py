@@ -61,8 +61,8 @@ def contenders(
         flags: Settings for all, such as --task.max_digits=2.
     """
     recipes = [make() for make in RECIPES.values()]
-    judged = _task_settings(task, names, recipes)
-    bases = [override(_base(name, judged, recipes), (), flags) for name in names]
+    task_config = _task_settings(task, names, recipes)
+    bases = [override(_base(name, task_config, recipes), (), flags) for name in names]
     task_built = tasks.from_config(bases[0].task)  # the flags are the same for all, so the task is
     bases = [replace(x, model=resolve_sizes(x.model, task_built)) for x in bases]
     wanted = parameters(bases[0].model)
@@ -75,7 +75,7 @@ def contenders(
     if not controls:
         return found
     reference = _reference(found)
-    decoder = override(_base("decoder", judged, recipes), (), flags)
+    decoder = override(_base("decoder", task_config, recipes), (), flags)
     decoder = replace(decoder, model=resolve_sizes(decoder.model, task_built))
     makers = {"fillers": _fillers, "untied": _untied, "wider": _wider}
     return found + [makers[name](decoder, reference, wanted) for name in controls]
@@ -91,20 +91,20 @@ def _task_settings(task: str, names: Sequence[str], recipes: Sequence[Config]) -
     return usable[0].task if usable else kind()
 
 
-def _base(name: str, judged: Any, recipes: Sequence[Config]) -> Config:
+def _base(name: str, task_config: Any, recipes: Sequence[Config]) -> Config:
     """Return the recipe of a model on this task, else on another task, else the decoder's."""
     kind = MODELS[name].Config  # type: ignore[attr-defined]
     found = [recipe for recipe in recipes if type(recipe.model) is kind]
-    found.sort(key=lambda recipe: type(recipe.task) is not type(judged))
+    found.sort(key=lambda recipe: type(recipe.task) is not type(task_config))
     if found:
         recipe = found[0]
     else:
         recipe = next(x for x in recipes if x.recipe == "add/decoder")
         common = {f.name: getattr(recipe.model, f.name) for f in fields(models.base.Config)}
         recipe = replace(recipe, model=kind(**common))
-    recipe_name = recipe.recipe if found and recipe.task == judged else ""
+    recipe_name = recipe.recipe if found and recipe.task == task_config else ""
     model = replace(recipe.model, **dict.fromkeys(TASK_SIZES))
-    return replace(recipe, recipe=recipe_name, model=model, task=judged)
+    return replace(recipe, recipe=recipe_name, model=model, task=task_config)
 
 
 def _reference(found: Sequence[Contender]) -> Contender:

@@ -1,4 +1,4 @@
-"""One run of a comparison: train it, judge it, write its result.json.
+"""One run of a comparison: train it, evaluate it, write its result.json.
 
     python -m thinkers.comparison.one_run JOB
 
@@ -35,11 +35,11 @@ from thinkers.tasks.base import example_groups
 from thinkers.training.loop import resume, train
 
 POINT_EXAMPLES = 500
-"""Examples that each checkpoint of a run is judged on."""
+"""Examples that each checkpoint of a run is graded on."""
 SEARCH_SEED = 2**31
 """Seed of the learning-rate search, whose runs are no part of the result."""
-JUDGED_SEED = 0
-"""Seed of the examples that all runs are judged on, whatever their own seed."""
+EXAMPLES_SEED = 0
+"""Seed of the examples that all runs are graded on, whatever their own seed."""
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -79,14 +79,14 @@ class Job:
 
 
 def perform(job: Job) -> None:
-    """Train, or resume, and judge; result.json says how that ended, also if it failed.
+    """Train, or resume, and evaluate; write result.json, also if the run failed.
 
     Raises:
         Interrupted: A stop request came; a later call resumes.
         LockedError: Another process owns the run.
     """
     try:
-        found = _search(job) if job.seed is None else _judged(job)
+        found = _search(job) if job.seed is None else _evaluated(job)
         results.write_result(job.home, {"status": "done", **_identity(job), **found})
     except (Interrupted, LockedError):
         raise
@@ -95,7 +95,7 @@ def perform(job: Job) -> None:
 
 
 def write_failure(job: Job, error: Exception) -> None:
-    """Write a result.json that says why the run failed."""
+    """Write the result.json of a run that failed."""
     results.write_result(job.home, results.failure(error) | _identity(job))
 
 
@@ -103,14 +103,14 @@ def _identity(job: Job) -> dict[str, Any]:
     return {"model": job.name, "seed": job.seed}
 
 
-def _judged(job: Job) -> dict[str, Any]:
-    """The run, graded on the test split at every number of steps and at every checkpoint."""
+def _evaluated(job: Job) -> dict[str, Any]:
+    """Train a run, and grade it on the test split at every number of steps and checkpoint."""
     plan = Plan.read(Path(job.folder))
     assert job.seed is not None
     config = plan.config(plan.contender(job.name), job.seed, job.lr)
     usage = _train(job, config)
     model = load(job.home).to(find_device(config.training.device))
-    task = tasks.from_config(config.task, JUDGED_SEED)
+    task = tasks.from_config(config.task, EXAMPLES_SEED)
     grades = {k: task.grade(model, "test", plan.num_examples, k).numpy() for k in model.step_counts}
     usual = usual_steps(model)
     curve, points = _curve(job.home, model, task, min(POINT_EXAMPLES, plan.num_examples))
@@ -133,11 +133,11 @@ def _judged(job: Job) -> dict[str, Any]:
 
 
 def _search(job: Job) -> dict[str, Any]:
-    """A run of the learning-rate search, scored on the validation split; more is better."""
+    """Train a run of the learning-rate search, and score it on the validation split."""
     plan = Plan.read(Path(job.folder))
     config = plan.config(plan.contender(job.name), SEARCH_SEED, job.lr)
     usage = _train(job, config)
-    task = tasks.from_config(config.task, JUDGED_SEED)
+    task = tasks.from_config(config.task, EXAMPLES_SEED)
     model = load(job.home).to(find_device(config.training.device))
     scores = task.score(model, "valid", plan.num_examples)
     return {"lr": job.lr, "score": task.objective(scores), **usage}

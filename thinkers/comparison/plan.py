@@ -30,7 +30,7 @@ DEFAULTS: dict[str, float] = {"flops": 2e12, "parameters": 1000, "seconds": 60}
 """{quantity that runs have equal beside their size: its default budget}."""
 UNITS = {"s": 1, "sec": 1, "min": 60, "h": 3600}
 POINTS = 10
-"""Checkpoints of a run, which are all judged."""
+"""Checkpoints of a run, which are all evaluated."""
 LAST_EXAMPLES = 100
 """Examples of the score at the end of training, which a comparison does not use."""
 RESERVED = (

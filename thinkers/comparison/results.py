@@ -20,7 +20,7 @@ RUNS, RESULT, PAGE, GRADES = "runs", "result.json", "report.html", "grades.npz"
 
 @dataclass(frozen=True)
 class Result:
-    """A run that was trained and judged.
+    """A run that was trained and evaluated.
 
     Args:
         record: The content of its result.json.
@@ -40,7 +40,7 @@ class Comparison:
     """All results of a comparison.
 
     Args:
-        results: {contender: its runs that were judged, by seed}.
+        results: {contender: its runs that were evaluated, by seed}.
         failures: The content of result.json of each run that failed.
     """
 
@@ -125,7 +125,7 @@ def write_result(home: Path, record: Mapping[str, Any]) -> None:
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """Return what the result.json of a run says of the error that it ended with."""
+    """Return the content of result.json of a run that ended with this error."""
     code = error.exit_code if isinstance(error, ThinkersError) else 1
     message = " ".join(str(error).split())
     text = f"{type(error).__name__}: {message}"[:500]

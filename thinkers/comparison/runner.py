@@ -15,7 +15,7 @@ from thinkers.comparison.one_run import Job, perform, write_failure
 from thinkers.comparison.page import write_page
 from thinkers.comparison.plan import Plan
 from thinkers.comparison.results import RESULT, RUNS, Comparison, read, read_result
-from thinkers.comparison.subprocesses import Progress, run_all
+from thinkers.comparison.subprocesses import progress_of, run_all
 from thinkers.errors import Interrupted, LockedError, ThinkersError, UsageError, usage_error
 from thinkers.models import MODELS
 from thinkers.optional import require
@@ -131,7 +131,7 @@ def _carry_out(folder: Path, plan: Plan, workers: int, tracking: Tracking | None
 
 
 def _perform_missing(folder: Path, plan: Plan, workers: int, tracking: Tracking | None) -> None:
-    """Perform runs without a result, seed by seed, so that fewer seeds could be judged early."""
+    """Perform runs without a result, seed by seed: an interruption leaves complete seeds."""
     names = [one.name for one in plan.contenders]
     jobs = [
         Job(str(folder), name, seed, tracking=tracking)
@@ -141,9 +141,9 @@ def _perform_missing(folder: Path, plan: Plan, workers: int, tracking: Tracking 
     missing = [job for job in jobs if not _is_done(job)]
 
     def report(job: Job) -> None:
-        progress.print(_news(plan, job))
+        print_line(_outcome(plan, job))
 
-    with Progress(folder / RUNS) as progress:
+    with progress_of(folder / RUNS) as print_line:
         if plan.lrs:
             missing = _with_best_lr(missing, plan, workers, report)
         _perform(missing, workers, report)
@@ -225,7 +225,7 @@ def _open_tracker(tracking: Tracking, folder: Path, plan: Plan) -> Tracker:
     return tracker
 
 
-def _news(plan: Plan, job: Job) -> str:
+def _outcome(plan: Plan, job: Job) -> str:
     """A line about a run that has ended."""
     record = read_result(job.home)
     assert record is not None

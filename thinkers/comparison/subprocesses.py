@@ -5,9 +5,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from thinkers.errors import Interrupted
 from thinkers.training.signals import SIGNALS, Signals
@@ -77,48 +77,38 @@ def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-class Progress:
-    """Print lines, and now and then the last progress in each log that is being written.
+@contextmanager
+def progress_of(folder: Path) -> Iterator[Callable[[str], None]]:
+    """Print now and then the last progress in each log of `folder` that is being written.
 
-    A reader that leaves (`thinkers compare .. | head`) does not end the comparison.
-
-    Args:
-        folder: Where the logs are.
+    Yields a function that prints a line. A reader that leaves (`thinkers compare .. | head`) does
+    not end the comparison.
     """
+    stream = sys.stdout  # whose place a log takes while a run is trained in this process
+    ended = threading.Event()
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._stream = sys.stdout  # whose place a log takes while a run is trained in this process
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> "Progress":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def print(self, text: str) -> None:
+    def report(text: str) -> None:
         try:
-            print(text, file=self._stream, flush=True)
+            print(text, file=stream, flush=True)
         except BrokenPipeError:
             # Without a descriptor that can be written, the interpreter would fail as it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
-    def _follow(self) -> None:
-        while not self._ended.wait(SECONDS_BETWEEN_LINES):
+    def follow() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LINES):
             since = time.time() - SECONDS_OF_NEWS
-            logs = [x for x in sorted(self._folder.glob("*.log")) if x.stat().st_mtime > since]
+            logs = [x for x in sorted(folder.glob("*.log")) if x.stat().st_mtime > since]
             for log in logs:
                 if text := last_progress(log):
-                    self.print(f"{log.stem}: {text}")
+                    report(f"{log.stem}: {text}")
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield report
+    finally:
+        ended.set()
+        thread.join()
 
 
 def last_progress(log: Path) -> str:
