@@ -18,7 +18,7 @@ from thinkers.files import check_format
         (True, "x has format True, which must be an integer"),
     ],
 )
-def test_formats_of_other_versions_are_told_apart(found, message):
+def test_older_and_newer_formats_are_refused_in_different_words(found, message):
     check_format(Path("x"), 2, 2)
     with pytest.raises(DamagedError, match=message):
         check_format(Path("x"), found, 2)

@@ -1,4 +1,4 @@
-"""Trainings that take a moment, and what they wrote."""
+"""Configurations of trainings that take a moment, and readers of their metrics."""
 
 import json
 from pathlib import Path

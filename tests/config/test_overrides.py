@@ -1,4 +1,4 @@
-"""Config: what follows what, what is refused, and that it survives JSON and YAML."""
+"""Config and its overrides: derived values, invalid values, round trips through JSON and YAML."""
 
 import dataclasses
 import json
@@ -21,14 +21,14 @@ def looped():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_survives_json_and_knows_its_name(name):
+def test_a_recipe_round_trips_through_json_with_its_name(name):
     config = RECIPES[name]()
     assert config.recipe == name
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_survives_its_own_yaml(name, tmp_path):
+def test_a_recipe_round_trips_through_yaml(name, tmp_path):
     config = RECIPES[name]()
     file = tmp_path / "config.yaml"
     file.write_text(dump(config))
@@ -54,13 +54,13 @@ def test_a_size_that_was_enough_is_refused_for_a_larger_task(looped):
         build(config)
 
 
-def test_the_largest_number_of_steps_follows_the_usual_one_unless_set(looped):
+def test_max_steps_follows_num_steps_unless_it_is_set(looped):
     assert override(looped, flags=["--model.num_steps=11"]).model.max_steps == 44
     flags = ["--model.num_steps=11", "--model.max_steps=13"]
     assert override(looped, flags=flags).model.max_steps == 13
 
 
-def test_flags_win_over_files_and_later_files_over_earlier_ones(looped, tmp_path):
+def test_flags_override_files_and_later_files_earlier_ones(looped, tmp_path):
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("model: {dim: 32, num_layers: 3}\ntraining: {lr: 1e-2}\n")
     second.write_text("model:\n  num_layers: 5\n")
@@ -100,12 +100,12 @@ def test_nested_choices_are_checked_by_name(looped):
         ({"model": {"name": "loped"}, "task": {}, "training": {}}, "expected: looped"),
     ],
 )
-def test_dictionaries_that_are_no_configuration_are_refused(data, message):
+def test_invalid_dictionaries_are_refused(data, message):
     with pytest.raises(UsageError, match=message):
         Config.from_dict(data)
 
 
-def test_fields_of_another_version_are_named(looped):
+def test_an_unknown_field_is_named_with_the_nearest(looped):
     data = looped.to_dict()
     data["training"]["num_update"] = 3
     with pytest.raises(UsageError, match="training.num_update\nexpected: num_updates"):
@@ -123,6 +123,6 @@ def test_every_field_of_a_recipe_can_be_set(looped):
     ("name", "expected"),
     [("lr", "training.lr"), ("model.dmi", "model.dim"), ("max_digit", "task.max_digits")],
 )
-def test_the_nearest_name_is_found_by_its_end_too(name, expected):
+def test_the_nearest_name_is_found_by_the_field_alone(name, expected):
     known = ["training.lr", "model.dim", "task.max_digits", "model.num_layers"]
     assert nearest(name, known) == expected

@@ -1,4 +1,4 @@
-"""evaluate: one row for each number of thinking steps, on held-out examples."""
+"""`evaluate`: one row for each number of thinking steps, on held-out examples."""
 
 import pytest
 import torch
@@ -41,14 +41,14 @@ def _record(run):
     return run_folder.read_record(run.folder)
 
 
-def test_the_usual_number_of_steps_scores_what_training_said(run):
+def test_the_score_at_the_models_own_steps_is_that_of_training(run):
     (row,) = evaluate(run, num_steps=3, num_examples=7)
     assert row == {"num_steps": 3} | run.scores
     (row,) = evaluate(run, num_steps=[None], num_examples=7)
     assert row == {"num_steps": None} | run.scores
 
 
-def test_splits_are_not_the_same_examples(run, monkeypatch):
+def test_the_arguments_reach_the_task(run, monkeypatch):
     asked = []
     monkeypatch.setattr(TASKS["copy"], "score", lambda *args: asked.append(args[2:]) or {"x": 1.0})
     assert evaluate(run, [1, 4], 13, "valid") == [
@@ -58,7 +58,7 @@ def test_splits_are_not_the_same_examples(run, monkeypatch):
     assert asked == [("valid", 13, 1), ("valid", 13, 4)]
 
 
-def test_what_cannot_be_evaluated_is_refused(run, tmp_path):
+def test_invalid_arguments_are_refused(run, tmp_path):
     with pytest.raises(UsageError, match="split must be one of"):
         evaluate(run, split="exam")
     with pytest.raises(ValueError, match="num_steps"):

@@ -1,4 +1,4 @@
-"""What was measured of a recipe is shown only while the recipe is what was measured."""
+"""Measured scores are shown only for the settings that they were measured with."""
 
 import json
 
@@ -25,13 +25,13 @@ def measured(tmp_path, monkeypatch):
     return write
 
 
-def test_the_same_settings_are_shown_with_their_spread(measured):
+def test_a_measured_recipe_shows_mean_and_standard_deviation(measured):
     measured(lambda settings: None)
     assert recipes.score("add/decoder") == "exact 0.950 ± 0.071 (2 seeds, 2.0 minutes)"
     assert recipes.score("add/thinker") == "not measured"
 
 
-def test_a_setting_added_since_then_counts_as_its_default(measured):
+def test_a_setting_added_since_the_measurement_counts_as_its_default(measured):
     measured(lambda settings: settings["model"].pop("dropout"))
     assert "add/decoder" in recipes.results()
 
@@ -45,6 +45,6 @@ def test_a_setting_added_since_then_counts_as_its_default(measured):
         lambda settings: settings["model"].update(name="gone"),
     ],
 )
-def test_other_settings_are_not_measured(measured, change):
+def test_a_measurement_with_other_settings_is_not_shown(measured, change):
     measured(change)
     assert recipes.score("add/decoder") == "not measured"

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, proved before they are used, kept as long as they are needed."""
+"""Checkpoints are atomic and verified; run folders have one owner."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_what_is_read_is_what_was_saved(tmp_path):
+def test_reading_returns_what_was_saved(tmp_path):
     path = checkpoint.save(tmp_path, made(13), "run", score=0.25)
     back = checkpoint.read(path, "run")
     assert path.name == "00000013" and back.update == 13 and back.state == {"best": 0.5}
@@ -47,21 +47,21 @@ def test_what_is_read_is_what_was_saved(tmp_path):
     ]
 
 
-def test_every_bit_of_the_manifest_counts(tmp_path):
+def test_a_flip_of_any_bit_of_the_manifest_is_detected(tmp_path):
     path = checkpoint.save(tmp_path, made(2), "run")
     file = path / "manifest.json"
-    whole = file.read_bytes()
-    for position in range(8 * len(whole)):
-        damaged = bytearray(whole)
+    intact = file.read_bytes()
+    for position in range(8 * len(intact)):
+        damaged = bytearray(intact)
         damaged[position // 8] ^= 1 << position % 8
         file.write_bytes(damaged)
         with pytest.raises(DamagedError):
             checkpoint.verify(path)
-    file.write_bytes(whole)
+    file.write_bytes(intact)
     checkpoint.verify(path)
 
 
-def test_flips_truncations_and_swaps_are_found_before_a_tensor_is_read(tmp_path, monkeypatch):
+def test_flips_truncations_and_swaps_are_detected_before_a_tensor_is_read(tmp_path, monkeypatch):
     bench = runpy.run_path(str(BENCHMARKS / "damaged_checkpoints.py"))
     missed = bench["measure"](40, tmp_path, seed=3)
     assert missed == []
@@ -78,14 +78,14 @@ def test_flips_truncations_and_swaps_are_found_before_a_tensor_is_read(tmp_path,
         (lambda p: p.rename(p.with_name("00000014")), "holds update 13"),
     ],
 )
-def test_damage_is_named(tmp_path, damage, message):
+def test_the_error_names_the_damage(tmp_path, damage, message):
     path = checkpoint.save(tmp_path, made(13), "run")
     damage(path)
     with pytest.raises(DamagedError, match=message):
         checkpoint.read(next(tmp_path.iterdir()), "run")
 
 
-def test_a_link_is_not_a_file_of_a_checkpoint(tmp_path):
+def test_a_symbolic_link_is_refused(tmp_path):
     path = checkpoint.save(tmp_path / "a", made(13), "run")
     (path / "state.json").rename(tmp_path / "elsewhere")
     (path / "state.json").symlink_to(tmp_path / "elsewhere")
@@ -108,23 +108,27 @@ def test_the_format_of_another_version_is_refused(tmp_path, monkeypatch, number,
         checkpoint.read(path)
 
 
-def test_the_newest_whole_one_is_taken_and_damaged_ones_are_set_aside(tmp_path):
+def test_the_newest_intact_checkpoint_is_found_and_damaged_ones_are_renamed(tmp_path):
     for update in (3, 5, 11):
         checkpoint.save(tmp_path, made(update), "run")
     (tmp_path / ".00000013.tmp").mkdir()
     (tmp_path / "00000011" / "weights.safetensors").write_bytes(b"")
-    said = []
-    assert checkpoint.newest(tmp_path, "run", said.append) == tmp_path / "00000005"
+    reported = []
+    assert checkpoint.newest(tmp_path, "run", reported.append) == tmp_path / "00000005"
     assert names(tmp_path) == ["00000003", "00000005", "00000011.damaged"]
-    assert len(said) == 1 and "weights.safetensors" in said[0] and "00000011.damaged" in said[0]
+    assert (
+        len(reported) == 1
+        and "weights.safetensors" in reported[0]
+        and "00000011.damaged" in reported[0]
+    )
 
     checkpoint.save(tmp_path, made(11), "run")
     (tmp_path / "00000011" / "state.json").unlink()
-    assert checkpoint.newest(tmp_path, "run", said.append) == tmp_path / "00000005"
+    assert checkpoint.newest(tmp_path, "run", reported.append) == tmp_path / "00000005"
     assert "00000011.damaged1" in names(tmp_path)
 
 
-def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
+def test_no_intact_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
     assert checkpoint.newest(tmp_path / "none") is None
     checkpoint.save(tmp_path, made(3), "run")
     (tmp_path / "00000003" / "state.json").write_text("{}")
@@ -132,7 +136,7 @@ def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
         checkpoint.newest(tmp_path, "run", lambda text: None)
 
 
-def test_the_last_and_the_best_are_kept_and_what_is_not_finite_is_never_the_best(tmp_path):
+def test_pruning_keeps_the_last_and_the_best_finite_score(tmp_path):
     scores = {2: 0.3, 3: float("nan"), 5: 0.7, 7: None, 11: 0.7, 13: float("inf"), 17: 0.1, 19: 0.2}
     for update, score in scores.items():
         checkpoint.save(tmp_path, made(update), "run", score)
@@ -140,7 +144,7 @@ def test_the_last_and_the_best_are_kept_and_what_is_not_finite_is_never_the_best
     assert names(tmp_path) == ["00000011", "00000017", "00000019"]
 
 
-def test_a_full_disk_loses_nothing_and_says_how_much_was_needed(tmp_path):
+def test_a_full_disk_leaves_files_intact_and_is_reported_with_the_bytes_needed(tmp_path):
     checkpoint.save(tmp_path, made(3), "run")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (150, hard))
@@ -155,7 +159,7 @@ def test_a_full_disk_loses_nothing_and_says_how_much_was_needed(tmp_path):
     checkpoint.verify(tmp_path / "00000003", "run")
 
 
-def test_other_troubles_of_the_disk_are_not_called_full(tmp_path):
+def test_other_errors_of_the_disk_are_not_called_full(tmp_path):
     with pytest.raises(OSError, match="Input/output") as caught:
         with disk_errors(tmp_path / "x", 5):
             raise OSError(errno.EIO, "Input/output error")
@@ -170,7 +174,7 @@ def test_a_checkpoint_holds_no_pickle(tmp_path):
             json.loads(file.read_text())
 
 
-def test_a_folder_has_one_owner(tmp_path):
+def test_a_folder_is_locked_by_one_owner(tmp_path):
     folder = tmp_path / "run"
     with run_folder.owned(folder, new=True):
         (folder / "config.json").write_text("{}")
@@ -185,7 +189,7 @@ def test_a_folder_has_one_owner(tmp_path):
         pass
 
 
-def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused_and_unchanged(tmp_path):
     (tmp_path / "thesis.txt").write_text("dear")
     with pytest.raises(UsageError, match="it exists"):
         with run_folder.owned(tmp_path, new=True):
@@ -208,21 +212,21 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path):
     assert names(tmp_path) == ["thesis.txt"]
 
 
-def test_a_run_that_never_began_leaves_no_folder(tmp_path):
+def test_a_run_that_fails_before_its_record_leaves_no_folder(tmp_path):
     with pytest.raises(RuntimeError, match="early"):
         with run_folder.owned(tmp_path / "runs" / "a", new=True):
             raise RuntimeError("early")
     assert names(tmp_path) == []
 
 
-def test_a_run_killed_before_it_had_a_record_leaves_its_folder_usable(tmp_path):
+def test_the_folder_of_a_run_killed_before_its_record_can_be_used(tmp_path):
     (tmp_path / ".lock").write_text("process 1")
     (tmp_path / ".config.json.tmp").write_text("{")
     with run_folder.owned(tmp_path, new=True):
         pass
 
 
-def test_copies_of_a_run_folder_are_the_same_run(tmp_path):
+def test_a_copy_of_a_checkpoint_belongs_to_the_same_run(tmp_path):
     path = checkpoint.save(tmp_path / "a", made(3), "run")
     shutil.copytree(path, tmp_path / "b" / path.name)
     assert checkpoint.newest(tmp_path / "b", "run") == tmp_path / "b" / path.name

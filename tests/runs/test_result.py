@@ -100,7 +100,7 @@ def test_settings_of_the_task_need_a_run(run, tmp_path):
             open_run(given, flags=flags)
 
 
-def test_other_things_are_not_opened(run, tmp_path):
+def test_things_that_are_not_runs_are_refused(run, tmp_path):
     with pytest.raises(UsageError, match="run must be a Run, a folder, a model .*, got int"):
         open_run(3)
     with pytest.raises(UsageError, match="folder of a run, and there is none"):

@@ -1,4 +1,4 @@
-"""Metrics in MLflow and in TensorBoard are those of metrics.jsonl: each once, none missing."""
+"""MLflow and TensorBoard have each number of metrics.jsonl exactly once."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from thinkers.runs.metrics import MetricsWriter
 from thinkers.tasks.arithmetic import Add
 from thinkers.training.loop import train
 
-# The stores' own libraries warn of what they do with each other.
+# The libraries of the stores warn about each other.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -28,7 +28,7 @@ def config(**own) -> Config:
 
 
 def written(folder) -> set[tuple[str, int, float]]:
-    """(name, update, value) of all numbers in metrics.jsonl, taken apart by hand."""
+    """Return (name, update, value) of each number in metrics.jsonl, parsed independently."""
     found = set()
     for text in (folder / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
@@ -41,7 +41,7 @@ def written(folder) -> set[tuple[str, int, float]]:
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
-    """A store without runs, whose tables take MLflow seconds to make."""
+    """A store without runs; its tables take MLflow seconds to create, so it is copied."""
     tracking = pytest.importorskip("mlflow.tracking")
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     tracking.MlflowClient(f"sqlite:///{file}").search_experiments()
@@ -50,7 +50,7 @@ def empty(tmp_path_factory):
 
 @pytest.fixture
 def store(empty, tmp_path, monkeypatch):
-    """The client of an MLflow store of our own, named by its whole path.
+    """A function that returns a client of a new MLflow store, named by its absolute path.
 
     MLflow keeps one store for each name, so that a relative one would be found in the first test's
     folder by all.
@@ -74,7 +74,7 @@ def logged(client) -> list[tuple[str, int, float]]:
     return [(m.key, m.step, m.value) for history in histories for m in history]
 
 
-def test_mlflow_holds_the_run_and_its_resumption_each_number_once(tmp_path, store):
+def test_mlflow_has_each_number_of_a_resumed_run_once(tmp_path, store):
     run = thinkers.train(config(), tmp_path / "a", tracking="mlflow")
     client = store()
     assert sorted(logged(client)) == sorted(written(run.folder)) and len(logged(client)) > 40
@@ -83,7 +83,7 @@ def test_mlflow_holds_the_run_and_its_resumption_each_number_once(tmp_path, stor
     assert found.data.params["model.dim"] == "8" and found.data.params["task.name"] == '"add"'
     before = set(logged(client))
 
-    run = thinkers.resume(run.folder, num_updates=10)  # which remembers where it told
+    run = thinkers.resume(run.folder, num_updates=10)  # the record holds its tracker
     after = logged(client)
     assert len(set(after)) == len(after) and set(after) == before | written(run.folder)
     found = only_run(client)
@@ -94,7 +94,7 @@ def test_mlflow_holds_the_run_and_its_resumption_each_number_once(tmp_path, stor
     assert inside == {"model/config.json", "model/model.safetensors"}
 
 
-def test_a_store_that_fails_ends_no_training_and_gets_all_later(
+def test_a_failing_store_does_not_end_training_and_receives_all_later(
     tmp_path, store, monkeypatch, capsys
 ):
     broken = True
@@ -114,20 +114,20 @@ def test_a_store_that_fails_ends_no_training_and_gets_all_later(
     assert sorted(logged(store())) == sorted(written(run.folder))
 
 
-def test_more_metrics_than_one_call_takes(tmp_path, store, monkeypatch):
+def test_metrics_beyond_the_limit_of_a_call_are_split(tmp_path, store, monkeypatch):
     monkeypatch.setattr(trackers, "METRICS_PER_CALL", 10)
     run = thinkers.train(config(), tmp_path / "a", tracking="mlflow")
     assert sorted(logged(store())) == sorted(written(run.folder))
 
 
-def test_a_run_that_fails_says_so(tmp_path, store, monkeypatch):
+def test_a_failing_run_has_the_status_failed(tmp_path, store, monkeypatch):
     monkeypatch.setattr(Decoder, "loss", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         thinkers.train(config(), tmp_path / "a", tracking="mlflow")
     assert only_run(store()).info.status == "FAILED"
 
 
-def test_tensorboard_holds_each_number_once_after_a_resumption_too(tmp_path):
+def test_tensorboard_has_each_number_of_a_resumed_run_once(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -146,20 +146,20 @@ def test_tensorboard_holds_each_number_once_after_a_resumption_too(tmp_path):
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
-def test_what_is_not_finite_is_a_number_again():
+def test_nan_and_inf_in_lines_become_numbers():
     line = {"update": 3, "loss": "nan", "valid": {"exact": "inf"}}
     (loss, worst), (name, best) = trackers.numbers(line)
     assert (loss, name, best) == ("loss", "valid/exact", math.inf) and math.isnan(worst)
 
 
-def test_no_sink_of_this_name_writes_nothing(tmp_path):
+def test_an_unknown_tracker_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UsageError, match="expected: one of mlflow, tensorboard"):
         thinkers.train(config(), tmp_path / "a", tracking="wandb")  # type: ignore[arg-type]
     assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("name", sorted(trackers.TRACKERS))
-def test_a_missing_extra_is_told_before_anything_is_written(tmp_path, monkeypatch, name):
+def test_a_missing_extra_is_reported_before_anything_is_written(tmp_path, monkeypatch, name):
     settings = config()
 
     def missing(module, *_):
@@ -171,10 +171,10 @@ def test_a_missing_extra_is_told_before_anything_is_written(tmp_path, monkeypatc
     assert not (tmp_path / "a").exists()
 
 
-def test_lines_reach_the_disk_before_the_sink(tmp_path):
+def test_lines_are_on_the_disk_before_the_tracker_gets_them(tmp_path):
     seen = []
 
-    class Watching:
+    class Recorder:
         def send(self, lines):
             on_disk = (tmp_path / "metrics.jsonl").read_text().splitlines()
             seen.append((list(lines), len(on_disk)))
@@ -182,19 +182,19 @@ def test_lines_reach_the_disk_before_the_sink(tmp_path):
         def finish(self, status):
             seen.append(status)
 
-    with MetricsWriter(tmp_path, 0, 9, Watching()) as tracker:  # type: ignore[arg-type]
-        tracker.log(1, loss=2.5)
-        tracker.log(2, loss=math.nan)
+    with MetricsWriter(tmp_path, 0, 9, Recorder()) as metrics:  # type: ignore[arg-type]
+        metrics.log(1, loss=2.5)
+        metrics.log(2, loss=math.nan)
         assert not seen
-        tracker.flush()
-        tracker.log(3, loss=1.5)
+        metrics.flush()
+        metrics.log(3, loss=1.5)
     first = [{"update": 1, "loss": 2.5}, {"update": 2, "loss": "nan"}]
     assert seen == [(first, 2), ([{"update": 3, "loss": 1.5}], 3), "FINISHED"]
 
 
-def test_what_is_learned_does_not_depend_on_who_is_told(tmp_path):
+def test_a_tracker_does_not_change_the_weights(tmp_path):
     pytest.importorskip("tensorboard")
     plain = thinkers.train(config(), tmp_path / "a")
-    told = thinkers.train(config(), tmp_path / "b", tracking="tensorboard")
-    for ours, theirs in zip(plain.model.parameters(), told.model.parameters(), strict=True):
+    tracked = thinkers.train(config(), tmp_path / "b", tracking="tensorboard")
+    for ours, theirs in zip(plain.model.parameters(), tracked.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment loses nothing that was saved."""
+"""Runs that are killed by SIGKILL lose nothing that was saved."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from paths import ROOT
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
-def test_killed_runs_end_like_one_that_nobody_disturbed(kills):
+def test_runs_killed_at_random_moments_end_like_one_that_was_not(kills):
     script = ROOT / "benchmarks" / "kill_resume.py"
     command = [sys.executable, str(script), f"--kills={kills}", "--num_updates=60"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Training: the same result however a batch is cut, however often it is left and gone on with."""
+"""Training: results do not depend on micro-batches, interruptions or resumes."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def assert_equal_bits(ours, theirs):
         assert torch.equal(x, theirs[name]), name
 
 
-def test_it_learns(tmp_path):
+def test_training_reduces_the_loss_and_scores_the_test_split(tmp_path):
     run = train(make(settings=dict(num_updates=60, lr=2e-2, batch_size=16)), tmp_path / "a")
     first, *_, last = losses(run.folder)
     assert last < 0.5 * first
@@ -52,7 +52,7 @@ def test_it_learns(tmp_path):
     assert lines(run.folder, "test")[-1]["test"] == run.scores
 
 
-def test_the_folder_holds_everything_that_made_the_run(tmp_path):
+def test_the_run_folder_records_settings_versions_and_the_model(tmp_path):
     config = replace(make(settings=dict(seed=7)), recipe="copy/decoder")
     run = train(config, tmp_path / "a", overrides=["--loop.seed=7"])
     record = json.loads((run.folder / "config.json").read_text())
@@ -69,7 +69,7 @@ def test_the_folder_holds_everything_that_made_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("model", ["decoder", "looped"])
-def test_micro_batches_add_up_to_the_batch(tmp_path, model):
+def test_gradients_of_micro_batches_add_up_to_that_of_the_batch(tmp_path, model):
     found = {}
     for accumulation in (1, 2, 6):
         settings = dict(accumulation=accumulation, precision="float64", num_updates=5)
@@ -104,22 +104,22 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_resuming_from_any_save_equals_never_having_stopped(tmp_path, case):
-    whole = train(make(**CASES[case]), tmp_path / "whole")
-    saves = checkpoint.saved(whole.folder / "checkpoints")
+def test_resuming_from_any_checkpoint_equals_an_uninterrupted_run_bit_for_bit(tmp_path, case):
+    uninterrupted = train(make(**CASES[case]), tmp_path / "uninterrupted")
+    saves = checkpoint.saved(uninterrupted.folder / "checkpoints")
     assert len(saves) >= 6
     for save in saves:
         folder = tmp_path / save.name
-        shutil.copytree(whole.folder, folder)
+        shutil.copytree(uninterrupted.folder, folder)
         for newer in saves:
             if newer.name > save.name:
                 shutil.rmtree(folder / "checkpoints" / newer.name)
         resumed = resume(folder)
-        assert_equal_bits(weights(resumed), weights(whole))
+        assert_equal_bits(weights(resumed), weights(uninterrupted))
         assert [(x["update"], x["loss"], x["lr"], x["norm"]) for x in lines(folder)] == [
-            (x["update"], x["loss"], x["lr"], x["norm"]) for x in lines(whole.folder)
+            (x["update"], x["loss"], x["lr"], x["norm"]) for x in lines(uninterrupted.folder)
         ]
-        assert lines(folder, "test") == lines(whole.folder, "test")
+        assert lines(folder, "test") == lines(uninterrupted.folder, "test")
         ours = checkpoint.read(checkpoint.saved(folder / "checkpoints")[-1])
         theirs = checkpoint.read(saves[-1])
         for file, tensors in theirs.tensors.items():
@@ -128,25 +128,25 @@ def test_resuming_from_any_save_equals_never_having_stopped(tmp_path, case):
         assert ours.state["flops"] == theirs.state["flops"]
 
 
-def test_the_curriculum_of_the_case_above_moves(tmp_path):
+def test_the_curriculum_of_the_resumed_case_advances(tmp_path):
     run = train(make(**CASES["curriculum"]), tmp_path / "a")
     saves = [checkpoint.read(x) for x in checkpoint.saved(run.folder / "checkpoints")]
     assert saves[0].state["task"] != saves[-1].state["task"]
 
 
-def test_a_run_without_a_save_starts_over(tmp_path):
-    whole = train(make(), tmp_path / "a")
-    shutil.rmtree(whole.folder / "checkpoints")
-    assert_equal_bits(weights(resume(whole.folder)), weights(whole))
-    assert len(losses(whole.folder)) == 11
+def test_a_run_without_a_checkpoint_is_resumed_from_the_beginning(tmp_path):
+    uninterrupted = train(make(), tmp_path / "a")
+    shutil.rmtree(uninterrupted.folder / "checkpoints")
+    assert_equal_bits(weights(resume(uninterrupted.folder)), weights(uninterrupted))
+    assert len(losses(uninterrupted.folder)) == 11
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_said_so(tmp_path, capsys):
-    whole = train(make(), tmp_path / "a")
-    newest = checkpoint.saved(whole.folder / "checkpoints")[-1]
+def test_a_damaged_checkpoint_is_renamed_and_reported(tmp_path, capsys):
+    uninterrupted = train(make(), tmp_path / "a")
+    newest = checkpoint.saved(uninterrupted.folder / "checkpoints")[-1]
     (newest / "weights.safetensors").write_bytes(b"?")
     capsys.readouterr()
-    assert_equal_bits(weights(resume(whole.folder)), weights(whole))
+    assert_equal_bits(weights(resume(uninterrupted.folder)), weights(uninterrupted))
     assert "renamed to 00000011.damaged" in capsys.readouterr().out
 
 
@@ -163,7 +163,7 @@ def test_more_updates_extend_a_finished_run(tmp_path):
     assert run_folder.read_record(short.folder)["config"]["training"]["num_updates"] == 11
 
 
-def test_lines_of_metrics_that_are_not_ours_are_dropped(tmp_path):
+def test_invalid_lines_of_metrics_are_dropped(tmp_path):
     run = train(make(), tmp_path / "a")
     before = lines(run.folder)
     with (run.folder / "metrics.jsonl").open("ab") as file:
@@ -172,7 +172,7 @@ def test_lines_of_metrics_that_are_not_ours_are_dropped(tmp_path):
     assert lines(run.folder) == before
 
 
-def test_a_record_that_was_edited_is_not_resumed(tmp_path):
+def test_a_run_whose_record_was_edited_is_not_resumed(tmp_path):
     run = train(make(), tmp_path / "a")
     record = run_folder.read_record(run.folder)
     record["config"]["training"]["lr"] = 1.0
@@ -193,7 +193,7 @@ def test_a_run_of_another_format_is_refused(tmp_path, number, message):
 
 
 class Poison(torch.autograd.Function):
-    """The identity, whose gradient is not a number."""
+    """The identity, with a gradient that is not a number."""
 
     @staticmethod
     def forward(ctx, x):
@@ -205,7 +205,9 @@ class Poison(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
-def test_what_is_not_finite_stops_that_update_before_the_optimiser(tmp_path, monkeypatch, poison):
+def test_a_loss_or_gradient_that_is_not_finite_leaves_the_weights_unchanged(
+    tmp_path, monkeypatch, poison
+):
     before = train(make(settings=dict(schedule="constant", num_updates=4)), tmp_path / "before")
     built = []
 
@@ -251,8 +253,8 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, number):
-    whole = train(make(settings=dict(checkpoint_every=100)), tmp_path / "whole")
+def test_a_signal_ends_a_run_after_a_checkpoint(tmp_path, monkeypatch, number):
+    uninterrupted = train(make(settings=dict(checkpoint_every=100)), tmp_path / "uninterrupted")
     handlers = [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
     observe = tasks.Task.observe
 
@@ -268,11 +270,11 @@ def test_a_signal_saves_and_leaves(tmp_path, monkeypatch, number):
     assert caught.value.exit_code == 128 + number
     assert [x.name for x in checkpoint.saved(tmp_path / "a/checkpoints")] == ["00000005"]
     assert handlers == [signal.getsignal(x) for x in (signal.SIGINT, signal.SIGTERM)]
-    assert_equal_bits(weights(resume(tmp_path / "a")), weights(whole))
+    assert_equal_bits(weights(resume(tmp_path / "a")), weights(uninterrupted))
 
 
 @pytest.mark.parametrize("every", [None, 4])
-def test_a_signal_ends_a_long_evaluation(tmp_path, monkeypatch, every):
+def test_a_signal_interrupts_an_evaluation(tmp_path, monkeypatch, every):
     def forever(*args):
         timer.start()
         time.sleep(60)
@@ -301,7 +303,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     assert_equal_bits(load(run.folder).state_dict(), before)
 
 
-def test_a_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_earlier_checkpoints_intact(tmp_path, monkeypatch):
     save, calls = checkpoint.save, []
 
     def full_the_third_time(*args):
@@ -319,11 +321,11 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path, monkeypatch):
     monkeypatch.undo()
     held = sorted(x.name for x in (tmp_path / "a/checkpoints").iterdir())
     assert held == ["00000002", "00000004"]
-    whole = train(make(), tmp_path / "whole")
-    assert_equal_bits(weights(resume(tmp_path / "a")), weights(whole))
+    uninterrupted = train(make(), tmp_path / "uninterrupted")
+    assert_equal_bits(weights(resume(tmp_path / "a")), weights(uninterrupted))
 
 
-def test_minutes_cut_a_run_and_add_up_over_resumes(tmp_path, monkeypatch):
+def test_max_minutes_ends_a_run_and_minutes_add_up_over_resumes(tmp_path, monkeypatch):
     # Each look at the clock takes a minute, and there is one for each update.
     clock = iter(range(0, 10**6, 60))
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
@@ -335,7 +337,7 @@ def test_minutes_cut_a_run_and_add_up_over_resumes(tmp_path, monkeypatch):
     assert lines(run.folder)[-1]["minutes"] == first
 
 
-def test_weights_to_start_from(tmp_path):
+def test_init_from_loads_weights_of_the_same_shapes(tmp_path):
     given = train(make(settings=dict(seed=5)), tmp_path / "given")
     again = make(settings=dict(init_from=str(given.folder / "model"), num_updates=1, lr=1e-12))
     run = train(again, tmp_path / "a")
@@ -350,7 +352,7 @@ def test_weights_to_start_from(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-def test_the_average_of_the_weights_is_what_comes_out(tmp_path):
+def test_the_resulting_model_is_the_moving_average(tmp_path):
     run = train(make(settings=dict(ema=0.5, num_updates=2, checkpoint_every=1)), tmp_path / "a")
     first, second = (checkpoint.read(x) for x in checkpoint.saved(run.folder / "checkpoints"))
     # After update u the decay is at most u / (9 + u).
@@ -360,7 +362,7 @@ def test_the_average_of_the_weights_is_what_comes_out(tmp_path):
         torch.testing.assert_close(x, decay * old + (1 - decay) * new)
 
 
-def test_the_best_is_kept_with_the_last(tmp_path, monkeypatch):
+def test_the_best_checkpoint_is_kept_besides_the_last(tmp_path, monkeypatch):
     scores = iter([0.1, 0.9, 0.2, 0.3, 0.4, 0.5])
     monkeypatch.setattr(TASKS["copy"], "score", lambda *args: {"exact": next(scores)})
     settings = dict(evaluate_every=2, keep_last=1)
@@ -370,7 +372,7 @@ def test_the_best_is_kept_with_the_last(tmp_path, monkeypatch):
     assert [x["valid"]["exact"] for x in lines(run.folder, "valid")] == [0.1, 0.9, 0.2, 0.3, 0.4]
 
 
-def test_a_score_that_is_no_number_is_logged_and_never_the_best(tmp_path, monkeypatch):
+def test_a_score_that_is_not_a_number_is_logged_and_never_the_best(tmp_path, monkeypatch):
     scores = iter([math.nan, 0.5, math.nan, 0.1])
     monkeypatch.setattr(TASKS["copy"], "score", lambda *args: {"exact": next(scores)})
     settings = dict(evaluate_every=2, keep_last=1, num_updates=6)

@@ -1,4 +1,4 @@
-"""Several processes train what one does: the same batches, the same losses, one that writes."""
+"""Data parallelism: several ranks have the losses of one process, and one of them writes."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def start(*command: object, **variables: object) -> subprocess.Popen[str]:
 
 
 def start_ranks(number: int, *command: object) -> list[subprocess.Popen[str]]:
-    """What torchrun does, without the time it takes."""
+    """Start ranks as torchrun does, without its start-up time."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -62,7 +62,7 @@ def losses(folder: Path) -> list[float]:
     return [x["loss"] for x in map(json.loads, text.splitlines()) if "loss" in x]
 
 
-def test_two_ranks_train_what_one_does(tmp_path):
+def test_two_ranks_have_the_losses_of_one_process(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("{model}", "looped"))
     ranks = start_ranks(2, script, "float64", 3, tmp_path / "two")
@@ -78,7 +78,9 @@ def test_two_ranks_train_what_one_does(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
 @pytest.mark.parametrize("model", ["decoder", "looped", "thinker"])
-def test_torchrun_trains_what_one_process_does(tmp_path, precision, tolerance, model):
+def test_two_ranks_of_torchrun_have_the_losses_of_one_process(
+    tmp_path, precision, tolerance, model
+):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("{model}", model))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

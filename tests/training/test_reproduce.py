@@ -1,4 +1,4 @@
-"""A run trained again from its config.json tells the same, and what is not the same is found."""
+"""`reproduce`: a run trained again is equal bit for bit, and a difference is reported."""
 
 import json
 
@@ -30,7 +30,7 @@ def edit(folder, change):
     file.write_text("".join(json.dumps(line) + "\n" for line in [first, *rest]))
 
 
-def test_a_run_is_equal_bit_for_bit_with_its_scores(tmp_path):
+def test_a_run_is_reproduced_bit_for_bit_with_its_scores(tmp_path):
     run = thinkers.train(config(evaluate_every=4), tmp_path / "a")
     found = reproduce(run.folder)
     assert found.equal and found.difference is None and found.weights_equal is True
@@ -38,7 +38,7 @@ def test_a_run_is_equal_bit_for_bit_with_its_scores(tmp_path):
     assert found.folder == tmp_path / "a-again"
 
 
-def test_a_run_that_was_extended_twice_and_stopped_early_is_replayed(tmp_path):
+def test_a_run_extended_twice_is_extended_at_the_same_updates(tmp_path):
     run = thinkers.train(config(), tmp_path / "a", until=5)
     thinkers.resume(run.folder, num_updates=9, until=8)
     thinkers.resume(run.folder, num_updates=13)
@@ -54,7 +54,7 @@ def test_a_run_that_was_extended_twice_and_stopped_early_is_replayed(tmp_path):
     ).read_text()
 
 
-def test_a_limit_of_time_does_not_count(tmp_path):
+def test_max_minutes_is_ignored(tmp_path):
     run = thinkers.train(config(max_minutes=1e-9), tmp_path / "a")
     found = reproduce(run.folder)
     assert (
@@ -64,7 +64,7 @@ def test_a_limit_of_time_does_not_count(tmp_path):
     )
 
 
-def test_a_run_that_never_ended_is_compared_as_far_as_it_came(tmp_path):
+def test_an_unfinished_run_is_compared_up_to_its_last_line(tmp_path):
     run = thinkers.train(config(), tmp_path / "a")
     file = run.folder / "metrics.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
@@ -73,18 +73,18 @@ def test_a_run_that_never_ended_is_compared_as_far_as_it_came(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda line: line.update(loss=4.25), "update 2: loss was 4.25 and is "),
         (lambda line: line.pop("norm"), "update 2: norm was None and is "),
         (lambda line: line.update(more=1), "update 2: more was 1 and is None"),
     ],
 )
-def test_what_differs_is_found(tmp_path, capsys, change, told):
+def test_the_first_difference_of_metrics_is_reported(tmp_path, capsys, change, message):
     run = thinkers.train(config(), tmp_path / "a")
     edit(run.folder, change)
     assert main.main(["reproduce", str(run.folder)]) == 1
-    assert f"not equal: {told}" in capsys.readouterr().out
+    assert f"not equal: {message}" in capsys.readouterr().out
 
 
 def test_the_clock_may_differ(tmp_path, capsys):
@@ -95,7 +95,7 @@ def test_the_clock_may_differ(tmp_path, capsys):
     assert "equal bit for bit: 4 lines of metrics up to update 7, and the weights" in out
 
 
-def test_other_weights_and_other_versions_are_told(tmp_path, capsys):
+def test_different_weights_and_versions_are_reported(tmp_path, capsys):
     run = thinkers.train(config(), tmp_path / "a")
     other = thinkers.train(config(seed=5), tmp_path / "b")
     other.model.save(run.folder / "model")
@@ -107,7 +107,7 @@ def test_other_weights_and_other_versions_are_told(tmp_path, capsys):
     assert "versions was" in out and "the metrics are equal, and the weights differ" in out
 
 
-def test_runs_that_cannot_be_compared(tmp_path):
+def test_runs_without_plans_or_valid_metrics_are_refused(tmp_path):
     run = thinkers.train(config(), tmp_path / "a")
     record = json.loads((run.folder / "config.json").read_text())
     (run.folder / "config.json").write_text(json.dumps(record | {"plans": []}))

@@ -1,4 +1,4 @@
-"""Settings of training: the rate of an update, what is decayed, what cannot be."""
+"""Settings of training: learning rate, parameter groups, precision, limits, invalid values."""
 
 import math
 
@@ -100,12 +100,12 @@ def test_thinking_steps_are_drawn_from_the_seed_and_the_update():
         (dict(evaluate_every=0), "evaluate_every"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(own, message):
+def test_invalid_settings_are_refused(own, message):
     with pytest.raises(ValueError, match=message):
         settings_of(**own)
 
 
-def test_calls_that_cannot_be_carried_out_are_refused_and_write_nothing(tmp_path):
+def test_invalid_calls_are_refused_and_write_nothing(tmp_path):
     for config in ("add/thinker", None):
         with pytest.raises(UsageError, match="config must be a Config, got"):
             train(config, tmp_path / "a")
@@ -144,11 +144,11 @@ def test_the_measured_precision_is_one_of_two():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_operations_cut_a_run(tmp_path):
-    whole = train(make(), tmp_path / "whole")
-    total = lines(whole.folder)[-1]["flops"]
+def test_max_flops_ends_a_run(tmp_path):
+    full = train(make(), tmp_path / "full")
+    total = lines(full.folder)[-1]["flops"]
     cut = train(make(settings=dict(max_flops=0.5 * total)), tmp_path / "cut")
     assert len(losses(cut.folder)) == 6
-    assert losses(cut.folder) == losses(whole.folder)[:6]
+    assert losses(cut.folder) == losses(full.folder)[:6]
     resume(cut.folder)
     assert len(losses(cut.folder)) == 6

@@ -1,4 +1,4 @@
-"""Signals that come more than once: the same wish told again, and a second wish."""
+"""Stop requests: repeated signals are ignored, later ones kill the process."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from thinkers.training.signals import REPEAT_SECONDS, Signals
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_the_same_wish_told_again_changes_nothing(second):
+def test_repeated_signals_change_nothing(second):
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(20):
@@ -20,7 +20,7 @@ def test_the_same_wish_told_again_changes_nothing(second):
         assert signals.received() == [True, False]
 
 
-def test_told_again_while_work_is_left(monkeypatch):
+def test_a_repeated_signal_while_work_is_abandoned_changes_nothing(monkeypatch):
     def work():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
@@ -33,7 +33,7 @@ def test_told_again_while_work_is_left(monkeypatch):
     assert time.monotonic() - start < 5
 
 
-def test_a_second_wish_kills_as_usual():
+def test_a_later_signal_kills_the_process():
     code = (
         "import os, signal, time\n"
         "from thinkers.training import signals\n"
@@ -50,7 +50,7 @@ def test_a_second_wish_kills_as_usual():
     assert REPEAT_SECONDS == 2.0
 
 
-def test_work_is_not_begun_after_a_signal():
+def test_work_that_can_be_abandoned_does_not_begin_after_a_signal():
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.unless_stopped(lambda: 5) is None
