@@ -1,4 +1,4 @@
-"""Checks of what users pass: an error names the value, its place and what is allowed."""
+"""Validation of arguments and settings: errors name the value found, its place and the rule."""
 
 import operator
 from dataclasses import fields
@@ -13,7 +13,14 @@ NOT_CAUSAL = "{what} needs a causal model, and this configuration reads the futu
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None, limit: str = "") -> int:
-    """`value` as an int within low .. high; UsageError names the value and the range."""
+    """Return `value` as an int within low .. high.
+
+    Args:
+        limit: Name of the setting that gives `high`, for the message.
+
+    Raises:
+        UsageError: It is no integer, or out of range.
+    """
     try:
         if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
             raise TypeError
@@ -28,7 +35,7 @@ def check_int(name: str, value: Any, low: int, high: int | None = None, limit: s
 
 
 def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
-    """ValueError if an id is not in the vocabulary, naming the first such id and its place."""
+    """Raise ValueError naming the first id that is not in the vocabulary, and its place."""
     low, high = ids.aminmax()
     if low >= 0 and high < vocab_size:
         return
@@ -40,7 +47,7 @@ def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
 
 
 def check_lengths(name: str, lengths: Any, b: int, t: int) -> None:
-    """An error if these are not the lengths of b rows of t columns."""
+    """Raise TypeError or ValueError unless these are lengths of b rows of t columns."""
     if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
         raise TypeError(f"{name} must be an int64 tensor, got {describe(lengths)}")
     if lengths.shape != (b,):
@@ -52,14 +59,14 @@ def check_lengths(name: str, lengths: Any, b: int, t: int) -> None:
 
 
 def describe(value: Any) -> str:
-    """What a person calls this value."""
+    """Describe a value in words: the dtype and shape of a tensor, or its type."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return type(value).__name__
 
 
 def check_shape(name: str, tokens: Any) -> tuple[int, int]:
-    """The shape (b, t) of a tensor of token ids, or an error that says why it is none."""
+    """Return the shape (b, t) of token ids; raise TypeError or ValueError if it is another."""
     if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
         raise TypeError(f"{name} must be an int64 tensor, got {describe(tokens)}")
     if tokens.ndim != 2 or 0 in tokens.shape:
@@ -122,7 +129,7 @@ def check_targets(targets: Any, tokens: Any, lengths: Any, vocab_size: int, igno
 
 
 def check_choices(config: Any) -> None:
-    """ValueError if a field whose type is a Literal, or one and None, has another value."""
+    """Raise ValueError if a field whose type is a Literal, or one or None, has another value."""
     for field in fields(config):
         known, value = _choices(field.type), getattr(config, field.name)
         if known and value not in known:

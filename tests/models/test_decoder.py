@@ -24,7 +24,7 @@ def test_a_decoder_takes_one_step():
     assert model.step_counts == (1,) and model.check_steps(None) == model.check_steps(1) == 1
 
 
-def test_dropout_disturbs_training_alone():
+def test_dropout_acts_in_training_alone():
     model, tokens = tiny("decoder", dropout=0.5), ids(2, 7)
     assert torch.equal(model(tokens).logits, model(tokens).logits)
     assert torch.equal(model(tokens).logits, tiny("decoder")(tokens).logits)

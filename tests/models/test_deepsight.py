@@ -55,7 +55,7 @@ def slow_target(loss: PlanLoss, config: dict, embedded: torch.Tensor, length: in
 @pytest.mark.parametrize("mix", ["equal", "length", "future"])
 @pytest.mark.parametrize("kind", ["decay", "decay_normalized", "average", "learned"])
 @pytest.mark.parametrize("partial", [True, False])
-def test_targets_are_what_is_defined(mix, kind, partial):
+def test_targets_of_plans_are_their_equations(mix, kind, partial):
     config = {
         "horizon": 3,
         "plan_mix": mix,
@@ -109,7 +109,7 @@ def test_a_single_token_has_no_plan_and_no_nan():
         assert loss.counts == {"next_token": 0, "plan": 0}
 
 
-def test_how_unlike_two_vectors_are():
+def test_distances_of_vectors_are_their_equations():
     a, b = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[-4.0, 3.0]]])
     assert disaffinity("mse", a, b).item() == pytest.approx((49 + 1) / 2)
     assert disaffinity("cosine", a, b).item() == pytest.approx(0.5)
@@ -119,7 +119,7 @@ def test_how_unlike_two_vectors_are():
     assert opposite.item() == pytest.approx(-torch.log(torch.tensor(torch.finfo().eps)).item())
 
 
-def test_published_sums_of_weights_to_the_last_bit():
+def test_published_weights_agree_to_the_last_bit():
     """Built as published: a matrix over all positions, in float32, and its row sums."""
     for context, horizon in itertools.product((17, 64, 203), (3, 4, 11)):
         number = torch.arange(context - horizon)[:, None]
@@ -145,7 +145,7 @@ def test_the_published_loss_vanishes_with_its_gains_and_ours_has_none():
     assert not list(ours.plan_loss.parameters())
 
 
-def test_our_target_does_not_depend_on_the_size_of_the_embeddings():
+def test_the_modern_target_is_independent_of_the_size_of_the_embeddings():
     loss = plan_loss(plan_norm="after")
     embedded = torch.randn(2, 13, 6, dtype=torch.float64)
     real = torch.ones(2, 13, dtype=torch.bool)
@@ -153,7 +153,7 @@ def test_our_target_does_not_depend_on_the_size_of_the_embeddings():
     torch.testing.assert_close(small, loss.target(embedded, real), rtol=1e-3, atol=1e-3)
 
 
-def test_the_embeddings_are_not_trained_towards_the_plan():
+def test_the_plan_loss_does_not_train_the_embeddings():
     model, batch = make(plan_weight=3.0, embedding_loss="none"), rows()
     model.grade(batch)[1]["plan"].backward()
     read = torch.zeros(23, dtype=torch.bool)
@@ -170,7 +170,7 @@ def test_the_embedding_loss_trains_the_embeddings_alone():
     assert trained == {"embedding.weight"}
 
 
-def test_the_next_position_is_taken_away():
+def test_subtract_position_subtracts_the_next_position():
     plain = make(positions="learned", max_length=18)
     less = make(positions="learned", subtract_position=True)
     less.load_state_dict(plain.state_dict())
@@ -181,7 +181,7 @@ def test_the_next_position_is_taken_away():
         make(subtract_position=True)
 
 
-def test_plans_less_the_mean_token():
+def test_center_subtracts_the_mean_token():
     model = make(center=True)
     counts = torch.arange(23)
     model.plan_loss.set_token_counts(counts)
@@ -200,7 +200,7 @@ def test_depths_are_separate_and_follow_the_encoder_by_default():
     assert (len(model.encoder), len(model.decoder)) == (3, 1)
 
 
-def test_heads_that_read_the_plan():
+def test_heads_of_the_cross_attention_follow_the_variant():
     assert make().decoder[0].cross_heads.num_kv_heads == 4
     assert make(variant="published").decoder[0].cross_heads.num_kv_heads == 8
     assert make(variant="published", dim=20).decoder[0].cross_heads.num_kv_heads == 4
@@ -208,14 +208,14 @@ def test_heads_that_read_the_plan():
         make(num_cross_heads=5)
 
 
-def test_dropout_rests_in_evaluation_and_only_there():
+def test_dropout_acts_in_training_alone():
     model, tokens = make(variant="published", dropout=0.4), rows(ragged=False).tokens
     assert not torch.equal(model(tokens).logits, model(tokens).logits)
     model.eval()
     assert torch.equal(model(tokens).logits, model(tokens).logits)
 
 
-def test_rows_shorter_than_the_published_context_are_learned_from():
+def test_rows_shorter_than_the_published_context_have_plans():
     model = make(variant="published", horizon_weights="decay_normalized", horizon=4)
     assert model.loss(rows(9, ragged=False)).counts["plan"] == 4 * 5
 
@@ -228,7 +228,7 @@ def test_columns_of_padding_may_go_beyond_the_longest_row(settings):
     torch.testing.assert_close(model.loss(long).total, model.loss(short).total)
 
 
-def test_nothing_slides_beyond_the_learned_positions():
+def test_learned_positions_end_at_max_length():
     model = make(positions="learned")
     with pytest.raises(ValueError, match="at most 17 together"):
         model.generate(rows().tokens, 5)
@@ -248,12 +248,12 @@ def test_nothing_slides_beyond_the_learned_positions():
         {"num_decoder_layers": 0},
     ],
 )
-def test_settings_that_cannot_be(settings):
+def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))} must"):
         make(**settings)
 
 
-def test_foresight_tells_a_plan_that_knows_the_future_from_one_that_does_not():
+def test_foresight_is_higher_for_a_plan_that_holds_the_future():
     drawn = torch.Generator().manual_seed(2)
     embedding = torch.nn.Embedding.from_pretrained(torch.randn(23, 6, generator=drawn))
     loss = plan_loss(plan_norm="after").float()
@@ -281,7 +281,7 @@ def test_foresight_tells_a_plan_that_knows_the_future_from_one_that_does_not():
     assert abs(report(ignorant)["future_known"]) < 0.05
 
 
-def test_foresight_of_a_model():
+def test_foresight_of_a_model_is_finite_and_needs_two_batches():
     model = make()
     found = foresight(model, [rows(17, ragged=False) for _ in range(4)])
     assert found["gain_encoder"] == found["gain_target"] == 1.0
@@ -293,7 +293,7 @@ def test_foresight_of_a_model():
 
 
 @pytest.mark.parametrize("weights", ["decay", "decay_normalized", "average"])
-def test_plans_of_tokens_are_judged_by_the_next_graded_tokens(weights):
+def test_plans_of_tokens_are_graded_on_the_next_graded_tokens(weights):
     model = tiny("deepsight", plan_loss="tokens", horizon=3, horizon_weights=weights).double()
     tokens, targets = ids(3, 11), ids(3, 11, seed=1)
     targets[0, :4] = -100
@@ -321,7 +321,7 @@ def test_plans_of_tokens_are_judged_by_the_next_graded_tokens(weights):
     torch.testing.assert_close(loss.total, loss.parts["next_token"] + loss.parts["plan"])
 
 
-def test_plans_of_questions_alone_cost_nothing():
+def test_plans_without_graded_tokens_have_no_loss():
     model = tiny("deepsight", plan_loss="tokens", horizon=3)
     batch = Batch(ids(2, 7), torch.full((2, 7), -100), None, None)
     assert model.loss(batch).parts["plan"] == 0

@@ -80,12 +80,12 @@ def countable(monkeypatch):
 
 
 @pytest.mark.parametrize("name, own", CASES)
-def test_flops_are_those_that_run(name, own, countable):
+def test_flops_are_those_counted_by_torch(name, own, countable):
     check_flops(tiny(name, {"max_steps": 3, "vocab_size": 37, **own}), 3, 23)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_flops_are_those_that_run_at_every_depth(name, countable):
+def test_flops_are_those_counted_by_torch_at_every_number_of_steps(name, countable):
     check_flops(tiny(name, num_layers=1, max_steps=8), 2, 48)
 
 
@@ -104,7 +104,7 @@ def check_flops(model, b, length):
 
 
 @pytest.mark.parametrize("own", [{}, *MODELS["thinker"].test_variants], ids=str)
-def test_flops_of_rows_with_prompts_are_those_of_the_form_they_are_read_in(own, countable):
+def test_flops_of_rows_with_prompts_are_those_counted_by_torch(own, countable):
     model = tiny("thinker", {"max_steps": 3, "vocab_size": 37, **own})
     batch = replace(lesson(model, 3, 23), prompt_lengths=torch.tensor([5, 11, 7]))
     place = torch.arange(23)
@@ -132,7 +132,7 @@ def test_flops_of_a_batch_are_those_of_its_shape_where_prompts_change_nothing(na
 
 
 @pytest.mark.parametrize("name, own", CASES)
-def test_flops_are_integers_that_grow_with_all_there_is(name, own):
+def test_flops_are_integers_that_grow_with_every_size(name, own):
     model = tiny(name, own)
     usual = model.flops(2, 19)
     assert type(usual) is int and type(model.flops(2, 19, training=True)) is int

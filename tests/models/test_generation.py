@@ -61,7 +61,7 @@ LENGTHS = torch.tensor([2, 1, 4])
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_rows_go_on_from_their_last_column(use_cache):
+def test_rows_are_continued_from_their_last_column(use_cache):
     out = Counting().generate(PROMPT, 3, prompt_lengths=LENGTHS, use_cache=use_cache)
     assert out.dtype == torch.int64
     assert out.tolist() == [
@@ -86,7 +86,7 @@ def test_a_row_that_produced_the_stop_token_is_filled(use_cache):
     assert logits.dtype == torch.float64 and torch.equal(logits, wanted)
 
 
-def test_a_finished_row_costs_nothing_more():
+def test_a_finished_row_is_not_computed_further():
     model = Counting()
     model.generate(PROMPT, 6, prompt_lengths=LENGTHS, stop_token=8)
     assert [call for call in model.read if call[0] == "select"] == [("select", [0, 2])]
@@ -237,7 +237,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(temperature, top_k, top_p)
     top_p=st.none() | st.floats(0.01, 1),
 )
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_only_what_the_filters_leave_is_ever_drawn(logits, temperature, top_k, top_p):
+def test_filtered_tokens_are_never_drawn(logits, temperature, top_k, top_p):
     rows = torch.tensor(logits, dtype=torch.float64).expand(64, -1)
     drawn = choose(rows, temperature, top_k, top_p, torch.Generator().manual_seed(1))
     # What lies on the edge of top_p may fall on either side by rounding.
@@ -247,7 +247,7 @@ def test_only_what_the_filters_leave_is_ever_drawn(logits, temperature, top_k, t
     assert all(probabilities[i] > 0 or i in tied for i in drawn.tolist())
 
 
-def test_the_likeliest_is_always_kept_and_ties_go_to_the_first():
+def test_filters_keep_the_likeliest_token_and_the_first_of_equal_ones():
     logits = torch.tensor([[1.0, 5.0, 5.0, 5.0], [0.0, 0.0, 0.0, 0.0]])
     assert choose(logits).tolist() == [1, 0]
     for _ in range(20):
@@ -267,6 +267,6 @@ def test_settings_may_be_numpy_numbers():
 @pytest.mark.parametrize(
     "own", [{"stop_token": 1.5}, {"stop_token": -1}, {"stop_token": 13}, {"pad_token": 0.5}]
 )
-def test_tokens_that_cannot_be_written_end_and_fill_no_row(own):
+def test_stop_and_pad_tokens_that_cannot_be_are_refused(own):
     with pytest.raises(ValueError, match=f"{next(iter(own))} must be an integer .*, got"):
         tiny("decoder").generate(ids(2, 5), 3, **own)

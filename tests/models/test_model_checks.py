@@ -24,7 +24,7 @@ class Index:
     "value",
     [2, np.int64(2), np.uint8(2), torch.tensor(2), torch.tensor(2, dtype=torch.int32), Index()],
 )
-def test_an_integer_is_whatever_python_may_index_by(value):
+def test_what_python_can_index_by_is_an_integer(value):
     found = check_int("n", value, 0, 5)
     assert found == 2 and type(found) is int
 
@@ -71,14 +71,14 @@ def test_the_first_wrong_id_is_named_with_its_place():
         (torch.tensor([8, 0]), ValueError, "n must be in 1 .. 7, got 8 in row 0"),
     ],
 )
-def test_lengths_that_are_none_say_why(lengths, kind, words):
+def test_wrong_lengths_are_refused_with_the_reason(lengths, kind, words):
     check_lengths("n", torch.tensor([1, T]), 2, T)
     with pytest.raises(kind) as error:
         check_lengths("n", lengths, 2, T)
     assert str(error.value) == words
 
 
-def test_the_shape_of_tokens_is_two_numbers():
+def test_check_shape_returns_rows_and_columns():
     assert check_shape("x", ids(3, 5)) == (3, 5)
     for wrong in (ids(5), ids(2, 3, 5), ids(0, 5), ids(3, 0)):
         with pytest.raises(ValueError, match=r"x must have shape \(b, t\) with b, t >= 1, got \["):
@@ -227,7 +227,7 @@ def test_wrong_targets_are_refused(name, change, kind, words):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_no_batch_is_refused(name):
+def test_other_types_than_batches_are_refused(name):
     model = tiny(name)
     for wrong in (None, 5, [[1, 2]], {"tokens": ids(2, T)}):
         with pytest.raises(TypeError, match="batch must be a Batch or an int64 tensor, got "):

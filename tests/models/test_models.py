@@ -130,7 +130,7 @@ def test_an_unknown_model_or_setting_is_a_usage_error():
         from_config(3)
 
 
-def test_a_saved_model_is_two_files_that_say_what_it_is(tmp_path):
+def test_a_saved_model_is_its_settings_and_its_weights(tmp_path):
     model = tiny("looped").double()
     model.save(tmp_path / "a" / "b")
     found = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
@@ -196,7 +196,7 @@ def test_a_model_folder_that_cannot_be_loaded_says_why(tmp_path, damage, kind, w
         load_model(tmp_path)
 
 
-def test_rows_of_a_batch_are_rows_of_all_that_it_holds():
+def test_rows_of_a_batch_are_rows_of_all_its_tensors():
     whole = Batch(ids(5, 3), ids(5, 3, seed=1), ids(5), None, ids(5, seed=2))
     part = whole.rows(slice(1, None, 2)).to("cpu")
     assert len(whole) == 5 and len(part) == 2 and part.lengths is None
@@ -206,7 +206,7 @@ def test_rows_of_a_batch_are_rows_of_all_that_it_holds():
 
 
 @pytest.mark.parametrize("name", ["decoder", "looped"])
-def test_the_loss_is_the_mean_surprise_of_the_graded_tokens(name):
+def test_the_loss_is_the_mean_surprisal_of_the_graded_tokens(name):
     model = tiny(name).double()
     tokens, targets = ids(3, 7), ids(3, 7, seed=1)
     targets[0, 2:] = targets[2, 0] = IGNORED
@@ -225,7 +225,7 @@ def test_the_loss_is_the_mean_surprise_of_the_graded_tokens(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_bare_tensor_is_to_be_continued(name):
+def test_the_targets_of_a_bare_tensor_are_its_next_tokens(name):
     model, tokens = tiny(name), ids(3, 7)
     targets = torch.cat([tokens[:, 1:], torch.full((3, 1), IGNORED)], 1)
     found, wanted = model.loss(tokens), model.loss(Batch(tokens, targets))
@@ -234,7 +234,7 @@ def test_a_bare_tensor_is_to_be_continued(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_without_graded_tokens_costs_nothing(name):
+def test_a_batch_without_graded_tokens_has_a_loss_of_zero(name):
     model, tokens = tiny(name), ids(2, 5)
     loss = model.loss(Batch(tokens, torch.full((2, 5), IGNORED), torch.tensor([2, 5])))
     assert loss.counts["next_token"] == 0 and float(loss.parts["next_token"]) == 0

@@ -241,7 +241,7 @@ def test_some_heads_may_learn_from_the_near_future():
     assert (grads[:9, 1:] > 0).all() and (grads[9:, 1:] == 0).all()
 
 
-def test_stopping_changes_the_backward_pass_alone():
+def test_stopped_gradients_leave_outputs_unchanged():
     tokens, plain = ids(2, 9), make(near_key=1.0, near_value=1.0)
     stopped = make(window=9)
     agree(stopped(tokens).logits, plain(tokens).logits, "logits", 1e-14)
@@ -250,7 +250,7 @@ def test_stopping_changes_the_backward_pass_alone():
     assert (stopped.reasoning.grad == 0).all() and (plain.reasoning.grad != 0).any()
 
 
-def test_in_mask_mode_a_reasoning_token_is_seen_again_once_it_is_old():
+def test_in_mask_mode_a_reasoning_token_is_visible_behind_the_window():
     """Checked by cached generation: another reasoning token changes only what sees it."""
     model = make(mode="mask", window=3, num_steps=1, num_layers=1)
     prompt = ids(1, 2)

@@ -51,7 +51,7 @@ def test_rows_of_unequal_length_keep_their_own_tokens():
     assert cache.lengths.tolist() == [n + 5 for n in PROMPTS]
 
 
-def test_selected_rows_go_on_as_if_alone():
+def test_selected_rows_continue_as_if_alone():
     cache, rows = filled()
     lengthen(cache, rows, 1)
     for seed, chosen in ((2, [1, 2]), (3, [1])):
@@ -61,7 +61,7 @@ def test_selected_rows_go_on_as_if_alone():
     assert cache.lengths.tolist() == [3 + 3]
 
 
-def test_lengths_given_are_left_as_they_are():
+def test_the_lengths_given_are_not_changed():
     cache, rows = filled()
     given = cache.lengths
     lengthen(cache, rows, 1)

@@ -90,7 +90,7 @@ def test_rotated_products_depend_on_distances_alone():
     assert not torch.allclose(products[0], q @ k.mT)
 
 
-def test_rotary_needs_pairs():
+def test_rotary_positions_need_heads_of_even_width():
     with pytest.raises(ValueError, match="even.*got 5"):
         Rotary(5)
 

@@ -1,4 +1,4 @@
-"""MODELS: one class, and one file, for each way of thinking."""
+"""MODELS: one class, and one file, for each architecture."""
 
 import dataclasses
 import json
@@ -35,7 +35,12 @@ MODELS: dict[str, type[Model]] = {
 
 
 def build_model(name: str, **settings: Any) -> Model:
-    """A new model of this name; its weights come from torch's global generator."""
+    """Build a model of this name; its weights are drawn from torch's global generator.
+
+    Raises:
+        UsageError: The model or a setting is unknown.
+        ValueError: A setting cannot be; vocab_size must be set.
+    """
     if not isinstance(name, str) or name not in MODELS:
         raise UsageError(f"unknown model {name!r}; choose from {sorted(MODELS)}")
     config_class = MODELS[name].Config  # type: ignore[attr-defined]
@@ -47,7 +52,7 @@ def build_model(name: str, **settings: Any) -> Model:
 
 
 def from_config(config: Any) -> Model:
-    """A new model of the class that this configuration belongs to."""
+    """Build a model of the class that this configuration belongs to."""
     for model in MODELS.values():
         if type(config) is model.Config:  # type: ignore[attr-defined]
             return model(config)
@@ -55,7 +60,12 @@ def from_config(config: Any) -> Model:
 
 
 def load_model(folder: str | Path) -> Model:
-    """The model that `Model.save` wrote into `folder`."""
+    """Load the model that `Model.save` wrote into `folder`.
+
+    Raises:
+        DataError: A file is missing.
+        DamagedError: A file cannot be read, or does not describe a model.
+    """
     path = Path(folder)
     try:
         found = json.loads((path / "config.json").read_text())
@@ -93,7 +103,7 @@ def load_model(folder: str | Path) -> Model:
 
 
 def check_weights(model: Model, weights: dict[str, Any], path: Path) -> None:
-    """DamagedError if these are not the weights of `model`, naming the first that differs."""
+    """Raise DamagedError naming the first weight that `model` lacks, or has in another shape."""
     wanted = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     found = {name: tuple(x.shape) for name, x in weights.items()}
     for name in sorted(wanted.keys() | found.keys()):

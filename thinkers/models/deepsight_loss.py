@@ -1,4 +1,4 @@
-"""What a plan should be, how far a plan is from it, and how much of the future a plan holds."""
+"""Losses of DeepSight's plans: their distance from past and next tokens, or the tokens read off."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from thinkers.models.batch import IGNORED, Batch, graded_targets, real_positions
 
 
 class PlanLoss(nn.Module):
-    """How far plans are from the past and the next tokens, each summed up in one vector.
+    """Distance of plans from the past and the next tokens, each of which is averaged.
 
     With E the embeddings of a row and d the horizon, at position i:
 
@@ -20,10 +20,11 @@ class PlanLoss(nn.Module):
         loss_i = disaffinity(encoder_norm(plan_i), target_i)
 
     The published norms have learned gains and biases: shrinking both gains takes the loss to 0
-    with no plan at all. Ours have none. Sums are shifted adds, O(t d), with no t x t matrix.
+    with no plan at all. The modern ones have none. Sums are shifted adds, O(t d), with no t x t
+    matrix.
 
     Args:
-        config: A configuration of DeepSight; its fields say what each choice means.
+        config: A configuration of DeepSight, whose fields describe the choices.
     """
 
     logits: nn.Parameter
@@ -50,7 +51,7 @@ class PlanLoss(nn.Module):
             rows = config.max_length - self.horizon if as_published else 0
             weights = fixed_weights(config.horizon_weights, decay, rows)
             self.register_buffer("weights", weights, persistent=False)
-            # As numbers, where all positions have the same: several times faster.
+            # Python numbers, where all positions have the same weights: several times faster.
             self.shared = weights[0].tolist() if len(weights) == 1 else None
         even = torch.full((config.vocab_size,), 1 / config.vocab_size)
         self.register_buffer("token_frequencies", even, persistent=config.center)
@@ -60,7 +61,7 @@ class PlanLoss(nn.Module):
         return real_positions(batch.tokens, batch.lengths)[:, self.reach :]
 
     def flops(self) -> int:
-        """Of the matrix products of the plan of one position: there are none."""
+        """Count the matrix products of the plan of one position: there are none."""
         return 0
 
     def summed(
@@ -76,21 +77,21 @@ class PlanLoss(nn.Module):
         return self(plan, model.plan_inputs(embedded), real)
 
     def set_token_counts(self, counts: Int[Tensor, " v"]) -> None:
-        """Say how often each token occurs in training, for the mean that `center` subtracts.
+        """Set how often each token occurs in training, for the mean that `center` subtracts.
 
-        Until then every token counts alike. Frequencies belong to the data and not to an update,
-        so that every micro-batch and every rank subtracts the same mean.
+        Until then all tokens have the same weight. Frequencies belong to the data and not to an
+        update, so that every micro-batch and every rank subtracts the same mean.
         """
         if counts.shape != self.token_frequencies.shape or (counts < 0).any() or not counts.any():
             raise ValueError(f"counts must be one for each token, not all 0, got {counts}")
         self.token_frequencies.copy_(counts / counts.sum())
 
     def mean_token(self, embeddings: Float[Tensor, "v c"]) -> Float[Tensor, " c"]:
-        """The mean embedding of the tokens of training."""
+        """Compute the mean embedding of the tokens of training."""
         return (self.token_frequencies[:, None] * embeddings).sum(0)
 
     def horizon_weights(self) -> Float[Tensor, "r d"]:
-        """What each token ahead counts, for every position, or in one row for all."""
+        """Return the weights of the next tokens, for every position, or in one row for all."""
         return self.logits.softmax(0)[None] if self.learned else self.weights
 
     def forward(
@@ -99,7 +100,7 @@ class PlanLoss(nn.Module):
         embedded: Float[Tensor, "b t c"],
         real: Bool[Tensor, "b t"],
     ) -> Float[Tensor, ""]:
-        """The sum over all positions whose horizon lies inside the real part of their row."""
+        """Sum the distances over all positions whose horizon lies inside their row."""
         # Padded columns may lie beyond the last position.
         plan, embedded, real = (x[:, : self.longest] for x in (plan, embedded, real))
         n = plan.shape[1] - self.reach
@@ -112,7 +113,7 @@ class PlanLoss(nn.Module):
     def target(
         self, embedded: Float[Tensor, "b t c"], real: Bool[Tensor, "b t"]
     ) -> Float[Tensor, "b n c"]:
-        """What the first n plans should resemble, as far as the rows are long enough."""
+        """Compute the targets of the first n plans, which have tokens enough ahead of them."""
         n = embedded.shape[1] - self.reach
         x = embedded.float() if embedded.dtype.itemsize < 4 else embedded
         x = x if self.before_norm is None else normed(self.before_norm, x)
@@ -132,7 +133,7 @@ class PlanLoss(nn.Module):
         number: Int[Tensor, " n"],
         exist: Int[Tensor, "b n"],
     ) -> Float[Tensor, "b n c"]:
-        """The past of so many tokens and the future of so many, in one."""
+        """Combine the past of `number` tokens and the future of `exist`."""
         if self.mix == "equal":
             return future * 0.5 + present * 0.5
         past = (number.float() / (number + exist))[..., None]
@@ -142,7 +143,7 @@ class PlanLoss(nn.Module):
     def future(
         self, x: Float[Tensor, "b t c"], n: int, exist: Int[Tensor, "b n"]
     ) -> Float[Tensor, "b n c"]:
-        """The weighted sum of the next tokens at the first n positions, of which so many exist."""
+        """Sum the next tokens with their weights at n positions; `exist` of them are real."""
         weights = self.horizon_weights().to(x.dtype)
         first = weights[:n, :1] if self.shared is None else self.shared[0]
         future = x[:, 1 : n + 1] * first
@@ -160,14 +161,14 @@ class PlanLoss(nn.Module):
 
 
 class TokenLoss(nn.Module):
-    """How unlikely a plan makes each of the next tokens, each read from it by a matrix of its own.
+    """Cross-entropy of the next tokens, each read from the plan by a matrix of its own.
 
         loss_i = - sum_k w_k log softmax(E norm(W_k plan_i))[token_(i+k)], k = 1 .. d
 
-    The W_k say which token comes when, what a sum of embeddings, or one distribution for all, does
-    not: it is multi-token prediction (Gloeckle et al. 2024, https://arxiv.org/abs/2404.19737) from
-    the middle of the model, by linear heads (Stern et al. 2018, https://arxiv.org/abs/1811.03115).
-    Only graded positions count: a question is not planned.
+    The W_k tell the order of the tokens, which a sum of embeddings, or one distribution for all,
+    does not. It is multi-token prediction (Gloeckle et al. 2024, https://arxiv.org/abs/2404.19737)
+    from the middle of the model, by linear heads (Stern et al. 2018,
+    https://arxiv.org/abs/1811.03115). Only graded positions count: prompts are not planned.
 
     Args:
         config: A configuration of DeepSight; `horizon`, `horizon_weights`, `dim` are read.
@@ -185,11 +186,11 @@ class TokenLoss(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
         self.size = config.dim * (config.dim + config.vocab_size)
         noise = torch.randn(config.horizon, config.dim, config.dim)
-        # Near one another at first, and with them the plan is near what it says.
+        # Near the identity at first: a plan then lies near the embeddings of its tokens.
         self.distances = nn.Parameter(torch.eye(config.dim) + 0.5 * config.dim**-0.5 * noise)
 
     def targets(self, batch: Batch) -> Int[Tensor, "b t d"]:
-        """The next tokens of every position, -100 where they are not graded."""
+        """Return the next tokens of every position, -100 where they are not graded."""
         wanted = graded_targets(batch)
         further = range(len(self.weights))
         return torch.stack([F.pad(wanted, (0, k), value=IGNORED)[:, k:] for k in further], -1)
@@ -199,7 +200,7 @@ class TokenLoss(nn.Module):
         return graded_targets(batch) != IGNORED
 
     def flops(self) -> int:
-        """Of the plan of one position."""
+        """Count the matrix products of the plan of one position."""
         return 2 * len(self.weights) * self.size
 
     def summed(
@@ -222,7 +223,7 @@ class TokenLoss(nn.Module):
 
 
 class EmbeddingLoss(nn.Module):
-    """How far the running mean of the normed embeddings is from the plan, which stays put.
+    """Distance of the running mean of the normed embeddings from the plan, which is detached.
 
     From the encoder-decoder of https://github.com/yiphei/yif-AI; it trains the embeddings.
     """
@@ -239,7 +240,7 @@ class EmbeddingLoss(nn.Module):
         embedded: Float[Tensor, "b t c"],
         real: Bool[Tensor, "b t"],
     ) -> Float[Tensor, ""]:
-        """The sum over all real positions."""
+        """Sum the distances of all real positions."""
         number = torch.arange(1, embedded.shape[1] + 1, device=embedded.device)
         mean = self.embedding_norm(embedded).cumsum(1) / number[:, None]
         apart = disaffinity(self.kind, mean, self.encoder_norm(plan.detach()))
@@ -247,21 +248,24 @@ class EmbeddingLoss(nn.Module):
 
 
 def target_norm(config: Any) -> nn.LayerNorm:
-    """Published: with learned gain and bias. Ours has neither, and no floor under small vectors:
-    the mean of many embeddings is far smaller than the usual epsilon."""
+    """Build the norm of plans and targets.
+
+    The published one has a learned gain and bias. The modern one has neither, and hardly an
+    epsilon: the variance of a mean of many embeddings is far smaller than the usual 1e-5.
+    """
     if config.variant == "published":
         return nn.LayerNorm(config.dim, eps=1e-5)
     return nn.LayerNorm(config.dim, eps=1e-12, elementwise_affine=False)
 
 
 def normed(norm: nn.LayerNorm, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
-    """`x` normed in its own dtype: sums of many half-precision vectors are single precision."""
+    """Normalize in the dtype of `x`: sums of half-precision vectors are in single precision."""
     weight, bias = (None if y is None else y.to(x.dtype) for y in (norm.weight, norm.bias))
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
 def fixed_weights(kind: str, decay: Float[Tensor, " d"], rows: int) -> Float[Tensor, "r d"]:
-    """What each token ahead counts.
+    """Return the weights of the next tokens.
 
     The published code sums each row of a t x t float32 matrix, and its sums differ in their last
     bit by where in the row the weights lie; `rows` reproduces so many of them, 0 is one for all.
@@ -284,7 +288,7 @@ def fixed_weights(kind: str, decay: Float[Tensor, " d"], rows: int) -> Float[Ten
 def disaffinity(
     kind: str, a: Float[Tensor, "b t c"], b: Float[Tensor, "b t c"]
 ) -> Float[Tensor, "b t"]:
-    """How unlike two vectors are: 0 for the same, or for the same direction."""
+    """Compute the distance of vectors: 0 for equal ones, or for the same direction."""
     if kind == "mse":
         return (a - b).square().mean(-1)
     cosine = F.cosine_similarity(a, b, dim=-1)

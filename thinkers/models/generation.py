@@ -1,4 +1,4 @@
-"""Generation, written once over `prefill`, `extend` and `cache.select`."""
+"""Generation of tokens by any model, over `prefill`, `extend` and `cache.select`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def generate(
     use_cache: bool,
     return_logits: bool,
 ) -> Any:
-    """See `Model.generate`."""
+    """Implement `Model.generate`."""
     check_shape("tokens", tokens)
     check_int("pad_token", pad_token, -(2**63))
     written = stream(
@@ -65,11 +65,11 @@ def generate(
 
 @dataclass(frozen=True)
 class New:
-    """The next token of each row that goes on.
+    """The next tokens of the rows that have not ended.
 
     Args:
-        rows: Which rows these are.
-        logits: What the tokens were chosen from, raw.
+        rows: Indices of these rows.
+        logits: The raw logits that the tokens were chosen from.
     """
 
     rows: Int[Tensor, " r"]
@@ -92,9 +92,9 @@ def stream(
     stop_token: int | None = None,
     use_cache: bool = True,
 ) -> Iterator[New]:
-    """The tokens that `Model.generate` writes, each as soon as it is chosen.
+    """Yield the tokens of `Model.generate`, each as soon as it is chosen.
 
-    Until it is exhausted or closed, the model stays in evaluation mode.
+    The model stays in evaluation mode until the iterator is exhausted or closed.
     """
     if not model.causal:
         raise ValueError(NOT_CAUSAL.format(what="generate"))
@@ -112,10 +112,11 @@ def stream(
             chosen = choose(logits, temperature, top_k, top_p, generator)
             yield New(alive, chosen, logits)
             if stop_token is not None:
-                going = (chosen != stop_token).nonzero()[:, 0]
-                if len(going) < len(alive):
-                    alive, chosen = alive[going], chosen[going]
-                    writer.select(going)
+                # Rows that ended leave the batch: their number is read from the device.
+                kept = (chosen != stop_token).nonzero()[:, 0]
+                if len(kept) < len(alive):
+                    alive, chosen = alive[kept], chosen[kept]
+                    writer.select(kept)
                 if not len(alive):
                     return
             writer.write(chosen)
@@ -127,7 +128,7 @@ def classify(
     prompt_lengths: Int[Tensor, " b"],
     num_steps: int | None,
 ) -> Int[Tensor, "b 1"]:
-    """The likeliest token at the end of each prompt, which is padded on the left."""
+    """Predict the token at the end of each prompt, padded on the left, without a cache."""
     rows, lengths, steps = check_call(model, tokens, 0, num_steps, prompt_lengths)
     with eval_mode(model):
         logits = model(rows, num_steps=steps, lengths=lengths, prompt_lengths=lengths).logits
@@ -136,7 +137,7 @@ def classify(
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; each part then gets the mode back that it had."""
+    """Run the block in evaluation mode without gradients, then restore the mode of each part."""
     modes = {part: part.training for part in model.modules()}
     model.eval()
     try:
@@ -148,7 +149,7 @@ def eval_mode(model: Any) -> Iterator[None]:
 
 
 class Cached:
-    """Rows that grow, each token computed once."""
+    """Rows that grow, with a cache: each token is computed once."""
 
     def __init__(
         self, model: Any, rows: Tensor, lengths: Tensor, steps: int, prompted: bool, room: int
@@ -163,13 +164,13 @@ class Cached:
         self.pending: Tensor | None = None
 
     def logits(self) -> Float[Tensor, "b v"]:
-        """What follows each row."""
+        """Return the logits of the next token of each row."""
         if self.pending is not None:
             self.next, self.pending = self.model.extend(self.pending, self.cache), None
         return self.next
 
     def write(self, tokens: Int[Tensor, " b"]) -> None:
-        """Lengthen each row by one token."""
+        """Append a token to each row."""
         self.pending = tokens
 
     def select(self, rows: Int[Tensor, " b"]) -> None:
@@ -178,7 +179,7 @@ class Cached:
 
 
 class Recomputed:
-    """Rows that grow, each read anew for every token: what the cache must agree with."""
+    """Rows that grow, without a cache: whole rows are computed for every token."""
 
     def __init__(
         self, model: Any, rows: Tensor, lengths: Tensor, steps: int, prompted: bool, room: int
@@ -188,7 +189,7 @@ class Recomputed:
         self.rows = torch.cat([rows, rows.new_zeros(len(rows), room)], 1)
 
     def logits(self) -> Float[Tensor, "b v"]:
-        """What follows each row."""
+        """Return the logits of the next token of each row."""
         longest = int(self.lengths.max())
         thought = self.model(
             self.rows[:, :longest],
@@ -199,7 +200,7 @@ class Recomputed:
         return thought.logits[torch.arange(len(self.rows)), self.lengths - 1]
 
     def write(self, tokens: Int[Tensor, " b"]) -> None:
-        """Lengthen each row by one token."""
+        """Append a token to each row."""
         self.rows[torch.arange(len(self.rows)), self.lengths] = tokens
         self.lengths = self.lengths + 1
 
@@ -212,7 +213,12 @@ class Recomputed:
 def check_call(
     model: Any, tokens: Tensor, max_new_tokens: int, num_steps: Any, prompt_lengths: Any
 ) -> tuple[Int[Tensor, "b t"], Int[Tensor, " b"], int]:
-    """The prompts moved to the left edge, their lengths, and the number of steps."""
+    """Check a call of `generate`; return the prompts padded on the right, their lengths, the steps.
+
+    Raises:
+        TypeError: A tensor is not int64.
+        ValueError: A shape, an id, a length or a number cannot be.
+    """
     check_int("max_new_tokens", max_new_tokens, 0)
     steps = model.check_steps(num_steps)
     b, t = check_shape("tokens", tokens)
@@ -226,6 +232,8 @@ def check_call(
             f"prompt and new tokens must be at most {limit} together (max_length), "
             f"got {longest} + {max_new_tokens}"
         )
+    # Callers pad on the left, where a new token is the next column; models on the right, where a
+    # position is a column.
     columns = torch.arange(t, device=tokens.device)
     first = (t - lengths)[:, None]
     tokens = tokens.where(columns >= first, 0)
@@ -235,7 +243,7 @@ def check_call(
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """ValueError if a token cannot be drawn so."""
+    """Raise ValueError if tokens cannot be drawn with these settings."""
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
     if top_k is not None:
@@ -251,7 +259,7 @@ def choose(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, " b"]:
-    """One token per row: the likeliest, or drawn from the filtered distribution.
+    """Choose one token per row: the likeliest, or one drawn from the filtered distribution.
 
     `top_p` keeps the likeliest tokens until their probability reaches it (Holtzman et al. 2020,
     https://arxiv.org/abs/1904.09751).

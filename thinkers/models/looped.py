@@ -1,4 +1,4 @@
-"""The looped transformer: one core of layers, run as often as there is to think."""
+"""The looped transformer: one core of layers, run as often as steps are asked for."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,11 +17,14 @@ from thinkers.nn.layers import Rotary, initialize, sinusoidal
 
 
 class Looped(Model):
-    """e = prelude(tokens); s <- norm(core(inject(s, e))) num_steps times; logits = E norm(coda(s)).
+    """e = prelude(E[tokens]); s_0 = e; s_k = norm(core(inject(s_(k-1), e))), k = 1 .. n.
 
-    Prelude, core and coda as in Geiping et al. 2025 (https://arxiv.org/abs/2502.05171), with the
-    state starting from the prelude's output. Without prelude, coda and injection, and with a time
-    code, it is the universal transformer (Dehghani et al. 2018, https://arxiv.org/abs/1807.03819).
+    logits = E norm(coda(s_n)), with n = `num_steps`. inject(s, e) is W [s, e], s + e or s; with a
+    time code, a code of k is added to it.
+
+    Prelude, core and coda as in Geiping et al. 2025 (https://arxiv.org/abs/2502.05171), who start
+    from a random state instead. Without prelude, coda and injection, and with a time code, it is
+    the universal transformer (Dehghani et al. 2018, https://arxiv.org/abs/1807.03819).
     """
 
     name = "looped"
@@ -42,11 +45,11 @@ class Looped(Model):
         num_prelude_layers: int = 1
         num_coda_layers: int = 1
         injection: Literal["concat", "add", "none"] = "concat"
-        """How a step takes in the input again: joined to the state and projected, added, or not."""
+        """Injection of e into each step: concatenated and projected, added, or none."""
         time_code: bool = False
-        """Whether a step is told its number, by a sinusoidal code."""
+        """True: a sinusoidal code of the step's number is added to its input."""
         backprop_steps: int | None = None
-        """Only the last so many steps are differentiated; None is all."""
+        """Number of last steps that are differentiated; None is all."""
         hidden: int | None = None
         """Width of the feed-forward; None is 8/3 of dim."""
 
@@ -100,7 +103,7 @@ class Looped(Model):
         keep_states: bool = False,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "b k t c"]:
-        """The coda's output after the last step, or after each."""
+        """Compute the states after the last step, or after each: the output of the coda."""
         if cache is None or cache.visible is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         else:
@@ -128,16 +131,19 @@ class Looped(Model):
         cache: KeyValueCache | None,
         slot: int,
     ) -> Float[Tensor, "b t c"]:
+        """Compute s_k from s_(k-1), with `step` = k - 1."""
         if self.config.injection == "concat":
             s = self.inject(torch.cat([s, e], -1))
         elif self.config.injection == "add":
             s = s + e
         if self.config.time_code:
-            number = torch.tensor([step], device=s.device)
+            # arange: a number that is copied from the host would wait for the device.
+            number = torch.arange(step, step + 1, device=s.device)
             s = s + sinusoidal(number, self.config.dim, s.dtype)
         return self.core_norm(run_blocks(self.core, s, table, cache, slot))
 
     def _learns(self, step: int, steps: int) -> bool:
+        """Return True if this step is differentiated."""
         limit = self.config.backprop_steps
         return limit is None or step >= steps - limit
 
@@ -188,11 +194,11 @@ class Looped(Model):
 
 
 class LoopedCache(KeyValueCache):
-    """Keys and values of every layer at every step, and how many steps that is."""
+    """Keys and values of every layer at every step, and the number of steps."""
 
     num_steps: int
 
 
 def make_blocks(config: Looped.Config, number: int) -> nn.ModuleList:
-    """Build so many layers."""
+    """Build `number` layers."""
     return nn.ModuleList(Block(config.dim, config.num_heads, config.hidden) for _ in range(number))

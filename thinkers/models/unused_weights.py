@@ -1,4 +1,4 @@
-"""Weights that no forward reads: kept and saved with a model, and none of its parameters."""
+"""Weights of a checkpoint that no forward pass reads: saved with a model, but no parameters."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ PREFIX = "unread_weights."
 
 
 def keep_unread(model: nn.Module, name: str, weight: Float[Tensor, "..."]) -> None:
-    """Keep this weight as a buffer of the model."""
+    """Store this weight as a buffer of the model."""
     if PREFIX[:-1] not in model._modules:
         model.add_module(PREFIX[:-1], nn.Module())
     home = model.get_submodule(PREFIX[:-1])
@@ -15,7 +15,7 @@ def keep_unread(model: nn.Module, name: str, weight: Float[Tensor, "..."]) -> No
 
 
 def unread(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that were kept so, by name."""
+    """Return the weights that `keep_unread` stored, by name."""
     return {
         name.removeprefix(PREFIX).replace("/", "."): weight
         for name, weight in model.named_buffers()

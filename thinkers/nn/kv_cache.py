@@ -1,4 +1,4 @@
-"""Keys and values kept between tokens, for rows of unequal length."""
+"""The cache of keys and values of generated rows, which may differ in length."""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,15 +6,16 @@ from torch import Tensor
 
 
 class KeyValueCache:
-    """The keys and values of every layer, in buffers of fixed capacity.
+    """Keys and values of every layer, in buffers of fixed capacity.
 
-    Prompts of unequal length are kept as they are, padded on the right; every later token takes
-    the next slot in all rows, and a mask hides what was padding.
+    Prompts are stored padded on the right. Each later token takes the next slot in all rows, and
+    a mask hides the slots of the padding.
 
     Args:
-        num_layers: How often keys and values are kept per token: layers times steps.
-        lengths: Real tokens of each row so far.
-        like: A tensor of the dtype and device that keys will have.
+        num_layers: Keys and values per token: layers times steps.
+        lengths: Number of each row's real tokens so far.
+        capacity: Slots of a row.
+        like: A tensor of the dtype and device of keys.
     """
 
     def __init__(
@@ -35,10 +36,10 @@ class KeyValueCache:
         self.hidden: Float[Tensor, "b s"] | None = None
 
     def grow(self) -> Int[Tensor, "b 1"]:
-        """Make room for one more token per row; its position."""
+        """Make room for one more token per row; return its position."""
         positions = self.lengths[:, None]
         if self.hidden is None:
-            # To be added to scores: attention makes this of a boolean mask in every layer anew.
+            # Numbers to be added: attention would convert a boolean mask in every layer.
             slots = torch.arange(self.data.shape[-2], device=positions.device)
             padding = (slots >= positions) & (slots < self.used)
             self.hidden = self.data.new_zeros(padding.shape).masked_fill(padding, -torch.inf)
@@ -50,11 +51,11 @@ class KeyValueCache:
     def keep(
         self, layer: int, k: Float[Tensor, "b g t d"], v: Float[Tensor, "b g t d"]
     ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b g s d"], Float[Tensor, "b 1 1 s"] | None]:
-        """Keep whole prompts, or after `grow` one token per row; all keys and values so far.
+        """Store keys and values of whole prompts, or after `grow` of one token per row.
 
         Returns:
-            Keys, values and what is added to their scores, 0 or -inf: None for whole prompts,
-            where each position reads those up to its own.
+            All keys and values so far, and the mask of 0 and -inf to be added to their scores.
+            The mask is None for whole prompts, whose attention is causal.
         """
         keys, values = self.layers[layer]
         if self.visible is None:
