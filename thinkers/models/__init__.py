@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ def build_model(name: str, **settings: Any) -> Model:
         UsageError: The model or a setting is unknown.
         ValueError: A setting cannot be; vocab_size must be set.
     """
+    check_names(name, settings)
+    return MODELS[name](MODELS[name].Config(**settings))  # type: ignore[attr-defined]
+
+
+def check_names(name: Any, settings: Mapping[str, Any]) -> None:
+    """Raise UsageError if there is no model of this name, or if it lacks one of the settings."""
     if not isinstance(name, str) or name not in MODELS:
         raise UsageError(f"unknown model {name!r}; choose from {sorted(MODELS)}")
     config_class = MODELS[name].Config  # type: ignore[attr-defined]
@@ -48,7 +55,6 @@ def build_model(name: str, **settings: Any) -> Model:
     for field in settings:
         if field not in known:
             raise UsageError(f"unknown setting {field!r} of {name}; choose from {known}")
-    return MODELS[name](config_class(**settings))
 
 
 def from_config(config: Any) -> Model:
@@ -79,10 +85,10 @@ def load_model(folder: str | Path) -> Model:
         raise DamagedError(f"{path / 'config.json'} must hold model and config, got {list(found)}")
     if not isinstance(found["model"], str):
         raise DamagedError(f"{path / 'config.json'} must name a model, got {found['model']!r}")
+    # Names may be those of another version, or of a file that was not imported: no damage.
+    check_names(found["model"], found["config"])
     try:
         model = build_model(found["model"], **found["config"])
-    except UsageError:
-        raise  # a name of another version, or of a file that was not imported
     except (ValueError, TypeError) as error:
         raise DamagedError(f"{path / 'config.json'} describes no model: {error}") from None
     try:
