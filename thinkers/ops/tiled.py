@@ -136,11 +136,7 @@ def backward(
         future = work.future_keys(start, end, first, last)
         for rows, heads in problem.chunks():
             p = work.scores(rows, heads, start, end, first, last, mask)
-            p.sub_(work.load(safe_lse, rows, heads, start, end)[..., None]).exp_()
-            # After exp, as 0: the row's log-sum-exp does not count these keys, so that their exp
-            # may overflow, which masked_fill_ overwrites.
-            if future is not None:
-                p[..., last - first - future.shape[1] :].masked_fill_(future, 0.0)
+            _weights_from_lse_(p, work.load(safe_lse, rows, heads, start, end), future)
             go = work.load(grad, rows, heads, start, end)
             ds = work.products(1, go, work.v[rows, heads, first:last])
             delta = (go * work.load(out, rows, heads, start, end)).sum(-1, keepdim=True)
@@ -162,6 +158,19 @@ def backward(
                 block_q = work.load(work.q, rows, heads, start, end)
                 _add_product_(dk[rows, heads, first:last], ds, block_q, problem.scale)
     return dq, None if dk is None else dk.to(k.dtype), None if dv is None else dv.to(v.dtype)
+
+
+def _weights_from_lse_(scores: Tensor, lse: Tensor, future: Tensor | None) -> None:
+    """Turn the scores of a block into attention weights in place, by their log-sum-exp.
+
+    Args:
+        future: True at the last keys of the block that a query may not see; None if there are none.
+    """
+    scores.sub_(lse[..., None]).exp_()
+    # After exp, as 0: the row's log-sum-exp does not count these keys, so that their exp may
+    # overflow, which masked_fill_ overwrites.
+    if future is not None:
+        scores[..., scores.shape[-1] - future.shape[1] :].masked_fill_(future, 0.0)
 
 
 class _Workspace:
