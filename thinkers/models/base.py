@@ -24,6 +24,7 @@ from thinkers.models.batch import (
     real_positions,
 )
 from thinkers.models.generation import classify, generate
+from thinkers.models.output_weights import find_output_weights
 from thinkers.nn.tracing import Traced
 
 FORMAT = 2
@@ -162,6 +163,14 @@ class Model(Traced, nn.Module, ABC):
     @abstractmethod
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
         """Compute the logits of states."""
+
+    def output_weights(self) -> set[nn.Parameter]:
+        """Return the matrices that turn states into logits, found by reading a state out.
+
+        Muon leaves them to AdamW. Override it where `read_out` computes with something that
+        autograd does not see.
+        """
+        return find_output_weights(self)
 
     @abstractmethod
     def flops(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn, optim
 
 from thinkers.config.training import Training
+from thinkers.models import Model
 
 
 def build(model: nn.Module, settings: Training) -> list[optim.Optimizer]:
@@ -14,7 +15,9 @@ def build(model: nn.Module, settings: Training) -> list[optim.Optimizer]:
     AdamW: Loshchilov and Hutter 2017, https://arxiv.org/abs/1711.05101; norms, biases and
     embeddings have no weight decay. Muon: Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon, its updates scaled to the size of AdamW's (Liu et
-    al. 2025, https://arxiv.org/abs/2502.16982), so that one learning rate serves both.
+    al. 2025, https://arxiv.org/abs/2502.16982), so that one learning rate serves both. Matrices are
+    told apart by what they do, never by their shapes: the weights of `nn.Embedding` embed, and
+    `Model.output_weights` write logits, however large the vocabulary is.
     """
     learned = [p for p in model.parameters() if p.requires_grad]
     tables = {layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)}
@@ -83,6 +86,5 @@ def load_state_dict(
 
 def _hidden(model: nn.Module) -> set[Tensor]:
     """Return the weights of linear layers, except those that write logits."""
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
-    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    return {layer.weight for layer in linear if layer.out_features != vocabulary}
+    linear = {layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)}
+    return linear - (model.output_weights() if isinstance(model, Model) else set())

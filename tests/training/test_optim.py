@@ -1,0 +1,81 @@
+"""Which optimiser gets which matrix: by what a matrix does, never by its shape."""
+
+from typing import Any
+
+import pytest
+import torch
+from model_cases import CASES, SIZE, tiny
+from torch import nn
+
+from thinkers.config.training import Training
+from thinkers.models.decoder import Decoder
+from thinkers.training import optim
+
+MUON = Training(num_updates=10, optimizer="muon")
+
+
+def of_muon(model: nn.Module) -> set[str]:
+    """Names of the matrices that Muon updates."""
+    names = {p: name for name, p in model.named_parameters()}
+    optimizers = optim.build(model, MUON)
+    assert {p for o in optimizers for g in o.param_groups for p in g["params"]} == set(names)
+    return {names[p] for g in optimizers[1].param_groups for p in g["params"]}
+
+
+def widths(model: nn.Module) -> set[int]:
+    return {n for part in model.modules() if isinstance(part, nn.Linear) for n in part.weight.shape}
+
+
+@pytest.mark.parametrize("name, own", CASES)
+def test_the_matrices_of_muon_do_not_depend_on_the_size_of_the_vocabulary(name, own):
+    usual = tiny(name, own)
+    wanted = of_muon(usual)
+    linear = {f"{n}.weight" for n, part in usual.named_modules() if isinstance(part, nn.Linear)}
+    assert wanted == linear - {"head.weight"}
+    for size in widths(usual) - {SIZE["vocab_size"]}:
+        assert of_muon(tiny(name, own, vocab_size=size)) == wanted, size
+
+
+def test_a_head_of_classes_is_a_head():
+    for classes in (5, 8, 32):
+        own = {"variant": "published", "hidden": 48, "num_classes": classes, "vocab_size": 32}
+        assert "head.weight" not in of_muon(tiny("thoughtsformer", own))
+
+
+class Untied(Decoder):
+    """A user's model: the head has a matrix and a name of its own."""
+
+    name = "untied"
+
+    def __init__(self, config: Any, how: str):
+        super().__init__(config)
+        self.how = how
+        self.turn = nn.Linear(config.dim, config.vocab_size, bias=how == "bias")
+
+    def _answer(self, h):
+        x = self.norm(h)
+        if self.how == "product":
+            return 2.0 * (x @ self.turn.weight.T)
+        if self.how == "einsum":
+            return torch.einsum("...c,vc->...v", x, self.turn.weight)
+        if self.how == "capped":
+            return 30 * torch.tanh(self.turn(x) / 30)
+        return self.turn(x)
+
+
+@pytest.mark.parametrize("how", ["plain", "bias", "product", "einsum", "capped"])
+@pytest.mark.parametrize("size", [13, 32, 64, 88, 176])
+def test_the_head_of_a_users_model_is_found_without_a_word_from_it(how, size):
+    model = Untied(Decoder.Config(**SIZE | {"vocab_size": size}), how)
+    assert model.output_weights() == {model.turn.weight}
+    wanted = {n for n, p in model.named_parameters() if p.ndim == 2}
+    assert of_muon(model) == wanted - {"embedding.weight", "turn.weight"}
+
+
+@pytest.mark.parametrize("name, own", CASES)
+def test_finding_the_head_leaves_the_model_and_the_random_stream_as_they_were(name, own):
+    model = tiny(name, own).train()
+    before = torch.get_rng_state()
+    model.output_weights()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training and all(p.grad is None for p in model.parameters())
