@@ -138,13 +138,20 @@ def test_any_chain_is_decoded_from_its_tokens(text):
     assert task.decode(task.encode(text)) == text
 
 
-@given(st.text(max_size=12), st.sampled_from(["add", "sort", "rotate"]))
+@given(
+    st.text(max_size=12) | st.text("0123+,= \t", max_size=12),
+    st.sampled_from(["add", "sort", "rotate"]),
+)
 def test_encode_accepts_allowed_characters_and_names_the_first_other(text, name):
     task = TASK[name]
     allowed = "0123456789=_" + {"add": "+", "sort": "", "rotate": ","}[name]
-    wrong = [i for i, character in enumerate(text) if character not in allowed]
+    dividing = {
+        x.start() for x in re.finditer(r"(?<=[0-9a-fA-F_])[ \t\r\n]+(?=[0-9a-fA-F_])", text)
+    }
+    fitting = allowed + " \t\r\n"
+    wrong = [i for i, x in enumerate(text) if x not in fitting or i in dividing]
     if not wrong:
-        assert task.decode(task.encode(text)) == text
+        assert task.decode(task.encode(text)) == re.sub("[ \t\r\n]", "", text)
         return
     with pytest.raises(UsageError) as caught:
         task.encode(text)

@@ -1,54 +1,101 @@
 """`answer`, the answer of a trained model to a prompt; `stream` and `generate`, samples of text."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from thinkers.checks import check_int
 from thinkers.errors import usage_error
 from thinkers.models.base import Model
-from thinkers.models.generation import check_sampling
+from thinkers.models.generation import check_sampling, ids_below
 from thinkers.models.generation import stream as next_tokens
 from thinkers.runs.result import RunLike, open_with_task
+from thinkers.tasks import Task
 from thinkers.tasks.answers import AnswerTask
+from thinkers.tasks.base import Prompt
 from thinkers.tasks.text import Text
+
+UNFINISHED = " …"
+"""Follows an answer that is cut off: it is longer than any right one."""
 
 
 def answer(run: RunLike, prompt: str, num_steps: int | None = None) -> str:
     """Return the prompt followed by the model's answer, as text of its task.
+
+    A prompt may hold the beginning of its answer: `12+34=6` is continued to `12+34=46`, for digits
+    are written least significant first. A text is continued until the model can read no more. An
+    answer without an end token, where there should be one, is followed by UNFINISHED.
 
     Args:
         run: A run, its folder, or (model, task).
         num_steps: Thinking steps; None is the model's own number.
 
     Raises:
-        UsageError: The prompt is empty, asks nothing, or leaves no room for an answer.
+        UsageError: The prompt is none of the task, or leaves no room for its longest answer.
     """
     model, task = open_with_task(run)
-    tokens = task.encode(prompt)
-    if not tokens:
-        raise usage_error(
-            "an empty prompt", "a question such as 12+34=, or the beginning of a text", "write one"
-        )
-    if isinstance(task, AnswerTask) and task.prompt_end not in prompt:
-        raise usage_error(
-            f"{prompt[-30:]!r} has no {task.prompt_end!r}",
-            f"a question that ends in {task.prompt_end}",
-            f"pass one such as {prompt[-30:]}{task.prompt_end}",
-        )
-    room = model.config.max_length - len(tokens)
-    longest = task.max_answer_length()
-    room = room if longest is None else min(room, longest)
+    read, room = fit_prompt(model, task, prompt)
     if room < 1:
         limit = model.config.max_length - 1
-        raise usage_error(f"a prompt of {len(tokens)} tokens", f"at most {limit}", "shorten it")
+        raise usage_error(
+            f"a prompt of {len(read.tokens)} tokens", f"at most {limit}", "shorten it"
+        )
+    written = answer_tokens(model, task, read, room, num_steps)
+    is_cut = (
+        isinstance(task, AnswerTask)
+        and task.max_answer_length() > 1  # an answer of one token has no end token
+        and task.end_token not in written
+    )
+    return task.with_answer(prompt, written) + UNFINISHED * is_cut
+
+
+def fit_prompt(model: Model, task: Task, prompt: str) -> tuple[Prompt, int]:
+    """Return the prompt as the task reads it, and the most tokens to be written after it.
+
+    Raises:
+        UsageError: The prompt is none of the task, or leaves no room for its longest answer.
+    """
+    read, limit = task.read_prompt(prompt), model.config.max_length
+    count = len(read.tokens)
+    if read.longest is None:
+        if count > limit:
+            raise usage_error(f"a prompt of {count} tokens", f"at most {limit}", "shorten it")
+        return read, limit - count
+    if read.begun >= read.longest:
+        raise usage_error(
+            f"{prompt[-30:]!r}, which holds an answer of {read.begun} tokens",
+            f"fewer than {read.longest}, the most that the answer and its end may take",
+            "leave the answer to the model",
+        )
+    if count - read.begun + read.longest > limit:
+        raise usage_error(
+            f"a prompt of {count - read.begun} tokens, whose answer and its end may take "
+            f"{read.longest}",
+            f"at most {limit} together, the max_length of the model",
+            "shorten the prompt, or train with a larger --model.max_length",
+        )
+    usual = task.max_answer_length() or 0
+    return read, min(max(read.longest, usual) - read.begun, limit - count)
+
+
+def answer_tokens(
+    model: Model, task: Task, prompt: Prompt, room: int, num_steps: int | None
+) -> list[int]:
+    """Return `room` tokens that the model writes after the prompt."""
     device = next(model.parameters()).device
-    row = torch.tensor([tokens], device=device)
-    lengths = torch.tensor([len(tokens)], device=device)
-    with torch.no_grad():
-        written = model.answer(row, lengths, room, num_steps=num_steps)
-    return prompt + task.decode(written[0].tolist())
+    row = torch.tensor([prompt.tokens], device=device)
+    lengths = torch.tensor([len(prompt.tokens)], device=device)
+    with torch.no_grad(), ids_below(task.vocab_size):
+        return model.answer(row, lengths, room, num_steps=num_steps)[0].tolist()
+
+
+def answer_text(task: Task, prompt: str, begun: int, answer: Sequence[int]) -> str:
+    """Return the text of an answer; the text of prompt and answer if the prompt begins it."""
+    return task.with_answer(prompt, answer) if begun else task.decode(answer)
 
 
 def generate(
@@ -112,11 +159,31 @@ def stream(
     model, task, tokens = _open_text(run, prompt)
     device = next(model.parameters()).device
     rows = torch.tensor([tokens] * num_samples, device=device)
-    generator = torch.Generator(device).manual_seed(seed)
+    sampling = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "generator": torch.Generator(device).manual_seed(seed),
+        "vocab_size": task.vocab_size,
+    }
     assert task.tokenizer is not None
     token_bytes = task.tokenizer.token_bytes
     # A letter may be several tokens of one byte each: it is held back until it is complete.
     decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(num_samples)]
+    for tokens in _sampled(model, rows, max_new_tokens, num_steps, sampling):
+        chosen = zip(decoders, tokens, strict=True)
+        yield [decoder.decode(token_bytes[token]) for decoder, token in chosen]
+    yield [decoder.decode(b"", final=True) for decoder in decoders]
+
+
+def _sampled(
+    model: Model,
+    rows: Int[Tensor, "b t"],
+    max_new_tokens: int,
+    num_steps: int | None,
+    sampling: dict[str, Any],
+) -> Iterator[list[int]]:
+    """Yield the next token of each row, however long the text gets."""
     left, window = max_new_tokens, model.config.max_length
     check_int("max_length of the model", window, 2)
     while left:
@@ -124,20 +191,9 @@ def stream(
             rows = rows[:, -(window // 2) :]
         count = min(left, window - rows.shape[1])
         left -= count
-        for new in next_tokens(
-            model,
-            rows,
-            count,
-            num_steps,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            generator=generator,
-        ):
+        for new in next_tokens(model, rows, count, num_steps, **sampling):
             rows = torch.cat([rows, new.tokens[:, None]], 1)
-            chosen = zip(decoders, new.tokens.tolist(), strict=True)
-            yield [decoder.decode(token_bytes[token]) for decoder, token in chosen]
-    yield [decoder.decode(b"", final=True) for decoder in decoders]
+            yield new.tokens.tolist()
 
 
 def _open_text(run: RunLike, prompt: str) -> tuple[Model, Text, list[int]]:
@@ -145,7 +201,4 @@ def _open_text(run: RunLike, prompt: str) -> tuple[Model, Text, list[int]]:
     if not isinstance(task, Text):
         found = f"a run on {type(task).__name__}, which answers questions"
         raise usage_error(found, "a run on text", "use thinkers.answer")
-    tokens = task.encode(prompt)
-    if not tokens:
-        raise usage_error("an empty prompt", "the beginning of a text", "write one")
-    return model, task, tokens
+    return model, task, task.read_prompt(prompt).tokens

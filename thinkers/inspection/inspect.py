@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers.errors import usage_error
+from thinkers.evaluation.generate import answer_text, answer_tokens, fit_prompt
 from thinkers.inspection.page import write
 from thinkers.inspection.results import Inspection, ReadOut, is_end
 from thinkers.models.base import Model
@@ -57,11 +57,11 @@ def inspect_model(
         assert thought.states is not None
         attention = model.attention(record, len(tokens), num_steps, prompt_length)
         others = {
-            name: read_out(model, x.reshape(1, -1, *x.shape[-2:]))
+            name: read_out(model, x.reshape(1, -1, *x.shape[-2:]), task.vocab_size)
             for name, x in thought.extra.items()
             if x.ndim >= 3 and x.shape[-1] == model.config.dim and x.numel()
         }
-        answers = read_out(model, thought.states)
+        answers = read_out(model, thought.states, task.vocab_size)
     states = thought.states[0].double()
     before = torch.cat([states[:1], states[:-1]])
     distance = (states - before).norm(dim=-1)
@@ -91,28 +91,19 @@ def _tokens(
     model: Model, task: Task, prompt: str, num_steps: int
 ) -> tuple[list[int], int | None, str | None]:
     """Return (tokens to inspect, length of the prompt, answer), the last two None for a text."""
-    given = task.encode(prompt)
-    if not given:
-        raise usage_error(
-            "an empty prompt", "a question such as 12+34=, or the beginning of a text", "write one"
-        )
-    longest = task.max_answer_length()
-    most = model.config.max_length - (longest is not None)
-    if len(given) > most:
-        raise usage_error(f"a prompt of {len(given)} tokens", f"at most {most}", "shorten it")
-    if longest is None:
+    read, room = fit_prompt(model, task, prompt)
+    given = read.tokens
+    if read.longest is None:
         return given, None, None
-    row = torch.tensor([given], device=next(model.parameters()).device)
-    room = min(longest, model.config.max_length - len(given))
-    lengths = torch.full_like(row[:, 0], len(given))
-    answer = model.answer(row, lengths, room, num_steps=num_steps)[0].tolist()
+    answer = answer_tokens(model, task, read, room, num_steps)
+    text = answer_text(task, prompt, read.begun, answer)
     ends = [i for i, token in enumerate(answer) if is_end(task, token, given[0])]
-    return given + answer[: ends[0] if ends else None], len(given), task.decode(answer)
+    return given + answer[: ends[0] if ends else None], len(given), text
 
 
-def read_out(model: Model, states: Float[Tensor, "1 k t c"]) -> ReadOut:
-    """Predict the next token from these vectors (the logit lens)."""
-    chances = model.read_out(states)[0].double().log_softmax(-1)
+def read_out(model: Model, states: Float[Tensor, "1 k t c"], vocab_size: int) -> ReadOut:
+    """Predict the next token, of those of the task, from these vectors (the logit lens)."""
+    chances = model.read_out(states)[0, ..., :vocab_size].double().log_softmax(-1)
     best = chances.topk(min(SHOWN, chances.shape[-1]), -1)
     entropy = -(chances.exp() * chances).nan_to_num(0.0).sum(-1) / math.log(2)
     return ReadOut(best.indices.cpu(), best.values.exp().cpu(), entropy.clamp(min=0).cpu())

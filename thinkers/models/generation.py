@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,29 @@ class New:
     logits: Float[Tensor, "r v"]
 
 
+_vocab_size: ContextVar[int | None] = ContextVar("vocab_size", default=None)
+
+
+@contextmanager
+def ids_below(vocab_size: int) -> Iterator[None]:
+    """Let models choose tokens below `vocab_size` only, in this thread or task.
+
+    The vocabulary of a model may be larger than that of its task, which has no text for the ids
+    beyond. The limit is the task's and not the model's, so it is no setting of a model; and
+    `answer`, which models override, has no argument for it.
+    """
+    before = _vocab_size.set(vocab_size)
+    try:
+        yield
+    finally:
+        _vocab_size.reset(before)
+
+
+def choosable(logits: Float[Tensor, "*b v"]) -> Float[Tensor, "*b n"]:
+    """Return the logits of the tokens that may be chosen: see `ids_below`."""
+    return logits[..., : _vocab_size.get()]
+
+
 @torch.no_grad()  # of a generator, this holds within each step and not between them
 def stream(
     model: Any,
@@ -91,10 +115,12 @@ def stream(
     generator: torch.Generator | None = None,
     stop_token: int | None = None,
     use_cache: bool = True,
+    vocab_size: int | None = None,
 ) -> Iterator[New]:
     """Yield the tokens of `Model.generate`, each as soon as it is chosen.
 
-    The model stays in evaluation mode until the iterator is exhausted or closed.
+    The model stays in evaluation mode until the iterator is exhausted or closed. Only ids below
+    `vocab_size` are chosen: `ids_below` does not last from one token to the next.
     """
     if not model.causal:
         raise ValueError(NOT_CAUSAL.format(what="generate"))
@@ -109,7 +135,7 @@ def stream(
         alive = torch.arange(len(tokens), device=tokens.device)
         for _ in range(max_new_tokens):
             logits = writer.logits()
-            chosen = choose(logits, temperature, top_k, top_p, generator)
+            chosen = choose(logits[:, :vocab_size], temperature, top_k, top_p, generator)
             yield New(alive, chosen, logits)
             if stop_token is not None:
                 # Rows that ended leave the batch: their number is read from the device.
@@ -132,7 +158,8 @@ def classify(
     rows, lengths, steps = check_call(model, tokens, 0, num_steps, prompt_lengths)
     with eval_mode(model):
         logits = model(rows, num_steps=steps, lengths=lengths, prompt_lengths=lengths).logits
-    return logits[torch.arange(len(rows), device=rows.device), lengths - 1].argmax(-1)[:, None]
+    logits = logits[torch.arange(len(rows), device=rows.device), lengths - 1]
+    return choosable(logits).argmax(-1)[:, None]
 
 
 @contextmanager
@@ -264,6 +291,7 @@ def choose(
     `top_p` keeps the likeliest tokens until their probability reaches it (Holtzman et al. 2020,
     https://arxiv.org/abs/1904.09751).
     """
+    logits = choosable(logits)
     if temperature == 0:
         return logits.argmax(-1)
     scaled = (logits.double() - logits.double().amax(-1, keepdim=True)) / temperature

@@ -22,7 +22,7 @@ from thinkers.models.batch import (
     graded_targets,
     next_token_loss,
 )
-from thinkers.models.generation import check_call, eval_mode
+from thinkers.models.generation import check_call, choosable, eval_mode
 from thinkers.models.thinker_cache import ThinkerCache
 from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
 from thinkers.nn.latent_noise import Disturb, random_latents
@@ -470,7 +470,7 @@ class Thinker(Model):
         sizes = rows.shape[1], max_new_tokens
         with eval_mode(self):
             states, _, _ = self._prompted(rows, lengths, sizes, steps, keep_states=False)
-            return self.output.logits(states[:, -1]).argmax(-1)
+            return choosable(self.output.logits(states[:, -1])).argmax(-1)
 
     def prefill(
         self,

@@ -10,7 +10,8 @@ from thinkers.models.looped import Looped
 from thinkers.models.reasoning_tokens import ReasoningTokens
 from thinkers.models.thinker import Thinker
 from thinkers.models.thoughtsformer import ThoughtsFormer
-from thinkers.tasks.arithmetic import Add, Arithmetic, Factorise, Multiply
+from thinkers.tasks.arithmetic import Add, Arithmetic, Multiply
+from thinkers.tasks.factorise import Factorise
 from thinkers.tasks.sequences import Copy, Sort
 
 

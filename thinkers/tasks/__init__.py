@@ -7,10 +7,11 @@ from typing import Any
 
 from thinkers.errors import UsageError
 from thinkers.tasks.answers import AnswerTask as AnswerTask
-from thinkers.tasks.arithmetic import Add, Arithmetic, Factorise, Multiply, Subtract
+from thinkers.tasks.arithmetic import Add, Arithmetic, Multiply, Subtract
 from thinkers.tasks.babi import Babi
 from thinkers.tasks.base import SPLITS as SPLITS
 from thinkers.tasks.base import Task as Task
+from thinkers.tasks.factorise import Factorise
 from thinkers.tasks.sequences import Copy, Jump, Reverse, Rotate, RunningSum, Shift, Sort
 from thinkers.tasks.star_graph import StarGraph
 from thinkers.tasks.text import Text

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,11 +11,11 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from thinkers.checks import NOT_CAUSAL, check_int
-from thinkers.errors import UsageError
+from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
-from thinkers.models.generation import eval_mode
+from thinkers.models.generation import eval_mode, ids_below
 from thinkers.prng import Rng, mix_int, row_keys
-from thinkers.tasks.base import IGNORED, Task, check_batch, split_of_hash
+from thinkers.tasks.base import IGNORED, Prompt, Task, check_batch, split_of_hash
 
 SCORING_ROWS = 500
 """Examples that a model answers at once when it is scored."""
@@ -117,6 +118,27 @@ class AnswerTask(Task):
             text += self.symbols[token] if token != self.pad_token else ""
         return text
 
+    def read_prompt(self, text: str) -> Prompt:
+        """Read a prompt; tokens after the last `prompt_end` are the beginning of its answer.
+
+        Raises:
+            UsageError: It is empty, holds no `prompt_end`, or what `encode` refuses.
+        """
+        read = super().read_prompt(text)
+        if self.prompt_end not in text:
+            raise usage_error(
+                f"{text[-30:]!r} has no {self.prompt_end!r}",
+                f"a question that ends in {self.prompt_end}",
+                f"pass one such as {text[-30:]}{self.prompt_end}",
+            )
+        if not self.prompt_end:
+            return read
+        end = text.rindex(self.prompt_end) + len(self.prompt_end)
+        # Tokens of the question are counted, not those after it: `encode` may begin every text
+        # with a token of its own.
+        begun = len(read.tokens) - len(self.encode(text[:end]))
+        return replace(read, begun=begun)
+
     def check(self, model: Any) -> None:
         if not model.causal and self.max_answer_length() > 1:
             reason = NOT_CAUSAL.format(what="writing answers")
@@ -134,7 +156,7 @@ class AnswerTask(Task):
         Both include the end token: `exact` counts an answer only if it also stops where it should.
         """
         batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
-        return score_answers(model, batches, self.max_answer_length(), num_steps)
+        return score_answers(model, batches, self.max_answer_length(), self.vocab_size, num_steps)
 
     def grade(
         self,
@@ -145,7 +167,9 @@ class AnswerTask(Task):
     ) -> Float[Tensor, " n"]:
         """Return 1 for each answer that is right to its end token, 0 for the others."""
         batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
-        right, graded = grade_answers(model, batches, self.max_answer_length(), num_steps)
+        right, graded = grade_answers(
+            model, batches, self.max_answer_length(), self.vocab_size, num_steps
+        )
         return (right == graded).double()
 
     def groups(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
@@ -184,13 +208,14 @@ def score_answers(
     model: Any,
     batches: Iterable[Batch],
     max_new_tokens: int,
+    vocab_size: int,
     num_steps: int | None = None,
 ) -> dict[str, float]:
     """Return the shares of answers, and of their tokens, that `model` gets right.
 
     `model` answers in evaluation mode, without gradient, and is left in the mode it was in.
     """
-    right, graded = grade_answers(model, batches, max_new_tokens, num_steps)
+    right, graded = grade_answers(model, batches, max_new_tokens, vocab_size, num_steps)
     exact = (right == graded).double().mean()
     return {"exact": float(exact), "per_token": float(right.sum() / graded.sum())}
 
@@ -199,12 +224,13 @@ def grade_answers(
     model: Any,
     batches: Iterable[Batch],
     max_new_tokens: int,
+    vocab_size: int,
     num_steps: int | None = None,
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Return the number of right tokens of each answer, and its number of tokens."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     right, graded = [], []
-    with eval_mode(model):
+    with eval_mode(model), ids_below(vocab_size):
         for batch in batches:
             prompts, truth = left_padded_prompts(batch), true_answers(batch, max_new_tokens)
             predicted = model.answer(
@@ -231,6 +257,13 @@ def left_padded_prompts(batch: Batch) -> Int[Tensor, "b p"]:
 def true_answers(batch: Batch, length: int) -> Int[Tensor, "b n"]:
     """Return the right answers, end token included, padded to `length` with -100."""
     assert batch.prompt_lengths is not None
+    lengths = (batch.targets != IGNORED).sum(1)
+    if (lengths > length).any():
+        # Graded by their first tokens alone, wrong answers could count as right.
+        raise UsageError(
+            f"max_answer_length must be at least {int(lengths.max())}, the tokens of an answer "
+            f"with its end token, got {length}"
+        )
     columns = batch.prompt_lengths[:, None] - 1 + torch.arange(length)
     inside = columns < batch.targets.shape[1]
     truth = batch.targets.gather(1, columns.clamp_max(batch.targets.shape[1] - 1))

@@ -1,4 +1,4 @@
-"""Tasks of exact integer arithmetic: add, subtract, multiply, arithmetic, factorise.
+"""Tasks of exact integer arithmetic: add, subtract, multiply, arithmetic.
 
 Operands have from `min_digits` to `max_digits` digits in the input base. For each operand every
 number of digits is equally likely, so that short operands are as frequent as long ones. Splits and
@@ -7,6 +7,7 @@ number of digits is equally likely, so that short operands are as frequent as lo
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int64
@@ -15,12 +16,17 @@ from thinkers.checks import check_int
 from thinkers.errors import UsageError
 from thinkers.prng import Draws
 from thinkers.tasks import bigint
+from thinkers.tasks.number_prompts import PromptReader
 from thinkers.tasks.number_task import NumberTask, Questions, TokenBlocks
-from thinkers.tasks.number_tokens import MINUS, NEGATIVE, PLUS, POWER, SYMBOL_TOKENS, TIMES
+from thinkers.tasks.number_tokens import (
+    MINUS,
+    NEGATIVE,
+    PLUS,
+    SYMBOL_TOKENS,
+    TIMES,
+)
 
 LONGEST = 1000
-LARGEST_FACTORISED = 1 << 20
-"""Bound on the numbers to factorise, whose factors are kept in tables."""
 
 
 class OperandTask(NumberTask):
@@ -44,6 +50,8 @@ class OperandTask(NumberTask):
     config: Config
     operator = PLUS
     num_operands = 2
+    is_chain: ClassVar[bool] = False
+    """True if a prompt may have more than one operator."""
 
     @abstractmethod
     def compute(self, operands: list[np.ndarray], operators: np.ndarray, limbs: int) -> np.ndarray:
@@ -98,14 +106,37 @@ class OperandTask(NumberTask):
         sign = np.where(negative > 0, NEGATIVE, -1)[:, None]
         return [sign, bigint.to_digits(size_of, questions.out_base, width)]
 
+    @property
+    def operators(self) -> str:
+        """The operators that a prompt may have."""
+        return self.text_symbols.replace("=", "")
+
+    def read_question(self, reader: PromptReader) -> int:
+        operands = [reader.number(following=self.operators)]
+        following = self.operators + "=" if self.is_chain else "="
+        while len(operands) < 2 or reader.next() != "=":
+            reader.take(self.operators)
+            operands.append(reader.number(following=following))
+        base, digits = reader.in_base, [len(operand) for operand in operands]
+        least = base ** (min(digits) - 1) if min(digits) > 1 else 0
+        bounds = self.bounds_of_chain(least, base ** max(digits) - 1, len(operands) - 1)
+        return _width(*bounds, reader.out_base)
+
+    def read_answer(self, reader: PromptReader) -> None:
+        if "-" in self.operators and reader.next() == "-":
+            reader.take("-")
+        reader.digits_of_answer()
+
+    def bounds_of_chain(self, least: int, most: int, num_operators: int) -> tuple[int, int]:
+        """Return the `bounds` of a prompt with so many operators."""
+        return self.bounds(least, most)
+
     def prompt_width(self, size: int) -> int:
         return self.num_operands * (size + 1) - 1
 
     def answer_width(self, size: int) -> int:
         low, high = self._bounds(size, self.config.max_in_base)
-        base = self.config.min_out_base
-        negative = 1 + bigint.num_digits(-low, base) if low < 0 else 0
-        return max(bigint.num_digits(high, base), negative)
+        return _width(low, high, self.config.min_out_base)
 
     def _bounds(self, size: int, base: int) -> tuple[int, int]:
         shortest = self.config.min_digits
@@ -196,10 +227,15 @@ class Arithmetic(OperandTask):
 
     config: Config
     text_symbols = "+-*="
+    is_chain = True
 
     @property
     def num_operands(self) -> int:  # type: ignore[override]
         return self.config.max_operators + 1
+
+    @property
+    def operators(self) -> str:
+        return self.config.operators
 
     def draw(self, draws: Draws, size: int) -> Questions:
         questions = super().draw(draws, size)
@@ -235,9 +271,12 @@ class Arithmetic(OperandTask):
         return bigint.carry(total + np.where(negative, -term, term))
 
     def bounds(self, least, most):
+        return self.bounds_of_chain(least, most, self.config.max_operators)
+
+    def bounds_of_chain(self, least: int, most: int, num_operators: int) -> tuple[int, int]:
         # The least result is the least operand minus the largest that can follow: one product of
         # all others, or their sum. The largest is the product of all operands, or their sum.
-        count, operators = self.config.max_operators, self.config.operators
+        count, operators = num_operators, self.config.operators
         product = most**count if "*" in operators else most
         low = least - max(product, count * most)
         high = max(
@@ -252,102 +291,7 @@ class Arithmetic(OperandTask):
         return sum(choices**length * count ** (length + 1) for length in lengths)
 
 
-class Factorise(OperandTask):
-    """Factorise a number from 2 on: primes in ascending order, powers above 1: `360=2^3*3^2*5`."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(OperandTask.Config):
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.max_in_base**self.max_digits > LARGEST_FACTORISED:
-                raise UsageError(
-                    f"max_digits must keep numbers within {LARGEST_FACTORISED}, "
-                    f"got {self.max_digits} in base {self.max_in_base}"
-                )
-
-    text_symbols = "*^="
-    num_operands = 1
-
-    def __init__(self, config: Config | None = None, seed: int = 0):
-        given = self.Config() if config is None else config
-        self._tables = _factor_tables(given.max_in_base**given.max_digits)
-        super().__init__(config, seed)
-
-    def draw(self, draws: Draws, size: int) -> Questions:
-        questions = super().draw(draws, size)
-        questions.valid = self._numbers(questions) > 1
-        return questions
-
-    def answer_tokens(self, questions: Questions) -> TokenBlocks:
-        return self._factor_tokens(self._numbers(questions), questions.out_base)
-
-    def compute(self, operands, operators, limbs):
-        return operands[0]
-
-    def bounds(self, least, most):
-        return least, most
-
-    def answer_width(self, size: int) -> int:
-        # No formula gives the longest factorisation: that of every number is measured, one prime of
-        # all numbers at a time. Digits are counted in the smallest base of answers.
-        low, high = self._bounds(size, self.config.max_in_base)
-        prime, power, rest = self._tables
-        numbers = np.arange(max(2, low), high + 1)
-        steps = self.config.min_out_base ** np.arange(1, LARGEST_FACTORISED.bit_length() + 1)
-        count = 1 + np.searchsorted(steps[steps <= len(prime)], np.arange(len(prime)), "right")
-        lengths = np.zeros_like(numbers)
-        while (more := numbers > 1).any():
-            powers = power[numbers]
-            written = count[prime[numbers]] + (powers > 1) * (1 + count[powers])
-            lengths += more * (written + (lengths > 0))
-            numbers = rest[numbers]
-        return int(lengths.max(initial=0))
-
-    def num_questions(self, size: int, base: int) -> int:
-        count = self.num_operand_values(size, base)
-        return max(0, count - 2 if self.config.min_digits == 1 else count)
-
-    def _numbers(self, questions: Questions) -> Int64[np.ndarray, " n"]:
-        return bigint.from_digits(questions.digits[:, 0], questions.in_base, limbs=1)[0]
-
-    def _factor_tokens(
-        self, numbers: Int64[np.ndarray, " n"], base: Int64[np.ndarray, " n"]
-    ) -> TokenBlocks:
-        prime, power, rest = self._tables
-        width = bigint.num_digits(len(prime), self.config.min_out_base)
-        digits = bigint.num_digits(20, self.config.min_out_base)
-        parts: TokenBlocks = []
-        while (numbers > 1).any():
-            there = (numbers > 1)[:, None]
-            powers = power[numbers][:, None]
-            if parts:
-                parts.append(np.where(there, TIMES, -1))
-            parts += [
-                np.where(there, bigint.to_digits(prime[numbers][None], base, width), -1),
-                np.where(there & (powers > 1), POWER, -1),
-                np.where(
-                    there & (powers > 1), bigint.to_digits(power[numbers][None], base, digits), -1
-                ),
-            ]
-            numbers = rest[numbers]
-        return parts
-
-
-def _factor_tables(bound: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return for each number below `bound` its least prime, its exponent, and the cofactor.
-
-    A sieve of Eratosthenes that records the first prime to strike out a number.
-    """
-    numbers = np.arange(bound)
-    prime = numbers.copy()
-    for divisor in range(2, int(bound**0.5) + 1):
-        if prime[divisor] == divisor:
-            multiples = prime[divisor * divisor :: divisor]
-            multiples[multiples == numbers[divisor * divisor :: divisor]] = divisor
-    power, rest = np.ones_like(numbers), numbers // np.maximum(prime, 1)
-    more = np.flatnonzero((rest % np.maximum(prime, 1) == 0) & (prime > 1))
-    while len(more):
-        power[more] += 1
-        rest[more] //= prime[more]
-        more = more[rest[more] % prime[more] == 0]
-    return prime, power, rest
+def _width(low: int, high: int, base: int) -> int:
+    """Return the most characters of a number from `low` to `high`, its sign included."""
+    negative = 1 + bigint.num_digits(-low, base) if low < 0 else 0
+    return max(bigint.num_digits(high, base), negative)

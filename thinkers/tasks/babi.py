@@ -112,6 +112,8 @@ class Babi(CurriculumTask):
         super().__init__(config, seed)
         self._examples: dict[str, list[Example]] = {}
         self._run = run
+        # Files may have questions of any form; generated ones end in a question mark.
+        self.prompt_end = "" if self.config.path else "?"  # type: ignore[misc]
         self.words: tuple[str, ...] = tuple(sorted({word.lower() for word in babi_worlds.words()}))
         if run is not None:
             self.words = tuple(run["words"])
@@ -270,6 +272,11 @@ class Babi(CurriculumTask):
             no_space = not text or words[token] in MARKS or text[-1] == ","
             text += words[token] if no_space or token == PAD else f" {words[token]}"
         return text
+
+    def with_answer(self, prompt: str, answer: Iterable[int]) -> str:
+        """Return the prompt as it was typed, and the answer after it."""
+        given = self.encode(prompt)
+        return prompt.rstrip() + self.decode([*given, *answer])[len(self.decode(given)) :]
 
     # runs
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,13 +11,27 @@ from jaxtyping import Bool, Float, Int, Int64, UInt64
 from torch import Tensor, nn
 
 from thinkers.checks import check_int
-from thinkers.errors import UsageError
+from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.prng import hash_integers
 
 SPLITS = ("train", "valid", "test")
 IGNORED = -100
 """Target of a position that is not graded."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as it was read.
+
+    Args:
+        begun: Number of its last tokens that are the beginning of its answer.
+        longest: The most tokens of the whole answer, end token included; None for open-ended text.
+    """
+
+    tokens: list[int]
+    begun: int = 0
+    longest: int | None = None
 
 
 class Task(ABC):
@@ -90,6 +105,29 @@ class Task(ABC):
     @abstractmethod
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
         """Return the text of `tokens`, up to the end token if the task has one."""
+
+    def read_prompt(self, text: str) -> Prompt:
+        """Read a prompt, which may end in the beginning of its answer.
+
+        Raises:
+            UsageError: It is no prompt of this task; the message names the place.
+        """
+        tokens = self.encode(text)
+        if not tokens:
+            raise usage_error(
+                "an empty prompt",
+                "a question such as 12+34=, or the beginning of a text",
+                "write one",
+            )
+        return Prompt(tokens, 0, self.max_answer_length())
+
+    def with_answer(self, prompt: str, answer: Iterable[int]) -> str:
+        """Return the text of a prompt and its answer, which are decoded as one.
+
+        The text of a token may depend on those before it: an answer that is begun in the prompt
+        cannot be decoded apart.
+        """
+        return self.decode([*self.encode(prompt), *answer])
 
     def max_answer_length(self) -> int | None:
         """Return the most tokens of an answer, end token included; None for open-ended text."""

@@ -7,7 +7,7 @@ rows at once in numpy, since batches are made while a small model waits for them
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,8 +21,16 @@ from thinkers.models.batch import Batch
 from thinkers.prng import Draws, constants, mix, row_keys
 from thinkers.tasks import number_tokens
 from thinkers.tasks.answers import SCORING_ROWS
-from thinkers.tasks.base import IGNORED, SPLITS, check_batch, check_split, splits_of_hashes
+from thinkers.tasks.base import (
+    IGNORED,
+    SPLITS,
+    Prompt,
+    check_batch,
+    check_split,
+    splits_of_hashes,
+)
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
+from thinkers.tasks.number_prompts import PromptReader
 from thinkers.tasks.number_tokens import BASE, BLANK, END, EQUALS, PAD
 
 TokenBlocks = list[Int64[np.ndarray, "n _"]]
@@ -301,22 +309,52 @@ class NumberTask(CurriculumTask):
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text such as `12+34=` or `12+34=46`, without the end token.
 
-        Blanks need not be typed.
+        Spaces between numbers and symbols are left out. With `blanks`, blanks need not be typed.
 
         Raises:
             UsageError: naming the first character that is not allowed where it stands.
         """
-        if self.config.blanks:
-            text = number_tokens.add_blanks(
-                text, self.config.sizes[-1], reverse=self.least_significant_first
-            )
         return number_tokens.encode(
             text,
             symbols=self.text_symbols,
             in_bases=self.config.in_bases,
             out_bases=self.config.out_bases,
             reverse=self.least_significant_first,
+            width=self.config.sizes[-1] if self.config.blanks else 0,
         )
+
+    def read_prompt(self, text: str) -> Prompt:
+        """Read a question such as `12 + 34 =`, or with the last digits of its answer `12+34=6`.
+
+        Numbers may be longer than those of training.
+
+        Raises:
+            UsageError: naming the first character that cannot stand where it does.
+        """
+        reader = PromptReader(text, self.config)
+        width = 0
+        try:
+            width = self.read_question(reader)
+            reader.take("=")
+            self.read_answer(reader)
+            reader.end()
+        except UsageError:
+            if reader.next() or "=" in text:
+                raise
+        # What only lacks its end is refused here, by name.
+        return replace(super().read_prompt(text), longest=width + 1)
+
+    @abstractmethod
+    def read_question(self, reader: PromptReader) -> int:
+        """Read what stands before `=`; return the most tokens of the answer, end token excluded."""
+
+    @abstractmethod
+    def read_answer(self, reader: PromptReader) -> None:
+        """Read the beginning of an answer, which may be empty."""
+
+    def with_answer(self, prompt: str, answer: Iterable[int]) -> str:
+        question, equals, answered = super().with_answer(prompt, answer).partition("=")
+        return question.replace("_", "") + equals + answered  # blanks as they would be typed
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
         """Return the text of `tokens`, up to the end token and without padding."""

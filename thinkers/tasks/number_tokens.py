@@ -24,11 +24,19 @@ SYMBOL_TOKENS = {"+": PLUS, "-": MINUS, "*": TIMES, "^": POWER, "=": EQUALS, ","
 _TEXT = dict(enumerate(DIGITS)) | {token: x for x, token in SYMBOL_TOKENS.items()} | {NEGATIVE: "-"}
 _RUN = re.compile(f"[{DIGITS}_]+")
 _BASES = re.compile("([0-9]+)>([0-9]+):")
-_UPPER = str.maketrans("abcdef", "ABCDEF")
+_DIVIDING = re.compile(r"(?<=[0-9A-Fa-f_])[ \t\r\n]+(?=[0-9A-Fa-f_])")
+SPACES = " \t\r\n"
+UPPER = str.maketrans("abcdef", "ABCDEF")
 
 
 def encode(
-    text: str, *, symbols: str, in_bases: range, out_bases: range, reverse: bool
+    text: str,
+    *,
+    symbols: str,
+    in_bases: range,
+    out_bases: range,
+    reverse: bool,
+    width: int = 0,
 ) -> list[int]:
     """Return the tokens of `text`.
 
@@ -37,27 +45,27 @@ def encode(
         in_bases: The bases of prompts; `text` must name its two bases if there is a choice.
         out_bases: The bases of answers.
         reverse: True if runs of digits are numbers and must be reversed.
+        width: The width to which numbers of the question, or its one sequence, are padded.
 
     Raises:
         UsageError: naming the first character that is not allowed, its position, and what is.
     """
+    written, places = without_spaces(text)
     tokens: list[int] = []
     start, in_base, out_base = 0, max(in_bases), max(out_bases)
-    if len(in_bases) * len(out_bases) > 1 and (">" in text or "=" in text):
-        start, in_base, out_base = _read_bases(text, in_bases, out_bases)
+    if len(in_bases) * len(out_bases) > 1 and (">" in written or "=" in written):
+        start, in_base, out_base = read_bases(written, in_bases, out_bases)
         tokens += [BASE + in_base, BASE + out_base]
 
-    body = text[start:].translate(_UPPER)
+    body = written[start:].translate(UPPER)
     question = body.find("=") if "=" in body else 0
-    for position, character in enumerate(body):
-        base = in_base if position < question else out_base
+    for position, character in enumerate(body, start):
+        base = in_base if position - start < question else out_base
         base = base if question else max(in_base, out_base)  # without `=` it may be either
         if character not in DIGITS[:base] and character not in symbols + "_":
-            allowed = " ".join(DIGITS[:base] + symbols + "_")
-            raise UsageError(
-                f"character {position + start} of {text!r} must be one of {allowed}, "
-                f"got {text[position + start]!r}"
-            )
+            raise wrong_character(text, places[position], DIGITS[:base] + symbols + "_")
+    if width:
+        body = _with_blanks(body, width, reverse)
     ordered = _reverse_runs(body) if reverse else body
     for before, character in zip(" " + ordered, ordered, strict=False):
         # One character, two tokens: a minus between numbers, or the sign of an answer.
@@ -70,15 +78,29 @@ def encode(
     return tokens
 
 
-def add_blanks(text: str, width: int, *, reverse: bool) -> str:
-    """Return `text` with each number of its question, or its one sequence, padded to `width`."""
-    head, colon, body = text.rpartition(":")
+def without_spaces(text: str) -> tuple[str, list[int]]:
+    """Return `text` without its spaces, and the position in `text` of each character left.
+
+    A space inside a number is kept, for it is refused: `1 2` could be read as 12, or as 1 and 2.
+    """
+    dividing = {found.start() for found in _DIVIDING.finditer(text)}
+    places = [place for place, x in enumerate(text) if x not in SPACES or place in dividing]
+    return "".join(text[place] for place in places), places
+
+
+def wrong_character(text: str, position: int, allowed: str) -> UsageError:
+    """Build the error about the character of `text` at `position`, or about its early end."""
+    found = repr(text[position]) if position < len(text) else "its end"
+    return UsageError(
+        f"character {position} of {text!r} must be one of {' '.join(allowed)}, got {found}"
+    )
+
+
+def _with_blanks(body: str, width: int, reverse: bool) -> str:
     question, equals, answer = body.partition("=")
     justify = str.rjust if reverse else str.ljust
-    wide = _RUN.sub(
-        lambda run: justify(run[0], width, "_"), question.translate(_UPPER), 0 if reverse else 1
-    )
-    return head + colon + wide + equals + answer
+    wide = _RUN.sub(lambda run: justify(run[0], width, "_"), question, 0 if reverse else 1)
+    return wide + equals + answer
 
 
 def decode(tokens: Iterable[int] | Int[Tensor, " t"], *, reverse: bool) -> str:
@@ -89,8 +111,10 @@ def decode(tokens: Iterable[int] | Int[Tensor, " t"], *, reverse: bool) -> str:
             raise UsageError(f"token {position} must be in 0 .. {VOCAB_SIZE - 1}, got {token}")
         if token == END:
             break
-        if token > PAD:
+        if token > PAD and not body:
             bases.append(str(token - BASE))
+        elif token > PAD:
+            body += f"<{token - BASE}>"  # a base where none belongs is a wrong answer: shown there
         elif token != PAD:
             body += _TEXT[token]
     head = ">".join(bases) + ":" if bases else ""
@@ -101,7 +125,8 @@ def _reverse_runs(text: str) -> str:
     return _RUN.sub(lambda run: run[0][::-1], text)
 
 
-def _read_bases(text: str, in_bases: range, out_bases: range) -> tuple[int, int, int]:
+def read_bases(text: str, in_bases: range, out_bases: range) -> tuple[int, int, int]:
+    """Return the length of the prefix of `text` that names its bases, and the two bases."""
     found = _BASES.match(text)
     if found is None:
         example = f"{in_bases[0]}>{out_bases[-1]}:"

@@ -14,8 +14,9 @@ from jaxtyping import Int64
 from thinkers.checks import check_int
 from thinkers.prng import Draws
 from thinkers.tasks.bigint import num_digits
+from thinkers.tasks.number_prompts import PromptReader
 from thinkers.tasks.number_task import NumberTask, Questions, TokenBlocks
-from thinkers.tasks.number_tokens import COMMA
+from thinkers.tasks.number_tokens import COMMA, DIGITS
 
 LONGEST = 1000
 
@@ -88,6 +89,12 @@ class SequenceTask(NumberTask):
             return [answers]
         return [_to_digits(answers, questions.in_base, questions.out_base)]
 
+    def read_question(self, reader: PromptReader) -> int:
+        return len(reader.sequence()) * num_digits(reader.in_base - 1, reader.out_base)
+
+    def read_answer(self, reader: PromptReader) -> None:
+        reader.digits_of_answer()
+
     def prompt_width(self, size: int) -> int:
         return size
 
@@ -111,6 +118,12 @@ class AmountTask(SequenceTask):
     def prompt_tokens(self, questions: Questions) -> TokenBlocks:
         comma = np.full_like(questions.choices, COMMA)
         return [*super().prompt_tokens(questions), comma, questions.choices]
+
+    def read_question(self, reader: PromptReader) -> int:
+        elements = reader.sequence(following=",")
+        reader.take(",")
+        reader.take(DIGITS[: min(len(elements), reader.in_base)])
+        return len(elements) * num_digits(reader.in_base - 1, reader.out_base)
 
     def prompt_width(self, size: int) -> int:
         return size + 2
@@ -179,7 +192,7 @@ class Shift(AmountTask):
 
 
 class Jump(SequenceTask):
-    """Follow pointers: each element is an index, and is replaced by what stands there: `2010=1020`.
+    """Follow pointers: each element is an index, and is replaced by what stands there: `2010=1202`.
 
     With `num_hops` above 1 the element found is the next index, and so on. All elements are below
     the length.
@@ -201,6 +214,16 @@ class Jump(SequenceTask):
         self, length: Int64[np.ndarray, " n"], base: Int64[np.ndarray, " n"]
     ) -> Int64[np.ndarray, " n"]:
         return np.minimum(length, base)
+
+    def read_question(self, reader: PromptReader) -> int:
+        first = reader.at
+        width = super().read_question(reader)
+        elements = reader.written(first)
+        allowed = DIGITS[: min(len(elements), reader.in_base)]
+        for place, element in enumerate(elements, first):
+            if element not in allowed:
+                raise reader.refusal(allowed, at=place)
+        return width
 
     def transform(self, elements, lengths, base, amount):
         reached = elements

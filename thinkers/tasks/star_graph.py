@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from thinkers.errors import UsageError
 from thinkers.models.batch import Batch
 from thinkers.prng import Draws, constants, mix, row_keys
 from thinkers.tasks.answers import AnswerTask
-from thinkers.tasks.base import IGNORED, SPLITS, check_batch, splits_of_hashes
+from thinkers.tasks.base import IGNORED, SPLITS, Prompt, check_batch, splits_of_hashes
 
 BLOCK_ROWS = 1 << 13
 """Training rows that are drawn at once."""
@@ -75,6 +75,7 @@ class StarGraph(AnswerTask):
             return 1 + self.degree * (self.path_length - 1)
 
     config: Config
+    prompt_end = "="
 
     def __init__(self, config: Any = None, seed: int = 0):
         super().__init__(config, seed)
@@ -198,6 +199,29 @@ class StarGraph(AnswerTask):
                 f"or without an answer, got {text!r}"
             )
         return tokens
+
+    def read_prompt(self, text: str) -> Prompt:
+        """Read a star graph, or one with the first nodes of its path; arms may have any length.
+
+        Raises:
+            UsageError: It is no star, or its arms do not lead to the goal.
+        """
+        read = super().read_prompt(text)
+        end = read.tokens.index(self.slash)
+        start, goal = read.tokens[end + 1 : end + 3]
+        edges = list(zip(read.tokens[:end:3], read.tokens[1:end:3], strict=True))
+        after = dict(edges)
+        arms = [[start, node] for origin, node in edges if origin == start]
+        for arm in arms:
+            while arm[-1] in after and after[arm[-1]] not in arm:
+                arm.append(after[arm[-1]])
+        nodes = [node for arm in arms for node in arm[1:]]
+        # Each edge leads to a node of its own, which exactly one arm reaches.
+        if sorted(nodes) != sorted(node for _, node in edges) or len(set(nodes)) < len(nodes):
+            raise UsageError(f"{text!r} must be a star: arms that leave {start} and never meet")
+        if goal not in nodes:
+            raise UsageError(f"the goal of {text!r} must be a node of an arm, got {goal}")
+        return replace(read, longest=max(map(len, arms)) + 1)
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
         """Return the text of `tokens`, up to the end token and without padding."""
