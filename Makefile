@@ -6,6 +6,10 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 py
 BIN := .venv/bin
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
+# Annotated types and shapes are checked in every call; compiled code cannot be checked so.
+SHAPES := $(PYTEST) -n 2 -m "not misuse and not slow and not gpu and not alone" \
+	--jaxtyping-packages=thinkers.models,thinkers.nn,beartype.beartype \
+	--ignore tests/models/test_compile.py --ignore tests/models/test_flops.py tests/models tests/nn
 TRITON := triton==3.9.0
 LINT := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && \
 	$(BIN)/python tools/docs_tables.py --check
@@ -14,13 +18,14 @@ LINT := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && \
 timed = start=$$(date +%s); $(1); status=$$?; \
 	echo "work: $$(( $$(date +%s) - start )) s"; exit $$status
 
-.PHONY: help setup demo test test-long test-gpu test-triton lint format
+.PHONY: help setup demo test test-shapes test-long test-gpu test-triton lint format
 
 help:
 	@echo "make demo       train three small models, two of which think, and write a report"
 	@echo "make test       format, lint, types, and the tests that take minutes in all"
 	@echo "make test-long  the slow tests       make test-gpu  the tests that need a CUDA device"
 	@echo "make test-triton  the GPU kernels on the CPU, in Triton's interpreter: minutes"
+	@echo "make test-shapes  tests of models with annotated shapes checked at run time"
 	@echo "make lint       without the tests    make format    rewrite the files as lint wants them"
 
 setup:
@@ -30,7 +35,10 @@ demo: setup
 	@$(BIN)/python examples/demo.py --out runs/demo
 
 test: setup
-	@$(call timed,$(LINT) && $(PYTEST) -n 2 --durations 10 && $(PYTEST) -m alone)
+	@$(call timed,$(LINT) && $(PYTEST) -n 2 --durations 10 && $(PYTEST) -m alone && $(SHAPES))
+
+test-shapes: setup
+	@$(call timed,$(SHAPES))
 
 test-long: setup
 	@$(call timed,$(PYTEST) -n 2 -m slow --durations 10)

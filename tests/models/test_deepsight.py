@@ -234,6 +234,7 @@ def test_learned_positions_end_at_max_length():
         model.generate(rows().tokens, 5)
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize(
     "settings",
     [

@@ -139,6 +139,7 @@ def test_max_length_bounds_the_real_tokens_alone():
     assert all(len(call[1]) == 3 for call in model.read)
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize(
     "settings, words",
     [
@@ -220,7 +221,9 @@ LOGITS = [0.3, -1.2, 2.0, 0.9, 1.9, -math.inf, 0.0]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize("top_k, top_p", [(None, None), (3, None), (None, 0.8), (4, 0.6), (50, 1)])
+@pytest.mark.parametrize(
+    "top_k, top_p", [(None, None), (3, None), (None, 0.8), (4, 0.6), (50, 1.0)]
+)
 def test_tokens_are_drawn_as_often_as_they_are_likely(temperature, top_k, top_p):
     draws, logits = 20_000, torch.tensor(LOGITS).expand(20_000, -1)
     generator = torch.Generator().manual_seed(0)
@@ -258,12 +261,14 @@ def test_filters_keep_the_likeliest_token_and_the_first_of_equal_ones():
     assert choose(huge, 0.01).tolist() == [0]
 
 
+@pytest.mark.misuse
 def test_settings_may_be_numpy_numbers():
     model = Counting()
     out = model.generate(PROMPT, np.int64(2), np.int32(3), LENGTHS, top_k=np.int64(2))
     assert out.shape == (3, 6)
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize(
     "own", [{"stop_token": 1.5}, {"stop_token": -1}, {"stop_token": 13}, {"pad_token": 0.5}]
 )

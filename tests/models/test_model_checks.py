@@ -96,6 +96,7 @@ def test_values_are_described_in_words():
 STEPS = [True, False, 2.0, "2", -1, 10**30, np.float32(1), np.bool_(True), torch.tensor(1.0), [1]]
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("steps", STEPS, ids=repr)
 def test_wrong_steps_are_refused_everywhere(name, steps):
@@ -118,6 +119,7 @@ def test_wrong_steps_are_refused_everywhere(name, steps):
             assert str(error.value).endswith(f"got {steps!r}")
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_are_allowed_up_to_the_limit_that_is_named(name):
     model, tokens = tiny(name), ids(2, T)
@@ -169,6 +171,7 @@ def wrong_inputs():
     }
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize("why", wrong_inputs())
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_input_is_refused_by_forward_loss_and_score(name, why):
@@ -186,6 +189,7 @@ def test_wrong_input_is_refused_by_forward_loss_and_score(name, why):
             assert all(word in str(error.value) for word in words), str(error.value)
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize("why", wrong_inputs())
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_input_is_refused_by_generate_and_answer(name, why):
@@ -207,6 +211,7 @@ def test_wrong_input_is_refused_by_generate_and_answer(name, why):
             assert all(word in str(error.value) for word in words), str(error.value)
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "change, kind, words",
@@ -226,6 +231,7 @@ def test_wrong_targets_are_refused(name, change, kind, words):
         model.loss(Batch(ids(2, T), change(ids(2, T, seed=1))))
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize("name", NAMES)
 def test_other_types_than_batches_are_refused(name):
     model = tiny(name)

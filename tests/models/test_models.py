@@ -17,11 +17,13 @@ from thinkers.testing import check_model
 COMMON = ("vocab_size", "dim", "num_layers", "num_heads", "num_steps", "max_length")
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize("name, own", CASES)
 def test_every_model_has_every_property_in_float64(name, own):
     check_model(tiny(name, {**({"max_steps": 3} if own else {}), **own}).double())
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_has_every_property_in_float32(name):
     check_model(tiny(name))
@@ -93,6 +95,7 @@ def test_a_model_is_built_by_name_or_from_its_config():
         assert name == other and torch.equal(x, y)
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize(
     "name, settings, words",
     [
@@ -161,6 +164,7 @@ def other_weights(folder):
     (folder / "other" / "model.safetensors").replace(folder / "model.safetensors")
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize(
     "damage, kind, words",
     [
@@ -296,5 +300,6 @@ class FirstEdition(MODELS["decoder"]):
         return super().score(tokens, lengths=lengths, num_steps=num_steps)
 
 
+@pytest.mark.misuse
 def test_a_model_with_positional_signatures_has_every_property():
     check_model(FirstEdition(tiny("decoder").config))

@@ -70,6 +70,7 @@ def test_the_first_token_is_no_target_of_a_further_head_and_the_last_one_is():
         assert part.weight.grad is not None and part.weight.grad.any()
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize("num_future", [0, 68, 1.5])
 def test_a_number_of_heads_that_cannot_be_is_refused(num_future):
     with pytest.raises(ValueError, match=f"num_future must be .* 1 .. 67 .*got {num_future}"):

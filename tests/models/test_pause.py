@@ -81,6 +81,7 @@ def test_a_long_text_is_continued_through_every_slot_of_the_cache():
         torch.testing.assert_close(logits[row], wanted, rtol=0, atol=1e-10)
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize("steps", [-1, 1.5])
 def test_a_number_of_fillers_that_cannot_be_is_refused(steps):
     with pytest.raises(ValueError, match=f"num_steps must be .*got {steps}"):

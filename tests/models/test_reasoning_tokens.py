@@ -297,6 +297,7 @@ def test_shares_of_a_batch_add_up_where_all_elements_predict():
     assert whole.counts == model.counts(batch) == {"next_token": 16}
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize(
     "own, message",
     [

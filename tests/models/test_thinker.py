@@ -262,6 +262,7 @@ def test_chosen_knowledge_is_what_is_read():
     assert less.keys[0].shape[2] == all_of_it.keys[0].shape[2] - 2
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize(
     "own, message",
     [

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -47,6 +47,7 @@ class Thought:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Cache(Protocol):
     """State that a model keeps between generated tokens."""
 

@@ -286,8 +286,8 @@ def fixed_weights(kind: str, decay: Float[Tensor, " d"], rows: int) -> Float[Ten
 
 
 def disaffinity(
-    kind: str, a: Float[Tensor, "b t c"], b: Float[Tensor, "b t c"]
-) -> Float[Tensor, "b t"]:
+    kind: str, a: Float[Tensor, "*b c"], b: Float[Tensor, "*b c"]
+) -> Float[Tensor, "*b"]:
     """Compute the distance of vectors: 0 for equal ones, or for the same direction."""
     if kind == "mse":
         return (a - b).square().mean(-1)

@@ -12,6 +12,8 @@ from thinkers.ops import masks
 
 Factor = float | tuple[float, ...]
 """Factor of a gradient: one for all heads, or one for each."""
+FactorSetting = Factor | list[float | int]
+"""A factor in a configuration; files hold lists."""
 Stops = dict[str, Any]
 """Arguments stop_q, stop_k and stop_v of `stop_grad_attention`: functions of a pair's indices."""
 

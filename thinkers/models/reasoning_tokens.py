@@ -17,7 +17,7 @@ from thinkers.models.base import Model, Thought
 from thinkers.models.batch import Batch, Loss, as_batch, correct_rows, next_token_loss
 from thinkers.models.reasoning_cache import ReasoningCache
 from thinkers.models.reasoning_masks import (
-    Factor,
+    FactorSetting,
     Stops,
     apply_thought_hook,
     as_factor,
@@ -89,12 +89,12 @@ class ReasoningTokens(Model):
         """Width of a head; None is dim / num_heads."""
         hidden: int | None = None
         """Width of the feed-forward; None is 8/3 of dim, 4 in the published variant."""
-        near_query: Factor = 1.0
-        near_key: Factor = 0.0
-        near_value: Factor = 0.0
-        far_query: Factor = 1.0
-        far_key: Factor = 1.0
-        far_value: Factor = 1.0
+        near_query: FactorSetting = 1.0
+        near_key: FactorSetting = 0.0
+        near_value: FactorSetting = 0.0
+        far_query: FactorSetting = 1.0
+        far_key: FactorSetting = 1.0
+        far_value: FactorSetting = 1.0
 
         least_steps: ClassVar[int] = 0
 
