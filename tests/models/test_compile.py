@@ -87,3 +87,43 @@ def test_a_value_that_is_read_is_found(unchecked):
         with pytest.raises(AssertionError, match="reads a value"), NoReading():
             model(ids(1, 3))
         model._answer = answer
+
+
+WHOLE = [
+    ("thoughtsformer", {}, "plain"),
+    ("thoughtsformer", {"causal": False}, "padded"),
+    ("thinker", {"section": 5, "num_knowledge": 2, "backprop_steps": 1}, "plain"),
+    ("thinker", {"memory_steps": 1, "read_steps": 1}, "prompted"),
+]
+"""Models whose store or chain has a form of its own for compilers: (name, settings, call)."""
+
+
+@pytest.mark.parametrize("name, own, kind", WHOLE)
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_one_graph_gives_the_logits_and_the_gradients(name, own, kind):
+    model, tokens = tiny(name, own, num_layers=1).double(), ids(3, T)
+    given = {
+        "plain": {},
+        "padded": {"lengths": LENGTHS},
+        "prompted": {"lengths": LENGTHS, "prompt_lengths": PROMPTS},
+    }[kind]
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    found, expected = (m(tokens, num_steps=3, **given).logits for m in (compiled, model))
+    real = torch.arange(T) < given.get("lengths", torch.full((3,), T))[:, None]
+    torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-12)
+    parameters = [x for x in model.parameters() if x.requires_grad]
+    gradients = [
+        torch.autograd.grad(x[real].square().sum(), parameters, allow_unused=True)
+        for x in (found, expected)
+    ]
+    for x, y in zip(*gradients, strict=True):
+        assert (x is None) == (y is None)
+        if x is not None:
+            torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
+
+
+def test_a_published_thinker_with_prompts_refuses_to_be_compiled(unchecked):
+    model = tiny("thinker", {"variant": "published", "output": "parallel"})
+    with pytest.raises(ValueError, match="prompt_lengths of a Thinker .* cannot be compiled"):
+        model(ids(3, T), prompt_lengths=PROMPTS)

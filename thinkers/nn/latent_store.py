@@ -9,8 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
-from thinkers.ops.autograd import eager
-
 
 @dataclass(frozen=True)
 class Memory:
@@ -81,7 +79,6 @@ class LatentStore:
         """
         self.write_projected(self.process.project(vectors), kind, hidden)
 
-    @eager("a latent store is written between graphs")
     def write_projected(
         self,
         parts: Sequence[Float[Tensor, "b h m d"]],
@@ -117,7 +114,6 @@ class LatentStore:
         if torch.is_grad_enabled():
             self._order = order
 
-    @eager("a latent store is read between graphs")
     def read(
         self, kinds: Sequence[str] = ("input", "knowledge", "latent"), steps: int | None = None
     ) -> Memory:
