@@ -24,7 +24,7 @@ DEFECTS = [
     ("tiled", "ones.triu_(offset + 1 - edge)", "ones.triu_(offset + 2 - edge)"),
     ("tiled", "work.apply_factor_(p, factor_v,", "work.apply_factor_(p, factor_k,"),
     ("tiled", "work.apply_factor_(ds, factor_k,", "work.apply_factor_(ds, factor_q,"),
-    ("tiled", "work.apply_factor_(p.copy_(ds), factor_q, rows, heads)", "ds"),
+    ("tiled", "work.apply_factor_(p.copy_(ds), factors[0], rows, heads)", "ds"),
     ("tiled", "block_dq.mul_(problem.scale)", "block_dq"),
     (
         "tiled",

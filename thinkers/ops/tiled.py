@@ -130,7 +130,6 @@ def backward(
         start, end = block.start, block.end
         mask = tile(problem.mask, block, 0, block.num_keys)
         factors, (first, last) = factor_tiles(stops, needs, block, work.dtype)
-        factor_q, factor_k, factor_v = factors
         if first >= last:
             continue
         future = work.future_keys(start, end, first, last)
@@ -144,17 +143,16 @@ def backward(
             # Two buffers serve three gradients, in this order: dv is the last reader of p, whose
             # buffer then takes the scaled copy of ds for dq; dk comes last and scales ds in place.
             if dv is not None:
-                work.apply_factor_(p, factor_v, rows, heads)
+                work.apply_factor_(p, factors[2], rows, heads)
                 _add_product_(dv[rows, heads, first:last], p, go, 1.0)
             if grouped_dq is not None:
-                unscaled = factor_q.factor is None
-                ds_q = ds if unscaled else work.apply_factor_(p.copy_(ds), factor_q, rows, heads)
+                unscaled = factors[0].factor is None
+                ds_q = ds if unscaled else work.apply_factor_(p.copy_(ds), factors[0], rows, heads)
                 block_dq = torch.matmul(ds_q.flatten(2, 3), work.k[rows, heads, first:last])
-                block_dq.mul_(problem.scale)
-                block_dq = block_dq.unflatten(2, ds_q.shape[2:4])
+                block_dq = block_dq.mul_(problem.scale).unflatten(2, ds_q.shape[2:4])
                 work.store(grouped_dq, rows, heads, start, end, block_dq)
             if dk is not None:
-                work.apply_factor_(ds, factor_k, rows, heads)
+                work.apply_factor_(ds, factors[1], rows, heads)
                 block_q = work.load(work.q, rows, heads, start, end)
                 _add_product_(dk[rows, heads, first:last], ds, block_q, problem.scale)
     return dq, None if dk is None else dk.to(k.dtype), None if dv is None else dv.to(v.dtype)
