@@ -22,8 +22,8 @@ DEFECTS = [
     ),
     ("tiled", "edge = max(first, offset + 1)", "edge = max(first, offset + 2)"),
     ("tiled", "ones.triu_(offset + 1 - edge)", "ones.triu_(offset + 2 - edge)"),
-    ("tiled", "work.apply_factor_(p, factor_v,", "work.apply_factor_(p, factor_k,"),
-    ("tiled", "work.apply_factor_(ds, factor_k,", "work.apply_factor_(ds, factor_q,"),
+    ("tiled", "work.apply_factor_(p, factors[2],", "work.apply_factor_(p, factors[1],"),
+    ("tiled", "work.apply_factor_(ds, factors[1],", "work.apply_factor_(ds, factors[0],"),
     ("tiled", "work.apply_factor_(p.copy_(ds), factors[0], rows, heads)", "ds"),
     ("tiled", "block_dq.mul_(problem.scale)", "block_dq"),
     (
