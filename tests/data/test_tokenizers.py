@@ -1,6 +1,8 @@
 """Tokenizers: each is invertible, and can be built again from its state."""
 
 import json
+import random
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +49,32 @@ def test_a_text_encoded_in_chunks_has_the_tokens_of_the_undivided_text(bpe, text
     undivided = bpe.tokenizer.encode(text).ids
     monkeypatch.setattr(tokenizers, "CHUNK_CHARACTERS", 997)
     assert bpe.encode(text).tolist() == undivided
+
+
+@pytest.mark.parametrize(
+    "word", ["".join(random.Random(0).choices("abcdefghij", k=100_000)), "." * 100_000, " " * 10**5]
+)
+def test_a_word_of_100_kb_takes_no_longer_than_a_text(word):
+    start = time.process_time()
+    tokenizer = BPETokenizer.train(["some words " * 50 + word], 1024)
+    tokens = tokenizer.encode(word)
+    assert time.process_time() - start < 3  # 0.3 s; it was 9 s to 33 s
+    assert tokenizer.decode(tokens.tolist()) == word
+    again = tokenizer_from_state(json.loads(json.dumps(tokenizer.state())), "here")
+    assert again.encode(word).tolist() == tokens.tolist()
+    assert max(tokenizer.lengths) <= tokenizers.LONGEST_WORD
+
+
+def test_byte_pairs_of_other_texts_are_those_of_the_library(text):
+    library = pytest.importorskip("tokenizers")
+    plain = library.Tokenizer(library.models.BPE())
+    plain.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=400, show_progress=False, initial_alphabet=tokenizers.byte_to_unicode()
+    )
+    words = text + " ".join("x" * i for i in range(0, tokenizers.LONGEST_WORD, 97))
+    plain.train_from_iterator([words], trainer)
+    assert plain.encode(words).ids == BPETokenizer.train([words], 400).encode(words).tolist()
 
 
 def test_the_state_of_a_tokenizer_is_json(bpe):

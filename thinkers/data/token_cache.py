@@ -38,6 +38,7 @@ from thinkers.data.sources import (
     read_pieces,
 )
 from thinkers.data.tokenizers import (
+    LONGEST_WORD,
     BPETokenizer,
     ByteTokenizer,
     CharacterTokenizer,
@@ -118,7 +119,7 @@ def tokenizer_for(
     """
     if kind == "byte":
         return ByteTokenizer()
-    own = {"size": bpe_size, "share": share} if kind == "bpe" else {}
+    own = {"size": bpe_size, "share": share, "longest": LONGEST_WORD} if kind == "bpe" else {}
     key = _key(text=source.digest(), kind=kind, bad_bytes=bad_bytes, **own)
     folder = cache_folder() / "text"
     file = folder / f"{key}.json"

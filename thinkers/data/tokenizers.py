@@ -21,6 +21,9 @@ from thinkers.optional import require
 KINDS = ("byte", "character", "bpe")
 CHUNK_CHARACTERS = 1 << 16
 """Characters that byte pairs are merged in at once; the library needs many times their memory."""
+LONGEST_WORD = 1024
+"""Bytes after which a word is divided. The library's time to learn pairs grows faster than with the
+square of a word's length: one of 100 KB would take it half a minute."""
 CHUNKS_PER_CALL = 4
 """Chunks that the library encodes in parallel."""
 
@@ -129,7 +132,8 @@ def _code_points(text: str) -> UInt32[np.ndarray, " t"]:
 class BPETokenizer(Tokenizer):
     """Byte-pair encoding within words (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909).
 
-    Training and merging are those of the library `tokenizers`, of the extra `text`.
+    Training and merging are those of the library `tokenizers`, of the extra `text`. No token
+    crosses the words of its pre-tokenizer, nor a multiple of LONGEST_WORD bytes within a word.
     """
 
     kind = "bpe"
@@ -145,7 +149,10 @@ class BPETokenizer(Tokenizer):
         """Learn merges from `texts` up to `size` tokens, of which 256 are the bytes."""
         tokenizers = require("tokenizers", "text", "byte-pair encoding")
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = tokenizers.pre_tokenizers
+        tokenizer.pre_tokenizer = words.Sequence(
+            [words.ByteLevel(add_prefix_space=False), words.FixedLength(LONGEST_WORD)]
+        )
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=size, show_progress=False, initial_alphabet=byte_to_unicode()
         )

@@ -253,10 +253,11 @@ class Babi(CurriculumTask):
         tokens = []
         for found in _PART.finditer(text.lower()):
             if found[0] not in self.tokens_of:
-                near = get_close_matches(found[0], self.tokens_of, n=1, cutoff=0.0)
+                word = found[0][:50]  # matching and messages need no more of it
+                near = get_close_matches(word, self.tokens_of, n=1, cutoff=0.0)
                 raise UsageError(
                     f"character {found.start()} of the text must begin a word of the stories "
-                    f"such as {near[0]!r}, got {found[0]!r}"
+                    f"such as {near[0]!r}, got {word!r}"
                 )
             tokens.append(self.tokens_of[found[0]])
         return tokens

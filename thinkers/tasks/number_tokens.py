@@ -91,8 +91,9 @@ def without_spaces(text: str) -> tuple[str, list[int]]:
 def wrong_character(text: str, position: int, allowed: str) -> UsageError:
     """Build the error about the character of `text` at `position`, or about its early end."""
     found = repr(text[position]) if position < len(text) else "its end"
+    shown = text if len(text) <= 100 else text[:99] + "…"
     return UsageError(
-        f"character {position} of {text!r} must be one of {' '.join(allowed)}, got {found}"
+        f"character {position} of {shown!r} must be one of {' '.join(allowed)}, got {found}"
     )
 
 
