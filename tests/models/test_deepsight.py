@@ -190,6 +190,8 @@ def test_center_subtracts_the_mean_token():
     torch.testing.assert_close((counts[:, None] * centred).sum(0), torch.zeros(24))
     assert "plan_loss.token_frequencies" in model.state_dict()
     assert "plan_loss.token_frequencies" not in make().state_dict()
+    with pytest.raises(ValueError, match="need center=True"):
+        make().plan_loss.set_token_counts(counts)
     with pytest.raises(ValueError, match="counts must be one for each token"):
         model.plan_loss.set_token_counts(counts[1:])
 

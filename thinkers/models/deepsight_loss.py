@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.models.batch import IGNORED, Batch, graded_targets, real_positions
+from thinkers.nn.constants import ComputedBuffers
 
 
-class PlanLoss(nn.Module):
+class PlanLoss(ComputedBuffers):
     """Distance of plans from the past and the next tokens, each of which is averaged.
 
     With E the embeddings of a row and d the horizon, at position i:
@@ -42,19 +43,24 @@ class PlanLoss(nn.Module):
         self.encoder_norm = target_norm(config)
         self.before_norm = target_norm(config) if config.plan_norm in ("before", "both") else None
         self.after_norm = target_norm(config) if config.plan_norm in ("after", "both") else None
-        # In float32 whatever the dtype, as the published buffers are.
-        decay = torch.arange(1, self.horizon + 1).float() ** -1
         if self.learned:
-            self.logits = nn.Parameter(decay.log())
+            self.logits = nn.Parameter(inverse_numbers(self.horizon).log())
         else:
             as_published = config.variant == "published" and not self.partial
-            rows = config.max_length - self.horizon if as_published else 0
-            weights = fixed_weights(config.horizon_weights, decay, rows)
-            self.register_buffer("weights", weights, persistent=False)
+            self.choice = config.horizon_weights
+            self.rows = config.max_length - self.horizon if as_published else 0
             # Python numbers, where all positions have the same weights: several times faster.
+            weights = self._constants()["weights"]
             self.shared = weights[0].tolist() if len(weights) == 1 else None
-        even = torch.full((config.vocab_size,), 1 / config.vocab_size)
-        self.register_buffer("token_frequencies", even, persistent=config.center)
+        if config.center:
+            even = torch.full((config.vocab_size,), 1 / config.vocab_size)
+            self.register_buffer("token_frequencies", even)
+        self.compute_buffers()
+
+    def constants(self) -> dict[str, Tensor]:
+        if self.learned:
+            return {}
+        return {"weights": fixed_weights(self.choice, inverse_numbers(self.horizon), self.rows)}
 
     def counted(self, batch: Batch) -> Bool[Tensor, "b n"]:
         """Return True where a plan is graded: at positions with enough real ones behind them."""
@@ -81,7 +87,12 @@ class PlanLoss(nn.Module):
 
         Until then all tokens have the same weight. Frequencies belong to the data and not to an
         update, so that every micro-batch and every rank subtracts the same mean.
+
+        Raises:
+            ValueError: The counts are not one for each token, or nothing subtracts a mean.
         """
+        if "token_frequencies" not in self._buffers:
+            raise ValueError("token counts need center=True, without which no mean is subtracted")
         if counts.shape != self.token_frequencies.shape or (counts < 0).any() or not counts.any():
             raise ValueError(f"counts must be one for each token, not all 0, got {counts}")
         self.token_frequencies.copy_(counts / counts.sum())
@@ -160,7 +171,7 @@ class PlanLoss(nn.Module):
         return future / share.where(exist < self.horizon, 1)[..., None]
 
 
-class TokenLoss(nn.Module):
+class TokenLoss(ComputedBuffers):
     """Cross-entropy of the next tokens, each read from the plan by a matrix of its own.
 
         loss_i = - sum_k w_k log softmax(E norm(W_k plan_i))[token_(i+k)], k = 1 .. d
@@ -178,16 +189,20 @@ class TokenLoss(nn.Module):
 
     def __init__(self, config: Any):
         super().__init__()
-        weights = torch.ones(config.horizon)
-        if config.horizon_weights != "average":
-            weights /= torch.arange(1, config.horizon + 1)
-        if config.horizon_weights != "decay":
-            weights /= weights.sum()
-        self.register_buffer("weights", weights, persistent=False)
+        self.choice, self.horizon = config.horizon_weights, config.horizon
         self.size = config.dim * (config.dim + config.vocab_size)
         noise = torch.randn(config.horizon, config.dim, config.dim)
         # Near the identity at first: a plan then lies near the embeddings of its tokens.
         self.distances = nn.Parameter(torch.eye(config.dim) + 0.5 * config.dim**-0.5 * noise)
+        self.compute_buffers()
+
+    def constants(self) -> dict[str, Tensor]:
+        weights = torch.ones(self.horizon)
+        if self.choice != "average":
+            weights /= torch.arange(1, self.horizon + 1)
+        if self.choice != "decay":
+            weights /= weights.sum()
+        return {"weights": weights}
 
     def targets(self, batch: Batch) -> Int[Tensor, "b t d"]:
         """Return the next tokens of every position, -100 where they are not graded."""
@@ -262,6 +277,11 @@ def normed(norm: nn.LayerNorm, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"
     """Normalize in the dtype of `x`: sums of half-precision vectors are in single precision."""
     weight, bias = (None if y is None else y.to(x.dtype) for y in (norm.weight, norm.bias))
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def inverse_numbers(horizon: int) -> Float[Tensor, " d"]:
+    """Return 1/k for the k-th next token, in float32 whatever the dtype, as published buffers."""
+    return torch.arange(1, horizon + 1).float() ** -1
 
 
 def fixed_weights(kind: str, decay: Float[Tensor, " d"], rows: int) -> Float[Tensor, "r d"]:

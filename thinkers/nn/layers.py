@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thinkers.nn.constants import ComputedBuffers
+
 
 class AttentionProjections(nn.Module):
     """Linear maps into attention heads and out of them.
@@ -89,12 +91,12 @@ def attention_flops(batch: int, queries: int, keys: int, dim: int) -> int:
     return 4 * batch * queries * keys * dim
 
 
-class Rotary(nn.Module):
+class Rotary(ComputedBuffers):
     """Positions as rotations of queries and keys (Su et al. 2021, arxiv.org/abs/2104.09864).
 
     Entry i of the first half of a head and entry i of the second are rotated by position times
     10000^(-2i/d). The frequencies are computed in float32 whatever the dtype, as published
-    checkpoints have them.
+    checkpoints have them, and the angles in float32 or float64: bfloat16 holds integers up to 256.
     """
 
     frequencies: Tensor
@@ -103,16 +105,21 @@ class Rotary(nn.Module):
         super().__init__()
         if head_dim % 2:
             raise ValueError(f"dim / num_heads must be even for rotary positions, got {head_dim}")
-        frequencies = 1.0 / 10000.0 ** (torch.arange(0, head_dim, 2).float() / head_dim)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.head_dim = head_dim
+        self.compute_buffers()
+
+    def constants(self) -> dict[str, Tensor]:
+        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
+        return {"frequencies": 1.0 / 10000.0**exponents}
 
     def table(
         self, positions: Int[Tensor, "*b t"], dtype: torch.dtype
     ) -> tuple[Float[Tensor, "*b 1 t d"], Float[Tensor, "*b 1 t d"]]:
         """Compute cosines and sines of these positions, for `rotate`."""
-        angles = positions[..., None].to(dtype) * self.frequencies.to(dtype)
+        wide = angle_dtype(dtype)
+        angles = positions[..., None].to(wide) * self.frequencies.to(wide)
         angles = torch.cat([angles, angles], -1).unsqueeze(-3)
-        return angles.cos(), angles.sin()
+        return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Float[Tensor, "b h t d"], table: tuple[Tensor, Tensor]) -> Float[Tensor, "b h t d"]:
@@ -125,12 +132,18 @@ def rotate(x: Float[Tensor, "b h t d"], table: tuple[Tensor, Tensor]) -> Float[T
 def sinusoidal(positions: Int[Tensor, " t"], dim: int, dtype: torch.dtype) -> Float[Tensor, "t c"]:
     """Sines and cosines of geometric frequencies (Vaswani et al. 2017, arxiv.org/abs/1706.03762).
 
-    They are defined for any number, so also for thinking steps beyond those trained.
+    They are defined for any number, so also for thinking steps beyond those trained. The angles are
+    computed in float32 or float64, and only their sines and cosines are of this dtype.
     """
-    half = (dim + 1) // 2
-    frequencies = 10000.0 ** (-torch.arange(half, device=positions.device, dtype=dtype) / half)
-    angles = positions[:, None].to(dtype) * frequencies
-    return torch.cat([angles.sin(), angles.cos()], -1)[:, :dim]
+    half, wide = (dim + 1) // 2, angle_dtype(dtype)
+    frequencies = 10000.0 ** (-torch.arange(half, device=positions.device, dtype=wide) / half)
+    angles = positions[:, None].to(wide) * frequencies
+    return torch.cat([angles.sin(), angles.cos()], -1)[:, :dim].to(dtype)
+
+
+def angle_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of angles whose sines and cosines are of this dtype: float32 at least."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def initialize(module: nn.Module, num_residuals: int) -> None:
