@@ -1,4 +1,4 @@
-"""Thinker against its definition, written out row by row with nothing kept between steps."""
+"""Thinker against its definition, computed row by row without any cache."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def memory_of(model, pieces):
 
 
 def defined_memories(model, tokens, steps):
-    """M_1 .. M_steps after thinking about one row of tokens, by the definition."""
+    """Compute M_1 .. M_steps of one row of tokens by the definition."""
     config = model.config
     inputs = DIM**0.5 * (
         model.text.embedding(tokens) + model.text.position.weight[: tokens.shape[1]]
@@ -49,13 +49,13 @@ def defined_memories(model, tokens, steps):
     return memories
 
 
-def defined_answer(model, memory, carried, first):
-    """Logits after each token of one row that is written, whose first is at place `first`."""
-    offsets = torch.arange(carried.shape[1])
+def defined_answer(model, memory, given, first):
+    """Compute the logits after each token of an answer, whose first has position `first`."""
+    offsets = torch.arange(given.shape[1])
     x = model.queries.weight[offsets][None]
     if model.config.output == "autoregressive":
         places = first + offsets
-        x = x + DIM**0.5 * (model.text.embedding(carried) + model.text.position.weight[places])
+        x = x + DIM**0.5 * (model.text.embedding(given) + model.text.position.weight[places])
     for _ in range(model.config.output_steps):
         x = model.process(x, memory, causal=True)
     return x @ model.text.embedding.weight.T
@@ -88,7 +88,7 @@ def test_answers_are_written_from_the_memory_of_the_prompt(own, steps):
 
 
 @pytest.mark.parametrize("own", VARIANTS)
-def test_a_section_is_written_as_the_answer_to_all_before_it(own):
+def test_a_section_is_the_answer_to_all_sections_before_it(own):
     model, tokens = thinker(**own), rows(2, 17)
     sectioned = model(tokens).logits
     for boundary in (5, 10, 15):
@@ -100,7 +100,7 @@ def test_a_section_is_written_as_the_answer_to_all_before_it(own):
         )
 
 
-def test_the_first_section_has_the_initial_latents_as_memory_however_long_one_thinks():
+def test_the_first_section_is_written_from_the_initial_latents_at_any_number_of_steps():
     model, tokens = thinker(), rows(2, 17)
     once, often = model(tokens, num_steps=1).logits, model(tokens, num_steps=7).logits
     assert torch.equal(once[:, :4], often[:, :4])
@@ -111,7 +111,7 @@ def test_the_first_section_has_the_initial_latents_as_memory_however_long_one_th
     torch.testing.assert_close(once[:, :4], expected, rtol=1e-10, atol=1e-10)
 
 
-def test_a_prompt_s_own_tokens_are_read_out_as_without_a_prompt():
+def test_logits_inside_of_a_prompt_are_those_without_prompt_lengths():
     model, tokens = thinker(), rows(2, 17)
     prompts = torch.tensor([12, 9])
     plain, prompted = model(tokens).logits, model(tokens, prompt_lengths=prompts).logits
@@ -120,7 +120,7 @@ def test_a_prompt_s_own_tokens_are_read_out_as_without_a_prompt():
 
 
 def number_batch(keys=True):
-    """Prompts of unequal lengths whose answers alone are graded."""
+    """Return prompts of unequal lengths whose answers alone are graded."""
     tokens, prompts, lengths = rows(4, 11), torch.tensor([3, 7, 5, 6]), torch.tensor([8, 9, 11, 7])
     targets = torch.full_like(tokens, -100)
     for i, (p, n) in enumerate(zip(prompts.tolist(), lengths.tolist(), strict=True)):
@@ -162,7 +162,7 @@ def first_latents_gradient(**own):
     return model.latents.weight.grad
 
 
-def test_gradients_stop_after_so_many_steps():
+def test_gradients_stop_after_backprop_steps():
     assert first_latents_gradient().abs().max() > 0
     assert first_latents_gradient(backprop_steps=4).abs().max() > 0
     assert first_latents_gradient(backprop_steps=3) is None
@@ -172,7 +172,7 @@ def test_gradients_stop_after_so_many_steps():
 
 
 def test_a_stopped_gradient_is_that_of_the_last_steps_from_a_given_latent():
-    """The last two of four steps, with what came before them as constants."""
+    """Differentiate the last two of four steps, with the first two as constants."""
     batch = number_batch()
     model = thinker(num_steps=4, backprop_steps=2)
     model.loss(batch).total.backward()
@@ -211,7 +211,7 @@ def test_a_stopped_gradient_is_that_of_the_last_steps_from_a_given_latent():
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-11)
 
 
-DISTURBED = [
+NOISY = [
     {"noise": 0.3},
     {"drop": 0.5},
     {"replace": 0.5},
@@ -220,8 +220,8 @@ DISTURBED = [
 ]
 
 
-@pytest.mark.parametrize("own", DISTURBED)
-def test_latents_are_disturbed_in_training_alone_and_each_row_by_its_key(own):
+@pytest.mark.parametrize("own", NOISY)
+def test_noise_on_latents_is_a_function_of_the_key_of_a_row_and_absent_in_evaluation(own):
     model, batch, plain = thinker(**own), number_batch(), thinker()
     calm = model.eval().loss(batch).total
     torch.testing.assert_close(calm, plain.loss(batch).total, rtol=1e-12, atol=1e-12)
@@ -243,7 +243,7 @@ def test_latents_are_disturbed_in_training_alone_and_each_row_by_its_key(own):
     assert torch.equal(untouched, calm_logits)
 
 
-def test_probes_and_latents_are_shown():
+def test_probes_and_latents_are_in_extra():
     model = thinker(num_probes=2)
     thought = model(rows(2, 9), num_steps=2, prompt_lengths=torch.tensor([4, 6]), keep_states=True)
     assert thought.extra["probes"].shape == (2, 2, 9, 2)
@@ -252,7 +252,7 @@ def test_probes_and_latents_are_shown():
     torch.testing.assert_close(thought.extra["probes"], expected)
 
 
-def test_chosen_knowledge_is_what_is_read():
+def test_only_the_selected_knowledge_is_in_memory():
     model, tokens = thinker(num_knowledge=4), rows(2, 6)
     parts = model.process.project(model.text(tokens))
     (all_of_it,), _ = model.think(parts, None, 2)
@@ -277,7 +277,7 @@ def test_chosen_knowledge_is_what_is_read():
         ({"dim": 27, "num_heads": 1}, "must be even for rotary positions, got 27"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(own, message):
+def test_invalid_settings_are_named(own, message):
     settings = {"vocab_size": VOCAB, "dim": DIM, "num_heads": 1} | own
     with pytest.raises(ValueError, match=message):
         build_model("thinker", **settings)

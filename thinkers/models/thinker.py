@@ -25,7 +25,8 @@ from thinkers.models.batch import (
 from thinkers.models.generation import check_call, choosable, eval_mode
 from thinkers.models.thinker_cache import ThinkerCache
 from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
-from thinkers.nn.latent_noise import Disturb, random_latents
+from thinkers.models.thinker_tracing import read_out_attention
+from thinkers.nn.latent_noise import Disturb, random_latents, split_keys
 from thinkers.nn.latent_store import LatentStore, Memory
 from thinkers.nn.layers import initialize, swiglu_width
 from thinkers.nn.processor import (
@@ -39,7 +40,6 @@ from thinkers.nn.processor import (
 )
 from thinkers.nn.tracing import AttentionRecord
 from thinkers.ops import masks
-from thinkers.prng import mix_tensor
 
 
 class Thinker(Model):
@@ -319,7 +319,7 @@ class Thinker(Model):
                 (columns >= ends[:, None]).repeat(b, 1),
                 steps,
                 keep_states,
-                None if keys is None else section_keys(keys, sections),
+                None if keys is None else split_keys(keys, sections),
             )
             before = F.pad(tokens, (0, size))[:, size - 1 : size - 1 + finished]
             positions = (columns + size - 1).view(sections, size).repeat(b, 1)
@@ -541,38 +541,4 @@ class Thinker(Model):
         self, record: AttentionRecord, length: int, num_steps: int, prompt_length: int | None = None
     ) -> dict[str, Float[Tensor, "k t _"]]:
         """Return the weights of the output queries on words, knowledge and the latents by step."""
-        config, size = self.config, self.config.section
-        sections = length // size
-        if prompt_length is None and not sections:
-            return {}
-        # The read-outs after each step come last, after all steps of thinking.
-        per_step = config.output_steps * config.num_layers
-        calls = record.named("memory")[-num_steps * per_step :]
-        start = size - 1 if prompt_length is None else prompt_length - 1
-        words = sections * size if prompt_length is None else prompt_length
-        like = calls[0]
-        found = {
-            "words": like.new_zeros(num_steps, length, length),
-            "knowledge": like.new_zeros(num_steps, length, config.num_knowledge),
-            "latents by step": like.new_zeros(num_steps, length, num_steps),
-        }
-        for s in range(num_steps):
-            weights = torch.stack(calls[s * per_step : (s + 1) * per_step]).mean(0)
-            weights = weights.flatten(0, 1)[: length - start]
-            rows = slice(start, start + len(weights))
-            rereads = config.read_steps is None or s < config.read_steps
-            past = s + 1 if config.memory_steps is None else min(s + 1, config.memory_steps)
-            of_words, of_knowledge, of_latents = weights.split(
-                [rereads * words, config.num_knowledge, past * config.num_latents], 1
-            )
-            found["words"][s, rows, : rereads * words] = of_words
-            found["knowledge"][s, rows] = of_knowledge
-            by_step = of_latents.unflatten(1, (past, config.num_latents)).sum(2)
-            found["latents by step"][s, rows, s + 1 - past : s + 1] = by_step
-        return {name: x for name, x in found.items() if x.shape[2]}
-
-
-def section_keys(keys: Int[Tensor, " b"], sections: int) -> Int[Tensor, " r"]:
-    """Return a noise key for every section of every row, b * sections in all."""
-    numbers = torch.arange(sections, device=keys.device)
-    return mix_tensor(keys[:, None] + mix_tensor(numbers)).flatten()
+        return read_out_attention(self.config, record, length, num_steps, prompt_length)

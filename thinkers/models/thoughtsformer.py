@@ -165,14 +165,14 @@ class ThoughtsFormer(Model):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         thought = self._place(self.embedding(tokens), positions)
         table = self._table(positions, thought.dtype)
-        rereads = not self.causal and len(self.blocks) > 1
+        recomputes = not self.causal and len(self.blocks) > 1
         chains = ChainCache(len(self.blocks), steps, self.causal, hidden)
         states: list[Tensor] = []
         elements: list[Tensor] = []
         for step in range(steps):
-            if rereads:
+            if recomputes:
                 elements.append(self._coded(thought, step))
-                state = self._reread(elements, positions, hidden)
+                state = self._step_on_all(elements, positions, hidden)
             else:
                 state = self._step(self._coded(thought, step), partial(chains.attend, step), table)
             if keep_states or step == steps - 1:
@@ -211,7 +211,7 @@ class ThoughtsFormer(Model):
             x = block(x, table, partial(attend, layer))
         return x if self.config.variant == "published" else self.norm(x)
 
-    def _reread(
+    def _step_on_all(
         self,
         elements: list[Tensor],
         positions: Int[Tensor, " t"],
@@ -321,8 +321,8 @@ class ThoughtsFormer(Model):
         for step in range(steps):
             elements_so_far = length * (step + 1)
             keys = length + step if self.causal else elements_so_far
-            rereads = not self.causal and config.num_layers > 1
-            elements = elements_so_far if rereads else length
+            recomputes = not self.causal and config.num_layers > 1
+            elements = elements_so_far if recomputes else length
             forward += config.num_layers * block.flops(batch_size, elements, keys)
         words = (steps - 1) * head if config.thoughts == "words" else 0
         # The soft word of the backward pass is one more product, whose weights get no gradient.

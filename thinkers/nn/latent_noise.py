@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from thinkers.prng import normal, uniform
+from thinkers.prng import mix_tensor, normal, uniform
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,9 @@ def random_latents(
     """Draw `number` latents per row with the mean and standard deviation of the learned ones."""
     drawn = normal(keys, stream, (number, learned.shape[1]), learned.dtype)
     return learned.mean() + learned.std() * drawn
+
+
+def split_keys(keys: Int[Tensor, " b"], number: int) -> Int[Tensor, " r"]:
+    """Derive `number` keys from each key, b * number in all, those of one key side by side."""
+    numbers = torch.arange(number, device=keys.device)
+    return mix_tensor(keys[:, None] + mix_tensor(numbers)).flatten()
