@@ -13,9 +13,9 @@ from thinkers.files import check_format
     [
         (1, "x has format 1, of an older version; this version reads 2: train again"),
         (3, "x has format 3, of a newer version; this version reads 2: upgrade"),
-        (None, "x has format None, which must be an integer"),
-        ("2", "x has format '2', which must be an integer"),
-        (True, "x has format True, which must be an integer"),
+        (None, "x has format None; it must be an integer"),
+        ("2", "x has format '2'; it must be an integer"),
+        (True, "x has format True; it must be an integer"),
     ],
 )
 def test_older_and_newer_formats_are_refused_in_different_words(found, message):

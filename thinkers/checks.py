@@ -35,7 +35,7 @@ def check_int(name: str, value: Any, low: int, high: int | None = None, limit: s
 
 
 def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
-    """Raise ValueError naming the first id that is not in the vocabulary, and its place."""
+    """Raise ValueError naming the first id outside the vocabulary, and its position."""
     low, high = ids.aminmax()
     if low >= 0 and high < vocab_size:
         return
@@ -66,7 +66,7 @@ def describe(value: Any) -> str:
 
 
 def check_shape(name: str, tokens: Any) -> tuple[int, int]:
-    """Return the shape (b, t) of token ids; raise TypeError or ValueError if it is another."""
+    """Return the shape (b, t) of token ids; raise TypeError or ValueError for any other tensor."""
     if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
         raise TypeError(f"{name} must be an int64 tensor, got {describe(tokens)}")
     if tokens.ndim != 2 or 0 in tokens.shape:
@@ -77,14 +77,14 @@ def check_shape(name: str, tokens: Any) -> tuple[int, int]:
 def check_rows(
     tokens: Any, lengths: Any, prompt_lengths: Any, vocab_size: int, max_length: int
 ) -> None:
-    """Raise an error unless these are rows of ids with their lengths, padded on the right.
+    """Raise an error unless these are valid token ids and lengths of rows padded on the right.
 
     Values of tensors are read here and nowhere else in a forward pass. Under torch.compile, where
     they cannot be read, nothing is checked.
 
     Raises:
         TypeError: A tensor is not int64.
-        ValueError: A shape, an id or a length cannot be; the message names it and its place.
+        ValueError: A shape, an id or a length is invalid; the message names it and its position.
     """
     if torch.compiler.is_compiling():
         return
@@ -129,7 +129,7 @@ def check_targets(targets: Any, tokens: Any, lengths: Any, vocab_size: int, igno
 
 
 def check_choices(config: Any) -> None:
-    """Raise ValueError if a field whose type is a Literal, or one or None, has another value."""
+    """Raise ValueError unless each field typed as a Literal, or that or None, has such a value."""
     for field in fields(config):
         known, value = _choices(field.type), getattr(config, field.name)
         if known and value not in known:

@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""The torch device of a name: auto, cpu, cuda, cuda:N or mps."""
 
 import os
 
@@ -30,6 +30,6 @@ def find_device(name: str) -> torch.device:
     if (device.index or 0) >= found[device.type]:
         number = found[device.type] or "none"
         raise UsageError(
-            f"device {name!r} must be there, and torch {torch.__version__} finds {number}"
+            f"device {name!r} must exist, and torch {torch.__version__} finds {number}"
         )
     return torch.device("cuda", local) if name == "cuda" else device

@@ -1,4 +1,8 @@
-"""Exceptions by exit code; a message has the value found, the rule and the fix."""
+"""Exceptions, each with the exit code of the command line; `usage_error` builds a message.
+
+A message has the value found, the rule and the fix. Other exceptions, such as torch's, get their
+exit code from `exit_code` in cli/main.py.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -17,13 +21,13 @@ class UsageError(ThinkersError, ValueError):
 
 
 class DataError(ThinkersError, ValueError):
-    """Data that cannot be read, or not in the form that the settings ask for."""
+    """Data that cannot be read, or whose form does not match the settings."""
 
     exit_code = 3
 
 
 class DamagedError(ThinkersError):
-    """A checkpoint, model or store that has changed since it was written, or of another format."""
+    """A checkpoint, model or store that changed since it was written, or has another format."""
 
     exit_code = 4
 

@@ -19,23 +19,23 @@ from thinkers.errors import DamagedError, ResourceError, usage_error
 
 
 def user_path(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return a path that a user gave, with `~` expanded; every such path is to go through here.
+    """Return a user's path with `~` expanded; every path that a user gives goes through here.
 
-    Nothing need be there.
+    The path need not exist.
 
     Args:
         name: The argument or flag that it was given as, for errors.
 
     Raises:
-        UsageError: It is empty, is no text in UTF-8, holds a NUL, or names an unknown user.
+        UsageError: It is empty, is not UTF-8, contains a NUL, or names an unknown user.
     """
     if not isinstance(path, str | os.PathLike):
         raise usage_error(f"{name} {path!r}", "a path, as text", f"change {name}")
     text = os.fspath(path)
     if not isinstance(text, str) or not text:
         raise usage_error(f"{name} {text!r}", "a path, as text", f"change {name}")
-    # Python hides bytes that are no UTF-8 in lone surrogates: such a name can be opened, but not
-    # printed, nor kept in the JSON of a run.
+    # Python decodes bytes that are not UTF-8 as lone surrogates: such a name can be opened, but
+    # neither printed nor kept in the JSON of a run.
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise usage_error(
             f"{name} {ascii(text)}", "a path in UTF-8 without NUL", f"rename it, or change {name}"
@@ -46,10 +46,10 @@ def user_path(path: str | os.PathLike[str], name: str = "path") -> Path:
         raise usage_error(
             f"{name} {text}: there is no user {user.removeprefix('~')}",
             "~ for your own folder, or ~NAME for that of a user",
-            f"write ./{user} for a folder that is called so",
+            f"write ./{user} for a folder of that name",
         )
     path = Path(expanded)
-    # Path drops the dot of ./~, and a second call must not expand what is then left.
+    # Path drops the dot of ./~, and a second call must not expand the ~ that is left.
     return path.absolute() if path.parts and path.parts[0].startswith("~") else path
 
 
@@ -77,7 +77,7 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Put the names in a folder on the disk: files created in it, or renamed."""
+    """Sync a folder to the disk, so that created and renamed files survive a crash."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -116,7 +116,7 @@ def check_format(path: Path, found: Any, known: int) -> None:
     if found == known and type(found) is int:
         return
     if type(found) is not int:
-        raise DamagedError(f"{path} has format {found!r}, which must be an integer, {known} here")
+        raise DamagedError(f"{path} has format {found!r}; it must be an integer, here {known}")
     if found < known:
         raise DamagedError(
             f"{path} has format {found}, of an older version; this version reads {known}: "

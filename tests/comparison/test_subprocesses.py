@@ -187,7 +187,7 @@ def test_runs_that_die_are_listed_with_the_reason(tmp_path, monkeypatch):
     asked = dict(budget=2e7, seeds=2, num_examples=11, settings=SMALL)
     found = compare("add", ["decoder"], out=tmp_path / "a", workers=2, **asked)
     assert found.exit_code == 1 and [x["seed"] for x in found.failures] == [0, 1]
-    assert "killed by signal 9, perhaps for want of memory" in found.failures[0]["error"]
+    assert "killed by signal 9, perhaps out of memory" in found.failures[0]["error"]
     assert "ended with code 3" in found.failures[1]["error"]
     assert "decoder-1.log has its error" in found.failures[1]["error"]
 

@@ -78,7 +78,7 @@ def resume(options: argparse.Namespace, settings: list[str]) -> int:
     if other or options.print_config or options.dry_run:
         raise usage_error(
             f"{(other or ['--dry_run or --print_config'])[0]} with --resume",
-            "nothing else, or --training.num_updates N, which extends the run",
+            "no other flag, except --training.num_updates N, which extends the run",
             "leave it out; the settings of a run are in its config.json",
         )
     num_updates = None

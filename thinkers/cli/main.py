@@ -109,7 +109,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def check_flags(own: list[str], settings: list[str], verb: Parser) -> tuple[list[str], list[str]]:
-    """Move what may be a setting without its part, such as --lr, to the settings of `train`.
+    """Move flags that may be settings without their part (--lr) to the settings of `train`.
 
     The parser of settings then names the nearest one.
 

@@ -95,7 +95,10 @@ def add_generate(verbs: Subparsers) -> None:
     sampling.add_argument("--temperature", type=float, metavar="T", help="default: 0.8")
     sampling.add_argument("--top_k", metavar="N", help="sample from the N likeliest tokens")
     sampling.add_argument(
-        "--top_p", type=float, metavar="P", help="sample from the likeliest tokens of mass P"
+        "--top_p",
+        type=float,
+        metavar="P",
+        help="sample from the likeliest tokens of total probability P",
     )
     sampling.add_argument("--seed", metavar="N", help="default: 0")
     sampling.add_argument("--num_samples", metavar="N", help="texts to sample, in one batch")
@@ -129,10 +132,10 @@ def add_compare(verbs: Subparsers) -> None:
     verb.add_argument(
         "--lrs", metavar="A,B", help="learning rates to search (default: the recipe's)"
     )
-    verb.add_argument("--controls", metavar="A,B", help="of fillers, untied, wider")
+    verb.add_argument("--controls", metavar="A,B", help="any of fillers, untied, wider")
     verb.add_argument("--num_examples", metavar="N", help="held-out examples (default: 2000)")
     verb.add_argument("--out", metavar="DIR", help="default: runs/compare-TASK")
-    verb.add_argument("--resume", action="store_true", help="do the runs that DIR lacks")
+    verb.add_argument("--resume", action="store_true", help="train only the runs missing in DIR")
     verb.add_argument("--workers", metavar="N", help="runs at a time, one core each (default: 1)")
     verb.add_argument("--tracking", metavar="NAME", help="mlflow or tensorboard")
     verb.add_argument("--dry_run", action="store_true", help="print sizes and minutes, and exit")

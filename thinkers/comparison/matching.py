@@ -1,4 +1,10 @@
-"""Matched compute: contenders of equal size, and the number of updates that a budget allows."""
+"""Matched compute: contenders of equal size, and the number of updates that a budget allows.
+
+Size is the number of parameters: `fit` chooses widths so that any two models are within 3 %.
+Compute is FLOPs, counted by `Model.batch_flops` on rows of the task: `updates_for` divides a budget
+of FLOPs by those of an update, and `answer_flops` is the cost of one answer. A budget in seconds is
+divided by the measured `seconds_per_update`.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,16 +31,16 @@ from thinkers.training.state import TrainState
 from thinkers.training.step import LossModule, step, thinking_steps
 
 TOLERANCE = 0.014
-"""Relative error of a size against the baseline's, so that any two are within 3 %."""
+"""Largest relative difference in size from the baseline: any two models are then within 3 %."""
 CONTROLS = ("fillers", "untied", "wider")
 UNTIMED, TIMED = 3, 20
-"""Updates before the clock starts, and updates that a budget in seconds is divided by."""
+"""Warm-up updates, and timed updates, by which the seconds of an update are measured."""
 ESTIMATED = 4
-"""Updates that are timed where only the duration is estimated."""
+"""Timed updates if only the duration of a run is estimated."""
 SAMPLE = 100
 """Rows over which the FLOPs of an answer are averaged."""
 CURRICULUM_SAMPLE = 32
-"""Updates over which the FLOPs of one are averaged where a curriculum makes them differ."""
+"""Updates whose FLOPs are averaged if a curriculum makes them differ."""
 WIDEST = 16
 """Largest ratio of feed-forward width to model width; the smallest is 1/4."""
 
@@ -63,7 +69,7 @@ def contenders(
     recipes = [make() for make in RECIPES.values()]
     task_config = _task_settings(task, names, recipes)
     bases = [override(_base(name, task_config, recipes), (), flags) for name in names]
-    task_built = tasks.from_config(bases[0].task)  # the flags are the same for all, so the task is
+    task_built = tasks.from_config(bases[0].task)  # all have the same flags, so the same task
     bases = [replace(x, model=resolve_sizes(x.model, task_built)) for x in bases]
     wanted = parameters(bases[0].model)
     found = [
@@ -173,7 +179,7 @@ def _wider(decoder: Config, reference: Contender, wanted: int) -> Contender:
 
 
 def fit(model: Any, measure: Callable[[Any], float], wanted: float) -> Any:
-    """Choose the feed-forward width, and if need be the model width, that give `wanted`.
+    """Choose the feed-forward width, and if necessary the model width, to measure `wanted`.
 
     Args:
         model: The Config of a class in MODELS.
@@ -228,7 +234,7 @@ def rows_of(task: Any, number: int) -> Batch:
 
 @lru_cache(maxsize=2)
 def learned_last(task: Any, number: int) -> tuple[Batch, ...]:
-    """Return batches of training, with a curriculum at its end."""
+    """Return training batches, of the last stage of a curriculum."""
     if not getattr(task, "curriculum", False):
         return (rows_of(task, number),)
     learned = tasks.from_config(task)
@@ -237,20 +243,20 @@ def learned_last(task: Any, number: int) -> tuple[Batch, ...]:
 
 
 def answer_flops(config: Config, num_steps: int | None = None) -> float:
-    """FLOPs of reading one row and writing its answer."""
+    """Count the FLOPs of reading one row and writing its answer."""
     return work_of(config.model, config.task, num_steps)
 
 
 def work_of(model: Any, task: Any, num_steps: int | None = None) -> float:
-    """`answer_flops` of the Configs of a model and a task."""
+    """Count the same as `answer_flops`, given the Configs of a model and a task."""
     return build(model).batch_flops(rows_of(task, SAMPLE), num_steps) / SAMPLE
 
 
 def updates_for(config: Config, flops: float) -> int:
-    """Count the updates after which a training has used these FLOPs; the last one reaches them.
+    """Count the updates that a budget of FLOPs allows; the last one reaches or exceeds it.
 
-    Exact also where the thinking steps of an update are random, since they depend on the seed
-    alone. With a curriculum, whose rows are shorter at first, training uses fewer FLOPs.
+    The count is exact even if the thinking steps of an update are random, since they depend on the
+    seed alone. With a curriculum, whose rows are shorter at first, training uses fewer FLOPs.
     """
     settings, model = config.training, build(config.model)
     batches = learned_last(config.task, settings.batch_size)
@@ -288,14 +294,14 @@ def one_thread() -> Iterator[None]:
 
 
 def seconds_per_update(config: Config, timed: int = TIMED) -> float:
-    """Measure the process time of an update of one thread, over some updates in memory."""
+    """Measure the process time of an update on one thread, as the mean of `timed` updates."""
     with one_thread():
         ends = [time.process_time() for _ in _updates(config, UNTIMED + timed)]
     return (ends[-1] - ends[UNTIMED - 1]) / timed
 
 
 def warm_up(config: Config) -> None:
-    """Make some updates in memory: the first ones of a process take longer than the others."""
+    """Make a few updates: the first ones of a process are slower than the others."""
     for _ in _updates(config, UNTIMED):
         pass
 

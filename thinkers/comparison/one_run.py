@@ -2,7 +2,7 @@
 
     python -m thinkers.comparison.one_run JOB
 
-does so in a process of its own, where JOB is a `Job` as JSON.
+does so in a separate process; JOB is a `Job` as JSON.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from thinkers.training.loop import resume, train
 POINT_EXAMPLES = 500
 """Examples that each checkpoint of a run is graded on."""
 SEARCH_SEED = 2**31
-"""Seed of the learning-rate search, whose runs are no part of the result."""
+"""Seed of the learning-rate search, whose runs are not part of the result."""
 EXAMPLES_SEED = 0
 """Seed of the examples that all runs are graded on, whatever their own seed."""
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -45,14 +45,14 @@ STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is to be made.
+    """A run to be trained and evaluated.
 
     Args:
         folder: The folder of the comparison.
         name: The contender.
         seed: None for a run of the learning-rate search.
-        lr: None is the recipe's.
-        tracking: Where the metrics of the run go beside metrics.jsonl.
+        lr: Learning rate; None means that of the recipe.
+        tracking: Store of the run's metrics beside metrics.jsonl.
     """
 
     folder: str
@@ -82,7 +82,7 @@ def perform(job: Job) -> None:
     """Train, or resume, and evaluate; write result.json, also if the run failed.
 
     Raises:
-        Interrupted: A stop request came; a later call resumes.
+        Interrupted: A stop request was received; a later call resumes.
         LockedError: Another process owns the run.
     """
     try:
@@ -90,7 +90,7 @@ def perform(job: Job) -> None:
         results.write_result(job.home, {"status": "done", **_identity(job), **found})
     except (Interrupted, LockedError):
         raise
-    except Exception as error:  # of any kind: it must not stop the other runs
+    except Exception as error:  # any error: it must not stop the other runs
         write_failure(job, error)
 
 
@@ -146,8 +146,8 @@ def _search(job: Job) -> dict[str, Any]:
 def _train(job: Job, config: Config) -> dict[str, float | None]:
     """Train or resume; return process seconds and peak memory in bytes, None if not known.
 
-    Both are over all sessions of the run, in a file beside it. The file says "not known" while a
-    session is under way: what one used that was killed is lost, and a sum without it is wrong.
+    Both cover all sessions of the run and are kept in a file beside it. During a session the file
+    says "not known": the use of a killed session is lost, and a sum without it would be wrong.
     """
     file = job.home.with_name(f"{job.home.name}.usage.json")
     device = find_device(config.training.device)
@@ -174,8 +174,8 @@ def _train(job: Job, config: Config) -> dict[str, float | None]:
 def _reset_peak(device: torch.device) -> bool:
     """Begin a new peak of memory; False if the system cannot.
 
-    `ru_maxrss` of getrusage or wait4 would not do: it is never reset, and a subprocess begins with
-    that of the process that forked it.
+    `ru_maxrss` of getrusage or wait4 cannot serve: it is never reset, and a subprocess inherits the
+    value of its parent.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -184,7 +184,7 @@ def _reset_peak(device: torch.device) -> bool:
         return False
     try:
         RESET_PEAK.write_text("5")
-    except OSError:  # a container may forbid it, and an older peak would be a wrong figure
+    except OSError:  # a container may forbid it; the peak since an earlier time would be wrong
         return False
     return True
 
@@ -201,9 +201,9 @@ def _peak(device: torch.device) -> int:
 def _curve(
     home: Path, model: Model, task: Any, num_examples: int
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """([{update, flops, score}], grades) of each checkpoint of a run, oldest first.
+    """Return ([{update, flops, score}], grades) of each checkpoint of a run, oldest first.
 
-    Those that an interruption saved are left out: other runs have no point there.
+    Checkpoints saved by an interruption are skipped: other runs have no point there.
     """
     curve, points = [], []
     paths = checkpoint.saved(home / "checkpoints")
@@ -225,13 +225,13 @@ def usual_steps(model: Model) -> int:
 
 
 def _stop_with_parent() -> None:
-    """Take the end of the standard input for a stop request."""
+    """Treat the end of the standard input as a stop request."""
     os.read(0, 1)  # sys.stdin's lock, held by a daemon thread, would abort the exit
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main(words: str) -> int:
-    """Perform a job in this process, and return its exit code; a failed run is no error here."""
+    """Perform a job in this process and return its exit code, which is 0 for a failed run too."""
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     given = json.loads(words)
     for file in given["files"]:

@@ -27,10 +27,10 @@ from thinkers.tasks import TASKS
 
 FORMAT = 2
 DEFAULTS: dict[str, float] = {"flops": 2e12, "parameters": 1000, "seconds": 60}
-"""{quantity that runs have equal beside their size: its default budget}."""
+"""{quantity that is equal in all runs, besides size: its default budget}."""
 UNITS = {"s": 1, "sec": 1, "min": 60, "h": 3600}
 POINTS = 10
-"""Checkpoints of a run, which are all evaluated."""
+"""Checkpoints of each run; all of them are evaluated."""
 LAST_EXAMPLES = 100
 """Examples of the score at the end of training, which a comparison does not use."""
 RESERVED = (
@@ -45,7 +45,7 @@ class Plan:
     """The settings of a comparison, and the contenders that follow from them.
 
     Args:
-        budget: Of each run, in FLOPs, updates or seconds by `match`.
+        budget: Budget of each run: FLOPs, updates or seconds, depending on `match`.
         seconds_per_update: {contender: process time}, measured before the first run.
     """
 
@@ -75,7 +75,7 @@ class Plan:
         return plan
 
     def extended(self, **asked: Any) -> "Plan":
-        """Return this plan, with more seeds if they are asked for.
+        """Return this plan, with more seeds if `wanted` has more.
 
         Raises:
             UsageError: A setting differs from that of the plan.
@@ -87,7 +87,7 @@ class Plan:
             if key != "seeds" and getattr(wanted, key) != mine[key]:
                 raise usage_error(
                     f"--{key} {_shown(given[key])} with --resume",
-                    f"{_shown(mine[key])}, as the comparison in the folder has it",
+                    f"{_shown(mine[key])}, as in the comparison of the folder",
                     "leave it out, or start another comparison with --out",
                 )
         if wanted.seeds < self.seeds:
@@ -124,7 +124,7 @@ class Plan:
             evaluate_every=None,
             evaluate_examples=min(LAST_EXAMPLES, self.num_examples),
             checkpoint_every=ceil(num_updates / POINTS),
-            keep_last=10 * POINTS,  # room for those of interruptions
+            keep_last=10 * POINTS,  # room for checkpoints of interruptions
         )
         return replace(config, training=training)
 
@@ -158,12 +158,14 @@ class Plan:
         try:
             record = json.loads(file.read_bytes())
         except FileNotFoundError:
-            raise UsageError(f"{folder} must be the folder of a comparison, and has none") from None
+            raise UsageError(
+                f"{folder} must be the folder of a comparison, and has no config.json"
+            ) from None
         except ValueError as error:
             raise DamagedError(f"{file} is not JSON: {error}") from None
         if not isinstance(record, dict) or "comparison" not in record:
             raise UsageError(
-                f"{folder} must be the folder of a comparison, and holds something else"
+                f"{folder} must be the folder of a comparison; its config.json is of another kind"
             )
         if record.get("format") != FORMAT:
             found = record.get("format")

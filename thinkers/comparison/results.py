@@ -25,8 +25,8 @@ class Result:
     Args:
         record: The content of its result.json.
         grades: {thinking steps: the primary metric of each held-out example}.
-        points: The same at the usual number of steps, for each checkpoint in record["curve"].
-        questions: The number of the question of each example.
+        points: Grades at the configured number of steps, for each checkpoint in record["curve"].
+        questions: Index of each example's question; repeated questions share one.
     """
 
     record: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """0, or the exit code of the first run that failed."""
+        """The exit code of the first run that failed; 0 if none did."""
         return int(self.failures[0]["exit_code"]) if self.failures else 0
 
     @property
@@ -84,10 +84,10 @@ def run_folder(folder: Path, name: str, seed: int) -> Path:
 
 
 def read(folder: str | Path) -> Comparison:
-    """Read the runs that have ended of the comparison in `folder`.
+    """Read the finished runs of the comparison in `folder`.
 
     Raises:
-        DamagedError: A file of it cannot be read.
+        DamagedError: A file of the comparison cannot be read.
     """
     path = Path(folder)
     plan = Plan.read(path)
@@ -105,7 +105,7 @@ def read(folder: str | Path) -> Comparison:
 
 
 def read_result(home: Path) -> dict[str, Any] | None:
-    """Read the result.json of a run; None if the run has not ended."""
+    """Read the result.json of a run; None if the run is not finished."""
     file = home / RESULT
     try:
         record = json.loads(file.read_bytes())
@@ -119,7 +119,7 @@ def read_result(home: Path) -> dict[str, Any] | None:
 
 
 def write_result(home: Path, record: Mapping[str, Any]) -> None:
-    """Replace the result.json of a run, whose folder is made if need be."""
+    """Write the result.json of a run; its folder is created if it is missing."""
     home.mkdir(parents=True, exist_ok=True)
     write_file(home / RESULT, to_json(record))
 

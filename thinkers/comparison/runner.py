@@ -1,4 +1,4 @@
-"""compare(task, models): train several models on one task with matched compute, and judge them."""
+"""compare(task, models): train several models on one task with matched compute."""
 
 import hashlib
 import os
@@ -43,28 +43,28 @@ def compare(
     workers: int = 1,
     tracking: Tracking | None = None,
 ) -> Comparison:
-    """Train models over several seeds with matched compute, and judge all on the same examples.
+    """Train models over several seeds with matched compute; evaluate all on the same examples.
 
     The folder holds report.html and a folder for each run; see docs/compare.md.
 
     Args:
         models: Names in MODELS. The first is the baseline: the others get its size, and their
             scores are compared with its score.
-        match: Quantity that all runs have equal beside their size: flops, parameters (then the
-            number of updates) or seconds.
+        match: Quantity that is equal in all runs, besides size: flops, parameters (the number of
+            updates is then equal) or seconds.
         budget: FLOPs, updates or seconds of each run; "5min" is 300 seconds.
-        lrs: Candidates of a learning-rate search on the validation split; () is no search.
+        lrs: Candidates of a learning-rate search on the validation split; () skips the search.
         controls: Any of fillers, untied and wider.
-        settings: {"task.max_digits": 2}, for the task and for all models and trainings.
+        settings: Overrides for the task, all models and all trainings: {"task.max_digits": 2}.
         out: The folder; runs/compare-TASK if None.
-        resume: Continue the comparison in `out`; the arguments it was begun with may be left out.
+        resume: Continue the comparison in `out`; its other arguments may be left out.
         workers: Number of runs at a time. 1 trains in this process; from 2 on each run is a
             subprocess with one thread.
-        tracking: Where the metrics of each run go, and those of the comparison with its page.
+        tracking: Store of the metrics of each run, and of the results and page of the comparison.
 
     Raises:
-        UsageError: An argument, or a class that a subprocess could not import.
-        Interrupted: A stop request came; all that was done is kept.
+        UsageError: An argument is invalid, or a subprocess could not import a class.
+        Interrupted: A stop request was received; finished work is kept.
     """
     asked: dict[str, Any] = dict(task=task, models=models, match=match, budget=budget)
     asked |= dict(
@@ -84,7 +84,7 @@ def compare(
 
 
 def _check_environment(workers: int, tracking: Tracking | None) -> None:
-    """Refuse before hours of training what would fail after them."""
+    """Raise errors now that would otherwise occur after hours of training."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("compare must be run by one process, got several ranks")
     check_int("workers", workers, 1)
@@ -95,7 +95,7 @@ def _check_environment(workers: int, tracking: Tracking | None) -> None:
 
 
 def _check_importable(plan: Plan) -> None:
-    """Refuse a class that this process knows and a new one would not."""
+    """Raise UsageError for a class that a new process could not import."""
     names = {one.config.to_dict()["model"]["name"] for one in plan.contenders}
     for kind in [TASKS[plan.task], *(MODELS[name] for name in sorted(names))]:
         file = getattr(sys.modules.get(kind.__module__), "__file__", None)
@@ -112,7 +112,7 @@ def _check_importable(plan: Plan) -> None:
 def _carry_out(folder: Path, plan: Plan, workers: int, tracking: Tracking | None) -> Comparison:
     """Perform all runs that are missing, and write the page."""
     print(plan.table(workers), flush=True)
-    # Opened before the runs, so that several of them find a new data base finished.
+    # Opened before the runs, so that concurrent runs find the database already created.
     tracker = None if tracking is None else _open_tracker(tracking, folder, plan)
     try:
         _perform_missing(folder, plan, workers, tracking)
@@ -121,7 +121,7 @@ def _carry_out(folder: Path, plan: Plan, workers: int, tracking: Tracking | None
             tracker.finish("KILLED")
         fix = f"continue with thinkers compare --out {folder} --resume"
         number = error.exit_code - 128
-        raise Interrupted(f"interrupted, and what was done is kept; {fix}", number) from None
+        raise Interrupted(f"interrupted; finished work is kept; {fix}", number) from None
     comparison = read(folder)
     write_page(comparison)
     if tracker is not None:
@@ -152,9 +152,9 @@ def _perform_missing(folder: Path, plan: Plan, workers: int, tracking: Tracking 
 def _with_best_lr(
     jobs: Sequence[Job], plan: Plan, workers: int, report: Callable[[Job], None]
 ) -> list[Job]:
-    """The jobs with the learning rate that scores best on the validation split.
+    """Return the jobs with the learning rate that scores best on the validation split.
 
-    Where no rate could be trained with, the job has failed, and is left out.
+    A job for which training failed at every rate is recorded as failed and left out.
     """
     searches = {
         name: [Job(jobs[0].folder, name, None, lr) for lr in plan.lrs]
@@ -183,7 +183,7 @@ def _perform(
     """Perform jobs, here or in subprocesses, and report each when its result.json is there.
 
     Raises:
-        Interrupted: A stop request came; what was under way has saved.
+        Interrupted: A stop request was received; the running jobs have saved.
         LockedError: Another process owns a run.
     """
     for job in jobs:  # so that a job that dies does not leave an older result behind
@@ -202,11 +202,11 @@ def _perform(
 
 
 def _ended(job: Job, code: int, report: Callable[[Job], None]) -> None:
-    """Make sure that a job whose subprocess has ended has a result, and report it."""
+    """Ensure that a job whose subprocess has ended has a result, and report it."""
     if code == LockedError.exit_code:
         raise LockedError(f"{job.home} is owned by another process; {job.log} names it")
     if read_result(job.home) is None:
-        killed = f"killed by signal {-code}, perhaps for want of memory"
+        killed = f"killed by signal {-code}, perhaps out of memory"
         ended = f"its process ended with code {code}; {job.log} has its error"
         write_failure(job, ThinkersError(killed if code < 0 else ended))
     report(job)
@@ -218,7 +218,7 @@ def _is_done(job: Job) -> bool:
 
 
 def _open_tracker(tracking: Tracking, folder: Path, plan: Plan) -> Tracker:
-    """A tracker of the comparison itself; it gets the settings now, and the rest at the end."""
+    """Open the tracker of the comparison itself; it receives settings now, results later."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     tracker = trackers.open_tracker(tracking, folder, {"run": name, "config": plan.asked()})
     assert tracker is not None
@@ -226,7 +226,7 @@ def _open_tracker(tracking: Tracking, folder: Path, plan: Plan) -> Tracker:
 
 
 def _outcome(plan: Plan, job: Job) -> str:
-    """A line about a run that has ended."""
+    """Describe a finished run in one line."""
     record = read_result(job.home)
     assert record is not None
     who = f"{job.name}, seed {job.seed}"

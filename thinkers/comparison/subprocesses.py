@@ -1,4 +1,4 @@
-"""Subprocesses, a few at a time, each writing a log; and progress lines out of such logs."""
+"""Subprocesses, a few at a time, each with a log file, and progress lines read from the logs."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from thinkers.training.signals import SIGNALS, Signals
 SECONDS_BETWEEN_POLLS = 0.1
 SECONDS_BETWEEN_LINES = 20.0
 SECONDS_OF_NEWS = 20.0
-"""A run under way prints its progress every ten seconds; an older log has ended."""
+"""Age at which a log counts as finished; a running one gets progress every ten seconds."""
 TAIL = 2000
 """Bytes at the end of a log that are searched for its last progress."""
 
@@ -27,9 +27,9 @@ def run_all(
 ) -> None:
     """Run commands as subprocesses, and call on_end(index, exit code) for each as it ends.
 
-    The standard input of a subprocess is a pipe that ends when it has to stop: when this process
-    is asked to stop, and when it dies, however it dies. Signals of the terminal reach this process
-    alone, so that a stop request arrives once.
+    The end of a subprocess's standard input, a pipe, is its stop request. The pipe closes when this
+    process receives a stop request, and when it dies for any reason. Signals of the terminal reach
+    this process alone, so that a stop request arrives once.
 
     Args:
         commands: (command, the log that its output is appended to).
@@ -37,7 +37,7 @@ def run_all(
         on_end: Called in this thread; if it raises, the others are stopped.
 
     Raises:
-        Interrupted: This process or one of the others was asked to stop; all have ended.
+        Interrupted: This process or a subprocess received a stop request; all have ended.
     """
     waiting = list(enumerate(commands))[::-1]
     running: dict[int, subprocess.Popen[bytes]] = {}
@@ -79,12 +79,12 @@ def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def progress_of(folder: Path) -> Iterator[Callable[[str], None]]:
-    """Print now and then the last progress in each log of `folder` that is being written.
+    """Print at intervals the latest progress in each log of `folder` that is being written.
 
-    Yields a function that prints a line. A reader that leaves (`thinkers compare .. | head`) does
-    not end the comparison.
+    Yields a function that prints a line. A closed output (`thinkers compare .. | head`) does not
+    end the comparison.
     """
-    stream = sys.stdout  # whose place a log takes while a run is trained in this process
+    stream = sys.stdout  # sys.stdout is a log while a run is trained in this process
     ended = threading.Event()
 
     def report(text: str) -> None:

@@ -18,7 +18,7 @@ class Findings:
     Attributes:
         scores: {contender: {thinking steps: score}}.
         differences: {contender: improvement over the baseline}, of all but the baseline.
-        thinking: {contender: improvement of the usual number of steps over the fewest}.
+        thinking: {contender: improvement of the configured number of steps over the fewest}.
         curves: {contender: [(training FLOPs, score)]}.
     """
 
@@ -47,7 +47,7 @@ class Findings:
 
     @property
     def fewest_runs(self) -> int:
-        """The smallest number of runs of a contender that has any."""
+        """The smallest number of runs of a contender, among those with runs."""
         return min(len(runs) for runs in self.results.values())
 
     def at_usual(self, name: str) -> np.ndarray:
@@ -57,12 +57,12 @@ class Findings:
         return self.scores[name][self.usual[name]]
 
     def mean_of(self, name: str, what: str) -> float | None:
-        """Return the mean over runs of a number in their results; None if one has it not."""
+        """Return the mean over runs of a number in their results; None if a run lacks it."""
         values = [run.record[what] for run in self.results[name]]
         return None if None in values else float(np.mean(values))
 
     def amount(self, value: float) -> str:
-        """Format a difference, that of shares in points (hundredths)."""
+        """Format a difference; differences of shares are in percentage points."""
         return f"{100 * value:.1f} points" if self._is_share else f"{value:.4f}"
 
     def span(self, interval: Interval) -> str:
@@ -147,7 +147,7 @@ def limits(findings: Findings) -> list[str]:
 def examples(findings: Findings) -> str:
     """Write the number of examples, and of different questions if some are repeated."""
     number, different = len(findings.questions), len(np.unique(findings.questions))
-    repeated = f" ({different:,} different questions, which the intervals are over)"
+    repeated = f" ({different:,} different questions; intervals are over questions)"
     return f"{number:,} examples{repeated * (different < number)}"
 
 
@@ -164,7 +164,7 @@ def _thinking(findings: Findings, name: str, difference: Interval) -> str:
 
 
 def _falls(findings: Findings, name: str) -> str:
-    """Write in how many runs, each tested by itself, more thinking is significantly worse."""
+    """Report in how many runs, each tested alone, more thinking is significantly worse."""
     sign = 1 if findings.comparison.plan.higher_is_better else -1
     runs = findings.results[name]
     found = [
@@ -183,7 +183,7 @@ def _falls(findings: Findings, name: str) -> str:
 
 
 def _off_budget(findings: Findings) -> list[str]:
-    """Write which models used more or less than the budget, by more than 1 %."""
+    """Report the models that used more or less than the budget by over 1 %."""
     plan = findings.comparison.plan
     what = {"flops": "flops", "parameters": "updates", "seconds": "seconds"}[plan.match]
     sentences = []
@@ -200,7 +200,7 @@ def _grades(runs: Sequence[Result]) -> dict[int, np.ndarray]:
 
 
 def _curve(runs: Sequence[Result]) -> list[Point]:
-    """Return the scores at the checkpoints that all seeds have: all, unless a run was cut."""
+    """Return the scores at the checkpoints that all seeds have; shortened runs have fewer."""
     number = min(len(run.points) for run in runs)
     flops = [np.mean([run.record["curve"][i]["flops"] for run in runs]) for i in range(number)]
     asked = runs[0].questions[: runs[0].points.shape[1]]

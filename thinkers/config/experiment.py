@@ -15,7 +15,7 @@ from thinkers.tasks import TASKS, Task
 
 PARTS = ("model", "task", "training")
 TASK_SIZES = {"vocab_size": "vocabulary", "max_length": "longest row"}
-"""Model settings that follow the task where they are None, and the property that they must hold."""
+"""{model setting that follows the task if it is None: the property of the task that it holds}."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Config:
             "task": {"name": _name_of(self.task, TASKS)} | dataclasses.asdict(self.task),
             "training": dataclasses.asdict(self.training),
         }
-        # The round trip turns tuples into lists, so that the result equals what a file gives back.
+        # The round trip turns tuples into lists, so that the result equals the one read from a
+        # file.
         return json.loads(json.dumps({"recipe": self.recipe} | parts))
 
     @staticmethod
@@ -129,7 +130,7 @@ def _name_of(config: Any, registry: Mapping[str, Any]) -> str:
     for name, owner in registry.items():
         if type(config) is owner.Config:
             return name
-    raise UsageError(f"{type(config).__qualname__} is the Config of nothing in {list(registry)}")
+    raise UsageError(f"{type(config).__qualname__} is not the Config of any of {list(registry)}")
 
 
 def _class_named(settings: dict[str, Any], kind: str, registry: Mapping[str, Any]) -> type:

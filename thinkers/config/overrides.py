@@ -100,9 +100,9 @@ def dump(config: Config, files: Sequence[str] = (), flags: Sequence[str] = ()) -
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader of YAML that refuses two things that the standard allows.
+    """YAML loader that rejects repeated keys and aliases, which the standard allows.
 
-    Repeated keys hide a value; aliases of aliases can grow to gigabytes ("billion laughs").
+    A repeated key hides a value; nested aliases can expand to gigabytes ("billion laughs").
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -151,7 +151,7 @@ def _token(part: str, field: Any, value: Any) -> str:
 
 
 def _type_problem(config: Config, message: str, tokens: list[str]) -> UsageError:
-    """Turn an error of jsonargparse into one of three lines."""
+    """Turn an error of jsonargparse into a UsageError of three lines."""
     found = re.search(r'key "([^"]+)"', message)
     if not found:
         return usage_error(" ".join(message.split()), "a setting and its value", "see --help")
@@ -175,7 +175,7 @@ def _describe(hint: Any) -> str:
 
 
 def _check_finite(key: str, value: Any) -> None:
-    """Refuse numbers that JSON or torch cannot hold."""
+    """Raise UsageError for numbers that JSON or torch cannot hold."""
     for x in value if isinstance(value, tuple | list) else [value]:
         if isinstance(x, int) and not -(2**63) <= x < 2**63:
             raise usage_error(f"--{key} {x}", "a number of at most 64 bits", f"change --{key}")
@@ -188,7 +188,7 @@ def _check_finite(key: str, value: Any) -> None:
 def _given(value: Any) -> dict[str, Any]:
     """Return the settings as they were given: None where a value was derived from the others.
 
-    A printed max_steps, say, would not follow a num_steps that is changed later.
+    A printed max_steps, for example, would not follow a later change of num_steps.
     """
     settings = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
     for field in dataclasses.fields(value):

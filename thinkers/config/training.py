@@ -16,9 +16,9 @@ class Training:
     num_updates: int
     """Updates of the run, over which the learning rate is scheduled."""
     max_minutes: float | None = None
-    """Limit in minutes of wall-clock time, over all resumes; None is none."""
+    """Limit in minutes of wall-clock time, over all resumes; None means no limit."""
     max_flops: float | None = None
-    """Limit in floating-point operations, over all resumes; None is none."""
+    """Limit in floating-point operations, over all resumes; None means no limit."""
     batch_size: int = 64
     """Rows of an update, over all ranks and micro-batches."""
     accumulation: int = 1
@@ -41,9 +41,9 @@ class Training:
     """Largest norm of the gradient; a gradient of a larger norm is scaled to it."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights, which is then the model that is
-    scored and saved in model/; None is no average."""
+    scored and saved in model/; None keeps no average."""
     random_steps: tuple[int, int] | None = None
-    """Lowest and highest number of thinking steps, drawn for each update; None is the model's."""
+    """Lowest and highest number of thinking steps, drawn per update; None means the model's."""
     seed: int = 0
     """Seed of the initial weights, the batches, dropout and the thinking steps."""
     log_every: int = 10
@@ -53,7 +53,7 @@ class Training:
     keep_last: int = 3
     """Newest checkpoints that are kept, besides the best on the validation split."""
     evaluate_every: int | None = None
-    """Updates between scores on the validation split; None is never."""
+    """Updates between scores on the validation split; None means never."""
     evaluate_examples: int = 1000
     """Held-out examples of each score, on the validation split and, at the end, the test split."""
     device: str = "auto"
@@ -62,7 +62,7 @@ class Training:
     """Precision of matrix products (bf16 keeps weights in float32); auto measures once, before
     the first update, whether float32 or bf16 is faster."""
     init_from: str | None = None
-    """Folder of a model or run whose weights training begins with; None is random weights."""
+    """Folder of a model or run whose weights training begins with; None means random weights."""
 
     def __post_init__(self) -> None:
         for name in ("num_updates", "batch_size", "accumulation", "log_every", "keep_last"):

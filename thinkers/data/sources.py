@@ -1,6 +1,6 @@
 """Sources of text: a file, a folder of files or a data set of the Hugging Face hub.
 
-A file or folder is read where it lies and never copied. A data set is streamed once into one file
+A file or folder is read in place and never copied. A data set is streamed once into one file
 of the cache, `$THINKERS_CACHE/datasets` (default ~/.cache/thinkers/datasets), and read from there
 like any other file. Text is decoded in pieces, so that memory does not grow with its size.
 """
@@ -39,17 +39,17 @@ class FileRange:
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a text, in the order in which they are joined, with nothing between them.
+    """Files of a text, concatenated in this order without separators.
 
     Args:
-        path: The user's name for it.
+        path: The path or name that the user gave.
     """
 
     path: str
     files: tuple[Path, ...]
 
     def stats(self) -> FileStats:
-        """Return what the file system knows to differ once the text has changed."""
+        """Return path, size and modification time of each file, to detect a changed text."""
         stats = [(file, file.stat()) for file in self.files]
         return tuple((str(file.absolute()), s.st_size, s.st_mtime_ns) for file, s in stats)
 
@@ -58,7 +58,7 @@ class Source:
         return _digest(self.stats())
 
     def split(self, share: float) -> tuple[list[FileRange], list[FileRange]]:
-        """Return the first `share` of the bytes, moved on to the end of a character, and the rest.
+        """Return the first `share` of the bytes, extended to the end of a character, and the rest.
 
         Splitting is by bytes and not by tokens, so that it is the same for every tokenizer.
         """
@@ -74,7 +74,7 @@ class Source:
 
 
 def find_source(path: str, max_bytes: int | None = None) -> Source:
-    """Return the text that `path` names.
+    """Return the source of the text at `path`.
 
     Args:
         path: A file; a folder, all files of which are taken in sorted order, hidden ones left out;
@@ -82,7 +82,7 @@ def find_source(path: str, max_bytes: int | None = None) -> Source:
         max_bytes: Size after which a data set is cut off, at the end of a text.
 
     Raises:
-        DataError: There is no such text, it may not be read, or it is empty.
+        DataError: The text does not exist, is not readable, or is empty.
     """
     if path.startswith(HUB_PREFIX):
         return Source(path, (download(path.removeprefix(HUB_PREFIX), max_bytes),))
@@ -96,7 +96,7 @@ def find_source(path: str, max_bytes: int | None = None) -> Source:
         raise data_error(path, "no such file or folder", "a file, a folder or hf:NAME")
     for file in files:
         if not os.access(file, os.R_OK):
-            raise data_error(str(file), "permission denied", "a file that may be read")
+            raise data_error(str(file), "permission denied", "a readable file")
     if not any(file.stat().st_size for file in files):
         raise data_error(path, "no text in it", "a file, or a folder of files, with text")
     return Source(path, tuple(files))
@@ -135,7 +135,8 @@ def read_pieces(part: FileRange, bad_bytes: str) -> Iterator[tuple[str, int]]:
                         "text in UTF-8",
                         "convert it, or set --task.bad_bytes to replace or skip",
                     ) from None
-                # The codec does not say how many bytes it drops: all it used, less those it kept.
+                # The codec does not report the bytes that it drops: those it consumed less those it
+                # kept.
                 good, used = codecs.utf_8_decode(data, "ignore", not raw)
                 text, _ = codecs.utf_8_decode(data, CODEC_ERRORS[bad_bytes], not raw)
                 bad = used - len(good.encode())
@@ -147,10 +148,11 @@ def read_pieces(part: FileRange, bad_bytes: str) -> Iterator[tuple[str, int]]:
 
 
 def download(name: str, max_bytes: int | None) -> Path:
-    """Return a cached file of the texts of a data set's training split, one after each other.
+    """Return a cached file of the texts of a data set's training split, concatenated.
 
-    A line break follows each text. The data set is streamed on the first call only; the file is
-    named by (name, max_bytes), and is not checked against the hub again.
+    A line break follows each text. The data set is
+    streamed on the first call only; the file is named by (name, max_bytes), and is not checked
+    against the hub again.
     """
     folder = cache_folder() / "datasets"
     key = hashlib.sha256(f"{name} {max_bytes}".encode()).hexdigest()[:16]
@@ -205,7 +207,7 @@ def _digest(stats: FileStats) -> str:
 
 
 def _next_character(file: Path, place: int, size: int) -> int:
-    """Return `place`, moved on to the next start of a character."""
+    """Return the first start of a character at or after `place`."""
     with file.open("rb") as stream:
         stream.seek(place)
         following = stream.read(3)

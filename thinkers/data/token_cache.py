@@ -10,7 +10,7 @@ under another name does not.
 
 An entry is verified before each use, by size and checksums, and made again if it is damaged; it is
 written under a temporary name and renamed when it is complete, so a killed process leaves nothing
-that looks finished. Anything in the folder may be deleted while nothing runs.
+that looks finished. Anything in the folder may be deleted while no process uses it.
 """
 
 import fcntl
@@ -79,10 +79,12 @@ _verified: dict[tuple[FileStats, str, str], TokenizedText] = {}
 def tokenize(source: Source, tokenizer: Tokenizer, bad_bytes: str) -> TokenizedText:
     """Return the tokens of a text, from the cache if a valid entry is there.
 
-    The two parts of `Source.split(TRAIN_SHARE)` are tokenized apart: no token crosses the border.
+    The two parts of `Source.split(TRAIN_SHARE)` are tokenized separately: no token crosses their
+    boundary.
 
     Raises:
-        DataError: A character has no token, a byte is not UTF-8, or the text changed meanwhile.
+        DataError: A character has no token, a byte is not UTF-8, or the text changed while it was
+            read.
     """
     stats = source.stats()
     identity = (stats, tokenizer.digest, bad_bytes)
@@ -93,12 +95,14 @@ def tokenize(source: Source, tokenizer: Tokenizer, bad_bytes: str) -> TokenizedT
     found = _read_entry(folder / key)
     if found is None:
         with _locked(folder, key):
-            found = _read_entry(folder / key)  # another process may have made it meanwhile
+            found = _read_entry(folder / key)  # another process may have made it in between
             if found is None:
                 _write_entry(folder, key, source, bad_bytes, tokenizer, digest)
                 found = _read_entry(folder / key)
     if source.stats() != stats or found is None:
-        raise data_error(source.path, "changed while it was read", "a text at rest", "try again")
+        raise data_error(
+            source.path, "changed while it was read", "a text that stays unchanged", "try again"
+        )
     if found.bad_bytes:
         done = {"replace": "replaced", "skip": "skipped"}[bad_bytes]
         message = f"{source.path}: {found.bad_bytes} bytes that are not UTF-8 {done}"
@@ -181,7 +185,7 @@ def _write_entry(
 
 
 class _TokenWriter:
-    """Append the tokens of parts of a text to a file, in memory that does not grow with them."""
+    """Append the tokens of parts of a text to a file, in constant memory."""
 
     def __init__(self, stream: BinaryIO, tokenizer: Tokenizer):
         self.stream, self.tokenizer = stream, tokenizer
@@ -192,8 +196,8 @@ class _TokenWriter:
         rest, num_characters = "", 0
         for text, bad in read_pieces(part, bad_bytes):
             self.bad_bytes += bad
-            # What stands behind the last safe cut is encoded with the next piece, so that tokens do
-            # not depend on PIECE_BYTES.
+            # Text after the last safe cut is encoded with the next piece, so that tokens do not
+            # depend on PIECE_BYTES.
             text = rest + text
             cut = self.tokenizer.safe_cut(text)
             num_characters += self._put(text[:cut], part, num_characters)
@@ -228,7 +232,8 @@ def _read_entry(folder: Path) -> TokenizedText | None:
         size = metadata["tokens"] * dtype.itemsize
         if file.stat().st_size != size or _crc32(file) != metadata["crc32"]:
             return None
-        tokens = np.memmap(file, dtype, "r") if size else np.zeros(0, np.uint8)  # no empty maps
+        # An empty file cannot be mapped.
+        tokens = np.memmap(file, dtype, "r") if size else np.zeros(0, np.uint8)
     except FileNotFoundError:
         return None
     # A plain view: slices of np.memmap are slow, since each one is a memmap of its own.
@@ -270,7 +275,7 @@ def _crc32(file: Path) -> int:
 
 @contextmanager
 def _locked(folder: Path, key: str) -> Iterator[None]:
-    """Hold the lock of an entry; other processes that want to make it wait, and then find it."""
+    """Hold the lock of an entry; other processes that need it wait, and then find it complete."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / f".{key}.lock").open("a")

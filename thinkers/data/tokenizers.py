@@ -20,10 +20,10 @@ from thinkers.optional import require
 
 KINDS = ("byte", "character", "bpe")
 CHUNK_CHARACTERS = 1 << 16
-"""Characters that byte pairs are merged in at once; the library needs many times their memory."""
+"""Characters of a chunk; merging byte pairs takes many times the memory of its text."""
 LONGEST_WORD = 1024
-"""Bytes after which a word is divided. The library's time to learn pairs grows faster than with the
-square of a word's length: one of 100 KB would take it half a minute."""
+"""Bytes after which a word is divided: the time of the library to learn pairs grows faster than the
+square of a word's length, and a word of 100 KB takes half a minute."""
 CHUNKS_PER_CALL = 4
 """Chunks that the library encodes in parallel."""
 
@@ -57,7 +57,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Return the JSON value from which `tokenizer_from_state` builds this tokenizer again."""
+        """Return the JSON value from which `tokenizer_from_state` rebuilds this tokenizer."""
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of `tokens`, with U+FFFD where their bytes are not UTF-8."""
@@ -132,7 +132,7 @@ def _code_points(text: str) -> UInt32[np.ndarray, " t"]:
 class BPETokenizer(Tokenizer):
     """Byte-pair encoding within words (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909).
 
-    Training and merging are those of the library `tokenizers`, of the extra `text`. No token
+    The library `tokenizers` (extra `text`) trains and merges. No token
     crosses the words of its pre-tokenizer, nor a multiple of LONGEST_WORD bytes within a word.
     """
 
@@ -175,7 +175,8 @@ class BPETokenizer(Tokenizer):
     def safe_cut(self, text: str) -> int:
         """Return the last index after a line break and before a word, else the text's end."""
         # Merges never cross the words of the pre-tokenizer, and a line break followed by a letter
-        # always ends one. Before further white space it might not: that belongs to one word.
+        # always ends one. A line break before more white space may not, since white space can form
+        # one word.
         place = len(text)
         while (place := text.rfind("\n", 0, place)) >= 0:
             if place + 1 < len(text) and not text[place + 1].isspace():

@@ -24,12 +24,12 @@ def evaluate(
 
     Args:
         run: A run, its folder, or (model, task).
-        num_steps: Numbers of thinking steps; None is all in `model.step_counts`.
+        num_steps: Numbers of thinking steps; None means all in `model.step_counts`.
         num_examples: Held-out examples of each row, the same for all.
         flags: Settings of the run's task to change, such as --task.test_path=other.txt.
 
     Raises:
-        UsageError: The model comes without a task, or there is no such split.
+        UsageError: The model has no task, or there is no such split.
     """
     _check(split, num_examples)
     model, task = open_with_task(run, flags=flags)

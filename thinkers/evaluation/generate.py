@@ -32,7 +32,7 @@ def answer(run: RunLike, prompt: str, num_steps: int | None = None) -> str:
 
     Args:
         run: A run, its folder, or (model, task).
-        num_steps: Thinking steps; None is the model's own number.
+        num_steps: Thinking steps; None means the model's own number.
 
     Raises:
         UsageError: The prompt is none of the task, or leaves no room for its longest answer.
@@ -143,7 +143,7 @@ def stream(
     that window.
 
     Args:
-        num_steps: Thinking steps; None is the model's own number.
+        num_steps: Thinking steps; None means the model's own number.
         temperature: 0 takes the likeliest token, so that all samples are equal.
         top_k: Sample from the k likeliest tokens.
         top_p: Sample from the likeliest tokens that have this probability together.

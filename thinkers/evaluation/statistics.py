@@ -4,10 +4,11 @@ A measured score differs from the true one for two reasons: other seeds would ha
 something else, and other questions would have been held out. Both are variances of a mean, and
 the interval is that of their sum, a Student's t of the seeds plus a normal of the questions (the
 problem of Behrens and Fisher, integrated exactly). Two usual methods fail here. A bootstrap over
-seeds draws three of three again, 10 different means, and finds differences that are none where
-seeds differ much. A t-test over seeds alone counts the questions as fixed, so that seeds which
-agree make an accident of the held-out set significant. Questions are many enough for the normal:
-of one trained model, where no seed counts, their own t is taken.
+three seeds can draw only 10 different means, and reports differences that do not exist if seeds
+vary much. A t-test over seeds alone treats the questions as fixed: if the seeds agree, a chance
+property of the held-out set becomes significant. The questions are many, so that a normal serves
+for them; the interval of one trained model, which has no variance of seeds, is a t over its
+questions.
 """
 
 import math
@@ -22,11 +23,11 @@ from jaxtyping import Float, Int
 CONFIDENCE = 0.99
 
 Grades = Float[np.ndarray, "s n"]
-"""Of s seeds on n examples, the same examples in the same order for all that are compared."""
+"""Grades of s seeds on n examples; models that are compared have the same examples in one order."""
 ModelGrades = Float[np.ndarray, " n"]
-"""Of one trained model: its interval is over questions, for these weights."""
+"""Grades of one trained model: its interval is over questions, for these weights."""
 Questions = Int[np.ndarray, " n"] | None
-"""The number of the question of each example; None where no question is repeated."""
+"""Index of each example's question; None if no question is repeated."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Interval:
 def mean(
     grades: Grades | ModelGrades, questions: Questions = None, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Return the mean over seeds and examples; that of grades of 0 and 1 stays within 0 and 1."""
+    """Return the mean over seeds and examples; its interval lies in 0 .. 1 if all grades do."""
     found = _interval([by_question(grades, questions)], [1], confidence)
     return _within(found, 0.0, [grades])
 
@@ -63,7 +64,7 @@ def difference(
 
     Args:
         same_runs: Row s of both is of the same trained weights, as at two numbers of thinking
-            steps; otherwise the seeds of `a` and of `b` have nothing in common.
+            steps; otherwise the seeds of `a` and `b` are independent.
     """
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(
@@ -89,7 +90,7 @@ def by_question(
         return grades
     number = grades.shape[-1]
     if questions.shape != (number,):
-        raise ValueError(f"questions must be of {number} examples, got {questions.shape}")
+        raise ValueError(f"questions must have shape ({number},), got {questions.shape}")
     _, first, place = np.unique(questions, return_index=True, return_inverse=True)
     order = np.argsort(np.argsort(first))
     center = grades.mean(-1, keepdims=True)
@@ -110,13 +111,13 @@ def _interval(
         half = half_width(of_questions, number - 1, 0.0, confidence)
     else:
         of_seeds, of_both, freedom = _variances(grades)
-        # The chance of a seed on a question is in the variance of the seeds already.
+        # The variance of the seeds already contains the interaction of seed and question.
         half = half_width(of_seeds, freedom, max(0.0, of_questions - of_both), confidence)
     return Interval(value, value - half, value + half)
 
 
 def _variances(groups: Sequence[Grades]) -> tuple[float, float, int]:
-    """Variances of the sum of means by seed, and by seed and question together; freedom."""
+    """Return the variances by seed and by seed and question, and the degrees of freedom."""
     by_seed = by_both = squares = 0.0
     freedom = 0
     for grades in groups:
@@ -127,7 +128,7 @@ def _variances(groups: Sequence[Grades]) -> tuple[float, float, int]:
         squares += float(((means - means.mean()) ** 2).sum())
         freedom += seeds - 1
     if freedom:
-        # Pooled: one estimate of how much seeds differ, with the freedom of all groups.
+        # Pooled: one estimate of the variance of seeds, with the degrees of freedom of all groups.
         by_seed = squares / freedom * sum(1 / len(grades) for grades in groups)
     return by_seed, float(by_both), freedom
 
@@ -148,8 +149,8 @@ def _quantile(freedom: int, normal: float, confidence: float) -> float:
     """Return the half-width for variances `1 - normal` and `normal`.
 
     Given the chi-squared variable c of T, the sum is normal with variance `(1 - normal) * freedom
-    / c + normal`. So the probability is a mean of normal ones over c, taken on a grid of
-    u = log(c / freedom), and the half-width is found by bisection.
+    / c + normal`. The probability is therefore a mean of normal probabilities over c, computed on a
+    grid of u = log(c / freedom), and the half-width is found by bisection.
     """
     u = torch.linspace(-40, 10, 4001, dtype=torch.float64) * math.sqrt(2 / freedom)
     weights = (freedom / 2 * (u - u.exp())).softmax(0)

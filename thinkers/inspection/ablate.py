@@ -80,8 +80,8 @@ def ablate(
 
     Args:
         run: A run, its folder, or (model, task).
-        num_steps: Thinking steps; None is the configured number.
-        out: The HTML file of a page, if one is wanted.
+        num_steps: Thinking steps; None means the configured number.
+        out: Path of an HTML page to write; None writes none.
 
     Raises:
         UsageError: The model has no thought to replace.

@@ -18,7 +18,7 @@ from thinkers.runs.result import RunLike, folder_of, open_with_task
 from thinkers.tasks import Task
 
 SHOWN = 5
-"""Number of the likeliest tokens that are kept."""
+"""Number of likeliest tokens that are kept for each prediction."""
 
 
 def inspect(
@@ -27,12 +27,12 @@ def inspect(
     num_steps: int | None = None,
     out: str | Path | None = None,
 ) -> Inspection:
-    """Record the thinking steps of a trained model on one prompt, and write a page if asked.
+    """Record the thinking steps of a trained model on one prompt; write a page if `out` is given.
 
     Args:
         run: A run, its folder, or (model, task).
-        num_steps: Thinking steps; None is the configured number.
-        out: The HTML file of a page, if one is wanted.
+        num_steps: Thinking steps; None means the configured number.
+        out: Path of an HTML page to write; None writes none.
 
     Raises:
         UsageError: The prompt is empty or too long, or the task cannot read it.
@@ -112,7 +112,7 @@ def read_out(model: Model, states: Float[Tensor, "1 k t c"], vocab_size: int) ->
 def principal_plane(
     states: Float[Tensor, "k t c"],
 ) -> tuple[Float[Tensor, "k t 2"], tuple[float, float]]:
-    """Project the states on their first two principal components; their shares of the variance.
+    """Project the states on two principal components; return also their shares of the variance.
 
     Components are those over all steps and positions together.
     """

@@ -17,9 +17,9 @@ from thinkers.report import html
 from thinkers.report.html import Section
 
 MOST_CELLS = 800_000
-"""Cells of all pictures of attention together; beyond it, neighbours share a cell."""
+"""Limit on the cells of all attention pictures together; above it, neighbours share a cell."""
 MOST_ELEMENTS = 48
-"""Rows of the picture of the mask."""
+"""Limit on the rows of the picture of the mask."""
 
 
 def write(
@@ -51,7 +51,7 @@ def inspection_lines(seen: Inspection) -> list[str]:
 
 
 class Labels:
-    """The texts that tokens are shown as, each looked up once."""
+    """Display texts of tokens, each looked up once."""
 
     def __init__(self, seen: Inspection):
         self.seen = seen
@@ -170,7 +170,7 @@ def other(name: str, read: ReadOut, seen: Inspection, labels: Labels) -> dict[st
 
 
 def predictions(seen: Inspection) -> list[str]:
-    """Return the prediction after each step, as it is shown."""
+    """Return the prediction after each step, as displayed."""
     return [html.visible(text) for text in seen.predictions]
 
 

@@ -21,7 +21,7 @@ class ReadOut:
     tokens: Int[Tensor, "k t n"]
     probabilities: Float[Tensor, "k t n"]
     entropy: Float[Tensor, "k t"]
-    """In bits."""
+    """Entropy of each prediction, in bits."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Inspection:
         others: Predictions of other vectors in `extra`: one for each thought, plan or latent.
         by_position: Names of the others that have one column for each position.
         distance: |s_k - s_k-1|, 0 at the first step.
-        moved: That, relative to |s_k-1|.
-        cosine: Of s_k and s_k-1, 1 at the first step.
+        moved: `distance` relative to |s_k-1|.
+        cosine: Cosine similarity of s_k and s_k-1, 1 at the first step.
         attention: {kind of the columns: attention weights of each position at each step}.
         plane: The states on their first two principal components.
         explained: The share of the variance of each component.
@@ -106,7 +106,7 @@ class Inspection:
 
     @property
     def first(self) -> int:
-        """The first position whose prediction is asked for: the last of a prompt."""
+        """The first position with a reported prediction: the last of a prompt."""
         return 0 if self.prompt_length is None else self.prompt_length - 1
 
 

@@ -73,7 +73,7 @@ class Config:
     max_length: int | None = 256
     """The most real tokens of a row, prompt and new together."""
     max_steps: int | None = None
-    """The most thinking steps that a call may ask for; None is max(4, 4 * num_steps)."""
+    """The most thinking steps that a call may ask for; None means max(4, 4 * num_steps)."""
 
     least_steps: ClassVar[int] = 1
 
@@ -244,7 +244,7 @@ class Model(Traced, nn.Module, ABC):
         """Continue prompts, padded on the left, by `max_new_tokens` tokens each.
 
         Args:
-            prompt_lengths: Number of the last columns of each row that are real; None is all,
+            prompt_lengths: Number of the last columns of each row that are real; None means all,
                 and reads the rows as text rather than as prompts.
             temperature: 0 takes the likeliest token; otherwise tokens are drawn.
             stop_token: Ends a row, which is then filled with `pad_token`.

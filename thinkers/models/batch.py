@@ -24,7 +24,7 @@ class Batch:
         tokens: Input tokens.
         targets: The token to be predicted at each position; -100 where there is none.
         prompt_lengths: Number of tokens of each row's prompt.
-        lengths: Number of each row's real tokens; None is all.
+        lengths: Number of each row's real tokens; None means all.
         keys: A number for each row, from which all noise of that row is drawn.
     """
 
@@ -69,7 +69,7 @@ class Loss:
 def real_positions(
     tokens: Int[Tensor, "b t"], lengths: Int[Tensor, " b"] | None
 ) -> Bool[Tensor, "b t"]:
-    """Return True at the first `lengths` positions of each row; None is all."""
+    """Return True at the first `lengths` positions of each row; None means all."""
     if lengths is None:
         return torch.ones_like(tokens, dtype=torch.bool)
     return torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]

@@ -17,10 +17,13 @@ from thinkers.nn.layers import Rotary, initialize
 
 
 class Decoder(Model):
-    """h = blocks(E[tokens]); logits = E norm(h).
+    """Causal transformer with one pass: the baseline.
 
-    A block is x <- x + Attention(norm(x)); x <- x + SwiGLU(norm(x)), with root-mean-square norms,
-    rotary positions and no biases; the output is tied to the embedding E, as in LLaMA (Touvron et
+        h = blocks(E[tokens]); logits = E norm(h)
+        block: x <- x + Attention(norm(x)); x <- x + SwiGLU(norm(x))
+
+    E (v, c) is the embedding, to which the output is tied, and h is (b, t, c). Norms are
+    root-mean-square norms, positions are rotary, and there are no biases, as in LLaMA (Touvron et
     al. 2023, https://arxiv.org/abs/2302.13971).
     """
 
@@ -29,12 +32,12 @@ class Decoder(Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(base.Config):
-        """`num_steps` is accepted as in every model; a decoder takes one step, whatever it is."""
+        """Settings; `num_steps` has no effect, since a decoder takes one step."""
 
         num_kv_heads: int | None = None
-        """Key and value heads; None is one for each query head."""
+        """Key and value heads; None means one for each query head."""
         hidden: int | None = None
-        """Width of the feed-forward; None is 8/3 of dim."""
+        """Width of the feed-forward; None means 8/3 of dim."""
         dropout: float = 0.0
 
         def __post_init__(self) -> None:
@@ -61,7 +64,7 @@ class Decoder(Model):
 
     @property
     def step_counts(self) -> tuple[int, ...]:
-        """One: a decoder answers after its only pass."""
+        """(1,): a decoder has one pass."""
         return (1,)
 
     def check_steps(self, num_steps: Any) -> int:
@@ -86,7 +89,7 @@ class Decoder(Model):
         cache: KeyValueCache | None = None,
         positions: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t c"]:
-        """Compute the states after all blocks; without positions the rows are whole."""
+        """Compute the states after all blocks; positions None means whole rows."""
         p = self.config.dropout if self.training else 0.0
         x = F.dropout(self.embedding(tokens), p, self.training)
         if positions is None:

@@ -36,16 +36,15 @@ from thinkers.nn.layers import (
 
 
 class DeepSight(Model):
-    """plan = encoder(e); h = norm(decoder(W plan, plan)); logits = E h, with e = E[tokens].
+    """Encoder that plans the next `horizon` tokens, and decoder that predicts from the plan alone.
 
-    A layer of the decoder attends to h so far, then to the plan so far, then feeds forward: plans
-    are all that it knows of the tokens. Each plan is trained to resemble the next `horizon` tokens:
-
+        e = E[tokens]; plan = encoder(e); h = norm(decoder(W plan, plan)); logits = E h
         loss = next-token loss + plan_weight * plan loss, see `PlanLoss` and `TokenLoss`
 
-    After DeepSight, or DeepPlan, https://github.com/yiphei/yif-AI. The published variant has its
-    layer norms, GELUs, learned positions, and planning norms with gains. The modern one has the
-    decoder's parts, and planning norms without gains, whose loss cannot be lowered by shrinking.
+    e, plan and h are (b, t, c). A decoder layer attends causally to h, then to the plan, then feeds
+    forward. After DeepSight, or DeepPlan, https://github.com/yiphei/yif-AI. The published variant
+    has its layer norms, GELUs, learned positions, and planning norms with gains. The modern one has
+    the decoder's parts, and planning norms without gains: shrinking them cannot lower the loss.
     """
 
     name = "deepsight"
@@ -78,40 +77,40 @@ class DeepSight(Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(base.Config):
-        """`num_layers` is the depth of the encoder; one step is taken, whatever `num_steps`."""
+        """Settings; `num_layers` is the depth of the encoder; `num_steps` has no effect."""
 
         variant: Literal["modern", "published"] = "modern"
         num_decoder_layers: int | None = None
-        """Depth of the decoder; None is as many as the encoder has."""
+        """Depth of the decoder; None means that of the encoder."""
         num_cross_heads: int | None = None
-        """Heads that attend to the plan; None is num_heads, published: twice that if dim allows."""
+        """Heads that attend to the plan; None means num_heads, or twice that if published."""
         hidden: int | None = None
-        """Width of the feed-forward; None is 8/3 of dim, published: four times dim."""
+        """Width of the feed-forward; None means 8/3 of dim, or 4 dim if published."""
         positions: Literal["rotary", "learned"] | None = None
-        """Encoding of positions; None is rotary, published: learned."""
+        """Encoding of positions; None means rotary, or learned if published."""
         horizon: int = 4
-        """Number of the next tokens that a plan resembles."""
+        """Number of next tokens that a plan is trained to resemble."""
         horizon_weights: Literal["decay", "decay_normalized", "average", "learned"] = "decay"
-        """Their weights: 1/k for the k-th, the same with sum 1, equal, or learned with sum 1."""
+        """Weights of the next tokens: 1/k for the k-th, 1/k with sum 1, equal, or learned."""
         partial_horizon: bool | None = None
-        """True: near the end, plans resemble the tokens left; None is True, published: False."""
+        """Grade plans near the end by the tokens left; None means True, or False if published."""
         plan_mix: Literal["equal", "length", "future"] = "equal"
         """Weights of past and future in a plan: equal, by their lengths, or the future alone."""
         plan_norm: Literal["before", "after", "both", "none"] = "after"
-        """Norm of embeddings before they are summed, after, both or neither."""
+        """Norm of embeddings before or after they are summed, both or neither."""
         plan_loss: Literal["mse", "cosine", "log_cosine", "tokens", "none"] = "mse"
-        """Distance of a plan from those embeddings, or the loss of reading each token from it."""
+        """Distance of a plan from its target, or `tokens`: the cross-entropy of the next tokens."""
         plan_weight: float = 1.0
         """Factor of the planning loss."""
         center: bool = False
-        """True: plans resemble embeddings minus their mean; see PlanLoss.set_token_counts."""
+        """Subtract the mean embedding from the targets; see PlanLoss.set_token_counts."""
         subtract_position: bool = False
-        """True: the next token's learned position is subtracted before the output."""
+        """Subtract the next token's learned position before the output."""
         embedding_loss: Literal["mse", "cosine", "log_cosine", "none"] = "none"
         """Distance of the running mean of the embeddings from the plan, as a further loss."""
         embedding_weight: float = 1.0
         bias: bool = False
-        """True: linear layers have biases, in the published variant."""
+        """Biases in linear layers, for the published variant."""
         dropout: float = 0.0
 
         def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Losses of DeepSight's plans: their distance from past and next tokens, or the tokens read off."""
+"""Losses of DeepSight: `PlanLoss` or `TokenLoss` of the plan, `EmbeddingLoss` of embeddings."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from thinkers.nn.constants import ComputedBuffers
 
 
 class PlanLoss(ComputedBuffers):
-    """Distance of plans from the past and the next tokens, each of which is averaged.
+    """Distance of each plan from the mean of past embeddings and a weighted sum of next ones.
 
     With E the embeddings of a row and d the horizon, at position i:
 
@@ -63,7 +63,7 @@ class PlanLoss(ComputedBuffers):
         return {"weights": fixed_weights(self.choice, inverse_numbers(self.horizon), self.rows)}
 
     def counted(self, batch: Batch) -> Bool[Tensor, "b n"]:
-        """Return True where a plan is graded: at positions with enough real ones behind them."""
+        """Return True where a plan is graded: at positions followed by enough real ones."""
         return real_positions(batch.tokens, batch.lengths)[:, self.reach :]
 
     def flops(self) -> int:
@@ -78,12 +78,12 @@ class PlanLoss(ComputedBuffers):
         plan: Float[Tensor, "b t c"],
         count: int,
     ) -> Float[Tensor, ""]:
-        """Sum over these positions, of which there are `count`."""
+        """Sum the losses of the graded positions; `count` is their number."""
         real = real_positions(batch.tokens, batch.lengths)
         return self(plan, model.plan_inputs(embedded), real)
 
     def set_token_counts(self, counts: Int[Tensor, " v"]) -> None:
-        """Set how often each token occurs in training, for the mean that `center` subtracts.
+        """Set the token counts of the training data, for the mean that `center` subtracts.
 
         Until then all tokens have the same weight. Frequencies belong to the data and not to an
         update, so that every micro-batch and every rank subtracts the same mean.
@@ -98,7 +98,7 @@ class PlanLoss(ComputedBuffers):
         self.token_frequencies.copy_(counts / counts.sum())
 
     def mean_token(self, embeddings: Float[Tensor, "v c"]) -> Float[Tensor, " c"]:
-        """Compute the mean embedding of the tokens of training."""
+        """Compute the mean embedding, weighted by token frequencies."""
         return (self.token_frequencies[:, None] * embeddings).sum(0)
 
     def horizon_weights(self) -> Float[Tensor, "r d"]:
@@ -124,7 +124,7 @@ class PlanLoss(ComputedBuffers):
     def target(
         self, embedded: Float[Tensor, "b t c"], real: Bool[Tensor, "b t"]
     ) -> Float[Tensor, "b n c"]:
-        """Compute the targets of the first n plans, which have tokens enough ahead of them."""
+        """Compute the targets of the first n plans, which are followed by enough tokens."""
         n = embedded.shape[1] - self.reach
         x = embedded.float() if embedded.dtype.itemsize < 4 else embedded
         x = x if self.before_norm is None else normed(self.before_norm, x)
@@ -144,7 +144,7 @@ class PlanLoss(ComputedBuffers):
         number: Int[Tensor, " n"],
         exist: Int[Tensor, "b n"],
     ) -> Float[Tensor, "b n c"]:
-        """Combine the past of `number` tokens and the future of `exist`."""
+        """Combine the mean of `number` past tokens with the weighted sum of `exist` next ones."""
         if self.mix == "equal":
             return future * 0.5 + present * 0.5
         past = (number.float() / (number + exist))[..., None]
@@ -172,14 +172,15 @@ class PlanLoss(ComputedBuffers):
 
 
 class TokenLoss(ComputedBuffers):
-    """Cross-entropy of the next tokens, each read from the plan by a matrix of its own.
+    """Cross-entropy of the next tokens, each predicted from the plan through a matrix of its own.
 
         loss_i = - sum_k w_k log softmax(E norm(W_k plan_i))[token_(i+k)], k = 1 .. d
 
-    The W_k tell the order of the tokens, which a sum of embeddings, or one distribution for all,
-    does not. It is multi-token prediction (Gloeckle et al. 2024, https://arxiv.org/abs/2404.19737)
+    One W_k per offset k encodes the order of the tokens, which a sum of embeddings, or one
+    distribution for all, does not. It is multi-token prediction (Gloeckle et al. 2024, https://arxiv.org/abs/2404.19737)
     from the middle of the model, by linear heads (Stern et al. 2018,
-    https://arxiv.org/abs/1811.03115). Only graded positions count: prompts are not planned.
+    https://arxiv.org/abs/1811.03115). Only graded positions count, so that prompts have no plan
+    loss.
 
     Args:
         config: A configuration of DeepSight; `horizon`, `horizon_weights`, `dim` are read.
@@ -226,8 +227,8 @@ class TokenLoss(ComputedBuffers):
         plan: Float[Tensor, "b t c"],
         count: int,
     ) -> Float[Tensor, ""]:
-        """Sum over these positions, of which there are `count`."""
-        # A boolean index would wait for the device to learn its own size.
+        """Sum the losses of the graded positions; `count` is their number."""
+        # A boolean index would wait for the device, since its size is a value.
         graded = self.counted(batch).flatten().nonzero_static(size=count)[:, 0]
         turned = torch.einsum("nc,kcd->nkd", plan.flatten(0, 1)[graded], self.distances)
         logits = model.read_out(F.rms_norm(turned, turned.shape[-1:]))
@@ -265,8 +266,8 @@ class EmbeddingLoss(nn.Module):
 def target_norm(config: Any) -> nn.LayerNorm:
     """Build the norm of plans and targets.
 
-    The published one has a learned gain and bias. The modern one has neither, and hardly an
-    epsilon: the variance of a mean of many embeddings is far smaller than the usual 1e-5.
+    The published one has a learned gain and bias. The modern one has neither, and an
+    epsilon of 1e-12: the variance of a mean of many embeddings is far smaller than the usual 1e-5.
     """
     if config.variant == "published":
         return nn.LayerNorm(config.dim, eps=1e-5)
@@ -287,8 +288,9 @@ def inverse_numbers(horizon: int) -> Float[Tensor, " d"]:
 def fixed_weights(kind: str, decay: Float[Tensor, " d"], rows: int) -> Float[Tensor, "r d"]:
     """Return the weights of the next tokens.
 
-    The published code sums each row of a t x t float32 matrix, and its sums differ in their last
-    bit by where in the row the weights lie; `rows` reproduces so many of them, 0 is one for all.
+    The published code sums each row of a t x t float32 matrix, and its sums differ in their
+    last bit with the place of the weights in the row. `rows` reproduces that many of them; with 0
+    there is one row for all positions.
     """
     if kind == "decay":
         return decay[None]
@@ -308,7 +310,7 @@ def fixed_weights(kind: str, decay: Float[Tensor, " d"], rows: int) -> Float[Ten
 def disaffinity(
     kind: str, a: Float[Tensor, "*b c"], b: Float[Tensor, "*b c"]
 ) -> Float[Tensor, "*b"]:
-    """Compute the distance of vectors: 0 for equal ones, or for the same direction."""
+    """Compute the distance of vectors, 0 for equal ones (mse) or equal directions (cosines)."""
     if kind == "mse":
         return (a - b).square().mean(-1)
     cosine = F.cosine_similarity(a, b, dim=-1)

@@ -1,4 +1,4 @@
-"""The looped transformer: one core of layers, run as often as steps are asked for."""
+"""The looped transformer: one core of layers, applied num_steps times."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,14 +17,18 @@ from thinkers.nn.layers import Rotary, initialize, sinusoidal
 
 
 class Looped(Model):
-    """e = prelude(E[tokens]); s_0 = e; s_k = norm(core(inject(s_(k-1), e))), k = 1 .. n.
+    """Transformer that applies one core of layers n times, injecting the input each time.
 
-    logits = E norm(coda(s_n)), with n = `num_steps`. inject(s, e) is W [s, e], s + e or s; with a
-    time code, a code of k is added to it.
+        e = prelude(E[tokens]); s_0 = e; s_k = norm(core(inject(s_(k-1), e))), k = 1 .. n
+        logits = E norm(coda(s_n))
 
-    Prelude, core and coda as in Geiping et al. 2025 (https://arxiv.org/abs/2502.05171), who start
-    from a random state instead. Without prelude, coda and injection, and with a time code, it is
-    the universal transformer (Dehghani et al. 2018, https://arxiv.org/abs/1807.03819).
+    n is `num_steps`; e and s_k are (b, t, c). Prelude, core and coda are stacks of
+    `thinkers.nn.block.Block` with causal attention. inject(s, e) is W [s, e], s + e or s, by the
+    setting `injection`; with `time_code`, a sinusoidal code of k is added to it.
+
+    Prelude, core and coda are those of Geiping et al. 2025 (https://arxiv.org/abs/2502.05171), who
+    start from a random state instead. Without prelude, coda and injection, and with a time code, it
+    is the universal transformer (Dehghani et al. 2018, https://arxiv.org/abs/1807.03819).
     """
 
     name = "looped"
@@ -40,18 +44,18 @@ class Looped(Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(base.Config):
-        """`num_layers` is the depth of the core."""
+        """Settings; `num_layers` is the depth of the core."""
 
         num_prelude_layers: int = 1
         num_coda_layers: int = 1
         injection: Literal["concat", "add", "none"] = "concat"
         """Injection of e into each step: concatenated and projected, added, or none."""
         time_code: bool = False
-        """True: a sinusoidal code of the step's number is added to its input."""
+        """Add a sinusoidal code of the step's number to its input."""
         backprop_steps: int | None = None
-        """Number of last steps that are differentiated; None is all."""
+        """Number of last steps that gradients flow through; None means all."""
         hidden: int | None = None
-        """Width of the feed-forward; None is 8/3 of dim."""
+        """Width of the feed-forward; None means 8/3 of dim."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -103,7 +107,7 @@ class Looped(Model):
         keep_states: bool = False,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "b k t c"]:
-        """Compute the states after the last step, or after each: the output of the coda."""
+        """Compute the output of the coda after the last step, or with `keep_states` after each."""
         if cache is None or cache.visible is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         else:
@@ -137,13 +141,13 @@ class Looped(Model):
         elif self.config.injection == "add":
             s = s + e
         if self.config.time_code:
-            # arange: a number that is copied from the host would wait for the device.
+            # arange on the device: copying a number from the host would wait for it.
             number = torch.arange(step, step + 1, device=s.device)
             s = s + sinusoidal(number, self.config.dim, s.dtype)
         return self.core_norm(run_blocks(self.core, s, table, cache, slot))
 
     def _learns(self, step: int, steps: int) -> bool:
-        """Return True if this step is differentiated."""
+        """Return True if gradients flow through this step."""
         limit = self.config.backprop_steps
         return limit is None or step >= steps - limit
 

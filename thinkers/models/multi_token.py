@@ -1,4 +1,4 @@
-"""Multi-token prediction: a decoder that is trained on the tokens behind the next one, too."""
+"""Multi-token prediction: a decoder that is also trained to predict the tokens after the next."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,14 +18,15 @@ from thinkers.nn.layers import initialize
 
 
 class MultiToken(Decoder):
-    """h = blocks(E[tokens]); h_1 = h, h_k = Block_k(h) for k = 2 .. n; logits_k = E norm(h_k).
+    """Decoder with further heads, each of which predicts one of the tokens after the next.
 
+        h = blocks(E[tokens]); h_1 = h, h_k = Block_k(h) for k = 2 .. n; logits_k = E norm(h_k)
         loss = sum_k mean_i -log softmax(logits_k at position i)[token_(i+k)], k = 1 .. n
 
-    Each head is a block of its own on top of all layers, and the output E is shared. The further
-    heads act in training alone: logits, scores and generation are those of the first, so that an
-    answer costs what a decoder's does. n is `num_future`. Gloeckle et al. 2024,
-    https://arxiv.org/abs/2404.19737, where the first head has a block of its own, too.
+    n is `num_future`; h and h_k are (b, t, c). Each further head is a block of its own after all
+    layers; the output E is shared. These heads are used in training alone: logits, scores and
+    generation are those of the first, so that an answer costs as much as that of a decoder. After
+    Gloeckle et al. 2024 (https://arxiv.org/abs/2404.19737), whose first head has a block too.
     """
 
     name = "multi_token"
@@ -33,10 +34,10 @@ class MultiToken(Decoder):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
-        """`num_layers` is the depth beneath all heads."""
+        """Settings; `num_layers` is the depth beneath the heads."""
 
         num_future: int = 4
-        """Next tokens that each position is trained to predict; 1 is the decoder."""
+        """Next tokens that each position is trained to predict; 1 gives the decoder."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -57,7 +58,7 @@ class MultiToken(Decoder):
         num_steps: int | None = None,
         counts: Mapping[str, int] | None = None,
     ) -> Loss:
-        """As in every model; the parts `future_2` .. are of the tokens behind the next one."""
+        """Compute the loss as `Model.loss`; the parts `future_2` .. are of the further heads."""
         self.check_steps(num_steps)
         batch = as_batch(batch, self)
         own, targets = self.count_terms(batch), self._targets(batch)

@@ -1,4 +1,4 @@
-"""Pause: a decoder that reads learned fillers after each token before it answers."""
+"""Pause: a decoder with learned filler elements after each token, from which it predicts."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -20,24 +20,28 @@ from thinkers.ops import masks
 
 
 class Pause(Model):
-    """x = [e_1, f_1 .. f_n, e_2, f_1 .. f_n, ..]; h = blocks(x); logits_i = E norm(h of i's f_n).
+    """Decoder with n learned fillers after each token, which predicts from the last filler.
 
-    e are the embeddings of tokens and f the fillers, each at a position of its own; everything
-    reads all that stands before it. A decoder thus computes n + 1 times as much for each token,
-    in parallel, and passes no thought on: the control that has the compute of thinking without
-    the recurrence. n is `num_steps`; 0 is the plain decoder.
+        x = [e_1, f_1 .. f_n, e_2, f_1 .. f_n, ..]; h = blocks(x); logits_i = E norm(h_(i, n))
 
-    Goyal et al. 2023, "Think before you speak", https://arxiv.org/abs/2310.02226, where copies of
-    one filler stand at random places or behind the prompt; here n different ones follow each token.
+    n is `num_steps`, 0 for the plain decoder. e_i = E[token_i] and the fillers f_j are vectors
+    (c,). Each element has its own position, and attention between elements is causal; h_(i, n) is
+    the state of the last filler of token i. The model computes n + 1 times as much for each token,
+    in parallel, and hands no state from step to step: the control with the compute of thinking,
+    without the recurrence.
+
+    After Goyal et al. 2023, "Think before you speak", https://arxiv.org/abs/2310.02226, where
+    copies of one filler follow random tokens or the prompt; here n different ones follow each
+    token.
     """
 
     name = "pause"
-    mask_caption = "Each word is followed by its fillers; everything reads all that came before."
+    mask_caption = "Each token is followed by its fillers; every element attends to all before it."
     test_variants = ({"num_kv_heads": 2}, {"num_steps": 0})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Decoder.Config):
-        """`num_steps` is the number of fillers; beyond those learned, the last one is repeated."""
+        """Settings; `num_steps` is the number of fillers; beyond it the last filler is repeated."""
 
         least_steps: ClassVar[int] = 0
 
@@ -65,7 +69,7 @@ class Pause(Model):
         prompt_lengths: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
     ) -> Thought:
-        """As in every model; the states are those of the fillers, or of the tokens without any."""
+        """Run the model; `states` are those of the fillers, or of the tokens if there are none."""
         steps = self.check_steps(num_steps)
         h = self._run(self.check_tokens(tokens, lengths, prompt_lengths), steps)
         states = h[:, :, min(1, steps) :].transpose(1, 2) if keep_states else None
@@ -78,7 +82,7 @@ class Pause(Model):
         cache: KeyValueCache | None = None,
         positions: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b t n c"]:
-        """Compute the states of each token and its fillers; without positions, rows are whole."""
+        """Compute the states of each token and its fillers; positions None means whole rows."""
         p, size = self.config.dropout if self.training else 0.0, steps + 1
         x = F.dropout(self._elements(tokens, steps).flatten(1, 2), p, self.training)
         if positions is None:
@@ -93,7 +97,7 @@ class Pause(Model):
 
     def _elements(self, tokens: Int[Tensor, "b t"], steps: int) -> Float[Tensor, "b t n c"]:
         e = self.embedding(tokens)[:, :, None]
-        if self.fillers is None:  # learned without any: they hold nothing
+        if self.fillers is None:  # trained without fillers: zeros
             f = e.new_zeros(steps, self.config.dim)
         else:
             index = torch.arange(steps, device=tokens.device)
@@ -112,7 +116,7 @@ class Pause(Model):
     def attention(
         self, record: AttentionRecord, length: int, num_steps: int, prompt_length: int | None = None
     ) -> dict[str, Float[Tensor, "k t n"]]:
-        """The weights of each filler, or of the tokens without any: on words and on fillers."""
+        """Return the weights of each filler (of tokens if there are none) on tokens and fillers."""
         layers = torch.cat(record.named("elements"))
         by_place = layers.mean(0).unflatten(1, (length, -1)).unflatten(0, (length, -1))
         weights = by_place.transpose(0, 1)[min(1, num_steps) :]
@@ -152,7 +156,7 @@ class FillerCache(KeyValueCache):
     Args:
         steps: Fillers of each token.
         lengths: Tokens of each row so far.
-        capacity: Tokens that there is room for.
+        capacity: Largest number of tokens of a row.
     """
 
     def __init__(
@@ -169,9 +173,9 @@ class FillerCache(KeyValueCache):
         super().__init__(num_layers, n * lengths, n * capacity, num_kv_heads, head_dim, like)
 
     def grow(self) -> Int[Tensor, "b n"]:
-        """Make room for the elements of one more token per row; their positions."""
+        """Make room for the elements of one more token per row; return their positions."""
         positions = torch.cat([super(FillerCache, self).grow() for _ in range(self.size)], 1)
-        # The new elements read each other causally, as those of whole rows do.
+        # The new elements attend to each other causally, as in whole rows.
         slots = torch.arange(self.used, device=positions.device)
         ahead = slots > slots[-self.size :, None]
         assert self.visible is not None

@@ -1,4 +1,4 @@
-"""Self-reasoning tokens: learned elements after each token that serve later predictions alone."""
+"""Self-reasoning tokens: learned elements after each token, trained by later predictions alone."""
 
 import math
 from dataclasses import dataclass
@@ -41,19 +41,20 @@ FACTORS = ("near_query", "near_key", "near_value", "far_query", "far_key", "far_
 
 
 class ReasoningTokens(Model):
-    """x = [e_1, r_1 .. r_n, e_2, r_1 .. r_n, ..]; h = blocks(x); logits_i = E norm(h of e_i).
+    """Decoder with n learned reasoning tokens after each token, optimised for later predictions.
 
-    e are the embeddings of tokens and r the reasoning tokens; all elements of a time step share
-    its position. A reasoning token is near to the queries of the `window` time steps after its
-    own. These attend to it, but give it no gradient (or, in mask mode, do not attend to it), so
-    that it is optimised for what comes later than the next tokens:
+        x = [e_1, r_1 .. r_n, e_2, r_1 .. r_n, ..]; h = blocks(x); logits_i = E norm(h of e_i)
+        gradient of a (query, key) pair to q, k, v: multiplied by near_.. or far_.. of `Config`
 
-        d loss / d (q, k, v) of a pair is multiplied by near_.. or far_.., see `Config`
+    n is `num_steps`, 0 for the decoder. e_i = E[token_i] and the reasoning tokens r_j are vectors
+    (c,); e_i and the r_j after it form time step i and share its position. A reasoning token is
+    near the queries of the `window` time steps after its own, far from later ones. Near queries
+    attend to it and give it no gradient (in mask mode they do not attend to it), so that only the
+    predictions of far queries train it.
 
-    n is `num_steps`; 0 is the decoder. Idea: F. Bonetto 2024,
-    https://reasoning-tokens.ghost.io/reasoning-tokens/. The published variant is
-    https://github.com/lucidrains/self-reasoning-tokens-pytorch, a decoder with norms
-    sqrt(c) g x / |x|, GELUs, learned positions and an output of its own.
+    Idea: F. Bonetto 2024, https://reasoning-tokens.ghost.io/reasoning-tokens/. The published
+    variant is https://github.com/lucidrains/self-reasoning-tokens-pytorch, a decoder with norms
+    sqrt(c) g x / |x|, GELUs, learned positions and an untied output.
     """
 
     name = "reasoning_tokens"
@@ -67,7 +68,7 @@ class ReasoningTokens(Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(base.Config):
-        """`num_steps` is the number of reasoning tokens after each token.
+        """Settings; `num_steps` is the number of reasoning tokens after each token.
 
         The gradient that a pair of a query and a reasoning token gives to the query, the key and
         the value is multiplied by `near_..` or `far_..`: a number for all heads, or one for each.
@@ -81,14 +82,14 @@ class ReasoningTokens(Model):
         prediction: Literal["ordinary", "all"] = "ordinary"
         """Elements that are trained to predict the next token: e alone, or e and r."""
         num_learned: int | None = None
-        """Rows of reasoning tokens; None is num_steps. Beyond them the last is repeated.
+        """Rows of reasoning tokens; None means num_steps. Beyond them the last one is repeated.
 
         They are learned unless num_steps is 0.
         """
         head_dim: int | None = None
-        """Width of a head; None is dim / num_heads."""
+        """Width of a head; None means dim / num_heads."""
         hidden: int | None = None
-        """Width of the feed-forward; None is 8/3 of dim, 4 in the published variant."""
+        """Width of the feed-forward; None means 8/3 of dim, or 4 dim if published."""
         near_query: FactorSetting = 1.0
         near_key: FactorSetting = 0.0
         near_value: FactorSetting = 0.0
@@ -116,7 +117,7 @@ class ReasoningTokens(Model):
                 super().check_heads()
 
     mask_caption = (
-        "Each word is followed by its thoughts, who may be hidden from those that come next."
+        "Each token is followed by its reasoning tokens, which may be hidden from the next tokens."
     )
     by_position = ("reasoning",)
     reasoning: Tensor | None
@@ -152,14 +153,14 @@ class ReasoningTokens(Model):
         prompt_lengths: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
     ) -> Thought:
-        """As in every model; the reasoning tokens' states are `extra["reasoning"]` (b, n, t, c)."""
+        """Run the model; `extra["reasoning"]` (b, n, t, c) are the states of reasoning tokens."""
         steps = self.check_steps(num_steps)
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
         x = self._run(tokens, steps, whole=keep_states)
         logits = self._answer(x[:, :, 0])
         if not keep_states:
             return Thought(logits)
-        # A position is read from its ordinary element, which no reasoning token can change.
+        # The state of a position is that of e_i: the same at every step, since there is one pass.
         states = x[:, None, :, 0].expand(-1, max(1, steps), -1, -1)
         return Thought(logits, states, {"reasoning": x[:, :, 1:].transpose(1, 2)})
 
@@ -170,7 +171,7 @@ class ReasoningTokens(Model):
         num_steps: int | None = None,
         counts: Any = None,
     ) -> Loss:
-        """As in every model; where all elements predict, a token's loss is their mean."""
+        """Compute the loss as `Model.loss`; if all elements predict, each token has their mean."""
         if self.config.prediction == "ordinary":
             return super().loss(batch, num_steps=num_steps, counts=counts)
         batch, steps = as_batch(batch, self), self.check_steps(num_steps)
@@ -225,7 +226,7 @@ class ReasoningTokens(Model):
     def attention(
         self, watch: AttentionRecord, length: int, num_steps: int, prompt_length: int | None = None
     ) -> dict[str, Float[Tensor, "k t n"]]:
-        """The weights of the words, which are the same at every step: there is one pass."""
+        """Return the weights of the tokens, the same at every step: there is one pass."""
         weights = torch.cat([x[:, :: x.shape[1] // length] for x in watch.named("elements")])
         by_place = weights.mean(0).unflatten(-1, (length, -1)).expand(max(1, num_steps), -1, -1, -1)
         return {"words": by_place[..., 0], "thoughts by position": by_place[..., 1:].sum(-1)}
@@ -333,7 +334,7 @@ class Block(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
     def flops(self, batch: int, queries: int, keys: int) -> int:
-        """Count the operations of one pass of so many queries over so many keys."""
+        """Count the operations of one pass of `queries` over `keys`."""
         matrices = sum(x.numel() for x in self.parameters() if x.ndim == 2)
         kept = self.key_value.weight.numel()
         projected = 2 * batch * (queries * (matrices - kept) + keys * kept)

@@ -1,4 +1,4 @@
-"""Thinker: latents as the state of a processor that thinks about its input and its own past."""
+"""Thinker: latent vectors that attend, step by step, to the input and to their own past."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,23 +43,27 @@ from thinkers.ops import masks
 
 
 class Thinker(Model):
-    """latent_{s+1} = block(latent_s, M_s) for s = 0 .. num_steps - 1, where
+    """A few latent vectors that are updated over a memory, from which the output is read.
 
-    M_0     = [input]
-    M_{s+1} = [input if s < read_steps] + [the last `memory_steps` latents] + [knowledge]
-    logits  = embedding^T output(queries, M_num_steps)
+        latent_(s+1) = block(latent_s, M_s), s = 0 .. n - 1
+        M_0     = [input]
+        M_(s+1) = [input if s < read_steps] + [the last `memory_steps` latents] + [knowledge]
+        logits  = E output(queries, M_n)
 
-    and output() sends the queries `output_steps` times through the same block. Idea and toy model:
+    n is `num_steps`; latent_s is (b, l, c), and latent_0 is learned. The memory M_s is a set of
+    vectors (b, m, c): the embedded input, the latents after earlier steps, and learned knowledge.
+    block attends from the latents to M_s. output() passes one query per predicted token
+    `output_steps` times through the same block, over M_n. Idea and toy model:
     https://github.com/domguia/thinker.
 
-    Without `prompt_lengths`, a row is cut into sections. At the end of each section, fresh latents
-    think about all finished sections, and the next section is written from their memory; the first
-    is written from the initial latents alone. With `prompt_lengths`, the latents think about the
-    prompt, and the whole answer is written from that memory.
+    Without `prompt_lengths`, a row is cut into sections of `section` tokens. At the end of each
+    section, new latents think about all finished sections, and the tokens of the next section are
+    predicted from their memory; those of the first are predicted from latent_0. With
+    `prompt_lengths`, the latents think about the prompt, and the answer is predicted from M_n.
     """
 
     name = "thinker"
-    mask_caption = "Each position reads, through memory, the sections finished before it."
+    mask_caption = "Each position attends, through memory, to the sections finished before it."
     test_variants = (
         {"num_latents": 3, "read_steps": 1, "memory_steps": 2, "num_knowledge": 3},
         {"output": "parallel", "output_steps": 2, "self_attention": "feed_forward", "rank": 5},
@@ -79,9 +83,9 @@ class Thinker(Model):
         section: int = 16
         """Tokens of a section, at whose end the latents think."""
         read_steps: int | None = None
-        """Number of steps after the first that read the input again; None is all."""
+        """Number of steps after the first that read the input again; None means all."""
         memory_steps: int | None = None
-        """Number of latest latents in memory; None is all. 0 leaves the input and knowledge."""
+        """Number of latest latents in memory; None means all, 0 only input and knowledge."""
         num_knowledge: int = 0
         """Learned vectors in the memory of every step except the first."""
         output: Literal["autoregressive", "parallel"] = "autoregressive"
@@ -92,21 +96,21 @@ class Thinker(Model):
         """Linear scalars of every output state, in `extra["probes"]`."""
         self_attention: SelfAttention = "plain"
         rank: int | None = None
-        """Rank of the attention projections; None is full."""
+        """Rank of the attention projections; None means full."""
         hidden: int | None = None
-        """Hidden size of the feed-forwards; None is 8/3 of dim."""
+        """Hidden size of the feed-forwards; None means 8/3 of dim."""
         max_latents: int | None = None
-        """Rows of the table of learned latents; None is num_latents."""
+        """Rows of the table of learned latents; None means num_latents."""
         max_inputs: int | None = None
-        """Rows of the table of input positions; None is max_length."""
+        """Rows of the table of input positions; None means max_length."""
         max_outputs: int | None = None
-        """Rows of the table of output queries; None is the larger of max_length and section."""
+        """Rows of the table of output queries; None means the larger of max_length and section."""
         step_loss: Literal["last", "every"] = "last"
         """Grade the answer after the last step alone, or those after every step."""
         step_weights: Sequence[float] = ()
-        """Weights of the steps in that loss; the last is repeated; () is all equal."""
+        """Weights of the steps in that loss; the last one is repeated; () means equal weights."""
         backprop_steps: int | None = None
-        """Number of steps that gradients flow through; None is all."""
+        """Number of steps that gradients flow through; None means all."""
         random_latents: bool = False
         """In training, start from random latents with the learned ones' mean and standard
         deviation."""
@@ -200,8 +204,8 @@ class Thinker(Model):
         Args:
             inputs: Keys and values of the input, from `Process.project`.
             hidden: True where an input is padding.
-            keys: One key per row, from which noise on the latents is drawn; None is no noise.
-            knowledge: Knowledge slots that each row reads; None is all, (b, 0) is none.
+            keys: One key per row, from which noise on the latents is drawn; None means no noise.
+            knowledge: Knowledge slots that each row reads; None means all, (b, 0) none of them.
         """
         config, b = self.config, inputs[0].shape[0]
         latent = self._first_latents(b, keys)
@@ -230,7 +234,7 @@ class Thinker(Model):
         return memories, torch.stack(latents, 1)
 
     def _memory(self, store: LatentStore, s: int) -> Memory:
-        """Return M_s, which step s reads and from which answers after step s - 1 are written."""
+        """Return M_s, the memory of step s, from which `output` reads after step s - 1."""
         if s == 0:
             return store.read(("input",))
         rereads = self.config.read_steps is None or s - 1 < self.config.read_steps
@@ -253,7 +257,7 @@ class Thinker(Model):
         return latent
 
     def _cuts_gradient(self, s: int, steps: int) -> bool:
-        """Return True if the gradient stops before step s; the last stretch has full length."""
+        """Return True if the gradient stops before s: every `backprop_steps`, from the end."""
         k = self.config.backprop_steps
         return k is not None and s > 0 and (steps - s) % k == 0
 
@@ -300,7 +304,7 @@ class Thinker(Model):
         keep_states: bool,
         keys: Int[Tensor, " b"] | None = None,
     ) -> tuple[Float[Tensor, "b k t c"], dict[str, Tensor]]:
-        """Return the states of all positions; i is written in the section of token i + 1."""
+        """Return the states of all positions; position i belongs to the section of token i + 1."""
         (b, t), size, device = tokens.shape, self.config.section, tokens.device
         states, extra = [], {}
         if size > 1:
@@ -386,7 +390,7 @@ class Thinker(Model):
         keep_states: bool,
         keys: Int[Tensor, " b"] | None = None,
     ) -> tuple[Float[Tensor, "b k t c"], dict[str, Tensor]]:
-        """Return the states of all positions: prompts by sections, answers from the prompt."""
+        """Return the states of all positions: of prompts by sections, then of answers."""
         states, extra = self._sectioned(tokens, steps, keep_states, keys)
         if prompt_lengths is None:
             return states, extra
@@ -412,8 +416,8 @@ class Thinker(Model):
     ) -> Loss:
         """Compute the cross-entropy after the last step, or the weighted mean of those after each.
 
-        In training, noise on the latents is drawn from `batch.keys`; without keys, from numbers
-        of torch's global generator.
+        In training, noise on the latents is drawn from `batch.keys`; without keys, from
+        torch's global generator.
         """
         steps, batch = self.check_steps(num_steps), as_batch(batch, self)
         own = self.count_terms(batch)
@@ -533,12 +537,12 @@ class Thinker(Model):
     # Tracing ----------------------------------------------------------------------------------
 
     def mask(self, length: int, num_steps: int | None = None) -> Bool[Tensor, "t s"]:
-        # Position i is written in the section of token i + 1.
+        # Position i predicts token i + 1, and belongs to the section of that token.
         finished = masks.table(masks.finished_sections(self.config.section), length + 1)
         return finished[0, 1:, :length]
 
     def attention(
         self, record: AttentionRecord, length: int, num_steps: int, prompt_length: int | None = None
     ) -> dict[str, Float[Tensor, "k t _"]]:
-        """Return the weights of the output queries on words, knowledge and the latents by step."""
+        """Return the weights of the output queries on tokens, knowledge and the latents by step."""
         return read_out_attention(self.config, record, length, num_steps, prompt_length)

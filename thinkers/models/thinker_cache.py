@@ -48,7 +48,7 @@ class ThinkerCache:
     def advance(self, n: int) -> Int[Tensor, "b 1"] | None:
         """Take the next `n` places of the section; return their rotary positions.
 
-        None is 0, 1, 2, .., for the first queries of a section; later ones come one by one.
+        None means 0, 1, 2, .., for the first queries of a section; later ones come one by one.
         """
         begins = self.offset == self.first
         self.offset += n

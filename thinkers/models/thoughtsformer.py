@@ -1,4 +1,4 @@
-"""ThoughtsFormer: each position grows a chain of thoughts and predicts from the last one."""
+"""ThoughtsFormer: each position appends a chain of thoughts and predicts from the last one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,19 +29,25 @@ from thinkers.prng import uniform
 
 
 class ThoughtsFormer(Model):
-    """t_{i,0} = token_i + position_i;  t_{i,s+1} = f(t_{i,s} + code_s);  logits_i = head(t_{i,N}).
+    """Transformer in which each position has a chain of thoughts, and predicts from the last one.
 
-    f is a block of layers, the same at every step. The element that position i reads at step s
-    attends to the base elements (step 0) of all positions j <= i and to the chain of thoughts
-    t_{i,1} .. t_{i,s} of its own position. No base element attends to a thought, so its keys and
-    values are computed once, and a step computes one new element per position. Non-causal, every
-    element attends to every element that exists at its step.
+        t_(i,0) = E[token_i] + position_i; t_(i,s+1) = f(t_(i,s) + code_s), s = 0 .. n - 1
+        logits_i = head(t_(i,n))
 
-    Design: E. Bicker, https://github.com/EmmettBicker/ThoughtsFormer.
+    n is `num_steps`; a thought t_(i,s) and the code of a step are vectors (c,). f is a stack of
+    layers, the same at every step. At step s, position i attends to the base elements (step 0) of
+    all positions j <= i and to its own thoughts t_(i,1) .. t_(i,s). No base element attends to a
+    thought, so its keys and values are computed once, and a step computes one element per
+    position. With causal=False, every element attends to all elements that exist at its step.
+
+    Design: E. Bicker, https://github.com/EmmettBicker/ThoughtsFormer. The modern variant replaces
+    position_i by rotary positions and a norm of the embedding, and ties the head to E.
     """
 
     name = "thoughtsformer"
-    mask_caption = "Each word is followed by its chain of thoughts, which reads words and itself."
+    mask_caption = (
+        "Each token is followed by its chain of thoughts, which attends to tokens and itself."
+    )
     test_variants = (
         {"variant": "published", "num_layers": 1},
         {"variant": "published", "hidden": 48},
@@ -66,9 +72,9 @@ class ThoughtsFormer(Model):
         word_temperature: float = 1.0
         """Temperature of the softmax through which gradients reach the choice of a word."""
         num_classes: int | None = None
-        """Outputs of the published head; None is vocab_size."""
+        """Outputs of the published head; None means vocab_size."""
         hidden: int | None = None
-        """Hidden size of the feed-forward; None is dim if published, else 8/3 of dim."""
+        """Hidden size of the feed-forward; None means dim if published, else 8/3 of dim."""
         dropout: float = 0.0
 
         def __post_init__(self) -> None:

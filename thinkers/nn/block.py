@@ -34,8 +34,8 @@ class Block(nn.Module):
     (Touvron et al. 2023, https://arxiv.org/abs/2302.13971).
 
     Args:
-        hidden: Width of the feed-forward; None is 8/3 of dim.
-        num_kv_heads: Key and value heads; None is one for each query head.
+        hidden: Width of the feed-forward; None means 8/3 of dim.
+        num_kv_heads: Key and value heads; None means one for each query head.
         dropout: Probability with which entries of both branches are zeroed in training.
     """
 

@@ -117,7 +117,7 @@ class LatentStore:
     def read(
         self, kinds: Sequence[str] = ("input", "knowledge", "latent"), steps: int | None = None
     ) -> Memory:
-        """Return what was written of these kinds; of latents the last `steps` writes, None is all.
+        """Return what was written of these kinds; of latents, the last `steps` writes (None: all).
 
         Raises:
             ValueError: The store holds nothing of these kinds.

@@ -26,7 +26,7 @@ class Attention(nn.Module):
     """Projections into attention heads and out of them.
 
     Args:
-        rank: Make each projection a product of two matrices of this inner width; None is full.
+        rank: Make each projection a product of two matrices of this inner width; None means full.
     """
 
     def __init__(self, dim: int, num_heads: int, rank: int | None = None):
@@ -125,7 +125,7 @@ class Process(nn.Module):
     Args:
         hidden: Hidden size of the feed-forwards.
         num_layers: Depth of the block.
-        rank: Rank of all attention projections; None is full.
+        rank: Rank of all attention projections; None means full.
         self_attention: "plain"; "feed_forward", with a feed-forward of its own; or "none".
         normed: Normalise memory before it is projected, and the state at the end of a step, so
             that activations do not grow with the number of steps. False is the published block:
@@ -174,7 +174,7 @@ class Process(nn.Module):
 
         Args:
             x: Latents, or output queries.
-            positions: Rotary positions of the self-attention; None is 0, 1, 2, ..
+            positions: Rotary positions of the self-attention; None means 0, 1, 2, ..
             causal: Restrict self-attention to the vector itself and those before it.
             cache: Keys and values of earlier vectors in the self-attention; layer i of this call
                 has number `slot` + i in it.
@@ -192,7 +192,7 @@ class Process(nn.Module):
         Args:
             vectors: Vectors per row that go through the block.
             memory: Vectors per row in memory.
-            past: Vectors that the self-attention reads; None is those of this step.
+            past: Vectors that the self-attention reads; None means those of this step.
         """
         layer: Any = self.layers[0]
         rows = batch * vectors
@@ -231,7 +231,7 @@ class TextInput(Input):
     def forward(  # type: ignore[override]
         self, tokens: Int[Tensor, "b m"], positions: Int[Tensor, "*b m"] | None = None
     ) -> Float[Tensor, "b m c"]:
-        """Embed tokens; `positions` None is 0, 1, 2, .."""
+        """Embed tokens; `positions` None means 0, 1, 2, .."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         return self.scale * (self.embedding(tokens) + self.position(positions))

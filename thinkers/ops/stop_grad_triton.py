@@ -1,7 +1,7 @@
 """Triton kernels of stop-gradient attention: a flash forward, and a flash backward with factors.
 
 The scheme of the kernels is FlashAttention-2 (Dao 2023, https://arxiv.org/abs/2307.08691). A map of
-tile states tells for every tile of pairs whether a bool stop is True nowhere, somewhere or
+tile states records for every tile of pairs whether a bool stop is True nowhere, somewhere or
 everywhere in it: a table is read only where the answer is "somewhere", and tiles that are stopped
 everywhere are skipped. Stops that are functions are evaluated for a block of queries at a time.
 

@@ -57,7 +57,7 @@ def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | 
 
     A model from a folder is on the fastest device and in evaluation mode, as `load` gives it. A
     pair (model, task) is returned as it is. The task is None for a model, and for a model folder
-    outside a run: nothing tells of their task.
+    outside a run, since their task is not recorded.
 
     Args:
         flags: Settings of the run's task to change, such as --task.test_path=other.txt.

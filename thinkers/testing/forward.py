@@ -83,8 +83,8 @@ def describe(value: Any) -> str:
 @torch.no_grad()
 def outputs(model: Model) -> None:
     """Check that logits have shape (b, t, vocab_size), the dtype of the weights and finite values;
-    states are None without keep_states; num_steps=None is the configured number; different numbers
-    of steps give different logits; the input is not changed."""
+    states are None without keep_states; num_steps=None means the configured number;
+    different numbers of steps give different logits; the input is not changed."""
     rows = Rows.draw(model)
     shape = (*rows.tokens.shape, model.config.vocab_size)
     given = rows.tokens.clone()

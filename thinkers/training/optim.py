@@ -16,7 +16,7 @@ def build(model: nn.Module, settings: Training) -> list[optim.Optimizer]:
     embeddings have no weight decay. Muon: Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon, its updates scaled to the size of AdamW's (Liu et
     al. 2025, https://arxiv.org/abs/2502.16982), so that one learning rate serves both. Matrices are
-    told apart by what they do, never by their shapes: the weights of `nn.Embedding` embed, and
+    distinguished by their use, never by their shapes: the weights of `nn.Embedding` embed, and
     `Model.output_weights` write logits, however large the vocabulary is.
     """
     learned = [p for p in model.parameters() if p.requires_grad]
