@@ -9,7 +9,7 @@ from paths import ROOT
 PACKAGE = ROOT / "thinkers"
 FLOORS = (
     ("version", "errors"),
-    ("checks", "files", "prng", "devices", "optional"),
+    ("checks", "files", "prng", "devices", "optional", "registry"),
     ("plugins",),
     ("ops",),
     ("nn",),

@@ -8,6 +8,7 @@ from training_cases import make
 
 from thinkers import RECIPES, models
 from thinkers.cli import main
+from thinkers.comparison import matching
 from thinkers.comparison.plan import Plan
 from thinkers.config.experiment import Config, build
 from thinkers.config.overrides import dump, override
@@ -63,6 +64,8 @@ def test_a_training_builds_one_task(constructed, tmp_path):
 def test_planning_a_comparison_builds_few_tasks(constructed):
     small = {"task.max_digits": 1, "model.dim": 16, "training.batch_size": 7}
     asked = dict(match=None, seeds=None, lrs=(), controls=(), settings=small, num_examples=None)
+    matching.rows_of.cache_clear()  # another test may have counted the same rows
+    matching.learned_last.cache_clear()
     Plan.of(task="add", models=["decoder", "thinker"], budget="1e9", **asked)
     # One for sizes, one whose rows are counted, and one for each model that is timed.
     assert len(constructed) == 4

@@ -25,6 +25,7 @@ from thinkers.models import MODELS
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch
 from thinkers.recipes import RECIPES
+from thinkers.registry import name_of_config
 from thinkers.tasks import TASKS
 from thinkers.training.distributed import Ranks
 from thinkers.training.state import TrainState
@@ -89,28 +90,28 @@ def contenders(
 
 def _task_settings(task: str, names: Sequence[str], recipes: Sequence[Config]) -> Any:
     """Return the task settings of the first recipe on this task, named models before others."""
-    kind = TASKS[task].Config  # type: ignore[attr-defined]
+    kind = TASKS[task].Config
     usable = [recipe for recipe in recipes if type(recipe.task) is kind]
-    named = [MODELS[name].Config for name in names]  # type: ignore[attr-defined]
+    named = [MODELS[name].Config for name in names]
     places = {own: place for place, own in enumerate(named)}
     usable.sort(key=lambda recipe: places.get(type(recipe.model), len(named)))
     return usable[0].task if usable else kind()
 
 
 def _base(name: str, task_config: Any, recipes: Sequence[Config]) -> Config:
-    """Return the recipe of a model on this task, else on another task, else the decoder's."""
-    kind = MODELS[name].Config  # type: ignore[attr-defined]
-    found = [recipe for recipe in recipes if type(recipe.model) is kind]
-    found.sort(key=lambda recipe: type(recipe.task) is not type(task_config))
-    if found:
-        recipe = found[0]
-    else:
-        recipe = next(x for x in recipes if x.recipe == "add/decoder")
-        common = {f.name: getattr(recipe.model, f.name) for f in fields(models.base.Config)}
-        recipe = replace(recipe, model=kind(**common))
-    recipe_name = recipe.recipe if found and recipe.task == task_config else ""
-    model = replace(recipe.model, **dict.fromkeys(TASK_SIZES))
-    return replace(recipe, recipe=recipe_name, model=model, task=task_config)
+    """Return the recipe of a model on this task, else on another task.
+
+    A model without recipes has those of the class that it extends, or else the decoder's on add.
+    """
+    kind = MODELS[name].Config
+    ordered = sorted(recipes, key=lambda recipe: not isinstance(task_config, type(recipe.task)))
+    inherited = (recipe for own in kind.__mro__ for recipe in ordered if type(recipe.model) is own)
+    recipe = next(inherited, None) or next(x for x in recipes if x.recipe == "add/decoder")
+    of = type(recipe.model) if issubclass(kind, type(recipe.model)) else models.base.Config
+    shared = {field.name: getattr(recipe.model, field.name) for field in fields(of) if field.init}
+    model = kind(**shared | dict.fromkeys(TASK_SIZES))
+    is_own = type(recipe.model) is kind and recipe.task == task_config
+    return replace(recipe, recipe=recipe.recipe if is_own else "", model=model, task=task_config)
 
 
 def _reference(found: Sequence[Contender]) -> Contender:
@@ -129,7 +130,7 @@ def _fillers(decoder: Config, reference: Contender, wanted: int) -> Contender:
     """Build the model pause with the parameters and the FLOPs of the reference."""
     work = answer_flops(reference.config)
     shared = {field.name: getattr(decoder.model, field.name) for field in fields(decoder.model)}
-    model = MODELS["pause"].Config(**shared)  # type: ignore[attr-defined]
+    model = MODELS["pause"].Config(**shared)
 
     def with_fillers(number: int) -> Any:
         return replace(model, num_steps=number, max_steps=None)
@@ -207,7 +208,7 @@ def fit(model: Any, measure: Callable[[Any], float], wanted: float) -> Any:
             candidate = replace(candidate, hidden=hidden)
         if is_near(candidate):
             return candidate
-    name = type(model).__qualname__.partition(".")[0]
+    name = name_of_config(model, MODELS, "model")
     raise usage_error(
         f"no width at which {name} has {wanted:,.0f} parameters or FLOPs",
         f"a size that {name} reaches within 3 %",

@@ -8,6 +8,7 @@ from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
+from thinkers import registry
 from thinkers.checks import check_int
 from thinkers.comparison.matching import (
     CONTROLS,
@@ -219,6 +220,8 @@ def _checked(
     num_examples: int | None,
 ) -> Plan:
     """Check the settings, and return a plan that has no contenders yet."""
+    registry.check(MODELS, "model")
+    registry.check(TASKS, "task")
     _known("task", task, TASKS)
     _several("models", models, MODELS)
     _several("controls", controls, CONTROLS)
@@ -260,7 +263,13 @@ def _several(kind: str, names: Sequence[str], known: Any) -> None:
         _known(kind.removesuffix("s"), name, known)
         if not re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z0-9_-]", name):
             raise usage_error(f"{kind} {name!r}", "letters, digits, . _ and -", "rename it")
-        if list(names).count(name) > 1 or (kind == "models" and name in CONTROLS):
+        if kind == "models" and name in CONTROLS:
+            raise usage_error(
+                f"a model with the name {name!r}, which is that of a control",
+                f"a name other than {', '.join(CONTROLS)}, for results are kept by name",
+                f"register it by another: thinkers.MODELS[NAME] = {MODELS[name].__qualname__}",
+            )
+        if list(names).count(name) > 1:
             raise usage_error(f"--{kind} with {name} twice", "each once", f"change --{kind}")
 
 

@@ -11,6 +11,7 @@ from thinkers import models, tasks
 from thinkers.config.training import Training
 from thinkers.errors import UsageError, nearest, usage_error
 from thinkers.models import MODELS, Model
+from thinkers.registry import class_named, name_of_config
 from thinkers.tasks import TASKS, Task
 
 PARTS = ("model", "task", "training")
@@ -36,15 +37,17 @@ class Config:
     recipe: str = ""
 
     @classmethod
-    def fit(cls, model: type, task: Any, training: Training, **settings: Any) -> "Config":
+    def fit(cls, model: type[Model], task: Any, training: Training, **settings: Any) -> "Config":
         """Return a configuration of this class of model whose sizes follow the task."""
-        return cls(model.Config(**(dict.fromkeys(TASK_SIZES) | settings)), task, training)  # type: ignore
+        return cls(model.Config(**(dict.fromkeys(TASK_SIZES) | settings)), task, training)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration in the types of JSON."""
         parts: dict[str, Any] = {
-            "model": {"name": _name_of(self.model, MODELS)} | dataclasses.asdict(self.model),
-            "task": {"name": _name_of(self.task, TASKS)} | dataclasses.asdict(self.task),
+            "model": {"name": name_of_config(self.model, MODELS, "model")}
+            | dataclasses.asdict(self.model),
+            "task": {"name": name_of_config(self.task, TASKS, "task")}
+            | dataclasses.asdict(self.task),
             "training": dataclasses.asdict(self.training),
         }
         # The round trip turns tuples into lists, so that the result equals the one read from a
@@ -105,8 +108,8 @@ def parts_of(data: Mapping[str, Any]) -> tuple[Any, Any, Training]:
             raise usage_error(f"a configuration without {part}", " and ".join(PARTS), "add it")
     model, task, training = (dict(data[part]) for part in PARTS)
     return (
-        build_part(_class_named(model, "model", MODELS), model, "model"),
-        build_part(_class_named(task, "task", TASKS), task, "task"),
+        build_part(class_named(model.pop("name", None), MODELS, "model").Config, model, "model"),
+        build_part(class_named(task.pop("name", None), TASKS, "task").Config, task, "task"),
         build_part(Training, training, "training"),
     )
 
@@ -124,21 +127,6 @@ def build_part(kind: type, settings: dict[str, Any], part: str) -> Any:
         return kind(**tuples)
     except (ValueError, TypeError) as error:
         raise _value_error(str(error), part, known) from None
-
-
-def _name_of(config: Any, registry: Mapping[str, Any]) -> str:
-    for name, owner in registry.items():
-        if type(config) is owner.Config:
-            return name
-    raise UsageError(f"{type(config).__qualname__} is not the Config of any of {list(registry)}")
-
-
-def _class_named(settings: dict[str, Any], kind: str, registry: Mapping[str, Any]) -> type:
-    name = settings.pop("name", None)
-    if not isinstance(name, str) or name not in registry:
-        close = nearest(str(name), registry)
-        raise usage_error(f"unknown {kind} {name!r}", close, "add yours with --import_module FILE")
-    return registry[name].Config
 
 
 def _value_error(message: str, part: str, known: list[str]) -> UsageError:

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from thinkers import registry
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.files import check_format
 from thinkers.models.base import FORMAT, Model, Thought
@@ -16,6 +17,7 @@ from thinkers.models.decoder import Decoder
 from thinkers.models.deepsight import DeepSight
 from thinkers.models.looped import Looped
 from thinkers.models.multi_token import MultiToken
+from thinkers.models.names import MODELS as _MODELS
 from thinkers.models.pause import Pause
 from thinkers.models.reasoning_tokens import ReasoningTokens
 from thinkers.models.thinker import Thinker
@@ -23,7 +25,8 @@ from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.models.unused_weights import PREFIX as UNREAD
 from thinkers.models.unused_weights import keep_unread
 
-MODELS: dict[str, type[Model]] = {
+MODELS: dict[str, type[Model]] = _MODELS
+MODELS |= {
     "decoder": Decoder,
     "deepsight": DeepSight,
     "looped": Looped,
@@ -43,15 +46,15 @@ def build_model(name: str, **settings: Any) -> Model:
         ValueError: A setting cannot be; vocab_size must be set.
     """
     check_names(name, settings)
-    return MODELS[name](MODELS[name].Config(**settings))  # type: ignore[attr-defined]
+    return MODELS[name](MODELS[name].Config(**settings))
 
 
 def check_names(name: Any, settings: Mapping[str, Any]) -> None:
     """Raise UsageError if there is no model of this name, or if it lacks one of the settings."""
+    registry.check(MODELS, "model")
     if not isinstance(name, str) or name not in MODELS:
         raise UsageError(f"unknown model {name!r}; choose from {sorted(MODELS)}")
-    config_class = MODELS[name].Config  # type: ignore[attr-defined]
-    known = [f.name for f in dataclasses.fields(config_class)]
+    known = [f.name for f in dataclasses.fields(MODELS[name].Config)]
     for field in settings:
         if field not in known:
             raise UsageError(f"unknown setting {field!r} of {name}; choose from {known}")
@@ -59,10 +62,7 @@ def check_names(name: Any, settings: Mapping[str, Any]) -> None:
 
 def from_config(config: Any) -> Model:
     """Build a model of the class that this configuration belongs to."""
-    for model in MODELS.values():
-        if type(config) is model.Config:  # type: ignore[attr-defined]
-            return model(config)
-    raise UsageError(f"{type(config).__qualname__} is the Config of no model in MODELS")
+    return MODELS[registry.name_of_config(config, MODELS, "model")](config)
 
 
 def load_model(folder: str | Path) -> Model:

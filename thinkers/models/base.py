@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from thinkers.checks import NOT_CAUSAL, check_int, check_rows
+from thinkers.errors import usage_error
 from thinkers.models.batch import (
     IGNORED,
     Batch,
@@ -24,8 +25,10 @@ from thinkers.models.batch import (
     real_positions,
 )
 from thinkers.models.generation import classify, generate
+from thinkers.models.names import MODELS, Name
 from thinkers.models.output_weights import find_output_weights
 from thinkers.nn.tracing import Traced
+from thinkers.registry import Configured, check
 
 FORMAT = 2
 SIZES = ("vocab_size", "max_length")
@@ -97,20 +100,26 @@ class Config:
             )
 
 
-class Model(Traced, nn.Module, ABC):
+class Model(Traced, Configured, nn.Module, ABC):
     """A transformer that reads tokens, takes `num_steps` steps, and predicts at every position.
 
-    A subclass defines `name`, a nested `Config`, `forward`, `prefill`, `extend`, `read_out` and
-    `flops`. Data is checked at the top of `forward`, `loss` and `generate`; nothing below them
-    reads a value from a tensor, which would wait for the device and could not be compiled.
+    A subclass defines a nested `Config`, `forward`, `prefill`, `extend`, `read_out` and `flops`.
+    Data is checked at the top of `forward`, `loss` and `generate`; nothing below them reads a value
+    from a tensor, which would wait for the device and could not be compiled.
     """
 
     name: ClassVar[str]
+    """The key in MODELS. A subclass may define another, which it has as long as it is in none."""
     test_variants: ClassVar[tuple[dict[str, Any], ...]] = ()
     causal: bool = True
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.name = Name(vars(cls).get("name"))  # type: ignore[assignment]
+
     def __init__(self, config: Any):
         super().__init__()
+        config = self.own_config(config)
         for name in SIZES:
             if getattr(config, name) is None:
                 raise ValueError(
@@ -303,14 +312,27 @@ class Model(Traced, nn.Module, ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors into `folder`."""
+        settings = self.config_dict()  # first: a model that has no name leaves nothing behind
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         tensors = {name: x.detach().contiguous() for name, x in self.state_dict().items()}
         save_file(tensors, path / "model.safetensors")
-        (path / "config.json").write_text(json.dumps(self.config_dict(), indent=2) + "\n")
+        (path / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
     def config_dict(self) -> dict[str, Any]:
-        """Return the content of config.json: format version, model name, settings."""
+        """Return the content of config.json: format version, model name, settings.
+
+        Raises:
+            UsageError: The model is not in MODELS, and its name is that of another.
+        """
+        check(MODELS, "model")
+        if MODELS.get(self.name, type(self)) is not type(self):
+            own, other = type(self).__qualname__, MODELS[self.name].__qualname__
+            raise usage_error(
+                f"{own} with the name {self.name!r}, which is that of {other} in MODELS",
+                "a name of its own, by which it is loaded",
+                f'register it: thinkers.MODELS["NAME"] = {own}',
+            )
         settings = dataclasses.asdict(self.config)
         return {"format": FORMAT, "model": self.name, "config": settings}
 

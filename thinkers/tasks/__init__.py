@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from thinkers import registry
 from thinkers.errors import UsageError
 from thinkers.tasks.answers import AnswerTask as AnswerTask
 from thinkers.tasks.arithmetic import Add, Arithmetic, Multiply, Subtract
@@ -44,6 +45,7 @@ def build_task(name: str, seed: int = 0, **settings: Any) -> Task:
     Raises:
         UsageError: There is no such task or setting; the nearest name is given.
     """
+    registry.check(TASKS, "task")
     if name not in TASKS:
         raise UsageError(f"unknown task {name!r}; {_suggestion(name, list(TASKS))}")
     task = TASKS[name]
@@ -67,11 +69,7 @@ def from_run(config: Any, seed: int, folder: Path) -> Task:
 
 
 def _class_of(config: Any) -> type[Task]:
-    # Every task has a Config class of its own, even if it adds no field: it identifies the task.
-    for task in TASKS.values():
-        if type(config) is task.Config:
-            return task
-    raise UsageError(f"config must be the Config of a task, got a {type(config).__qualname__}")
+    return TASKS[registry.name_of_config(config, TASKS, "task")]
 
 
 def _suggestion(given: str, known: list[str]) -> str:

@@ -14,6 +14,7 @@ from thinkers.checks import check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.prng import hash_integers
+from thinkers.registry import Configured
 
 SPLITS = ("train", "valid", "test")
 IGNORED = -100
@@ -34,10 +35,10 @@ class Prompt:
     longest: int | None = None
 
 
-class Task(ABC):
+class Task(Configured, ABC):
     """Source of training batches that also scores models on held-out examples.
 
-    A task must define `Config` (a frozen dataclass of its settings), `primary_metric`,
+    A task must define or inherit `Config` (a frozen dataclass of its settings), `primary_metric`,
     `vocab_size`, `max_length`, and the abstract methods `batch`, `score`, `grade`, `encode` and
     `decode`. All other methods have defaults that suit a task without a curriculum that needs no
     files. `AnswerTask` defines most of them for tasks of prompts with one right answer.
@@ -47,7 +48,6 @@ class Task(ABC):
     for in any order, by any process, and a resumed run sees the batches it would have seen.
     """
 
-    Config: ClassVar[type]
     primary_metric: ClassVar[str]
     """The metric by which runs are compared, the first of those that `score` returns."""
     higher_is_better: ClassVar[bool] = True
@@ -57,10 +57,7 @@ class Task(ABC):
     """The most tokens that a prompt, its answer and the end token may take together."""
 
     def __init__(self, config: Any = None, seed: int = 0):
-        self.config = self.Config() if config is None else config
-        if type(self.config) is not self.Config:
-            got = type(self.config).__qualname__
-            raise UsageError(f"config must be a {self.Config.__qualname__}, got a {got}")
+        self.config = self.Config() if config is None else self.own_config(config)
         self.seed = seed
 
     @abstractmethod

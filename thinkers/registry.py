@@ -1,0 +1,116 @@
+"""Registries {name: class} of models and tasks, and the classes that settings belong to.
+
+A registry is a plain dict that users add to, so it is checked each time something is looked up.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+from weakref import WeakSet
+
+from thinkers.errors import UsageError, nearest, usage_error
+
+_owned: WeakSet[type] = WeakSet()
+"""The `Config` types that belong to a class."""
+
+
+class Configured:
+    """A class whose `Config` belongs to it alone, so that the type of settings tells the class.
+
+    A subclass that defines no Config, or names that of another class, gets one that is derived from
+    it: equal in fields, and different in type.
+    """
+
+    Config: ClassVar[type]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        given = getattr(cls, "Config", None)
+        if given is None:
+            return
+        if given in _owned:
+            names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config"}
+            given = cls.Config = type("Config", (given,), names | {"__doc__": given.__doc__})
+        _owned.add(given)
+
+    @classmethod
+    def own_config(cls, config: Any) -> Any:
+        """Return `config` as a `Config` of this class; that of a parent class has the same fields.
+
+        Raises:
+            UsageError: It is the Config of another class.
+        """
+        if type(config) is cls.Config:
+            return config
+        if issubclass(cls.Config, type(config)) and _fields(cls.Config) == _fields(type(config)):
+            given = {f.name: getattr(config, f.name) for f in _fields(cls.Config) if f.init}
+            return cls.Config(**given)
+        expected, got = cls.Config.__qualname__, type(config).__qualname__
+        raise UsageError(f"config must be a {expected}, got a {got}")
+
+
+def _fields(config: type) -> tuple[Any, ...]:
+    return dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
+
+
+def check(registry: Mapping[str, Any], kind: str) -> None:
+    """Check a registry of classes.
+
+    Args:
+        kind: The word for one of them, such as "model".
+
+    Raises:
+        UsageError: A value is no class with a Config, or two names have one class.
+    """
+    names: dict[Any, str] = {}
+    for name, found in registry.items():
+        if not (isinstance(found, type) and issubclass(found, Configured)) or not hasattr(
+            found, "Config"
+        ):
+            raise usage_error(
+                f"{kind} {name!r} is {found!r}",
+                f"a class that extends thinkers.{kind.capitalize()} and has a Config",
+                "register such a class",
+            )
+        other = names.setdefault(found.Config, name)
+        if other != name:
+            raise usage_error(
+                f"the {kind}s {other!r} and {name!r} are one class, {found.__qualname__}",
+                "a class of its own for each name, for a name is looked up by its class",
+                f"remove one of the names, or register a subclass of {found.__qualname__}",
+            )
+
+
+def class_named(name: Any, registry: Mapping[str, Any], kind: str) -> Any:
+    """Return the class of this name.
+
+    Raises:
+        UsageError: There is none, or the registry is not valid.
+    """
+    check(registry, kind)
+    if not isinstance(name, str) or name not in registry:
+        close = nearest(str(name), registry)
+        raise usage_error(f"unknown {kind} {name!r}", close, "add yours with --import_module FILE")
+    return registry[name]
+
+
+def name_of(found: type, registry: Mapping[str, Any]) -> str | None:
+    """Return the name under which a class is registered; None if it is not."""
+    return next((name for name, other in registry.items() if other is found), None)
+
+
+def name_of_config(config: Any, registry: Mapping[str, Any], kind: str) -> str:
+    """Return the name of the class that these settings are of.
+
+    Raises:
+        UsageError: It is not registered, or the registry is not valid.
+    """
+    check(registry, kind)
+    for name, found in registry.items():
+        if type(config) is found.Config:
+            return name
+    raise usage_error(
+        f"{type(config).__qualname__} is the Config of no {kind} in {list(registry)}",
+        f"the Config of a registered {kind}",
+        f"register its class first: thinkers.{kind.upper()}S[NAME] = CLASS",
+    )
