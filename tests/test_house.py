@@ -8,7 +8,8 @@ from paths import ROOT
 
 PACKAGE = ROOT / "thinkers"
 FLOORS = (
-    ("version", "errors"),
+    ("version", "terminal"),
+    ("errors",),
     ("checks", "files", "prng", "devices", "optional", "registry"),
     ("plugins",),
     ("ops",),

@@ -5,7 +5,11 @@ exit code from `exit_code` in cli/main.py.
 """
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
+
+from thinkers.terminal import one_line, visible
 
 
 class ThinkersError(Exception):
@@ -63,7 +67,75 @@ class Interrupted(ThinkersError):
 
 def usage_error(found: str, expected: str, fix: str) -> UsageError:
     """Build a UsageError in three lines: the value found, the rule, the fix."""
-    return UsageError(f"found: {found}\nexpected: {expected}\nfix: {fix}")
+    return UsageError(three_lines(found, expected, fix))
+
+
+def three_lines(found: str, expected: str, fix: str) -> str:
+    """Return the text of an error: the value found, the rule, the fix, each on a line of its own."""
+    # A line break in a name must not forge a line.
+    found, expected, fix = (visible(part, keep="\t") for part in (found, expected, fix))
+    return f"found: {found}\nexpected: {expected}\nfix: {fix}"
+
+
+PATH_ERRORS = frozenset(
+    (
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EXDEV),
+    )
+)
+"""Errors of the operating system about a path that was named."""
+SYSTEM_ERRORS = frozenset(
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EAGAIN),
+        *(errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE),
+        *(errno.EBUSY, errno.ENODEV, errno.ENOLCK, errno.ETIMEDOUT),
+    )
+)
+"""Errors of the operating system about what it has, or grants to this process."""
+NO_MEMORY = ("out of memory", "allocate memory", "Storage size calculation overflowed")
+"""Parts of the messages of torch's RuntimeErrors about memory, which have no class of their own."""
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of an error, by its class, number and message alone.
+
+    Where it was raised does not matter: an error that comes from a file is turned into one of the
+    classes above where the file is read, and what arrives here as another class is a bug.
+    """
+    if isinstance(error, ThinkersError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if is_about_memory(error):
+        return ResourceError.exit_code
+    if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
+        return ResourceError.exit_code
+    if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
+        return UsageError.exit_code
+    return ThinkersError.exit_code
+
+
+def is_about_memory(error: BaseException) -> bool:
+    """Return True if an error says that memory is short."""
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, MemoryError)
+
+
+def describe(error: BaseException) -> str:
+    """Describe an error of another library in one line, without its advice and places in its source.
+
+    torch begins messages with the line of its C++ code, and advises to load a refused file without
+    protection.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        file = "" if error.filename is None else f"{error.filename}: "
+        return one_line(f"{file}{error.strerror}", 300)
+    text = str(error).strip().partition("\n")[0]
+    text = re.sub(r"\[enforce fail at [^\]]*\][ .]*", "", text)
+    if "weights_only" in text:
+        text = re.split(r"In PyTorch|Re-running|[^.]*weights_only", text)[0]
+    return one_line(text.strip(), 300)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -23,7 +23,8 @@ def import_file(file: str) -> None:
     sys.modules[path.stem] = module  # before it runs, as import does: dataclasses look there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # SystemExit too: a file that calls sys.exit(0) would end the command as if all were done.
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise usage_error(
             f"--import_module {file} raises {what}",

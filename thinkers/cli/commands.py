@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import thinkers
 from thinkers.errors import nearest, usage_error
+from thinkers.terminal import show
 
 SYSTEMS = ("deepsight", "self_reasoning_tokens", "thinker", "thoughtsformer")
 """The systems of thinkers.published, repeated here so that the command starts without torch."""
@@ -24,11 +25,11 @@ def list_names(options: argparse.Namespace, settings: list[str]) -> int:
     }
     found = recipes.results()
     for kind in [options.kind] if options.kind else registries:
-        print(f"{kind}:")
+        show(f"{kind}:")
         for name, thing in registries[kind].items():
-            print(f"  {name:<18} {summary(thing)}")
+            show(f"  {name:<18} {summary(thing)}")
             if kind == "recipes":
-                print(f"  {'':<18} {recipes.score(name, found)}")
+                show(f"  {'':<18} {recipes.score(name, found)}")
     return 0
 
 
@@ -42,7 +43,7 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
         return resume(options, settings)
     if options.recipe is None:
         if options.help:
-            print(options.format_help())
+            show(options.format_help())
             return 0
         raise usage_error("no recipe", "the name of a recipe", "thinkers list recipes lists them")
     from thinkers.config.overrides import dump, override, parser
@@ -52,17 +53,17 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
         raise_unknown(what, options.recipe, thinkers.RECIPES, "thinkers list recipes lists them")
     recipe = replace(thinkers.RECIPES[options.recipe](), recipe=options.recipe)
     if options.help:
-        print(options.format_help())
-        print(parser(recipe, f"thinkers train {options.recipe}").format_help())
+        show(options.format_help())
+        show(parser(recipe, f"thinkers train {options.recipe}").format_help())
         return 0
     config = override(recipe, options.config, settings)
     if options.print_config:
-        print(dump(recipe, options.config, settings), end="")
+        show(dump(recipe, options.config, settings), end="")
         return 0
     if options.dry_run:
         from thinkers.training.estimate import estimate
 
-        print(estimate(config))
+        show(estimate(config))
         return 0
     changed = [f"{key}={value}" for key, value in config.changes(recipe).items()]
     run = thinkers.train(config, options.out, overrides=changed, tracking=options.tracking)
@@ -93,7 +94,7 @@ def print_run(run: Any) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     scores = ", ".join(f"{name} {value:.3f}" for name, value in run.scores.items())
-    print(f"{scores} on held-out examples, run {run.folder}")
+    show(f"{scores} on held-out examples, run {run.folder}")
 
 
 def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
@@ -105,10 +106,10 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
         options.folder, num_steps=steps, num_examples=num_examples, flags=settings
     )
     metrics = [name for name in rows[0] if name != "num_steps"]
-    print("steps  " + "  ".join(f"{name:>9}" for name in metrics))
+    show("steps  " + "  ".join(f"{name:>9}" for name in metrics))
     for row in rows:
         values = "  ".join(f"{row[name]:>9.4f}" for name in metrics)
-        print(f"{row['num_steps']:>5}  {values}")
+        show(f"{row['num_steps']:>5}  {values}")
     if options.out is not None:
         from thinkers.files import to_json, write_file
 
@@ -129,7 +130,7 @@ def warn_of_fall(
         fall = find_fall(folder, steps, num_examples, flags=settings)
     if fall is not None:
         loss = fall.loss
-        print(
+        show(
             f"more thinking hurts: {fall.deep} steps are {loss.value:.4f} worse than "
             f"{fall.shallow} (99 % interval {loss.low:.4f} to {loss.high:.4f})"
         )
@@ -160,7 +161,7 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
             f"leave --{next(iter(own))} out",
         )
     else:
-        print(thinkers.answer(run, options.prompt, num_steps=num_steps))
+        show(thinkers.answer(run, options.prompt, num_steps=num_steps))
     return 0
 
 
@@ -168,26 +169,26 @@ def print_samples(pieces: Iterator[list[str]], prompt: str) -> None:
     """Print the first sample as it is generated, and the others once all are finished."""
     begun = next(pieces)  # errors are raised here, before anything is printed
     others = [prompt + piece for piece in begun[1:]]
-    print(prompt + begun[0], end="", flush=True)
+    show(prompt + begun[0], end="")
     for first, *rest in pieces:
-        print(first, end="", flush=True)
+        show(first, end="")
         others = [text + piece for text, piece in zip(others, rest, strict=True)]
-    print()
+    show("")
     for text in others:
-        print(f"---\n{text}")
+        show(f"---\n{text}")
 
 
 def reproduce(options: argparse.Namespace, settings: list[str]) -> int:
     found = thinkers.reproduce(options.folder, options.out)
     for change in found.changes:
-        print(f"{change}: the last bits may differ")
+        show(f"{change}: the last bits may differ")
     lines = f"{found.num_lines} lines of metrics up to update {found.last}"
     if found.equal:
         weights = "" if found.weights_equal is None else ", and the weights"
-        print(f"equal bit for bit: {lines}{weights}, run {found.folder}")
+        show(f"equal bit for bit: {lines}{weights}, run {found.folder}")
         return 0
     what = found.difference or "the metrics are equal, and the weights differ"
-    print(f"not equal: {what}; {lines} were compared, run {found.folder}")
+    show(f"not equal: {what}; {lines} were compared, run {found.folder}")
     # Without a change of machine or versions, a difference is a bug: exit code 1.
     return 0 if found.changes else 1
 
@@ -210,7 +211,7 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
     }
     workers = 1 if options.workers is None else parse_int("--workers", options.workers, 1)
     if options.dry_run:
-        print(Plan.of(**request).table(workers))
+        show(Plan.of(**request).table(workers))
         return 0
     comparison = thinkers.compare(
         **request,
@@ -219,8 +220,8 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
         workers=workers,
         tracking=options.tracking,
     )
-    print(terminal_table(comparison))
-    print(f"page {comparison.folder / PAGE}")
+    show(terminal_table(comparison))
+    show(f"page {comparison.folder / PAGE}")
     return comparison.exit_code
 
 
@@ -245,7 +246,7 @@ def import_published(options: argparse.Namespace, settings: list[str]) -> int:
         raise_unknown(f"system {options.system!r}", options.system, SYSTEMS, fix)
     model = import_checkpoint(options.system, options.checkpoint, options.settings, options.out)
     size = sum(p.numel() for p in model.parameters())
-    print(f"{model.name} with {size:,} parameters, model folder {options.out}")
+    show(f"{model.name} with {size:,} parameters, model folder {options.out}")
     return 0
 
 
@@ -277,13 +278,13 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
     seen = ablation = None
     if options.prompt is not None:
         seen = thinkers.inspect(options.folder, options.prompt, num_steps)
-        print("\n".join(pages.inspection_lines(seen)))
+        show("\n".join(pages.inspection_lines(seen)))
     if options.ablate:
         ablation = thinkers.ablate(options.folder, num_steps, num_examples)
-        print("\n".join(pages.ablation_lines(ablation)))
+        show("\n".join(pages.ablation_lines(ablation)))
     if options.out is not None:
         pages.write(options.out, seen, ablation)
-        print(f"report {options.out}")
+        show(f"report {options.out}")
     return 0
 
 

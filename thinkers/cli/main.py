@@ -1,5 +1,6 @@
 """The command `thinkers`: parse the line, run one command, map errors to exit codes."""
 
+import argparse
 import difflib
 import errno
 import signal
@@ -16,15 +17,19 @@ if sys.platform == "win32":
 from thinkers.cli import commands
 from thinkers.cli.commands import raise_unknown
 from thinkers.cli.parser import Parser, command_line
-from thinkers.errors import ResourceError, ThinkersError, usage_error
-from thinkers.plugins import import_file
+from thinkers.errors import (
+    ResourceError,
+    ThinkersError,
+    describe,
+    exit_code,
+    is_about_memory,
+    usage_error,
+)
+from thinkers.plugins import import_file, imported_files
+from thinkers.terminal import one_line, show
 
 SWITCHES = ("print_config", "dry_run", "debug", "help", "version", "ablate")
 PATHS = ("out", "config", "resume", "import_module")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM)
-"""Errors of the operating system that are about the disk or memory, not about a path."""
-NO_MEMORY = ("out of memory", "allocate memory", "Storage size calculation overflowed")
-"""Parts of the messages of torch's RuntimeErrors about memory, which have no class of their own."""
 SETTINGS_OF = {commands.train: "--", commands.compare: "--", commands.evaluate: "--task."}
 """{command: prefix of the settings that it takes}; the others take none."""
 
@@ -46,10 +51,8 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
         return 0
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code(error)
-        if debug:
-            traceback.print_exc()
-        else:
-            print("\n".join(explain(error, code)), file=sys.stderr)
+        shown = traceback.format_exception(error) if debug else explain(error, code)
+        show("\n".join(line.rstrip("\n") for line in shown), stream=sys.stderr)
         return code
 
 
@@ -60,12 +63,7 @@ def run(argv: Sequence[str]) -> int:
         UsageError: The line names a command, a flag or a setting that does not exist.
     """
     own, settings = split(argv)
-    top, verbs = command_line()
-    if own and not own[0].startswith("-"):
-        if own[0] not in verbs:
-            raise_unknown(f"command {own[0]!r}", own[0], verbs, "thinkers --help lists them")
-        own, settings = check_flags(own, settings, verbs[own[0]])
-    options = top.parse_args(own)
+    options, settings = parse(own, settings)
     prefix = SETTINGS_OF.get(options.run)
     others = [flag for flag in settings if prefix is None or not flag.startswith(prefix)]
     if others:
@@ -75,21 +73,49 @@ def run(argv: Sequence[str]) -> int:
             f"thinkers {options.verb} takes {taken}",
             f"leave it out; thinkers {options.verb} --help lists the flags",
         )
-    for file in getattr(options, "import_module", []):
-        import_file(file)
-    return options.run(options, settings)
+    try:
+        for file in getattr(options, "import_module", []):
+            import_file(file)
+        return options.run(options, settings)
+    except SystemExit as error:
+        # A file of the user's that ends the process, say with 0, would pass for work that is done.
+        raise usage_error(
+            f"{' '.join(imported_files()) or 'code that was called'} ends the program by "
+            f"sys.exit({error.code!r}) before the work is done",
+            "code that raises errors",
+            "remove the call of sys.exit",
+        ) from error
+
+
+def parse(own: Sequence[str], settings: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse the words of a command; return its options, and the settings.
+
+    Raises:
+        UsageError: The words name a command or a flag that does not exist.
+    """
+    top, verbs = command_line()
+    if not own or own[0].startswith("-"):
+        return top.parse_args(own), settings
+    if own[0] not in verbs:
+        raise_unknown(f"command {own[0]!r}", own[0], verbs, "thinkers --help lists them")
+    own, settings = check_flags(own, settings, verbs[own[0]])
+    # By the command's own parser: before the whole one, -- means another thing in each Python.
+    return verbs[own[0]].parse_args(own[1:], argparse.Namespace(verb=own[0])), settings
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split a line into (words of the command, settings), every flag as --name=value.
 
-    A setting has a dot in its name, such as --model.dim; in names, - becomes _.
+    A setting has a dot in its name, such as --model.dim; in names, - becomes _. What follows a lone
+    -- is no flag, whatever it begins with.
     """
     own: list[str] = []
     settings: list[str] = []
     words = iter(argv)
     for word in words:
-        if not word.startswith("--") or word == "--":
+        if word == "--":
+            return [*own, word, *words], settings
+        if not word.startswith("--"):
             own.append(word)
             continue
         name, equals, value = word[2:].partition("=")
@@ -118,10 +144,18 @@ def check_flags(own: list[str], settings: list[str], verb: Parser) -> tuple[list
     """
     known = {flag for action in verb._actions for flag in action.option_strings}
     kept = own[:1]
-    for word in own[1:]:
+    for place, word in enumerate(own[1:], 1):
         name = word.partition("=")[0]
-        if not name.startswith("--") or name in known:
+        if word == "--":
+            return kept + own[place:], settings
+        if name in known or not name.startswith("-") or name == "-":
             kept.append(word)
+        elif not name.startswith("--"):
+            raise usage_error(
+                f"unknown {word}",
+                f"a flag of thinkers {own[0]} --help",
+                f"to name a folder or file that begins with -, write -- {word} at the end",
+            )
         elif own[0] == "train" and not is_close(name, known):
             settings = [*settings, word]
         else:
@@ -134,53 +168,49 @@ def is_close(name: str, known: Iterable[str]) -> bool:
 
 
 def raise_no_value(name: str) -> NoReturn:
-    raise usage_error(f"--{name} without a value", "a value", f"write --{name} VALUE")
-
-
-def exit_code(error: BaseException) -> int:
-    """Return the exit code of an error; thinkers.errors lists them."""
-    if isinstance(error, ThinkersError):
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    message = str(error)
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in message for words in NO_MEMORY)
-    ):
-        return ResourceError.exit_code
-    if isinstance(error, OSError) and error.errno in FULL:
-        return ResourceError.exit_code
-    if isinstance(error, OSError) and error.filename is not None:
-        return 2
-    # Models and operations raise plain ValueErrors about their arguments, since they know no
-    # command line; the same errors from torch or Python are bugs.
-    if isinstance(error, ValueError | TypeError) and is_raised_here(error):
-        return 2
-    return 1
-
-
-def is_raised_here(error: BaseException) -> bool:
-    """Return True if a line of this package raised the error."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(__file__).parents[1] in Path(frames[-1].filename).parents
+    fix = f"write --{name}=VALUE"
+    raise usage_error(f"--{name} without a value", "a value", fix)
 
 
 def explain(error: BaseException, code: int) -> list[str]:
     """Describe an error in at most three lines."""
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted"]
-    lines = [line for line in str(error).splitlines() if line.strip()][:3]
     if isinstance(error, ThinkersError):
-        return lines or [type(error).__name__]
-    first = lines[0][:300] if lines else type(error).__name__
+        message = str(error) or type(error).__name__
+        # Three lines where it was made of three; a line break in any other is one of a name in it.
+        lines = message.split("\n")[:3] if message.startswith("found: ") else [message]
+        return [one_line(line) for line in lines]
+    found = describe(error)
     if code == 1:
-        first = first if not lines else f"{type(error).__name__}: {first}"
-        return [first, "this is a bug in thinkers; --debug shows the traceback"]
+        what = f"{type(error).__name__}: {found}" if found else type(error).__name__
+        return [what, f"this is a bug in {_place_of(error)}; --debug shows the traceback"]
     if code == ResourceError.exit_code:
-        return [f"found: {first}", "fix: free disk space or memory, or choose smaller settings"]
-    if isinstance(error, OSError) and error.filename is not None:
-        return [f"found: {error.filename}: {error.strerror}", "fix: choose another path"]
-    return lines or [type(error).__name__]
+        return [f"found: {found or 'not enough memory'}", f"fix: {_fix_of(error)}"]
+    return [f"found: {found}", "fix: choose another path"]
+
+
+def _place_of(error: BaseException) -> str:
+    """Return the package, or the file and line of the user's whose code was running last."""
+    own = {Path(file) for file in imported_files()}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.resolve() in own:
+            return f"{file.name}, line {frame.lineno}"
+        if Path(__file__).parents[1] in file.parents:
+            break
+    return "thinkers"
+
+
+def _fix_of(error: BaseException) -> str:
+    if is_about_memory(error):
+        return "free memory, or choose smaller settings"
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "allow more open files (ulimit -n), or end other programs"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "change the rights, or choose a place where you may write"
+    return "free disk space or memory, or choose another disk"
 
 
 def console() -> NoReturn:
