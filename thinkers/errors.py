@@ -71,7 +71,7 @@ def usage_error(found: str, expected: str, fix: str) -> UsageError:
 
 
 def three_lines(found: str, expected: str, fix: str) -> str:
-    """Return the text of an error: the value found, the rule, the fix, each on a line of its own."""
+    """Return the text of an error in three lines: the value found, the rule, the fix."""
     # A line break in a name must not forge a line.
     found, expected, fix = (visible(part, keep="\t") for part in (found, expected, fix))
     return f"found: {found}\nexpected: {expected}\nfix: {fix}"
@@ -123,16 +123,18 @@ def is_about_memory(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Describe an error of another library in one line, without its advice and places in its source.
+    """Describe an error of another library in one line, without its advice and places in C++.
 
-    torch begins messages with the line of its C++ code, and advises to load a refused file without
-    protection.
+    torch begins messages with the place in its C++ code, and advises to load a file that it refused
+    without protection.
     """
     if isinstance(error, OSError) and error.strerror:
         file = "" if error.filename is None else f"{error.filename}: "
         return one_line(f"{file}{error.strerror}", 300)
     text = str(error).strip().partition("\n")[0]
     text = re.sub(r"\[enforce fail at [^\]]*\][ .]*", "", text)
+    if wanted := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", text):
+        return f"no memory for {wanted[1]} bytes"
     if "weights_only" in text:
         text = re.split(r"In PyTorch|Re-running|[^.]*weights_only", text)[0]
     return one_line(text.strip(), 300)

@@ -53,6 +53,22 @@ def user_path(path: str | os.PathLike[str], name: str = "path") -> Path:
     return path.absolute() if path.parts and path.parts[0].startswith("~") else path
 
 
+def output_file(path: str | os.PathLike[str], name: str = "out") -> Path:
+    """Return the path of a file that a user wants written, before the work whose result it takes.
+
+    Raises:
+        UsageError: As `user_path`; or it is a folder, or in a folder that does not exist.
+    """
+    target = user_path(path, name)
+    if target.is_dir() or not target.parent.is_dir():
+        raise usage_error(
+            f"{name} {path}",
+            "a file in a folder that exists",
+            "make the folder, or choose another path",
+        )
+    return target
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Replace the content of a file atomically and durably: a crash leaves the old or the new."""
     temporary = path.with_name(f".{path.name}.tmp")

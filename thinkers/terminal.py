@@ -42,7 +42,10 @@ def show(text: Any, *, end: str = "\n", stream: TextIO | None = None) -> None:
     print(shown, end=end, file=stream, flush=True)
 
 
-def one_line(text: str, longest: int = 1000) -> str:
-    """Return text as one line of at most `longest` characters, its line breaks as blanks."""
+def one_line(text: str, longest: int = 600) -> str:
+    """Return text as one line, its line breaks as blanks; of a long one the middle is left out."""
     line = visible(" ".join(text.splitlines()), keep="\t")
-    return line if len(line) <= longest else f"{line[: longest - 2]} .."
+    if len(line) <= longest:
+        return line
+    end = longest // 3
+    return f"{line[: longest - end - 4]} .. {line[-end:]}"

@@ -12,7 +12,6 @@ import pytest
 
 import thinkers
 from thinkers.cli import commands, main
-from thinkers.errors import DamagedError, Interrupted, LockedError, NonFiniteError, ResourceError
 
 ADD = ["train", "add/looped"]
 TINY = [
@@ -316,35 +315,6 @@ def test_an_imported_module_adds_a_recipe(here, capsys):
     finally:
         thinkers.RECIPES.pop("mine/looped", None)
     assert main.main(["train", "mine/looped"]) == 2
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (DamagedError("a"), 4),
-        (NonFiniteError("a"), 5),
-        (ResourceError("a"), 6),
-        (MemoryError(), 6),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 6),
-        (RuntimeError("Storage size calculation overflowed with sizes=[9, 9]"), 6),
-        (OSError(28, "No space left on device"), 6),
-        (PermissionError(13, "Permission denied", "/x"), 2),
-        (LockedError("a"), 7),
-        (KeyboardInterrupt(), 130),
-        (Interrupted("a", 15), 143),
-        (RuntimeError("a"), 1),
-        (KeyError("a"), 1),
-    ],
-)
-def test_each_error_has_its_code_and_no_traceback(error, code, monkeypatch, capsys):
-    def fail(options, flags):
-        raise error
-
-    monkeypatch.setattr(commands, "list_names", fail)
-    assert main.main(["list"]) == code
-    err = capsys.readouterr().err
-    assert 1 <= len(err.splitlines()) <= 3 and "Traceback" not in err
-    assert ("--debug" in err) == (code == 1)
 
 
 def test_debug_shows_the_traceback(capsys):

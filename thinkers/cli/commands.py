@@ -4,11 +4,11 @@ import argparse
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 import thinkers
 from thinkers.errors import nearest, usage_error
+from thinkers.files import output_file, to_json, write_file
 from thinkers.terminal import show
 
 SYSTEMS = ("deepsight", "self_reasoning_tokens", "thinker", "thoughtsformer")
@@ -102,6 +102,7 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
     if options.num_steps is not None:
         steps = [parse_int("--num_steps", text, 0) for text in options.num_steps.split(",")]
     num_examples = parse_int("--num_examples", options.num_examples, 1)
+    out = None if options.out is None else output_file(options.out, "--out")
     rows = thinkers.evaluate(
         options.folder, num_steps=steps, num_examples=num_examples, flags=settings
     )
@@ -110,10 +111,8 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
     for row in rows:
         values = "  ".join(f"{row[name]:>9.4f}" for name in metrics)
         show(f"{row['num_steps']:>5}  {values}")
-    if options.out is not None:
-        from thinkers.files import to_json, write_file
-
-        write_file(Path(options.out), to_json({"scores": {str(r["num_steps"]): r for r in rows}}))
+    if out is not None:
+        write_file(out, to_json({"scores": {str(r["num_steps"]): r for r in rows}}))
     warn_of_fall(options.folder, rows, num_examples, settings)
     return 0
 
@@ -263,14 +262,7 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
             "--ablate, which uses held-out examples",
             "leave --num_examples out, or add --ablate",
         )
-    if options.out is not None and not (
-        Path(options.out).parent.is_dir() and not Path(options.out).is_dir()
-    ):
-        raise usage_error(
-            f"--out {options.out}",
-            "a file in a folder that exists",
-            "make the folder, or choose another path",
-        )
+    out = None if options.out is None else output_file(options.out, "--out")
     from thinkers.inspection import page as pages
 
     num_steps = parse_optional("--num_steps", options.num_steps, 0)
@@ -282,9 +274,9 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
     if options.ablate:
         ablation = thinkers.ablate(options.folder, num_steps, num_examples)
         show("\n".join(pages.ablation_lines(ablation)))
-    if options.out is not None:
-        pages.write(options.out, seen, ablation)
-        show(f"report {options.out}")
+    if out is not None:
+        pages.write(out, seen, ablation)
+        show(f"report {out}")
     return 0
 
 

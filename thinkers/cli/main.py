@@ -134,7 +134,9 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, settings
 
 
-def check_flags(own: list[str], settings: list[str], verb: Parser) -> tuple[list[str], list[str]]:
+def check_flags(
+    own: Sequence[str], settings: list[str], verb: Parser
+) -> tuple[list[str], list[str]]:
     """Move flags that may be settings without their part (--lr) to the settings of `train`.
 
     The parser of settings then names the nearest one.
@@ -143,11 +145,11 @@ def check_flags(own: list[str], settings: list[str], verb: Parser) -> tuple[list
         UsageError: Another flag that the command does not have.
     """
     known = {flag for action in verb._actions for flag in action.option_strings}
-    kept = own[:1]
+    kept = list(own[:1])
     for place, word in enumerate(own[1:], 1):
         name = word.partition("=")[0]
         if word == "--":
-            return kept + own[place:], settings
+            return [*kept, *own[place:]], settings
         if name in known or not name.startswith("-") or name == "-":
             kept.append(word)
         elif not name.startswith("--"):

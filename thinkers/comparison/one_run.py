@@ -32,6 +32,7 @@ from thinkers.runs import checkpoint, folder
 from thinkers.runs.result import load
 from thinkers.runs.trackers import Tracking
 from thinkers.tasks.base import example_groups
+from thinkers.terminal import show
 from thinkers.training.loop import resume, train
 
 POINT_EXAMPLES = 500
@@ -240,7 +241,7 @@ def main(words: str) -> int:
         with matching.one_thread():
             perform(Job(**given["job"]))
     except (Interrupted, LockedError) as error:
-        print(error)
+        show(error)
         return error.exit_code
     return 0
 

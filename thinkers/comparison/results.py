@@ -12,8 +12,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from thinkers.comparison.plan import Plan
-from thinkers.errors import DamagedError, ThinkersError
-from thinkers.files import to_json, write_file
+from thinkers.errors import DamagedError, ThinkersError, describe, exit_code
+from thinkers.files import to_json, user_path, write_file
 
 RUNS, RESULT, PAGE, GRADES = "runs", "result.json", "report.html", "grades.npz"
 
@@ -89,7 +89,7 @@ def read(folder: str | Path) -> Comparison:
     Raises:
         DamagedError: A file of the comparison cannot be read.
     """
-    path = Path(folder)
+    path = user_path(folder, "folder")
     plan = Plan.read(path)
     results: dict[str, list[Result]] = {one.name: [] for one in plan.contenders}
     failures = []
@@ -126,10 +126,9 @@ def write_result(home: Path, record: Mapping[str, Any]) -> None:
 
 def failure(error: Exception) -> dict[str, Any]:
     """Return the content of result.json of a run that ended with this error."""
-    code = error.exit_code if isinstance(error, ThinkersError) else 1
-    message = " ".join(str(error).split())
+    message = " ".join(str(error).split()) if isinstance(error, ThinkersError) else describe(error)
     text = f"{type(error).__name__}: {message}"[:500]
-    return {"status": "failed", "error": text, "exit_code": code}
+    return {"status": "failed", "error": text, "exit_code": exit_code(error)}
 
 
 def write_grades(

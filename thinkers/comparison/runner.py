@@ -17,6 +17,7 @@ from thinkers.comparison.plan import Plan
 from thinkers.comparison.results import RESULT, RUNS, Comparison, read, read_result
 from thinkers.comparison.subprocesses import progress_of, run_all
 from thinkers.errors import Interrupted, LockedError, ThinkersError, UsageError, usage_error
+from thinkers.files import user_path
 from thinkers.models import MODELS
 from thinkers.optional import require
 from thinkers.plugins import imported_files
@@ -24,6 +25,7 @@ from thinkers.runs import folder as run_folder
 from thinkers.runs import trackers
 from thinkers.runs.trackers import Tracker, Tracking
 from thinkers.tasks import TASKS
+from thinkers.terminal import show
 from thinkers.training.signals import Signals
 
 
@@ -74,7 +76,7 @@ def compare(
     plan = None if resume else Plan.of(**asked)
     if out is None and task is None:
         raise usage_error("no task", "a name of thinkers list tasks", "name one")
-    folder = Path(out) if out is not None else Path("runs") / f"compare-{task}"
+    folder = user_path(out, "out") if out is not None else Path("runs") / f"compare-{task}"
     with run_folder.owned(folder, new=not resume), one_thread():
         plan = Plan.read(folder).extended(**asked) if plan is None else plan
         if workers > 1:
@@ -111,7 +113,7 @@ def _check_importable(plan: Plan) -> None:
 
 def _carry_out(folder: Path, plan: Plan, workers: int, tracking: Tracking | None) -> Comparison:
     """Perform all runs that are missing, and write the page."""
-    print(plan.table(workers), flush=True)
+    show(plan.table(workers))
     # Opened before the runs, so that concurrent runs find the database already created.
     tracker = None if tracking is None else _open_tracker(tracking, folder, plan)
     try:

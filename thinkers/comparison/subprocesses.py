@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from thinkers.errors import Interrupted
+from thinkers.terminal import show
 from thinkers.training.signals import SIGNALS, Signals
 
 SECONDS_BETWEEN_POLLS = 0.1
@@ -89,7 +90,7 @@ def progress_of(folder: Path) -> Iterator[Callable[[str], None]]:
 
     def report(text: str) -> None:
         try:
-            print(text, file=stream, flush=True)
+            show(text, stream=stream)
         except BrokenPipeError:
             # Without a descriptor that can be written, the interpreter would fail as it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

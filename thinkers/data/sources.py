@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from thinkers.errors import DataError
+from thinkers.errors import DataError, three_lines
 from thinkers.files import user_path
 from thinkers.optional import require
 
@@ -104,7 +104,7 @@ def find_source(path: str, max_bytes: int | None = None) -> Source:
 
 def data_error(path: str, found: str, expected: str, fix: str = "change --task.path") -> DataError:
     """Build a DataError about the file at `path` in three lines."""
-    return DataError(f"found: {path}: {found}\nexpected: {expected}\nfix: {fix}")
+    return DataError(three_lines(f"{path}: {found}", expected, fix))
 
 
 def read_pieces(part: FileRange, bad_bytes: str) -> Iterator[tuple[str, int]]:

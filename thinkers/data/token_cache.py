@@ -49,6 +49,7 @@ from thinkers.data.tokenizers import (
 )
 from thinkers.errors import usage_error
 from thinkers.files import write_file
+from thinkers.terminal import show
 
 FORMAT = 2
 TRAIN_SHARE = 0.9
@@ -106,7 +107,7 @@ def tokenize(source: Source, tokenizer: Tokenizer, bad_bytes: str) -> TokenizedT
     if found.bad_bytes:
         done = {"replace": "replaced", "skip": "skipped"}[bad_bytes]
         message = f"{source.path}: {found.bad_bytes} bytes that are not UTF-8 {done}"
-        print(message, file=sys.stderr, flush=True)
+        show(message, stream=sys.stderr)
     _verified[identity] = found
     return found
 

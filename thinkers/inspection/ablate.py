@@ -11,6 +11,7 @@ from torch import Tensor
 from thinkers.checks import check_int
 from thinkers.errors import usage_error
 from thinkers.evaluation.statistics import difference
+from thinkers.files import output_file
 from thinkers.inspection.page import write
 from thinkers.inspection.results import Ablation, Effect
 from thinkers.models.base import Model
@@ -89,6 +90,7 @@ def ablate(
     if split not in SPLITS:
         raise usage_error(f"split {split!r}", ", ".join(SPLITS), "choose one")
     check_int("num_examples", num_examples, 2)
+    target = None if out is None else output_file(out)
     model, task = open_with_task(run)
     steps = model.check_steps(num_steps)
     num_thoughts = count_thoughts(model, steps)
@@ -111,8 +113,8 @@ def ablate(
     found = Ablation(
         model.name, task.primary_metric, float(own.mean()), steps, len(own), tuple(effects)
     )
-    if out is not None:
-        write(out, ablation=found)
+    if target is not None:
+        write(target, ablation=found)
     return found
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers.evaluation.generate import answer_text, answer_tokens, fit_prompt
+from thinkers.files import output_file
 from thinkers.inspection.page import write
 from thinkers.inspection.results import Inspection, ReadOut, is_end
 from thinkers.models.base import Model
@@ -37,10 +38,11 @@ def inspect(
     Raises:
         UsageError: The prompt is empty or too long, or the task cannot read it.
     """
+    target = None if out is None else output_file(out)
     model, task = open_with_task(run)
     seen = inspect_model(model, task, prompt, model.check_steps(num_steps), folder_of(run))
-    if out is not None:
-        write(out, seen)
+    if target is not None:
+        write(target, seen)
     return seen
 
 

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+from thinkers.files import user_path
+
 PairMask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -159,7 +161,7 @@ def picture(
     _at_least("cell", cell, 2)
     pixels = colours(table(mask, n, num_heads=head + 1)[head], cell)
     if path is not None:
-        Path(path).write_bytes(png(pixels))
+        user_path(path).write_bytes(png(pixels))
     return pixels
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from thinkers.errors import DataError, UsageError
+from thinkers.errors import DataError, UsageError, describe
+from thinkers.files import user_path
 from thinkers.models.base import Model
 
 TIME_LIMIT_S = 300.0
@@ -49,11 +50,12 @@ def import_checkpoint(
     from thinkers import published
 
     published.importer(system)
-    folder = Path(out)
+    folder = user_path(out, "out")
+    file, place = user_path(checkpoint, "checkpoint"), user_path(settings, "settings")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder; pass a folder that is empty or absent")
-    chosen = read_settings(settings)
-    model = published.load(system, read_weights(checkpoint), chosen)
+    chosen = read_settings(place)
+    model = published.load(system, read_weights(file), chosen)
     model.save(folder)
     return model
 
@@ -159,8 +161,7 @@ def main() -> None:
         what = found[1] if found else "something else"
         sys.exit(f"it must hold nothing but tensors and plain values, got {what}")
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        sys.exit(f"{type(error).__name__}: {first[:300]}")
+        sys.exit(f"{type(error).__name__}: {describe(error)}")
 
 
 if __name__ == "__main__":

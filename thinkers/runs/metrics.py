@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from thinkers.errors import Interrupted
+from thinkers.errors import Interrupted, describe
 from thinkers.files import disk_errors, write_file
 from thinkers.runs.trackers import Status, Tracker
+from thinkers.terminal import show, visible
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_BARS = 0.2
@@ -90,15 +91,15 @@ class MetricsWriter:
             left = (self._num_updates - update) / rate
             total = self._num_updates
             remaining = f"{left // 60:.0f}:{left % 60:02.0f} remaining"
-            print(f"update {update}/{total}  {text}  {remaining}", flush=True)
+            show(f"update {update}/{total}  {text}  {remaining}")
             self._next = now + SECONDS_BETWEEN_LINES
 
     def print(self, text: str) -> None:
         """Print a line on the terminal, above the bar."""
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._bar.console.print(visible(text), highlight=False, markup=False, soft_wrap=True)
         elif self._file is not None:
-            print(text, flush=True)
+            show(text)
 
     def flush(self) -> None:
         """Put all lines on the disk, then pass them to the tracker."""
@@ -120,8 +121,8 @@ class MetricsWriter:
         try:
             work(self._tracker)
         except Exception as error:  # of any library or network; training must not end by it
-            what = " ".join(str(error).split())[:200]
-            self.print(f"tracking failed: {type(error).__name__}: {what}; metrics.jsonl has it all")
+            what = f"{type(error).__name__}: {describe(error)}"
+            self.print(f"tracking failed: {what}; metrics.jsonl has it all")
             return False
         return True
 

@@ -21,6 +21,7 @@ from thinkers.runs import folder as run_folder
 from thinkers.runs.metrics import MetricsWriter
 from thinkers.runs.result import Run
 from thinkers.runs.trackers import Tracking
+from thinkers.terminal import show
 from thinkers.training.distributed import Ranks, is_first, join
 from thinkers.training.signals import Signals
 from thinkers.training.state import TrainState, build_on
@@ -222,7 +223,7 @@ def _write_record(
     here = {"precision": precision, "device": str(ranks.device), "ranks": ranks.world}
     here |= run_folder.surroundings()
     for change in run_folder.changes(record, here) if "precision" in record else ():
-        print(f"{change}: the last bits may differ", flush=True)
+        show(f"{change}: the last bits may differ")
     record |= here | {"config": state.config.to_dict(), "plans": plans}
     run_folder.write_record(folder, record)
     state.task.save_to_run(folder)
