@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import Tensor
 
-from thinkers.errors import UsageError
+from thinkers.errors import UsageError, UsageTypeError
 
 NOT_CAUSAL = "{what} needs a causal model, and this configuration reads the future"
 
@@ -40,7 +40,7 @@ def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
     if low >= 0 and high < vocab_size:
         return
     place = ((ids < 0) | (ids >= vocab_size)).nonzero()[0].tolist()
-    raise ValueError(
+    raise UsageError(
         f"{name} must be in 0 .. {vocab_size - 1} (vocab_size {vocab_size}), "
         f"got {int(ids[tuple(place)])} at {place}"
     )
@@ -49,13 +49,13 @@ def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
 def check_lengths(name: str, lengths: Any, b: int, t: int) -> None:
     """Raise TypeError or ValueError unless these are lengths of b rows of t columns."""
     if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
-        raise TypeError(f"{name} must be an int64 tensor, got {describe(lengths)}")
+        raise UsageTypeError(f"{name} must be an int64 tensor, got {describe(lengths)}")
     if lengths.shape != (b,):
-        raise ValueError(f"{name} must have shape ({b},), got {list(lengths.shape)}")
+        raise UsageError(f"{name} must have shape ({b},), got {list(lengths.shape)}")
     wrong = (lengths < 1) | (lengths > t)
     if wrong.any():
         row = int(wrong.int().argmax())
-        raise ValueError(f"{name} must be in 1 .. {t}, got {int(lengths[row])} in row {row}")
+        raise UsageError(f"{name} must be in 1 .. {t}, got {int(lengths[row])} in row {row}")
 
 
 def describe(value: Any) -> str:
@@ -68,9 +68,9 @@ def describe(value: Any) -> str:
 def check_shape(name: str, tokens: Any) -> tuple[int, int]:
     """Return the shape (b, t) of token ids; raise TypeError or ValueError for any other tensor."""
     if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
-        raise TypeError(f"{name} must be an int64 tensor, got {describe(tokens)}")
+        raise UsageTypeError(f"{name} must be an int64 tensor, got {describe(tokens)}")
     if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(f"{name} must have shape (b, t) with b, t >= 1, got {list(tokens.shape)}")
+        raise UsageError(f"{name} must have shape (b, t) with b, t >= 1, got {list(tokens.shape)}")
     return tokens.shape[0], tokens.shape[1]
 
 
@@ -97,12 +97,12 @@ def check_rows(
         check_lengths("prompt_lengths", prompt_lengths, b, t)
         if lengths is not None and (prompt_lengths > lengths).any():
             row = int((prompt_lengths > lengths).int().argmax())
-            raise ValueError(
+            raise UsageError(
                 "prompt_lengths must be at most lengths, "
                 f"got {int(prompt_lengths[row])} of {int(lengths[row])} in row {row}"
             )
     if longest > max_length:
-        raise ValueError(f"a row must have at most {max_length} tokens (max_length), got {longest}")
+        raise UsageError(f"a row must have at most {max_length} tokens (max_length), got {longest}")
     if lengths is not None:
         tokens = tokens.where(torch.arange(t, device=tokens.device) < lengths[:, None], 0)
     check_ids("tokens", tokens, vocab_size)
@@ -116,10 +116,10 @@ def check_targets(targets: Any, tokens: Any, lengths: Any, vocab_size: int, igno
     if torch.compiler.is_compiling():
         return
     if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
-        raise TypeError(f"targets must be an int64 tensor, got {describe(targets)}")
+        raise UsageTypeError(f"targets must be an int64 tensor, got {describe(targets)}")
     b, t = check_shape("tokens", tokens)
     if targets.shape != (b, t):
-        raise ValueError(
+        raise UsageError(
             f"targets must have the shape of tokens {[b, t]}, got {list(targets.shape)}"
         )
     if lengths is not None:
@@ -133,7 +133,7 @@ def check_choices(config: Any) -> None:
     for field in fields(config):
         known, value = _choices(field.type), getattr(config, field.name)
         if known and value not in known:
-            raise ValueError(f"{field.name} must be one of {known}, got {value!r}")
+            raise UsageError(f"{field.name} must be one of {known}, got {value!r}")
 
 
 def _choices(kind: Any) -> list[str | None]:

@@ -24,6 +24,10 @@ class UsageError(ThinkersError, ValueError):
     exit_code = 2
 
 
+class UsageTypeError(UsageError, TypeError):
+    """An argument of a type that cannot work."""
+
+
 class DataError(ThinkersError, ValueError):
     """Data that cannot be read, or whose form does not match the settings."""
 

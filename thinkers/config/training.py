@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from thinkers.checks import check_int
+from thinkers.errors import UsageError
 
 PRECISIONS = ("float32", "bf16", "float64")
 
@@ -110,4 +111,4 @@ def _are_betas(betas: tuple[float, float]) -> bool:
 
 def _check(name: str, value: Any, rule: str, holds: bool) -> None:
     if not holds:
-        raise ValueError(f"{name} must {rule}, got {value}")
+        raise UsageError(f"{name} must {rule}, got {value}")

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from thinkers.errors import UsageError
+
 CONFIDENCE = 0.99
 
 Grades = Float[np.ndarray, "s n"]
@@ -67,7 +69,7 @@ def difference(
             steps; otherwise the seeds of `a` and `b` are independent.
     """
     if a.shape[-1] != b.shape[-1]:
-        raise ValueError(
+        raise UsageError(
             f"a and b must have the same examples, got {a.shape[-1]} and {b.shape[-1]}"
         )
     asked = by_question(a, questions), by_question(b, questions)
@@ -90,7 +92,7 @@ def by_question(
         return grades
     number = grades.shape[-1]
     if questions.shape != (number,):
-        raise ValueError(f"questions must have shape ({number},), got {questions.shape}")
+        raise UsageError(f"questions must have shape ({number},), got {questions.shape}")
     _, first, place = np.unique(questions, return_index=True, return_inverse=True)
     order = np.argsort(np.argsort(first))
     center = grades.mean(-1, keepdims=True)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from thinkers.checks import NOT_CAUSAL, check_int, check_rows
-from thinkers.errors import usage_error
+from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import (
     IGNORED,
     Batch,
@@ -95,7 +95,7 @@ class Config:
     def check_heads(self) -> None:
         """Raise ValueError if the width cannot be divided into the heads."""
         if self.dim % self.num_heads:
-            raise ValueError(
+            raise UsageError(
                 f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}"
             )
 
@@ -122,7 +122,7 @@ class Model(Traced, Configured, nn.Module, ABC):
         config = self.own_config(config)
         for name in SIZES:
             if getattr(config, name) is None:
-                raise ValueError(
+                raise UsageError(
                     f"{name} must be set before a model is built, got None; pass {name}=, or build "
                     "the model with its task: thinkers.config.experiment.build(config)"
                 )
@@ -301,7 +301,7 @@ class Model(Traced, Configured, nn.Module, ABC):
     ) -> Float[Tensor, "b t-1"]:
         """Compute the log-probability of each token after the first, in nats; 0 for padding."""
         if not self.causal:
-            raise ValueError(NOT_CAUSAL.format(what="score"))
+            raise UsageError(NOT_CAUSAL.format(what="score"))
         logits = self(tokens, num_steps=num_steps, lengths=lengths).logits[:, :-1]
         nexts = tokens[:, 1:]
         if lengths is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers.checks import NOT_CAUSAL, check_shape, check_targets, describe
+from thinkers.errors import UsageError, UsageTypeError
 
 IGNORED = -100
 """The target of positions that are not graded."""
@@ -86,11 +87,11 @@ def as_batch(batch: Any, model: Any) -> Batch:
     """
     if isinstance(batch, Tensor):
         if not model.causal:
-            raise ValueError(NOT_CAUSAL.format(what="a loss of bare tokens"))
+            raise UsageError(NOT_CAUSAL.format(what="a loss of bare tokens"))
         check_shape("tokens", batch)
         batch = Batch(batch, F.pad(batch[:, 1:], (0, 1), value=IGNORED))
     if not isinstance(batch, Batch):
-        raise TypeError(f"batch must be a Batch or an int64 tensor, got {describe(batch)}")
+        raise UsageTypeError(f"batch must be a Batch or an int64 tensor, got {describe(batch)}")
     tokens, lengths = batch.tokens, batch.lengths
     check_targets(batch.targets, tokens, lengths, model.config.vocab_size, IGNORED)
     return dataclasses.replace(

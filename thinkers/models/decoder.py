@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.checks import check_int
+from thinkers.errors import UsageError
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
 from thinkers.nn.block import Block, run_blocks
@@ -45,14 +46,14 @@ class Decoder(Model):
             groups = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
             check_int("num_kv_heads", groups, 1, self.num_heads, "num_heads")
             if self.num_heads % groups:
-                raise ValueError(
+                raise UsageError(
                     f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} "
                     f"and {groups}"
                 )
             if self.hidden is not None:
                 check_int("hidden", self.hidden, 1)
             if not 0 <= self.dropout < 1:
-                raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+                raise UsageError(f"dropout must be at least 0 and below 1, got {self.dropout}")
 
     def __init__(self, config: Config):
         super().__init__(config)

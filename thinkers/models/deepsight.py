@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.checks import check_choices, check_int
+from thinkers.errors import UsageError
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
 from thinkers.models.batch import (
@@ -121,18 +122,18 @@ class DeepSight(Model):
                     check_int(name, getattr(self, name), 1)
             for name in ("plan_weight", "embedding_weight"):
                 if not 0 < getattr(self, name) < math.inf:
-                    raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+                    raise UsageError(f"{name} must be above 0, got {getattr(self, name)}")
             if not 0 <= self.dropout < 1:
-                raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+                raise UsageError(f"dropout must be at least 0 and below 1, got {self.dropout}")
             if self.dim % self.cross_heads:
                 both = f"{self.dim} and {self.cross_heads}"
-                raise ValueError(f"dim must be a multiple of num_cross_heads, got {both}")
+                raise UsageError(f"dim must be a multiple of num_cross_heads, got {both}")
             if self.subtract_position and not self.has_positions:
-                raise ValueError("subtract_position must have learned positions, got rotary ones")
+                raise UsageError("subtract_position must have learned positions, got rotary ones")
             if self.plan_loss == "tokens" and (self.center or self.horizon_weights == "learned"):
-                raise ValueError("plans of tokens must have neither center nor learned weights")
+                raise UsageError("plans of tokens must have neither center nor learned weights")
             if self.bias and not self.published:
-                raise ValueError("bias must be False in the modern variant, got True")
+                raise UsageError("bias must be False in the modern variant, got True")
 
         @property
         def published(self) -> bool:

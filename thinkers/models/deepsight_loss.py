@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thinkers.errors import UsageError
 from thinkers.models.batch import IGNORED, Batch, graded_targets, real_positions
 from thinkers.nn.constants import ComputedBuffers
 
@@ -92,9 +93,9 @@ class PlanLoss(ComputedBuffers):
             ValueError: The counts are not one for each token, or nothing subtracts a mean.
         """
         if "token_frequencies" not in self._buffers:
-            raise ValueError("token counts need center=True, without which no mean is subtracted")
+            raise UsageError("token counts need center=True, without which no mean is subtracted")
         if counts.shape != self.token_frequencies.shape or (counts < 0).any() or not counts.any():
-            raise ValueError(f"counts must be one for each token, not all 0, got {counts}")
+            raise UsageError(f"counts must be one for each token, not all 0, got {counts}")
         self.token_frequencies.copy_(counts / counts.sum())
 
     def mean_token(self, embeddings: Float[Tensor, "v c"]) -> Float[Tensor, " c"]:

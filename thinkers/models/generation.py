@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thinkers.checks import NOT_CAUSAL, check_ids, check_int, check_lengths, check_shape
+from thinkers.errors import UsageError
 
 
 def generate(
@@ -123,7 +124,7 @@ def stream(
     `vocab_size` are chosen: `ids_below` does not last from one token to the next.
     """
     if not model.causal:
-        raise ValueError(NOT_CAUSAL.format(what="generate"))
+        raise UsageError(NOT_CAUSAL.format(what="generate"))
     rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
     check_sampling(temperature, top_k, top_p)
     if stop_token is not None:
@@ -255,7 +256,7 @@ def check_call(
     check_lengths("prompt_lengths", lengths, b, t)
     limit, longest = model.config.max_length, int(lengths.max())
     if longest + max_new_tokens > limit:
-        raise ValueError(
+        raise UsageError(
             f"prompt and new tokens must be at most {limit} together (max_length), "
             f"got {longest} + {max_new_tokens}"
         )
@@ -272,11 +273,11 @@ def check_call(
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raise ValueError if tokens cannot be drawn with these settings."""
     if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
+        raise UsageError(f"temperature must be at least 0 and finite, got {temperature}")
     if top_k is not None:
         check_int("top_k", top_k, 1)
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+        raise UsageError(f"top_p must be above 0 and at most 1, got {top_p}")
 
 
 def choose(

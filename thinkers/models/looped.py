@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.checks import check_int
+from thinkers.errors import UsageError
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
 from thinkers.nn.block import Block, Table, run_blocks
@@ -62,12 +63,12 @@ class Looped(Model):
             check_int("num_prelude_layers", self.num_prelude_layers, 0)
             check_int("num_coda_layers", self.num_coda_layers, 0)
             if self.injection not in ("concat", "add", "none"):
-                raise ValueError(f"injection must be concat, add or none, got {self.injection!r}")
+                raise UsageError(f"injection must be concat, add or none, got {self.injection!r}")
             for name in ("backprop_steps", "hidden"):
                 if getattr(self, name) is not None:
                     check_int(name, getattr(self, name), 1)
             if self.injection == "none" and self.num_prelude_layers and self.backprop_steps:
-                raise ValueError(
+                raise UsageError(
                     "backprop_steps must be None where injection is none and there is a prelude, "
                     f"which would never learn, got {self.backprop_steps}"
                 )

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from thinkers.errors import UsageError
 from thinkers.ops import masks
 
 Factor = float | tuple[float, ...]
@@ -24,7 +25,7 @@ def as_factor(name: str, value: Any, num_heads: int) -> Factor:
     numbers = tuple(value) if several else (value,)
     usable = all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
     if not usable or (several and len(numbers) != num_heads):
-        raise ValueError(f"{name} must be a finite number, or {num_heads} of them, got {value!r}")
+        raise UsageError(f"{name} must be a finite number, or {num_heads} of them, got {value!r}")
     return tuple(float(x) for x in numbers) if several else float(value)
 
 

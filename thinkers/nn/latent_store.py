@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
+from thinkers.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -88,7 +90,7 @@ class LatentStore:
         """Store keys and values that `Process.project` returned; see `write`."""
         start, stop = self.used, self.used + parts[0].shape[2]
         if stop > self.capacity:
-            raise ValueError(
+            raise UsageError(
                 f"a store of capacity {self.capacity} that holds {start} vectors has no room for "
                 f"{stop - start} more; create it with a capacity of at least {stop}"
             )
@@ -127,7 +129,7 @@ class LatentStore:
         chosen += latents if steps is None else latents[max(0, len(latents) - steps) :]
         spans = merge_spans([(start, stop) for _, start, stop in chosen])
         if not spans:
-            raise ValueError(
+            raise UsageError(
                 f"the store holds nothing of the kinds {list(kinds)}; write to it before reading"
             )
         if self._buffers is None:

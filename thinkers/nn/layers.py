@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thinkers.errors import UsageError
 from thinkers.nn.constants import ComputedBuffers
 
 
@@ -104,7 +105,7 @@ class Rotary(ComputedBuffers):
     def __init__(self, head_dim: int):
         super().__init__()
         if head_dim % 2:
-            raise ValueError(f"dim / num_heads must be even for rotary positions, got {head_dim}")
+            raise UsageError(f"dim / num_heads must be even for rotary positions, got {head_dim}")
         self.head_dim = head_dim
         self.compute_buffers()
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from thinkers.errors import UsageError
 from thinkers.ops.autograd import cast_for_autocast, eager, forbid_second_derivative, no_autocast
 from thinkers.ops.dispatch import THOUGHT_BACKENDS, choose_thought
 from thinkers.ops.thought import NAME, ThoughtCall, backward_from_lse, forward_with_lse
@@ -26,7 +27,7 @@ class Chain:
             max_thoughts: Thoughts of a position that fit; the buffer is allocated by the first one.
         """
         if isinstance(max_thoughts, bool) or not isinstance(max_thoughts, int) or max_thoughts < 0:
-            raise ValueError(f"max_thoughts must be an integer >= 0, got {max_thoughts!r}")
+            raise UsageError(f"max_thoughts must be an integer >= 0, got {max_thoughts!r}")
         self.max_thoughts = max_thoughts
         self._buffer: _Buffer | None = None
         self._dependencies: list[Tensor] = []
@@ -52,7 +53,7 @@ class Chain:
             ValueError: if the chain is full, or k or v is not like the first thought.
         """
         if len(self) == self.max_thoughts:
-            raise ValueError(
+            raise UsageError(
                 f"a chain must hold at most {self.max_thoughts} thoughts, got one more"
             )
         k, v = cast_for_autocast(k, v)
@@ -63,7 +64,7 @@ class Chain:
         slot = self._buffer.k[..., 0, :]
         for name, x in (("k", k), ("v", v)):
             if (x.shape, x.dtype, x.device) != (slot.shape, slot.dtype, slot.device):
-                raise ValueError(
+                raise UsageError(
                     f"{name} must be {_describe(slot)} like the first thought's k, "
                     f"got {_describe(x)}"
                 )
@@ -100,7 +101,7 @@ class Chain:
 
     def _written(self) -> "_Buffer":
         if self._buffer is None:
-            raise ValueError("a chain must hold a thought before k or v is read, got none")
+            raise UsageError("a chain must hold a thought before k or v is read, got none")
         return self._buffer
 
 

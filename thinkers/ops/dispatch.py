@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thinkers.errors import UsageError, UsageTypeError
 from thinkers.ops.autograd import cast_for_autocast
 from thinkers.ops.triton_support import unsupported_reason
 from thinkers.ops.validation import PairValues, check_backend, check_stop_grad, check_thought
@@ -49,7 +50,7 @@ def choose_stop_grad(
     axes = {name: factor_axis(stop, q, k) for name, stop in stops.items()}
     separable = _factors_leave_sums(axes, stops)
     if backend == "sdpa" and not separable:
-        raise ValueError(
+        raise UsageError(
             "backend must not be 'sdpa' where gradient factors differ by pair, "
             f"got {_describe(axes)}"
         )
@@ -58,7 +59,7 @@ def choose_stop_grad(
     wide = q.dtype in (torch.float32, torch.float64)
     if backend == "sdpa" or (backend == "auto" and separable and wide and q.device.type == "cpu"):
         if q.device.type != "cpu":
-            raise ValueError(f"backend must not be 'sdpa' off the CPU, got device {q.device}")
+            raise UsageError(f"backend must not be 'sdpa' off the CPU, got device {q.device}")
         return Choice(
             "sdpa",
             f"{_describe(axes)}: the factors scale the finished gradients of the fused kernel",
@@ -81,7 +82,7 @@ def choose_thought(q: Tensor, backend: str = "auto") -> Choice:
     if triton := _choose_triton(q, backend):
         return triton
     if backend == "fused" and q.device.type != "cpu":
-        raise ValueError(f"backend must not be 'fused' off the CPU, got device {q.device}")
+        raise UsageError(f"backend must not be 'fused' off the CPU, got device {q.device}")
     wide = q.dtype in (torch.float32, torch.float64)
     if backend == "fused" or (backend == "auto" and wide and q.device.type == "cpu"):
         return Choice("fused", "base keys through the fused kernels")
@@ -96,7 +97,7 @@ def _choose_triton(q: Tensor, backend: str) -> Choice | None:
     if reason is None:
         return Choice("triton", f"the tensors are on {q.device}")
     if backend == "triton":
-        raise ValueError(f"backend must not be 'triton' here: {reason}, got {q.device}")
+        raise UsageError(f"backend must not be 'triton' here: {reason}, got {q.device}")
     return None
 
 
@@ -167,7 +168,7 @@ def explain(name: str, *args: Any, **settings: Any) -> str:
         "thought_attention": _explain_thought,
     }
     if name not in known:
-        raise ValueError(f"unknown operation {name!r}; choose from {', '.join(known)}")
+        raise UsageError(f"unknown operation {name!r}; choose from {', '.join(known)}")
     choice = known[name](*args, **settings)
     return f"{name} uses the backend {choice.backend!r}: {choice.reason}"
 
@@ -187,7 +188,7 @@ def _explain_stop_grad(
     q, k, v = cast_for_autocast(q, k, v)
     unknown = sorted(set(stops) - set(STOP_NAMES))
     if unknown:
-        raise TypeError(f"stop_grad_attention takes no argument {unknown[0]!r}")
+        raise UsageTypeError(f"stop_grad_attention takes no argument {unknown[0]!r}")
     stops = {stop: stops.get(stop) for stop in STOP_NAMES}
     check_stop_grad(q, k, v, causal, mask, stops, scale)
     return choose_stop_grad(q, k, stops, backend)

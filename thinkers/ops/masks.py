@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+from thinkers.errors import UsageError
 from thinkers.files import user_path
 
 PairMask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -194,4 +195,4 @@ def png(pixels: UInt8[Tensor, "height width 3"]) -> bytes:
 
 def _at_least(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")

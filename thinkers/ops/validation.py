@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from thinkers.errors import UsageError
+
 PairValues = bool | float | Tensor | Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None
 """One value per pair of query and key: a constant, a tensor broadcastable to (b, h, t, s), or an
 elementwise function of the int64 indices (b, h, q, k). None: no value."""
@@ -18,26 +20,26 @@ def check_tensor(name: str, x: Tensor, axes: str, like: Tensor | None = None) ->
     """Raise ValueError unless `x` is floating, has `axes`, and the dtype and device of `like`."""
     number = len(axes.split())
     if not isinstance(x, Tensor):
-        raise ValueError(f"{name} must be a tensor ({axes}), got {type(x).__name__}")
+        raise UsageError(f"{name} must be a tensor ({axes}), got {type(x).__name__}")
     if x.ndim != number:
-        raise ValueError(f"{name} must have the {number} axes ({axes}), got shape {tuple(x.shape)}")
+        raise UsageError(f"{name} must have the {number} axes ({axes}), got shape {tuple(x.shape)}")
     if x.dtype not in DTYPES:
-        raise ValueError(
+        raise UsageError(
             f"{name} must be float64, float32, bfloat16 or float16, got {_dtype(x.dtype)}"
         )
     if x.layout != torch.strided:
-        raise ValueError(f"{name} must be a dense tensor, got layout {_dtype(x.layout)}")
+        raise UsageError(f"{name} must be a dense tensor, got layout {_dtype(x.layout)}")
     if like is not None and x.dtype != like.dtype:
-        raise ValueError(f"{name} must have q's dtype {_dtype(like.dtype)}, got {_dtype(x.dtype)}")
+        raise UsageError(f"{name} must have q's dtype {_dtype(like.dtype)}, got {_dtype(x.dtype)}")
     if like is not None and x.device != like.device:
-        raise ValueError(f"{name} must be on q's device {like.device}, got {x.device}")
+        raise UsageError(f"{name} must be on q's device {like.device}, got {x.device}")
 
 
 def check_shape(name: str, x: Tensor, axes: str, wanted: dict[str, int]) -> None:
     """Raise ValueError unless `x`, with `axes`, has the sizes in `wanted`."""
     for axis, size in zip(axes.split(), x.shape, strict=True):
         if axis in wanted and size != wanted[axis]:
-            raise ValueError(
+            raise UsageError(
                 f"{name} must have {axis} = {wanted[axis]} in ({axes}), got shape {tuple(x.shape)}"
             )
 
@@ -46,9 +48,9 @@ def check_heads(name: str, q: Tensor, k: Tensor) -> None:
     """Raise ValueError unless the number of key heads divides that of query heads."""
     h, g = q.shape[1], k.shape[1]
     if g == 0 or h % g:
-        raise ValueError(f"{name} must have a number of heads that divides q's {h}, got {g}")
+        raise UsageError(f"{name} must have a number of heads that divides q's {h}, got {g}")
     if q.shape[3] == 0:
-        raise ValueError(f"q must have a head dim d of at least 1, got shape {tuple(q.shape)}")
+        raise UsageError(f"q must have a head dim d of at least 1, got shape {tuple(q.shape)}")
 
 
 def check_scale(scale: float | None) -> None:
@@ -56,28 +58,28 @@ def check_scale(scale: float | None) -> None:
     if scale is None:
         return
     if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise ValueError(f"scale must be None or a number, got {scale!r}")
+        raise UsageError(f"scale must be None or a number, got {scale!r}")
     # Not math.isfinite: an int above the largest float would raise OverflowError there.
     if not abs(scale) <= sys.float_info.max:
-        raise ValueError(f"scale must be finite, got {scale!r}")
+        raise UsageError(f"scale must be finite, got {scale!r}")
 
 
 def check_flag(name: str, value: bool) -> None:
     """Raise ValueError unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise UsageError(f"{name} must be True or False, got {value!r}")
 
 
 def check_backend(backend: str, names: tuple[str, ...]) -> None:
     """Raise ValueError unless `backend` is one of `names`."""
     if backend not in names:
-        raise ValueError(f"backend must be one of {', '.join(names)}, got {backend!r}")
+        raise UsageError(f"backend must be one of {', '.join(names)}, got {backend!r}")
 
 
 def check_pair_values(name: str, x: PairValues, q: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless `x` is None, a number, or a tensor or function that fits `shape`."""
     if isinstance(x, float) and not math.isfinite(x):
-        raise ValueError(f"{name} must be finite, got {x!r}")
+        raise UsageError(f"{name} must be finite, got {x!r}")
     if x is None or isinstance(x, bool | float):
         return
     if callable(x) and not isinstance(x, Tensor):
@@ -86,7 +88,7 @@ def check_pair_values(name: str, x: PairValues, q: Tensor, shape: tuple[int, ...
         check_pair_tensor(f"the result of {name}", x(zero, zero, zero, zero), q, (1, 1, 1, 1))
         return
     if not isinstance(x, Tensor):
-        raise ValueError(
+        raise UsageError(
             f"{name} must be None, a bool, a float, a tensor of either or a function of "
             f"(b, h, q, k), got {x!r}"
         )
@@ -96,18 +98,18 @@ def check_pair_values(name: str, x: PairValues, q: Tensor, shape: tuple[int, ...
 def check_pair_tensor(name: str, x: Tensor, q: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless `x` is bool or floating, broadcasts to `shape`, needs no gradient."""
     if not isinstance(x, Tensor):
-        raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")
+        raise UsageError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype != torch.bool and x.dtype not in DTYPES:
-        raise ValueError(f"{name} must be bool or floating, got {_dtype(x.dtype)}")
+        raise UsageError(f"{name} must be bool or floating, got {_dtype(x.dtype)}")
     if x.device != q.device:
-        raise ValueError(f"{name} must be on q's device {q.device}, got {x.device}")
+        raise UsageError(f"{name} must be on q's device {q.device}, got {x.device}")
     if x.requires_grad:
-        raise ValueError(f"{name} must not require a gradient, got one that does; detach it")
+        raise UsageError(f"{name} must not require a gradient, got one that does; detach it")
     fits = x.ndim <= 4 and all(
         size in (1, full) for size, full in zip(x.shape[::-1], shape[::-1], strict=False)
     )
     if not fits:
-        raise ValueError(
+        raise UsageError(
             f"{name} must broadcast to (b, h, t, s) = {tuple(shape)}, got shape {tuple(x.shape)}"
         )
 
@@ -157,7 +159,7 @@ def check_thought(
     g, s = base_k.shape[1:3]
     check_shape("base_v", base_v, "b g s d", {"g": g, "s": s})
     if t > s:
-        raise ValueError(f"q must have at most as many positions as base_k, got t = {t}, s = {s}")
+        raise UsageError(f"q must have at most as many positions as base_k, got t = {t}, s = {s}")
     for name, x in (("chain_k", chain_k), ("chain_v", chain_v)):
         check_tensor(name, x, "b g t n d", like=q)
         check_shape(name, x, "b g t n d", {"b": b, "g": g, "t": t, "d": d})
@@ -167,13 +169,13 @@ def check_thought(
     if key_padding is None:
         return
     if not isinstance(key_padding, Tensor) or key_padding.dtype != torch.bool:
-        raise ValueError(f"key_padding must be a bool tensor (b, s), got {_type(key_padding)}")
+        raise UsageError(f"key_padding must be a bool tensor (b, s), got {_type(key_padding)}")
     if key_padding.shape != (b, s):
-        raise ValueError(
+        raise UsageError(
             f"key_padding must have shape (b, s) = {(b, s)}, got {tuple(key_padding.shape)}"
         )
     if key_padding.device != q.device:
-        raise ValueError(f"key_padding must be on q's device {q.device}, got {key_padding.device}")
+        raise UsageError(f"key_padding must be on q's device {q.device}, got {key_padding.device}")
 
 
 def _dtype(dtype: torch.dtype | torch.layout) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from thinkers.errors import UsageError
 from thinkers.models.base import Model
 from thinkers.testing.forward import (
     batch_independence,
@@ -57,7 +58,7 @@ def check_model(model: Model) -> None:
     """
     weight = next(model.parameters())
     if weight.dtype not in TOLERANCES:
-        raise ValueError(
+        raise UsageError(
             f"check_model needs float32 or float64 weights, got {weight.dtype}; "
             "pass model.float() or model.double()"
         )
