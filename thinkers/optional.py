@@ -1,4 +1,4 @@
-"""Imports of packages that only an extra installs."""
+"""Imports of optional packages, which an extra installs."""
 
 import importlib
 from typing import Any

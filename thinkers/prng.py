@@ -137,7 +137,7 @@ def uniform(
 ) -> Tensor:
     """Return uniform numbers in [0, 1) of shape (b, *shape), a function of each row's key alone.
 
-    A row draws the same wherever it stands in a batch.
+    A row draws the same numbers at any index of a batch.
     """
     count = torch.arange(math.prod(shape), device=keys.device).view(shape)
     seeds = mix_tensor(keys + mix_tensor(torch.tensor(stream + 1, device=keys.device)))

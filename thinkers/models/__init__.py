@@ -43,7 +43,7 @@ def build_model(name: str, **settings: Any) -> Model:
 
     Raises:
         UsageError: The model or a setting is unknown.
-        ValueError: A setting cannot be; vocab_size must be set.
+        ValueError: A setting is invalid, or vocab_size is not set.
     """
     check_names(name, settings)
     return MODELS[name](MODELS[name].Config(**settings))
@@ -76,7 +76,7 @@ def load_model(folder: str | Path) -> Model:
     try:
         found = json.loads((path / "config.json").read_text())
     except FileNotFoundError:
-        raise DataError(f"{path} holds no config.json, so it is no model folder") from None
+        raise DataError(f"{path} holds no config.json, so it is not a model folder") from None
     except ValueError as error:
         raise DamagedError(f"{path / 'config.json'} is not JSON: {error}") from None
     found = found if isinstance(found, dict) else {}
@@ -85,7 +85,7 @@ def load_model(folder: str | Path) -> Model:
         raise DamagedError(f"{path / 'config.json'} must hold model and config, got {list(found)}")
     if not isinstance(found["model"], str):
         raise DamagedError(f"{path / 'config.json'} must name a model, got {found['model']!r}")
-    # Names may be those of another version, or of a file that was not imported: no damage.
+    # An unknown name may be of another version, or of a file not imported: it is no damage.
     check_names(found["model"], found["config"])
     try:
         model = build_model(found["model"], **found["config"])

@@ -62,7 +62,7 @@ class Cache(Protocol):
 class Config:
     """Settings that all models share.
 
-    A size of None follows the task; `thinkers.config.experiment.build` resolves it.
+    A size that is None follows the task; `thinkers.config.experiment.build` resolves it.
     """
 
     vocab_size: int | None = None
@@ -205,7 +205,7 @@ class Model(Traced, Configured, nn.Module, ABC):
     def count_terms(self, batch: Batch) -> dict[str, int]:
         """Count the terms of each part of the loss of a batch that `as_batch` gave.
 
-        It waits for the device, so `loss` calls it before the model runs.
+        Reading the number waits for the device, so `loss` calls this before the model runs.
         """
         return {"next_token": int((batch.targets != IGNORED).sum())}
 
@@ -358,7 +358,8 @@ class Model(Traced, Configured, nn.Module, ABC):
 
         Raises:
             TypeError: A tensor is not int64.
-            ValueError: A shape, an id or a length cannot be; the message names it and its place.
+            ValueError: A shape, an id or a length is invalid; the message names it and its
+                position.
         """
         config = self.config
         check_rows(tokens, lengths, prompt_lengths, config.vocab_size, config.max_length)

@@ -26,7 +26,7 @@ class Batch:
         targets: The token to be predicted at each position; -100 where there is none.
         prompt_lengths: Number of tokens of each row's prompt.
         lengths: Number of each row's real tokens; None means all.
-        keys: A number for each row, from which all noise of that row is drawn.
+        keys: Random key of each row, from which all noise of that row is drawn.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -52,7 +52,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loss:
-    """A scalar to differentiate, and the parts it is the sum of.
+    """A scalar to differentiate, and the parts that it sums.
 
     Args:
         total: The weighted sum of the parts, with its graph.
@@ -83,7 +83,7 @@ def as_batch(batch: Any, model: Any) -> Batch:
 
     Raises:
         TypeError: It is neither a Batch nor a tensor, or one of its tensors is not int64.
-        ValueError: A shape, an id or a length cannot be; the message names it and its place.
+        ValueError: A shape, an id or a length is invalid; the message names it and its position.
     """
     if isinstance(batch, Tensor):
         if not model.causal:
@@ -117,7 +117,7 @@ def next_token_loss(
         targets: -100 where a position is not graded.
         count: The graded tokens of the batch, or of a larger one of which these rows are a share.
     """
-    # Half precision has 8 bits or 11 of mantissa: too few for a sum over many tokens.
+    # Half precision has 8 (bf16) or 11 (fp16) bits of mantissa: too few for a sum over many tokens.
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     summed = F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
@@ -126,5 +126,5 @@ def next_token_loss(
 
 
 def correct_rows(logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"]) -> Bool[Tensor, " b"]:
-    """Return True for each row whose graded tokens are all the likeliest ones."""
+    """Return True for each row in which every graded token is the most likely one."""
     return ((logits.detach().argmax(-1) == targets) | (targets == IGNORED)).all(1)

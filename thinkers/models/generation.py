@@ -102,7 +102,7 @@ def choosable(logits: Float[Tensor, "*b v"]) -> Float[Tensor, "*b n"]:
     return logits[..., : _vocab_size.get()]
 
 
-@torch.no_grad()  # of a generator, this holds within each step and not between them
+@torch.no_grad()  # on a generator function, it holds while a step runs, not between steps
 def stream(
     model: Any,
     tokens: Int[Tensor, "b t"],
@@ -139,7 +139,8 @@ def stream(
             chosen = choose(logits[:, :vocab_size], temperature, top_k, top_p, generator)
             yield New(alive, chosen, logits)
             if stop_token is not None:
-                # Rows that ended leave the batch: their number is read from the device.
+                # Rows that ended leave the batch. Their number is read from the device, which is
+                # waited for.
                 kept = (chosen != stop_token).nonzero()[:, 0]
                 if len(kept) < len(alive):
                     alive, chosen = alive[kept], chosen[kept]
@@ -177,7 +178,7 @@ def eval_mode(model: Any) -> Iterator[None]:
 
 
 class Cached:
-    """Rows that grow, with a cache: each token is computed once."""
+    """Decoding with a cache: each token is computed once."""
 
     def __init__(
         self, model: Any, rows: Tensor, lengths: Tensor, steps: int, prompted: bool, room: int
@@ -207,7 +208,7 @@ class Cached:
 
 
 class Recomputed:
-    """Rows that grow, without a cache: whole rows are computed for every token."""
+    """Decoding without a cache: whole rows are computed for every token, as a reference."""
 
     def __init__(
         self, model: Any, rows: Tensor, lengths: Tensor, steps: int, prompted: bool, room: int
@@ -245,7 +246,7 @@ def check_call(
 
     Raises:
         TypeError: A tensor is not int64.
-        ValueError: A shape, an id, a length or a number cannot be.
+        ValueError: A shape, an id, a length or a number is invalid.
     """
     check_int("max_new_tokens", max_new_tokens, 0)
     steps = model.check_steps(num_steps)

@@ -16,13 +16,13 @@ UNUSED = 2**62
 class ReasoningCache(KeyValueCache):
     """Keys and values of each token and of its reasoning tokens.
 
-    New ones take the slots behind the longest prompt in all rows. `elements` holds the index of
-    each slot's element in its row, and UNUSED in the slots that a shorter prompt leaves.
+    New elements take the slots after the longest prompt in all rows. `elements` holds the index of
+    each slot's element in its row, and UNUSED in the slots that a shorter prompt leaves empty.
 
     Args:
         config: A configuration of ReasoningTokens.
         steps: Reasoning tokens of each token.
-        capacity: Tokens that there is room for.
+        capacity: Largest number of tokens of a row.
     """
 
     def __init__(

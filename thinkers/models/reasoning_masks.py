@@ -30,7 +30,7 @@ def as_factor(name: str, value: Any, num_heads: int) -> Factor:
 
 
 def visible_pairs(config: Any, steps: int) -> masks.PairMask:
-    """Return the mask of pairs that attend, with so many reasoning tokens after every token."""
+    """Return the mask of pairs that attend, with `steps` reasoning tokens after every token."""
     if config.mode == "stop_grad":
         return masks.causal
     near = masks.reasoning_near(steps, config.window)
@@ -38,7 +38,7 @@ def visible_pairs(config: Any, steps: int) -> masks.PairMask:
 
 
 def gradient_stops(config: Any, steps: int) -> Stops:
-    """Return the factors of gradients to queries, keys and values, without those that are all 1."""
+    """Return the gradient factors of queries, keys and values, leaving out those that are all 1."""
     if steps == 0:
         return {}
     places = {"far": masks.reasoning_far(steps, config.window)}

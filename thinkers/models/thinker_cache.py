@@ -35,20 +35,20 @@ class ThinkerCache:
         self.heads, self.head_dim = config.num_heads, config.dim // config.num_heads
         self.inputs: list[Tensor] = []
         self.pending = lengths.new_zeros(len(lengths), 0)
-        # Place 0 of the first section would predict the first token, which is always given.
+        # Query 0 of the first section would predict the first token, which is always given.
         self.begin(model.initial_memory(len(lengths)), offset=1)
 
     def begin(self, memory: Memory, offset: int = 0) -> None:
-        """Begin a section that is written from this memory; `offset` is its first place."""
+        """Begin a section predicted from this memory; `offset` is the index of its first query."""
         self.memory, self.first, self.offset = memory, offset, offset
         start = torch.zeros_like(self.lengths)
         like = memory.keys[0]
         self.written = KeyValueCache(self.slots, start, self.room, self.heads, self.head_dim, like)
 
     def advance(self, n: int) -> Int[Tensor, "b 1"] | None:
-        """Take the next `n` places of the section; return their rotary positions.
+        """Take the next `n` queries of the section; return their rotary positions.
 
-        None means 0, 1, 2, .., for the first queries of a section; later ones come one by one.
+        None means 0, 1, 2, .., for the first queries of a section; later queries come one by one.
         """
         begins = self.offset == self.first
         self.offset += n
@@ -58,7 +58,7 @@ class ThinkerCache:
         return None
 
     def append(self, model: Any, tokens: Int[Tensor, " b"]) -> None:
-        """Append one token per row; at the end of a section, think about all that is finished."""
+        """Append one token per row; at the end of a section, think about all finished sections."""
         self.lengths = self.lengths + 1
         if self.section is None:
             return

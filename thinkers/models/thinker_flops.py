@@ -4,7 +4,7 @@ from typing import Any
 
 
 def sectioned(model: Any, batch_size: int, length: int, steps: int, training: bool) -> int:
-    """Count the operations of rows without prompts: each section thinks about all before it."""
+    """Count the operations of rows without prompts: steps of each section over all before it."""
     config, process, size = model.config, model.process, model.config.section
     sections, first = length // size, min(length, size - 1)
     total = process.project_flops(config.num_latents)
@@ -30,8 +30,8 @@ def _thinking(
 
     Args:
         rows: Rows that think, one per section or prompt.
-        read: Words in the memory of a row.
-        projected: Words projected into memory, over all rows.
+        read: Tokens in the memory of a row.
+        projected: Tokens projected into memory, over all rows.
         queries: Output queries per row.
     """
     config, process = model.config, model.process

@@ -24,7 +24,7 @@ def prompt_sizes(
         causal: False where output queries attend to all others, those of further positions too.
 
     Raises:
-        UsageError: The sizes decide the result, and a compiler cannot know them.
+        UsageError: The result depends on the sizes, which are unknown under torch.compile.
     """
     if prompt_lengths is None:
         return length, length
@@ -32,9 +32,9 @@ def prompt_sizes(
         if not causal:
             raise UsageError(
                 "prompt_lengths of a Thinker with variant='published' cannot be compiled, since "
-                "the number of output queries decides each answer; call the model itself"
+                "each answer depends on the number of output queries; call the uncompiled model"
             )
-        # Bounds that hold for any values; masks hide the columns that are too many.
+        # Upper bounds for any values; masks hide the superfluous columns.
         return length, length
     shortest, longest = torch.stack(prompt_lengths.aminmax()).tolist()
     return longest, length - shortest + 1
@@ -53,8 +53,7 @@ def check_room(config: Any, room: int) -> None:
 def answer_room(targets: Int[Tensor, "b t"], prompt_lengths: Int[Tensor, " b"]) -> int:
     """Return the number of graded positions from a prompt's last token on.
 
-    It is 0, which means that whole rows are to be computed, where earlier positions are graded too
-    and under torch.compile.
+    It is 0, for whole rows, if earlier positions are graded too, and under torch.compile.
     """
     if torch.compiler.is_compiling():
         return 0

@@ -77,7 +77,7 @@ class ChainCache:
         return attended
 
     def _record(self, layer: int, q: Float[Tensor, "b h t d"]) -> None:
-        """Record the attention weights on words and on the position's own thoughts."""
+        """Record the attention weights on tokens and on the position's own thoughts."""
         if (record := current_record()) is None:
             return
         k, chain = self.bases[layer][0], self.chains[layer]
@@ -97,7 +97,7 @@ def attention_weights(
 ) -> Float[Tensor, "b h t _"]:
     """Compute softmax(q k / sqrt(d)) over s keys and each query's own n thoughts, (b, h, t, s + n).
 
-    A query that sees nothing has weights 0.
+    A query without visible keys has weights 0.
     """
     visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
     visible = (visible.tril() if causal else visible)[None, None]
@@ -110,7 +110,7 @@ def attention_weights(
         seen = seen if hidden is None else ~hidden[:, None, :, None]
         shape = (*torch.broadcast_shapes(visible.shape[:3], seen.shape[:3]), own.shape[3])
         visible = torch.cat([visible.expand(*shape[:3], -1), seen.expand(shape)], -1)
-    # A finite minimum, since a row of -inf alone would have the weights and gradients nan.
+    # A finite minimum: a row of -inf alone would have nan for weights and gradients.
     lowest = torch.finfo(scores.dtype).min
     weights = (scores / q.shape[-1] ** 0.5).masked_fill(~visible, lowest).softmax(-1)
     return weights.masked_fill(~visible, 0.0)
@@ -182,9 +182,9 @@ class GenerationCache:
         k: Float[Tensor, "b h 1 d"],
         v: Float[Tensor, "b h 1 d"],
     ) -> Float[Tensor, "b h 1 d"]:
-        """Store this step's element of each row's last position, and attend to what it sees.
+        """Store this step's element of each row's last position, and attend with its query.
 
-        It sees all base elements of the row and, in the slots after them, its own thoughts.
+        It attends to all base elements of the row and, in the slots after them, its own thoughts.
         """
         stop = self.used + step
         keys, values = self.kept[layer]

@@ -118,7 +118,7 @@ class ThoughtsFormer(Model):
         steps = torch.arange(self.config.num_steps)
         self.codes.weight.copy_(sinusoidal(steps, self.config.dim, self.codes.weight.dtype))
         if self.config.variant == "published":
-            # As large as the sinusoidal codes that are added to them.
+            # Unit variance, comparable to the sinusoidal codes that are added.
             nn.init.normal_(self.embedding.weight)
             nn.init.normal_(self.positions.weight)
 
@@ -241,7 +241,7 @@ class ThoughtsFormer(Model):
         step: int,
         keys: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b t c"]:
-        """Return the thought that the next step reads: the state, or the word that it predicts.
+        """Return the input of the next step: the state, or the embedding of the word it predicts.
 
         A word is drawn from softmax(logits) with the key of its row, and without keys the likeliest
         one is taken. Its gradient is that of a softmax: the straight-through Gumbel-softmax (Jang
@@ -252,7 +252,7 @@ class ThoughtsFormer(Model):
         scores = self._logits(state)
         if keys is not None:
             # The arg-max of scores plus Gumbel noise, -log(-log(u)), is a draw from the softmax.
-            # float64, since u close to 1 decides the draw.
+            # float64, since values of u close to 1 decide the draw.
             drawn = uniform(keys, step, tuple(scores.shape[1:]), torch.float64)
             tiny = torch.finfo(torch.float64).tiny
             scores = scores - (-drawn.clamp(min=tiny).log()).log().to(scores.dtype)
@@ -345,7 +345,7 @@ def padding(
 
 
 def drop(x: Float[Tensor, "*b c"], part: Any) -> Float[Tensor, "*b c"]:
-    """Apply the dropout of a part of the model."""
+    """Apply dropout with the rate of `part`, in training."""
     return F.dropout(x, part.dropout) if part.training and part.dropout else x
 
 

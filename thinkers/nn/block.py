@@ -1,4 +1,4 @@
-"""The pre-norm transformer block of LLaMA, which several models are built from."""
+"""The pre-norm transformer block of LLaMA, shared by several models."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ from thinkers.nn.layers import (
 from thinkers.nn.tracing import record_weights
 
 Table = tuple[Tensor, Tensor] | None
-"""Cosines and sines of `Rotary.table`; None where positions were added to the embeddings."""
+"""Cosines and sines of `Rotary.table`; None if positions are added to the embeddings."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention over queries (b, h, t, d), keys and values (b, g, t, d); the result is (b, h, t, d)."""
 
@@ -101,9 +101,9 @@ def causal_attention(
     """Compute softmax(q k^T / sqrt(d)) v over each position and those before it.
 
     Args:
-        cache: Keeps keys and values at `slot`, and gives back those of earlier tokens with them.
+        cache: Stores keys and values at `slot`, and returns them after those of earlier tokens.
         dropout: Probability with which attention weights are zeroed.
-        name: Under which the weights are recorded, where a caller records attention.
+        name: Name under which the weights are recorded inside `record_attention`.
     """
     mask = None
     if cache is not None:

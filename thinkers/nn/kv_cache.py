@@ -1,4 +1,9 @@
-"""The cache of keys and values of generated rows, which may differ in length."""
+"""Key/value cache of the rows being generated, which may differ in length.
+
+A row has the same index in every buffer. `data` is (slots, 2, b, g, capacity, d), with a slot for
+each layer and step that attends. Generation drops finished rows by `select`. All rows of a batch
+take the same number of thinking steps: no model halts a row before the others.
+"""
 
 import torch
 from jaxtyping import Float, Int

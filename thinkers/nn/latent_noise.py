@@ -1,4 +1,4 @@
-"""Noise on latents between thinking steps, each row's drawn from a key of its own."""
+"""Noise on latents between thinking steps, drawn for each row from its own key."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from thinkers.prng import mix_tensor, normal, uniform
 
 @dataclass(frozen=True)
 class Disturb:
-    """Add noise to latents, drop or replace them, so that the block learns to continue from any.
+    """Add noise to latents, drop or replace them, so that the block learns to continue from them.
 
     The noise is a function of one key per row, so that it does not depend on how rows are batched.
 
@@ -41,7 +41,7 @@ class Disturb:
         Args:
             keys: One key per row.
             step: Number of the step; each step has random streams of its own.
-            learned: Learned initial latents; `n` may differ from `l` where latents were added.
+            learned: Learned initial latents; `n` differs from `l` if latents were added.
         """
         size = latent.shape[1:]
         # One step owns the streams 8 * step .. 8 * step + 7. Negative streams belong to the

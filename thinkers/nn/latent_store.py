@@ -43,11 +43,11 @@ class Projector(Protocol):
 class LatentStore:
     """Memory of inputs, knowledge and earlier latents, each projected once.
 
-    Keys and values lie in buffers of fixed capacity. A read returns views of them. The gradients
-    of all reads add up in buffers of the same shape, and each write takes its share once all later
-    reads have been differentiated: the cost is 2 * capacity vectors per layer, however often they
-    are read. A compiler cannot trace this: under torch.compile, every read concatenates what was
-    written, and the gradient is that of autograd.
+    Keys and values are held in buffers of fixed capacity. A read returns views of them. The
+    gradients of all reads add up in buffers of the same shape, and each write takes its share once
+    all later reads have been differentiated: the cost is 2 * capacity vectors per layer, however
+    often they are read. A compiler cannot trace this: under torch.compile, every read concatenates
+    what was written, and the gradient is that of autograd.
 
     Args:
         process: Block whose projections are stored.

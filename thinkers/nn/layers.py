@@ -1,4 +1,4 @@
-"""Layers without attention of their own: projections, feed-forwards, positions, first weights."""
+"""Layers besides attention: projections, feed-forwards, positions, initial weights."""
 
 import math
 
@@ -44,7 +44,7 @@ class AttentionProjections(nn.Module):
         return self.output(x.transpose(1, 2).flatten(2))
 
     def flops(self, queries: int, keys: int) -> int:
-        """Count the operations of so many queries, and so many keys with their values."""
+        """Count the operations of projecting `queries` queries, and `keys` keys and values."""
         dim, kv = self.query.in_features, self.key_value.out_features
         return 2 * dim * (2 * queries * dim + keys * kv)
 
@@ -83,12 +83,12 @@ class GELUFeedForward(nn.Module):
 
 
 def swiglu_width(dim: int) -> int:
-    """Return 8/3 of `dim` as a multiple of 8: three such matrices are as large as two of 4 dim."""
+    """Return 8/3 of `dim` as a multiple of 8: three such matrices have the size of two of 4 dim."""
     return 8 * max(1, round(dim / 3))
 
 
 def attention_flops(batch: int, queries: int, keys: int, dim: int) -> int:
-    """Count the operations of scores and sums over so many keys; a causal mask saves none."""
+    """Count the operations of scores and weighted sums over the keys; a causal mask saves none."""
     return 4 * batch * queries * keys * dim
 
 
@@ -133,7 +133,7 @@ def rotate(x: Float[Tensor, "b h t d"], table: tuple[Tensor, Tensor]) -> Float[T
 def sinusoidal(positions: Int[Tensor, " t"], dim: int, dtype: torch.dtype) -> Float[Tensor, "t c"]:
     """Sines and cosines of geometric frequencies (Vaswani et al. 2017, arxiv.org/abs/1706.03762).
 
-    They are defined for any number, so also for thinking steps beyond those trained. The angles are
+    They are defined for any number, and so for thinking steps beyond those trained. The angles are
     computed in float32 or float64, and only their sines and cosines are of this dtype.
     """
     half, wide = (dim + 1) // 2, angle_dtype(dtype)

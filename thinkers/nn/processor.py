@@ -1,9 +1,9 @@
 """Building blocks of Thinker: Read, Process, Output, Probe.
 
-A small set of latent vectors is the state of a processor. One block, shared by all steps, is the
-processor, and its memory holds the input and the latents of earlier steps. The building blocks can
-be called in any order, in training and in inference (idea and published toy model:
-https://github.com/domguia/thinker).
+A small set of latent vectors is the state. One block, shared by all steps, is the processor: it
+updates the latents by attention over a memory, which holds the input and the latents of earlier
+steps. The building blocks can be called in any order, in training and in inference (idea and
+published toy model: https://github.com/domguia/thinker).
 """
 
 import math
@@ -261,10 +261,10 @@ class FixedTextInput(TextInput):
 class Read:
     """Read an input into the latents, or into a store for later steps.
 
-    It is no `nn.Module`: the weights belong to `process` and `source`.
+    Not an `nn.Module`: the weights belong to `process` and `source`.
 
     Args:
-        process: Block that reads.
+        process: Block whose steps read the input.
         source: Embeds the input; None where vectors (latents, for example) are given.
     """
 
@@ -284,14 +284,14 @@ class Read:
     def into(
         self, store: LatentStore, *inputs: Tensor, hidden: Bool[Tensor, "b m"] | None = None
     ) -> None:
-        """Write the input into `store`; `hidden` is True where a vector is padding."""
+        """Write the input into `store`; `hidden` is True at padding."""
         store.write(self.vectors(*inputs), kind="input", hidden=hidden)
 
 
 class Output:
     """Read out memory: output queries pass `steps` times through the block of the processor.
 
-    It is no `nn.Module`: the weights belong to `process` and `embedding`.
+    Not an `nn.Module`: the weights belong to `process` and `embedding`.
 
     Args:
         embedding: Token embedding that the output layer is tied to.
@@ -325,7 +325,7 @@ class Output:
 
 
 class Probe(nn.Module):
-    """Linear scalars of a state: an estimate, a confidence, or scores of the block to run next."""
+    """Linear read-out of scalars from a state, such as an estimate or a confidence."""
 
     def __init__(self, dim: int, num_probes: int = 1):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tracing of a model's inner work: record attention, show attention masks, replace thoughts."""
+"""Tracing of a forward pass: record attention, show attention masks, replace thoughts."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -57,7 +57,7 @@ def record_weights(
     mask: Tensor | None = None,
     causal: bool = False,
 ) -> None:
-    """Record the weights of this attention, averaged over heads, if a record is open."""
+    """Record the weights of this attention, averaged over heads, inside `record_attention`."""
     if _record is not None:
         _record.keep(name, attention_weights(q, k, mask, causal).mean(1))
 
@@ -85,7 +85,7 @@ def attention_weights(
 class Traced:
     """Tracing hooks of a model; the defaults are those of a causal transformer."""
 
-    mask_caption: ClassVar[str] = "Each position reads itself and the positions before it."
+    mask_caption: ClassVar[str] = "Each position attends to itself and to the positions before it."
     """Caption of the picture of `mask`."""
     by_position: ClassVar[tuple[str, ...]] = ()
     """Names of the vectors in `extra` that belong to positions: (b, t, c) or (b, n, t, c)."""

@@ -66,7 +66,7 @@ def eager(reason: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast tensors to the dtype of autocast where it is on, as torch's own attention does."""
+    """Cast tensors to the dtype of autocast if it is on, as torch's own attention does."""
     if not isinstance(tensors[0], Tensor):
         return tensors
     kind = tensors[0].device.type
@@ -77,7 +77,7 @@ def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _is_cast(x: Tensor) -> bool:
-    """Return True if autocast casts `x`; any other dtype is left for the checks to refuse."""
+    """Return True if autocast casts `x`; the checks reject any other dtype."""
     return isinstance(x, Tensor) and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -90,7 +90,7 @@ def choose_thought(q: Tensor, backend: str = "auto") -> Choice:
 
 
 def _choose_triton(q: Tensor, backend: str) -> Choice | None:
-    """The Triton kernels, if they were requested or are the default here and can run."""
+    """Return the Triton kernels if they were requested, or are the default here and can run."""
     if backend != "triton" and not (backend == "auto" and q.device.type == "cuda"):
         return None
     reason = unsupported_reason(q)
@@ -106,7 +106,7 @@ def _forward_kernel(q: Tensor) -> str:
 
 
 def factor_axis(stop: PairValues, q: Tensor, k: Tensor) -> str:
-    """The axis that gradient factors vary along: "nothing", "query", "key" or "pair".
+    """Return the axis along which gradient factors vary: "nothing", "query", "key" or "pair".
 
     Variation over batch rows is free. Variation over query heads counts as variation by query, or
     by pair, where several query heads share a key head: the gradient of the key sums over them.
@@ -132,7 +132,7 @@ def one_query_factor(axes: list[str], stops: list[PairValues]) -> bool:
 
 
 def _factors_leave_sums(axes: dict[str, str], stops: dict[str, PairValues]) -> bool:
-    """Return True if no factor has to be multiplied in pair by pair.
+    """Return True if no factor must be applied to single pairs.
 
     dQ_i sums over keys and dK_j, dV_j over queries: a factor that varies along the other axis alone
     leaves its sum.

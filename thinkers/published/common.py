@@ -29,7 +29,7 @@ def decode(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def decode_value(text: str) -> Any:
-    """Decode a JSON text; any other text stands for itself."""
+    """Decode a JSON text; any other text is returned unchanged."""
     try:
         return json.loads(text)
     except ValueError:
@@ -77,7 +77,7 @@ def is_derived(name: str) -> bool:
 
 
 def untie(weights: Mapping[str, Tensor], name: str, *copies: str) -> dict[str, Tensor]:
-    """Keep `name` alone of the names of one tied weight.
+    """Keep only `name` of the names of one tied weight.
 
     Raises:
         DataError: The copies differ.
@@ -111,13 +111,13 @@ def fill(layout: Layout, weights: Mapping[str, Tensor]) -> None:
 
 
 def mismatch(name: str, expected: Sequence[int] | None, found: Sequence[int] | None) -> str:
-    """Describe a weight that is missing (`found` None), unknown (`expected` None) or misshapen."""
+    """Describe a weight that is missing (`found` None), unknown (`expected` None) or misshaped."""
     if found is None:
         return (
             f"weights lack {name}, which these settings require with shape {list(expected or ())}"
         )
     if expected is None:
-        return f"weights hold {name}, which these settings have no place for; check the settings"
+        return f"weights hold {name}, which a model with these settings lacks; check the settings"
     return f"{name} must have shape {list(expected)} with these settings, got {list(found)}"
 
 

@@ -54,7 +54,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
 
 
 def needs_gpu(name: str) -> bool:
-    """Return True if a recipe is meant for a GPU, which its device says."""
+    """Return True if a recipe is meant for a GPU: its device is cuda."""
     return RECIPES[name]().training.device == "cuda"
 
 
@@ -77,7 +77,7 @@ def results() -> dict[str, Any]:
 
 
 def _is_current(name: str, settings: Mapping[str, Any]) -> bool:
-    """Return True if a recipe has these settings still; a field added since had its default."""
+    """Return True if a recipe still has these settings; a new field counts as its default."""
     try:
         measured = settings_of(Config.from_dict(settings))
     except UsageError:

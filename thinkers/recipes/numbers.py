@@ -44,7 +44,7 @@ def add_looped() -> Config:
 def add_thinker() -> Config:
     """Add numbers of up to 3 digits in latents that think 4 steps before the first digit.
 
-    Training draws 2 to 6 steps, so that the number can be changed afterwards.
+    Training draws 2 to 6 steps, so that the number of steps can be changed afterwards.
     """
     training = training_settings(3000, random_steps=(2, 6))
     return Config.fit(
@@ -53,7 +53,7 @@ def add_thinker() -> Config:
 
 
 def add_thoughtsformer() -> Config:
-    """Add numbers of up to 3 digits by chains of thoughts: each position thinks by itself.
+    """Add numbers of up to 3 digits by a chain of thoughts at each position.
 
     Two layers and two steps; one layer and four steps learned as well with one seed, and stayed at
     41 % with another.

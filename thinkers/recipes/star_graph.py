@@ -1,4 +1,4 @@
-"""Recipes on star graphs: paths whose first node can only be chosen with the last in view."""
+"""Recipes on star graphs: paths whose first node depends on the last."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from thinkers.tasks.star_graph import StarGraph
 def planned(lr: float, **own: Any) -> Training:
     """Return the settings of both recipes: many updates of few graphs.
 
-    With 64 graphs an update, pilot runs had not learned to look an edge up when they were stopped;
+    With 64 graphs per update, pilot runs had not learned to look up an edge when they were stopped;
     with 16, one did within a minute.
     """
     return training_settings(10_000, lr=lr, batch_size=16, warmup_updates=200, **own)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#010203"
-"""Placeholder for the text colour of the page, which is light or dark: see `drawing`."""
+"""Placeholder for the text colour of a page, light or dark; see `drawing`."""
 MARK, PALE = "#2f7fc4", "#8fb3d4"
 
 

@@ -47,8 +47,8 @@ def save(
     """Save a checkpoint in a new folder in `folder`, durable when this returns; return its path.
 
     Args:
-        run_id: The run that it belongs to; `verify` refuses it for another.
-        score: By which `prune` finds the best; one that is not finite is never the best.
+        run_id: Identifier of its run; `verify` rejects it for another run.
+        score: Validation score, by which `prune` keeps the best; one that is not finite never is.
 
     Raises:
         ResourceError: The disk is full; earlier checkpoints are untouched.
@@ -82,7 +82,7 @@ def verify(path: Path, run_id: str | None = None) -> dict[str, Any]:
     """
     manifest = _read_manifest(path)
     if manifest["update"] != int(path.name):
-        raise DamagedError(f"{path} holds update {manifest['update']}, not the one it is named by")
+        raise DamagedError(f"{path} holds update {manifest['update']}, not that of its name")
     if run_id is not None and manifest["run"] != run_id:
         raise DamagedError(f"{path} belongs to run {manifest['run']!r}, expected {run_id!r}")
     wanted: dict[str, Any] = manifest["files"]
@@ -104,7 +104,7 @@ def verify(path: Path, run_id: str | None = None) -> dict[str, Any]:
 
 
 def read(path: Path, run_id: str | None = None) -> Checkpoint:
-    """Read a checkpoint, after every byte of it is verified."""
+    """Verify every byte of a checkpoint, then read it."""
     manifest = verify(path, run_id)
     state = json.loads((path / STATE).read_bytes())
     stems = (name.removesuffix(".safetensors") for name in manifest["files"] if name != STATE)
@@ -191,7 +191,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(content)
         digest = manifest.pop("sha256")
         intact = digest == hashlib.sha256(to_json(manifest)).hexdigest()
-        # The digest is of values: spaces, say, could have changed. Each byte is compared as well.
+        # The digest is of values: white space, for example, could have changed. So bytes are
+        # compared too.
         intact = intact and content == to_json(manifest | {"sha256": digest})
     except FileNotFoundError:
         raise DamagedError(f"{file} is missing") from None

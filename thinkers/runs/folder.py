@@ -26,7 +26,7 @@ FORMAT = 2
 RECORD = "config.json"
 LOCK = ".lock"
 BEGUN = {LOCK, f".{RECORD}.tmp"}
-"""Files that a run may leave if it is killed before it has a record."""
+"""Files that a run may leave if it is killed before it has written its record."""
 
 
 def default_folder(config: Config) -> Path:
@@ -36,7 +36,7 @@ def default_folder(config: Config) -> Path:
 
 @contextmanager
 def owned(folder: Path, new: bool) -> Iterator[None]:
-    """Own a folder: while entered, no other process can.
+    """Lock a folder for this process while the context is entered.
 
     Args:
         new: The folder must be empty or absent; otherwise it must hold a run.
@@ -45,8 +45,8 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
         LockedError: Another process owns the folder.
         UsageError: The folder is not new, or not that of a run.
     """
-    # Checked before the lock file is made, so that a folder that is no run is left as it is; and
-    # again under the lock, for another process may have begun a run in between.
+    # Checked before the lock file is created, so that a folder that is not a run stays unchanged,
+    # and again under the lock, since another process may have started a run in between.
     if new and folder.is_dir() and not (folder / LOCK).exists():
         _refuse_contents(folder)
     if not new and not folder.is_dir():
@@ -88,15 +88,15 @@ def _require_record(folder: Path) -> None:
 
 
 def _refuse_contents(folder: Path) -> None:
-    """Raise a UsageError if a folder holds more than a run leaves that never began."""
+    """Raise a UsageError if a folder holds more than the remains of a run that never began."""
     found = {path.name for path in folder.iterdir()}
     if RECORD in found:
         raise UsageError(
-            f"{folder} must be a new folder, and it holds a run; "
+            f"{folder} must be a new folder, but holds a run; "
             f"continue it with --resume {folder}, or choose another with --out"
         )
     if found - BEGUN:
-        raise UsageError(f"{folder} must be a new folder, and it exists; choose another with --out")
+        raise UsageError(f"{folder} must be a new folder, but exists; choose another with --out")
 
 
 def _remove_unused(folder: Path, made: Sequence[Path]) -> None:
@@ -123,7 +123,7 @@ def new_record(config: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def surroundings() -> dict[str, Any]:
-    """Return the versions and threads, on which the last bits of a result depend."""
+    """Return versions and number of threads, on which the last bits of a result depend."""
     return {
         "versions": {
             "thinkers": __version__,

@@ -22,7 +22,7 @@ SECONDS_BETWEEN_BARS = 0.2
 
 
 class MetricsWriter:
-    """Write metrics.jsonl and show progress; without a folder, as on other ranks, do neither.
+    """Writer of metrics.jsonl and display of progress; neither without a folder.
 
     Lines are kept in memory until `flush`: a resumed run keeps the lines up to its checkpoint and
     computes the others again. A tracker that fails does not end the training: it gets the lines it
@@ -102,7 +102,7 @@ class MetricsWriter:
             show(text)
 
     def flush(self) -> None:
-        """Put all lines on the disk, then pass them to the tracker."""
+        """Write all lines to the disk, then pass them to the tracker."""
         if self._file is not None and self._lines:
             content = "".join(self._lines).encode()
             with disk_errors(self._file, len(content)), self._file.open("ab") as stream:
@@ -120,7 +120,7 @@ class MetricsWriter:
         assert self._tracker is not None
         try:
             work(self._tracker)
-        except Exception as error:  # of any library or network; training must not end by it
+        except Exception as error:  # any error of a library or network: it must not end training
             what = f"{type(error).__name__}: {describe(error)}"
             self.print(f"tracking failed: {what}; metrics.jsonl has it all")
             return False

@@ -21,7 +21,7 @@ class Run:
     """The result of a training.
 
     Args:
-        model: With its final weights, averaged if `ema` is set, in evaluation mode.
+        model: The model with its final weights (averaged if `ema` is set), in evaluation mode.
         scores: {metric: value} on held-out examples of the test split, at the model's own steps.
         folder: The run folder.
     """
@@ -55,7 +55,7 @@ def load(folder: str | Path) -> Model:
 def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | None]:
     """Return the model of a run, and its task, as it was trained on.
 
-    A model from a folder is on the fastest device and in evaluation mode, as `load` gives it. A
+    A model from a folder is on the fastest device and in evaluation mode, as by `load`. A
     pair (model, task) is returned as it is. The task is None for a model, and for a model folder
     outside a run, since their task is not recorded.
 
@@ -81,7 +81,7 @@ def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | 
     home = _run_folder(path)
     if home is None and flags:
         raise UsageError(f"flags must be left out for a model outside a run, got {list(flags)}")
-    # The task first: it is quick to read, and its errors name the run.
+    # The task first: it is quick to read, and its errors name the run folder.
     task = None if home is None else _task_of(home, flags)
     return load(path).to(find_device("auto")), task
 
@@ -110,7 +110,7 @@ def folder_of(run: RunLike) -> str:
 
 
 def _run_folder(path: Path) -> Path | None:
-    """Return the run folder that `path` is, or is the model folder of; None for a lone model."""
+    """Return the run folder of `path`, itself or its parent; None for a model outside a run."""
     if not (path / "model.safetensors").exists():
         return path
     parent = path.absolute().parent

@@ -19,21 +19,24 @@ Line = Mapping[str, Any]
 STORE = "sqlite:///mlflow.db"
 """The default store of `mlflow ui`; MLFLOW_TRACKING_URI names another."""
 METRICS_PER_CALL = 1000
-"""Limit of MLflow's log_batch on metrics; that on parameters is a tenth of it."""
+"""MLflow's limit of metrics per log_batch; its limit of parameters is a tenth of that."""
 
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 
 
 class Tracker(ABC):
-    """A store that receives the lines of metrics.jsonl, in order, once they are on the disk."""
+    """A store that receives the lines of metrics.jsonl, in order, once they are on the disk.
+
+    To add one, subclass this, with a constructor (folder, record), and enter the class in
+    `thinkers.TRACKERS` under the name that `tracking` and --tracking then take."""
 
     module: ClassVar[str]
     """Module whose import shows that the extra is installed."""
 
     @abstractmethod
     def send(self, lines: Sequence[Line]) -> None:
-        """Store the lines that are not stored yet; a line that is there already is skipped."""
+        """Store the lines that are not stored yet; skip those that are."""
 
     @abstractmethod
     def finish(self, status: Status) -> None:
@@ -51,7 +54,7 @@ class MLflow(Tracker):
 
     def __init__(self, folder: Path, record: Mapping[str, Any]):
         tracking = require(self.module, "mlflow", "--tracking mlflow")
-        for name in ("mlflow", "alembic"):  # they log each table that they create
+        for name in ("mlflow", "alembic"):  # they print each table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
         self._entities = importlib.import_module("mlflow.entities")
         self._client = tracking.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", STORE))

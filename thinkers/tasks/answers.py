@@ -18,9 +18,9 @@ from thinkers.prng import Rng, mix_int, row_keys
 from thinkers.tasks.base import IGNORED, Prompt, Task, check_batch, split_of_hash
 
 SCORING_ROWS = 500
-"""Examples that a model answers at once when it is scored."""
+"""Examples of one batch when a model is scored."""
 ATTEMPTS = 100_000
-"""Draws after which a split is taken to have no example."""
+"""Draws after which a split counts as empty."""
 
 
 class AnswerTask(Task):
@@ -153,7 +153,8 @@ class AnswerTask(Task):
     ) -> dict[str, float]:
         """Return the shares of answers (`exact`) and of answer tokens (`per_token`) that are right.
 
-        Both include the end token: `exact` counts an answer only if it also stops where it should.
+        Both include the end token: `exact` counts an answer only if it also ends at the right
+        place.
         """
         batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
         return score_answers(model, batches, self.max_answer_length(), self.vocab_size, num_steps)
@@ -213,7 +214,7 @@ def score_answers(
 ) -> dict[str, float]:
     """Return the shares of answers, and of their tokens, that `model` gets right.
 
-    `model` answers in evaluation mode, without gradient, and is left in the mode it was in.
+    `model` answers in evaluation mode without gradients; its mode is restored.
     """
     right, graded = grade_answers(model, batches, max_new_tokens, vocab_size, num_steps)
     exact = (right == graded).double().mean()

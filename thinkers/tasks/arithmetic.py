@@ -35,7 +35,7 @@ class OperandTask(NumberTask):
     @dataclass(frozen=True, kw_only=True)
     class Config(NumberTask.Config):
         min_digits: int = 1
-        """Digits of each operand, without leading zeros; 0 has one digit."""
+        """Fewest digits of an operand, without leading zeros; 0 has one digit."""
         max_digits: int = 3
 
         def __post_init__(self) -> None:
@@ -72,8 +72,8 @@ class OperandTask(NumberTask):
         self, draws: Draws, base: Int64[np.ndarray, " n"], size: int
     ) -> Int64[np.ndarray, "n w"]:
         """Return the digits of numbers of up to `size` digits, -1 beyond their own."""
-        # As many draws for short numbers as for long ones: every row must use the same counters of
-        # its stream, whatever it drew before.
+        # Short numbers take as many draws as long ones: every row must use the same counters of its
+        # stream, whatever it drew before.
         shortest = self.config.min_digits
         lengths = shortest + draws.below(size - shortest + 1, 1)
         digits = draws.below(base, size)

@@ -44,9 +44,9 @@ class Example(NamedTuple):
     prompt: list[int]
     answer: list[int]
     bucket: tuple[int, int]
-    """Place of its kind among `kinds`, and number of statements: what the curriculum goes by."""
+    """Index of its kind in `kinds`, and number of statements: the order of the curriculum."""
     story: int
-    """Number of its story in its split."""
+    """Index of its story in its split."""
 
 
 class Babi(CurriculumTask):
@@ -103,11 +103,11 @@ class Babi(CurriculumTask):
     causal_fix = "set answers=chosen, or causal=True"
 
     def __init__(self, config: Any = None, seed: int = 0, run: Mapping[str, Any] | None = None):
-        """Read all files of a path; generated stories are made when they are first asked for.
+        """Read all files of a path; stories are generated when they are first needed.
 
         Args:
-            run: The state of vocabulary.json, of a run: its words are used, and files are not read
-                until examples are asked for.
+            run: The state in vocabulary.json of a run: its words are used, and files are read only
+                when examples are needed.
         """
         super().__init__(config, seed)
         self._examples: dict[str, list[Example]] = {}

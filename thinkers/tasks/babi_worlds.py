@@ -76,7 +76,7 @@ class Story:
 
 
 def add_move(rng: Rng, story: Story, name: str, place: str) -> int:
-    """Append that somebody goes to a place, and return the line number."""
+    """Append the move of a person to a place, and return its line number."""
     return story.add_statement(rng.choice(MOVES).format(name, place))
 
 
@@ -88,7 +88,7 @@ def other_place(rng: Rng, place: str | None) -> str:
 class Walk:
     """World of people who go from place to place.
 
-    `at` holds for each person the place and the number of the line that says so.
+    `at` holds for each person the place and the number of the line that states it.
     """
 
     def __init__(self, rng: Rng, story: Story, people: int):
@@ -105,7 +105,7 @@ class Walk:
 
 
 def walks(rng: Rng, story: Story) -> Iterator[tuple[str, str, int]]:
-    """Five times write two moves, and yield a name, its place and the line that says so."""
+    """Five times write two moves, and yield a name, its place and the line that states it."""
     walk = Walk(rng, story, 4)
     for _ in range(5):
         walk.go()
@@ -177,7 +177,7 @@ class Errands(Walk):
         line = self.story.add_statement(self.rng.choice(TAKES).format(name, thing))
         self.holder[thing] = name
         trail = self.trails.setdefault(thing, [])
-        # The proof of its place: the lines so far if it was known to lie here; else only the line
+        # The proof of its place: the lines so far if it was known to be here; else only the line
         # that brought the person here, since the thing must have been here already.
         before = trail.pop()[1] if trail else (since,)
         trail.append((place, (*before, line)))
@@ -273,7 +273,7 @@ def add_shuffled(rng: Rng, story: Story, texts: Sequence[str]) -> dict[str, int]
 
 
 def deduction(rng: Rng, story: Story) -> None:
-    """Write kind 15, basic deduction: the fear that a named animal has as all of its sort do."""
+    """Write kind 15, basic deduction: the fear of a named animal, known from its species."""
     animals, names = rng.sample(tuple(ANIMALS), 4), rng.sample(NAMES, 4)
     feared = {animal: rng.choice([x for x in animals if x != animal]) for animal in animals}
     fears = {
@@ -290,7 +290,7 @@ def deduction(rng: Rng, story: Story) -> None:
 
 
 def induction(rng: Rng, story: Story) -> None:
-    """Write kind 16, basic induction: the colour of an animal, known from one of its sort."""
+    """Write kind 16, basic induction: the colour of an animal, known from one of its species."""
     animals, names = rng.sample(tuple(ANIMALS), 3), rng.sample(NAMES, 5)
     colours = dict(zip(animals, rng.sample(COLOURS, 3), strict=True))
     sorts = dict(zip(names, [*animals, rng.choice(animals), rng.choice(animals)], strict=True))

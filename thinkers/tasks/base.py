@@ -44,8 +44,9 @@ class Task(Configured, ABC):
     files. `AnswerTask` defines most of them for tasks of prompts with one right answer.
 
     Batches are pure functions of (seed, split, update, batch_size) and of the curriculum's state,
-    which only `observe`, `skip_curriculum` and `load_state_dict` change. So batches may be asked
-    for in any order, by any process, and a resumed run sees the batches it would have seen.
+    which only `observe`, `skip_curriculum` and `load_state_dict` change. So batches may be
+    requested in any order, by any process, and a resumed run gets the batches that an uninterrupted
+    one gets.
     """
 
     primary_metric: ClassVar[str]
@@ -175,7 +176,7 @@ class Task(Configured, ABC):
 def example_groups(
     task: Task, split: str, num_examples: int, grades: Float[np.ndarray, "*s n"]
 ) -> Int64[np.ndarray, " n"]:
-    """Return the group of each of these grades; each is its own group if the task knows none."""
+    """Return the group of each of these grades; each is its own group if the task has none."""
     groups = task.groups(split, num_examples)
     count = grades.shape[-1]
     return np.arange(count) if groups is None or len(groups) != count else groups
@@ -198,8 +199,8 @@ def check_batch(update: int, batch_size: int, split: str) -> int:
 def split_of_hash(*content: int) -> str:
     """Return the split of an example, by a hash of its content: 80 % train, 10 % valid, 10 % test.
 
-    The seed does not enter, nor the update: an example that is held out once is held out of every
-    training, at any seed, size and curriculum stage.
+    The hash does not depend on seed or update: a held-out example is held out of every training, at
+    any seed, size and curriculum stage.
     """
     return SPLITS[max(0, hash_integers(*content) % 10 - 7)]
 

@@ -11,7 +11,7 @@ from thinkers.errors import UsageError
 from thinkers.tasks.answers import AnswerTask
 
 ROUNDING = 1e-9
-"""Slack of the threshold: a running mean of right answers alone may end that far below 1."""
+"""Tolerance of the threshold: a running mean of right answers alone may stay this far below 1."""
 
 
 def check_curriculum(config: Any) -> None:
@@ -39,7 +39,7 @@ class CurriculumTask(AnswerTask):
         self.difficulty = self.levels[-1]
 
     def observe(self, correct: Bool[Tensor, " b"]) -> None:
-        """Update the running accuracy; at the threshold, go to the next level and start it anew.
+        """Update the running accuracy; at the threshold, reset it and advance to the next level.
 
         The mean is exponential, with `window` examples as its time constant, so that its state is
         one number that a checkpoint holds.

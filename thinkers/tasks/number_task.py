@@ -1,8 +1,8 @@
-"""NumberTask: what all tasks on numbers and digit sequences share.
+"""NumberTask: base class of all tasks on numbers and digit sequences.
 
 A concrete task defines `draw` (random questions), `prompt_tokens`, `answer_tokens`, their widths
-and `num_questions`; this file splits, tokenizes, pads, batches and scores. All of it works on many
-rows at once in numpy, since batches are made while a small model waits for them.
+and `num_questions`; this file splits, tokenizes, pads, batches and scores. All operations are
+vectorised in numpy, since batches are made while a small model waits for them.
 """
 
 from abc import abstractmethod
@@ -39,10 +39,10 @@ TokenBlocks = list[Int64[np.ndarray, "n _"]]
 BLOCK_TOKENS, BLOCK_UPDATES = 1 << 17, 64
 """The most tokens, and the most updates, that are drawn at once."""
 EXHAUSTIVE_BELOW = 10_000
-"""Number of examples below which a task is tried for examples of every split when it is built."""
+"""Number of examples below which building a task checks that every split has some."""
 _SALT = 8
-"""Salt of the hash that splits examples. Any would do for large tasks; with this one the smallest,
-such as 1*1 to 9*9, have examples in every split too."""
+"""Salt of the hash that splits examples. Any salt serves for large tasks; with this one the
+smallest, such as 1*1 to 9*9, have examples in every split too."""
 
 
 @dataclass
@@ -232,14 +232,14 @@ class NumberTask(CurriculumTask):
     def split_of(self, questions: Questions) -> Int64[np.ndarray, " n"]:
         """Return the index into SPLITS of each question, by a hash of its content.
 
-        Width, padding and row do not enter: absent digits (-1) contribute 0, and the multipliers
-        of digits do not depend on the number of columns. For a commutative task the hashes of the
-        numbers are summed without weights.
+        The hash does not depend on width, padding or row: absent digits (-1) contribute 0, and the
+        multipliers of digits do not depend on the number of columns. For a commutative task the
+        hashes of the numbers are summed without weights.
         """
         _, count, width = questions.digits.shape
         digits = (questions.digits + 1).astype(np.uint64)
         weights = constants(width, salt=_SALT)
-        # uint64 products and sums wrap around modulo 2**64, which is what a hash wants.
+        # uint64 products and sums wrap around modulo 2**64, as a hash needs.
         content = mix(sum(digits[:, :, i] * weights[i] for i in range(width)))
         if not self.commutative:
             content = content * constants(count, salt=_SALT + 1)
@@ -256,7 +256,7 @@ class NumberTask(CurriculumTask):
         return [*prompt, np.full((len(questions.in_base), 1), EQUALS)]
 
     def with_blanks(self, digits: Int64[np.ndarray, "n w"]) -> Int64[np.ndarray, "n _"]:
-        """Return digits as a prompt shows them: with `blanks`, as wide as the largest size."""
+        """Return the digits of a prompt: with `blanks`, padded to the width of the largest size."""
         if not self.config.blanks:
             return digits
         digits = np.where(digits < 0, BLANK, digits)
@@ -277,7 +277,7 @@ class NumberTask(CurriculumTask):
         return prompt, self.answer_width(size) + 1
 
     def _check_splits(self) -> None:
-        """Raise UsageError if a split has no example: `_questions` would search in vain."""
+        """Raise UsageError if a split has no example: `_questions` would never find one."""
         sizes = self.config.sizes
         # Training begins at the curriculum's first size; held-out examples are of all sizes.
         for size, splits in ((self.difficulty, ("train",)), (sizes[-1], SPLITS)):

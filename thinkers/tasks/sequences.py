@@ -52,7 +52,7 @@ class SequenceTask(NumberTask):
     ) -> Int64[np.ndarray, "n w"]:
         """Return the answers of these sequences.
 
-        Elements beyond the lengths are 0; answers may be anything there.
+        Elements beyond the lengths are 0; answers beyond them are ignored.
         """
 
     def draw(self, draws: Draws, size: int) -> Questions:
@@ -164,7 +164,7 @@ class Sort(SequenceTask):
 
     def transform(self, elements, lengths, base, amount):
         beyond = np.arange(elements.shape[1]) >= lengths
-        # The base is above all elements, so what is beyond a sequence is sorted behind it.
+        # The base is above all elements, so that columns after a sequence are sorted behind it.
         return np.sort(np.where(beyond, base, elements), axis=1)
 
 

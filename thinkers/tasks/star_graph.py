@@ -48,7 +48,7 @@ class StarGraph(AnswerTask):
         path_length: int = 5
         """Nodes of a path, start and goal included."""
         num_labels: int = 50
-        """Number of labels that nodes are named from."""
+        """Number of labels from which those of the nodes are drawn."""
         num_graphs: int = 200_000
         """Number of different training graphs."""
 

@@ -24,7 +24,7 @@ from thinkers.tasks.base import SPLITS, Task, check_batch, check_split
 from thinkers.tasks.vocabulary_file import VOCABULARY_FILE, load_vocabulary, save_vocabulary
 
 SCORING_TOKENS = 4096
-"""Tokens that a model is scored on at once."""
+"""Tokens of one batch when a model is scored."""
 MIN_VOCAB_SIZE = {"byte": 256, "character": 1, "bpe": 256}
 """The fewest tokens of each kind of tokenizer, whatever the text."""
 
@@ -79,8 +79,8 @@ class Text(Task):
         which is enough to list and to print a recipe.
 
         Args:
-            run: The state of vocabulary.json, of a run: its tokenizer is used, and the text is not
-                read until batches are asked for.
+            run: The state in vocabulary.json of a run: its tokenizer is used, and the text is read
+                only when batches are needed.
         """
         super().__init__(config, seed)
         self.max_length = self.config.context
@@ -104,7 +104,7 @@ class Text(Task):
                 share=1.0 if self.config.valid_path else TRAIN_SHARE,
             )
             for split in SPLITS:
-                self.tokens(split)  # fails here if a text is missing or too short, not in training
+                self.tokens(split)  # a missing or too short text fails here, not in training
         fewest = MIN_VOCAB_SIZE[self.config.vocabulary]
         self.vocab_size = len(self.tokenizer) if self.tokenizer is not None else fewest
 
@@ -180,7 +180,7 @@ class Text(Task):
         """Return nats per token (`loss`) and `bits_per_byte`.
 
         An example is a window; windows do not overlap. If the split has more than `num_examples`,
-        so many are taken at equal distances.
+        that many are taken at equal distances.
         """
         nats, num_bytes = self._window_losses(model, split, num_examples, num_steps)
         bits = nats.sum().item() / math.log(2) / float(num_bytes.sum())
@@ -200,7 +200,7 @@ class Text(Task):
     def _window_losses(
         self, model: Any, split: str, num_examples: int, num_steps: int | None
     ) -> tuple[Float64[Tensor, " n"], Int64[np.ndarray, " n"]]:
-        """Return the summed loss of each window, in nats, and the bytes that its targets spell."""
+        """Return the summed loss of each window, in nats, and the bytes of its targets."""
         self.check(model)
         check_int("num_examples", num_examples, 1)
         tokens, length = self.tokens(split), self.config.context
@@ -214,7 +214,7 @@ class Text(Task):
             for chosen in np.array_split(starts, math.ceil(shown * length / SCORING_TOKENS)):
                 rows = self._windows(tokens, chosen)
                 logits = model(rows[:, :-1].to(device), num_steps=num_steps).logits
-                # The softmax of 16-bit logits loses more digits than models differ by.
+                # The rounding of a softmax of 16-bit logits exceeds the differences between models.
                 logits = logits.float() if logits.dtype.itemsize < 4 else logits
                 targets = rows[:, 1:].to(device)
                 losses = F.cross_entropy(logits.mT, targets, reduction="none")
@@ -237,7 +237,7 @@ class Text(Task):
         if self.tokenizer is None:
             raise _no_text()
         try:
-            text.encode()  # lone surrogates, as of a command line that is not UTF-8, fail here
+            text.encode()  # lone surrogates, as from a command line that is not UTF-8, fail here
             return self.tokenizer.encode(text).tolist()
         except UnicodeEncodeError as error:
             what = f"{error.object[error.start]!r} at character {error.start}"

@@ -1,6 +1,6 @@
 """vocabulary.json in a run folder: the tokens of a run whose vocabulary comes from files.
 
-With it a trained model can be used where those files are gone, and is never resumed on other ones.
+With it a trained model can be used without those files, and is never resumed on other ones.
 """
 
 import json
@@ -27,7 +27,7 @@ def load_vocabulary(folder: Path, keys: Collection[str]) -> dict[str, Any]:
 
     Raises:
         DataError: There is no such file.
-        DamagedError: It is not what was written.
+        DamagedError: The file has changed since it was written.
     """
     file = folder / VOCABULARY_FILE
     try:

@@ -100,7 +100,7 @@ def draw(model: Model, shape: tuple[int, ...], seed: int = 0) -> Int[Tensor, "..
 
 
 def training_batch(model: Model, seed: int = 0) -> Batch:
-    """Draw ragged rows whose continuations are graded; after their ends lie other tokens."""
+    """Draw ragged rows whose continuations are graded, with other tokens after their ends."""
     rows = Rows.draw(model)
     tokens = draw(model, tuple(rows.tokens.shape), seed)
     columns = torch.arange(tokens.shape[1], device=tokens.device)

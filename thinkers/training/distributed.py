@@ -1,4 +1,4 @@
-"""Data parallelism: this process among the ranks that torchrun started, or on its own."""
+"""Data parallelism over the ranks that torchrun started; a process alone is one rank."""
 
 import gc
 import os
@@ -43,7 +43,7 @@ class Ranks:
         if self.world == 1:
             return module
         with warnings.catch_warnings():
-            # Every way to leave buffers alone that torch >= 2.11 has is deprecated.
+            # torch >= 2.11 deprecates every option that leaves buffers alone.
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(
                 module, broadcast_buffers=False, find_unused_parameters=not uses_all()
@@ -63,7 +63,7 @@ class Ranks:
 
     def from_first(self, number: int) -> int:
         """Return the number that the first rank passed."""
-        # A sum in which all others are 0 is a broadcast, by the one collective that is used anyway.
+        # A sum in which all others are 0 is a broadcast, by the collective that is used already.
         shared = torch.tensor([number if self.rank == 0 else 0], device=self.device)
         return int(self.sum(shared))
 

@@ -1,4 +1,4 @@
-"""Estimate of the parameters, FLOPs, memory and minutes of a training; nothing is written."""
+"""Estimate of parameters, FLOPs, memory and minutes of a training, from a few updates."""
 
 import resource
 import statistics
@@ -20,7 +20,7 @@ COUNTED_UPDATES = 32
 
 @dataclass(frozen=True)
 class Estimate:
-    """The needs of a training.
+    """Estimated cost of a training.
 
     Args:
         flops: Floating-point operations of one update, the mean over several; with a curriculum,
@@ -44,7 +44,7 @@ class Estimate:
 
 
 def estimate(config: Config) -> Estimate:
-    """Measure the needs of a training by a few updates in memory."""
+    """Measure the cost of a training by a few updates; nothing is written."""
     settings = config.training
     ranks = Ranks(0, 1, find_device(settings.device))
     task, model = build_on(ranks.device, config, initialize=True)

@@ -1,4 +1,10 @@
-"""`train` and `resume`: from a configuration to a trained and scored model, on one rank or many."""
+"""`train` and `resume`: from a configuration to a trained and scored model, on one rank or many.
+
+One turn of the loop: batch, step, log, maybe evaluate, maybe save. A resumed run equals an
+uninterrupted one bit for bit: a checkpoint holds all of `TrainState`, and batches, thinking steps
+and dropout are functions of the seed and the update, so that they are drawn again, not restored. On
+SIGINT or SIGTERM the loop finishes its update, saves a checkpoint and raises `Interrupted`.
+"""
 
 import math
 import time
@@ -47,8 +53,8 @@ def train(
 
     Args:
         out: The folder of the run; runs/<recipe>-<seed> if None.
-        until: The update to stop after, as if the time were used up; the learning rate is still
-            planned over all updates.
+        until: Stop after this update, as if the time were used up; the learning-rate schedule still
+        covers all updates.
         overrides: Changes of the recipe, as they were typed; kept in config.json.
         tracking: The store of metrics beside metrics.jsonl; a resumed run keeps it.
 
@@ -120,7 +126,7 @@ def _join_and_train(config: Config, folder: Path, record: dict[str, Any], until:
     with warnings.catch_warnings(), join(config.training.device) as ranks:
         # Under autocast the weight of a norm stays in float32, as it should.
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
-        # A function of its own, so that on an error `join` can clear its frame and free the model.
+        # A separate function, so that on an error `join` can clear its frame and free the model.
         return _train(config, folder, record, ranks, last)
 
 
@@ -153,7 +159,7 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks, l
 
             score = None
             if settings.evaluate_every and done % settings.evaluate_every == 0:
-                # Ranks evaluate in step: one alone must not leave early, the others would wait.
+                # All ranks evaluate together: if one left early, the others would wait for it.
                 alone = ranks.world == 1
                 if scores := signals.unless_stopped(lambda: evaluate_split(state, "valid"), alone):
                     metrics.log(done, valid=scores)
@@ -161,7 +167,8 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks, l
             is_best = score is not None and _is_better(score, state.best)
             state.best = score if is_best else state.best
 
-            # With several ranks only the signal that all know of counts, received before the step.
+            # With several ranks, only a signal that all ranks know of counts: it travelled with the
+            # step.
             signal = result.signal or (signals.number if ranks.world == 1 else 0)
             stop = result.over_budget or signal != 0 or done == last
             if stop or is_best or done % settings.checkpoint_every == 0:
@@ -203,7 +210,7 @@ def _prepare(
 
 
 def _agreed_precision(model: Model, rows: Batch, ranks: Ranks) -> str:
-    """Measure on every rank, for they wait for each other, and take the choice of the first."""
+    """Measure on every rank, since they wait for each other, and take the choice of the first."""
     return PRECISIONS[ranks.from_first(PRECISIONS.index(faster_precision(model, rows)))]
 
 

@@ -40,7 +40,7 @@ def build(model: nn.Module, settings: Training) -> list[optim.Optimizer]:
 
 
 def learning_rate(update: int, settings: Training) -> float:
-    """Return the rate of an update, a function of its index and of the settings alone."""
+    """Return the learning rate of an update: linear warm-up, then the schedule of the settings."""
     if update < settings.warmup_updates:
         return settings.lr * (update + 1) / settings.warmup_updates
     span = max(1, settings.num_updates - settings.warmup_updates)
@@ -54,7 +54,7 @@ def learning_rate(update: int, settings: Training) -> float:
 
 
 def step(optimizers: Sequence[optim.Optimizer], lr: float) -> None:
-    """Make one step at this learning rate, and drop the gradients."""
+    """Make one optimiser step at this learning rate, then clear the gradients."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -15,7 +15,7 @@ from thinkers.runs import folder as run_folder
 from thinkers.training.loop import resume, train
 
 TIMED = ("minutes",)
-"""Keys of metrics that depend on the clock, and may differ."""
+"""Keys of metrics that depend on the clock and may differ."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Reproduction:
 def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
     """Train again from the config.json of `run`, up to the last update that it recorded.
 
-    A limit of minutes is ignored, for it would stop at another update. A run that was extended is
+    A limit of minutes is ignored, since it would stop at another update. A run that was extended is
     extended at the same updates: the learning rate depends on the planned number.
 
     Args:
@@ -88,7 +88,7 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
     here = {key: made.get(key) for key in ("versions", "threads", "device", "ranks")}
     after = read_metrics(target)
     finished = any("test" in line for line in before)
-    if not finished:  # the new run was finished, and its final score has no counterpart
+    if not finished:  # the new run has finished; its final score has no counterpart
         after = [line for line in after if "test" not in line]
     return Reproduction(
         target,
@@ -104,7 +104,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read the lines of metrics.jsonl.
 
     Raises:
-        UsageError: There are none to compare with.
+        UsageError: The run has no metrics.
         DamagedError: A line is not a metric.
     """
     file = folder / "metrics.jsonl"

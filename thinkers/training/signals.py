@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM as stop requests, which the training loop reads after each update."""
+"""SIGINT and SIGTERM as stop requests, which the training loop reads after each update.
+
+The loop then saves a checkpoint and raises `Interrupted`, with exit code 128 + signal. A signal
+more than REPEAT_SECONDS after the first one kills the process at once.
+"""
 
 import signal
 import time
@@ -33,7 +37,7 @@ class Signals:
         try:
             self._handlers = {n: signal.signal(n, self._handle) for n in SIGNALS}
         except ValueError:
-            pass  # Python sets handlers in the main thread alone, whose owner decides about them
+            pass  # only the main thread may set handlers; elsewhere they stay with its owner
         return self
 
     def __exit__(
@@ -46,7 +50,7 @@ class Signals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def received(self) -> list[bool]:
-        """Return for each of SIGNALS whether it is the one that was received."""
+        """Return for each of SIGNALS True if it is the one received, else False."""
         return [self.number == number for number in SIGNALS]
 
     @staticmethod
@@ -61,7 +65,7 @@ class Signals:
         )
 
     def unless_stopped(self, work: Callable[[], T], allowed: bool = True) -> T | None:
-        """Return what `work` returns, or None as soon as a signal is received.
+        """Return the result of `work`, or None as soon as a signal is received.
 
         Args:
             work: Work that can be abandoned at any point and done again.

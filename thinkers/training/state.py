@@ -1,4 +1,8 @@
-"""TrainState: everything that changes in training, and with it the content of a checkpoint."""
+"""TrainState: everything that changes in training, and so the content of a checkpoint.
+
+It holds no state of random generators: batches, thinking steps and dropout are functions of the
+seed and the update, so that a restored state continues bit for bit.
+"""
 
 import copy
 from dataclasses import dataclass, field, replace
@@ -21,7 +25,7 @@ class TrainState:
     """The state of a training after `update` updates.
 
     Args:
-        config: With the sizes of the model resolved.
+        config: The configuration, with the sizes of the model resolved.
         average: The exponential moving average (EMA) of the weights, if the settings ask for one.
         minutes: Wall-clock minutes of training, over all resumes; scoring in between included.
         flops: Floating-point operations of all updates.
@@ -44,7 +48,7 @@ class TrainState:
 
     @classmethod
     def new(cls, config: Config, task: Task, model: Model) -> "TrainState":
-        """Return the state before the first update of a model that has its precision and device."""
+        """Return the state before the first update; precision and device of the model are set."""
         settings = config.training
         average = copy.deepcopy(model) if settings.ema is not None else None
         config = replace(config, model=model.config)
@@ -59,7 +63,8 @@ class TrainState:
         """Return the content of a checkpoint.
 
         Raises:
-            NonFiniteError: A weight is infinite or not a number: a checkpoint of it is worthless.
+            NonFiniteError: A weight is infinite or not a number, so the checkpoint would be
+            useless.
         """
         tensors = {"weights": self.model.state_dict()}
         if self.average is not None:
@@ -80,7 +85,7 @@ class TrainState:
         return Checkpoint(self.update, tensors, values)
 
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
-        """Return to the state that `state_dict` gave.
+        """Restore a state that `state_dict` returned.
 
         Raises:
             DamagedError: The checkpoint was made with other settings.

@@ -33,7 +33,7 @@ class StepResult:
     Args:
         update: The number of this update, from 1.
         lr: Its learning rate.
-        loss: Of the global batch, before the update.
+        loss: Loss of the global batch, before the update.
         parts: The unweighted parts of the loss.
         correct: Rows of the global batch whose graded tokens were all predicted, in its order.
         norm: The norm of the gradient before clipping.
@@ -57,7 +57,7 @@ class StepResult:
 
     @property
     def accuracy(self) -> float:
-        """The share of rows that were predicted."""
+        """Share of the rows whose graded tokens were all predicted."""
         return float(self.correct.float().mean())
 
     def values(self) -> dict[str, float]:
@@ -120,7 +120,8 @@ def forward_backward(
     correct = []
     for micro in range(settings.accumulation):
         rows = mine.rows(slice(micro * size, (micro + 1) * size))
-        # Dropout is a function of its place, so that a resumed run draws what it would have drawn.
+        # Dropout is a function of (seed, update, rank, micro-batch), so that a resumed run draws
+        # the same.
         seed_generators(ranks.device, settings.seed, state.update, ranks.rank, micro)
         with ranks.no_sync(loss_module, when=micro + 1 < settings.accumulation):
             with autocast(precision, ranks.device):
@@ -131,7 +132,7 @@ def forward_backward(
         correct.append(loss.correct)
 
     # One collective for losses, stop requests and graded rows: each costs a round trip. Stop
-    # requests travel along because all ranks must leave the loop after the same update.
+    # requests are included because all ranks must leave the loop after the same update.
     graded = torch.zeros(len(batch), device=ranks.device)
     graded[ranks.rank :: ranks.world] = torch.cat(correct).float()
     stops = [float(flag) for flag in (over_budget(state), *signals)]
@@ -186,7 +187,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def faster_precision(model: Model, batch: Batch) -> str:
-    """Return "float32" or "bf16", whichever takes less time on this batch, after a warm-up."""
+    """Return the faster of "float32" and "bf16" on this batch, measured after a warm-up."""
     device = next(model.parameters()).device
     seconds = {}
     for precision in ("float32", "bf16"):
@@ -211,7 +212,7 @@ def uses_all_parameters(model: Model, batch: Batch, num_steps: int | None) -> bo
 
 
 def require_finite(result: StepResult, model: Model) -> None:
-    """Raise a NonFiniteError that names the update and the first parameter at fault."""
+    """Raise a NonFiniteError that names the update and the first parameter that is not finite."""
     if result.is_finite:
         return
     norms = {n: p.grad.norm().item() for n, p in model.named_parameters() if p.grad is not None}
