@@ -125,7 +125,7 @@ def test_unused_weights_are_kept_and_saved_but_not_trained(tmp_path):
         ),
         (
             {"ln.gain": torch.ones(24).double()},
-            "weights hold ln.gain, which these settings have no place for",
+            "weights hold ln.gain, which a model with these settings lacks",
         ),
         (
             {"ln.weight": torch.ones(3).double()},

@@ -50,14 +50,14 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
     if new and folder.is_dir() and not (folder / LOCK).exists():
         _refuse_contents(folder)
     if not new and not folder.is_dir():
-        raise UsageError(f"{folder} must be the folder of a run, and there is none")
+        raise UsageError(f"{folder} must be the folder of a run, but there is none")
     if not new and not (folder / LOCK).exists():
         _require_record(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise UsageError(f"{folder} must be a folder, and it is a file") from None
+        raise UsageError(f"{folder} must be a folder, but is a file") from None
     with (folder / LOCK).open("a+") as lock:
         try:
             # The kernel releases the lock when the process ends, even by SIGKILL: no stale locks.
@@ -84,7 +84,7 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
 def _require_record(folder: Path) -> None:
     if not (folder / RECORD).exists():
         found = f"holds no {RECORD}" if folder.is_dir() else "there is none"
-        raise UsageError(f"{folder} must be the folder of a run, and {found}")
+        raise UsageError(f"{folder} must be the folder of a run, but {found}")
 
 
 def _refuse_contents(folder: Path) -> None:
@@ -179,7 +179,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     file = folder / RECORD
     _require_record(folder)
     if not is_run(folder):
-        raise UsageError(f"{folder} must be the folder of a run, and {file} is not its record")
+        raise UsageError(f"{folder} must be the folder of a run, but {file} is not its record")
     record = json.loads(file.read_bytes())
     check_format(file, record.get("format"), FORMAT)
     return record

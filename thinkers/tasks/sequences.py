@@ -192,7 +192,7 @@ class Shift(AmountTask):
 
 
 class Jump(SequenceTask):
-    """Follow pointers: each element is an index, and is replaced by what stands there: `2010=1202`.
+    """Follow pointers: each element is an index, replaced by the element there: `2010=1202`.
 
     With `num_hops` above 1 the element found is the next index, and so on. All elements are below
     the length.
