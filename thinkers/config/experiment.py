@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from thinkers import models, tasks
@@ -70,15 +71,21 @@ class Config:
         }
 
 
-def build(config: Config) -> tuple[Task, Model]:
+def build(config: Config, run: Path | None = None) -> tuple[Task, Model]:
     """Build the task, then the model, its sizes resolved; the model's weights are on the CPU.
 
     The weights are drawn from torch's global generator: seed it first for a reproducible model.
 
+    Args:
+        run: The run that is resumed, whose files and texts its task keeps.
+
     Raises:
         UsageError: A size that was given is smaller than the task needs.
     """
-    task = tasks.from_config(config.task, config.training.seed)
+    if run is None:
+        task = tasks.from_config(config.task, config.training.seed)
+    else:
+        task = tasks.from_run(config.task, config.training.seed, run)
     return task, models.from_config(resolve_sizes(config.model, task))
 
 

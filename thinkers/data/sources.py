@@ -9,9 +9,10 @@ import codecs
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from thinkers.optional import require
 PIECE_BYTES = 1 << 18
 """Bytes that are read at once."""
 HUB_PREFIX = "hf:"
+COPIES = "data"
+"""The folder of a run in which copies of its sources are looked for."""
 CODEC_ERRORS = {"error": "strict", "replace": "replace", "skip": "ignore"}
 """Error handler of the UTF-8 codec for each setting of `bad_bytes`."""
 FileStats = tuple[tuple[str, int, int], ...]
@@ -57,6 +60,11 @@ class Source:
         """Return the SHA-256 of the text."""
         return _digest(self.stats())
 
+    def record(self) -> dict[str, Any]:
+        """Return what a run keeps of it: see `recorded_source`."""
+        size = sum(file.stat().st_size for file in self.files)
+        return {"files": len(self.files), "bytes": size, "sha256": self.digest()}
+
     def split(self, share: float) -> tuple[list[FileRange], list[FileRange]]:
         """Return the first `share` of the bytes, extended to the end of a character, and the rest.
 
@@ -73,13 +81,21 @@ class Source:
         return first, rest
 
 
-def find_source(path: str, max_bytes: int | None = None) -> Source:
+def absolute_path(path: str, flag: str) -> str:
+    """Return the path of a source as a run keeps it: it names the same text in every folder."""
+    if not path or str(path).startswith(HUB_PREFIX):
+        return path
+    return str(user_path(path, flag).absolute())
+
+
+def find_source(path: str, max_bytes: int | None = None, most: int | None = None) -> Source:
     """Return the source of the text at `path`.
 
     Args:
         path: A file; a folder, all files of which are taken in sorted order, hidden ones left out;
             or hf:NAME or hf:NAME:CONFIGURATION, a data set of huggingface.co.
         max_bytes: Size after which a data set is cut off, at the end of a text.
+        most: The most files that a folder may have; None for any number.
 
     Raises:
         DataError: The text does not exist, is not readable, or is empty.
@@ -88,8 +104,14 @@ def find_source(path: str, max_bytes: int | None = None) -> Source:
         return Source(path, (download(path.removeprefix(HUB_PREFIX), max_bytes),))
     place = user_path(path, "--task.path")
     if place.is_dir():
-        found = sorted(p for p in place.rglob("*") if p.is_file())
-        files = [p for p in found if not any(x[0] == "." for x in p.relative_to(place).parts)]
+        shown = (
+            p
+            for p in place.rglob("*")
+            if p.is_file() and not any(x[0] == "." for x in p.relative_to(place).parts)
+        )
+        files = sorted(islice(shown, None if most is None else most + 1))
+        if most is not None and len(files) > most:
+            raise data_error(path, "other files than when the run began", f"{most} files")
     elif place.is_file():
         files = [place]
     else:
@@ -100,6 +122,72 @@ def find_source(path: str, max_bytes: int | None = None) -> Source:
     if not any(file.stat().st_size for file in files):
         raise data_error(path, "no text in it", "a file, or a folder of files, with text")
     return Source(path, tuple(files))
+
+
+def recorded_source(
+    path: str,
+    record: Any,
+    run: Path,
+    max_bytes: int | None = None,
+    find: Callable[[str], Source] | None = None,
+) -> Source:
+    """Return a source of a run: the copy RUN/data/NAME if there is one, or what `path` names.
+
+    The folder of a run may come from anybody, and its settings must not choose what is read: no
+    host is asked, and a text is used only if it is the one that was trained on.
+
+    Args:
+        record: What `Source.record` gave when the run began.
+        find: Finds the files of a path; `find_source` if None.
+
+    Raises:
+        DataError: The text is not there, or is another one.
+    """
+    copy = run / COPIES / path.removeprefix(HUB_PREFIX).strip("/").replace("/", "--")
+    if not path.startswith(HUB_PREFIX):
+        copy = run / COPIES / Path(path).name
+    fix = f"put it back, or a copy of it at {copy}"
+    wanted = "the text that the run was trained on"
+    if not isinstance(record, Mapping) or not isinstance(record.get("files"), int):
+        raise data_error(path, "not recorded by the run", wanted, "name it by --task.path FILE")
+    try:
+        if os.path.lexists(copy):
+            source = (find or _find_limited(record["files"]))(str(copy))
+            _refuse_links(source, run)
+        elif path.startswith(HUB_PREFIX):
+            source = Source(path, (_cached_data_set(path, max_bytes),))
+        else:
+            source = (find or _find_limited(record["files"]))(path)
+        is_recorded = sum(file.stat().st_size for file in source.files) == record.get("bytes")
+        if is_recorded and source.record() == record:
+            return source
+    except DataError as error:
+        found = str(error).splitlines()[0].removeprefix("found: ")
+        raise DataError(f"found: {found}\nexpected: {wanted}\nfix: {fix}") from None
+    raise data_error(source.path, "has changed since the run began", wanted, fix)
+
+
+def _find_limited(most: int) -> Callable[[str], Source]:
+    # The path of a record may be a folder of a million files.
+    return lambda path: find_source(path, most=most)
+
+
+def _refuse_links(source: Source, run: Path) -> None:
+    """Raise a DataError if a link leads from the run to a file of `source`."""
+    home = run.resolve()
+    for file in source.files:
+        if file.resolve() != home / file.relative_to(run):
+            raise data_error(str(file), "a link", "a plain file")
+
+
+def _cached_data_set(path: str, max_bytes: int | None) -> Path:
+    name = path.removeprefix(HUB_PREFIX)
+    file = _data_set_file(name, max_bytes)
+    if not file.is_file():
+        size = "" if max_bytes is None else f", max_bytes={max_bytes}"
+        read = f"thinkers.build_task('text', path={path!r}{size})"
+        raise data_error(path, f"not in the cache; {read} in Python fetches it", "", "")
+    return file
 
 
 def data_error(path: str, found: str, expected: str, fix: str = "change --task.path") -> DataError:
@@ -154,9 +242,8 @@ def download(name: str, max_bytes: int | None) -> Path:
     streamed on the first call only; the file is named by (name, max_bytes), and is not checked
     against the hub again.
     """
-    folder = cache_folder() / "datasets"
-    key = hashlib.sha256(f"{name} {max_bytes}".encode()).hexdigest()[:16]
-    final = folder / f"{key}.txt"
+    final = _data_set_file(name, max_bytes)
+    folder, key = final.parent, final.stem
     if final.exists():
         return final
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,6 +263,11 @@ def download(name: str, max_bytes: int | None) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return final
+
+
+def _data_set_file(name: str, max_bytes: int | None) -> Path:
+    key = hashlib.sha256(f"{name} {max_bytes}".encode()).hexdigest()[:16]
+    return cache_folder() / "datasets" / f"{key}.txt"
 
 
 def _hub_texts(name: str) -> Iterator[str]:

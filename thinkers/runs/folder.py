@@ -20,12 +20,13 @@ from thinkers.config.experiment import Config
 from thinkers.errors import DamagedError, LockedError, UsageError
 from thinkers.files import check_format, disk_errors, sync_folder, to_json, write_file
 from thinkers.models.base import Model
+from thinkers.tasks.vocabulary_file import VOCABULARY_FILE
 from thinkers.version import __version__
 
 FORMAT = 2
 RECORD = "config.json"
 LOCK = ".lock"
-BEGUN = {LOCK, f".{RECORD}.tmp"}
+BEGUN = {LOCK, f".{RECORD}.tmp", VOCABULARY_FILE, f".{VOCABULARY_FILE}.tmp"}
 """Files that a run may leave if it is killed before it has written its record."""
 
 
@@ -67,6 +68,7 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
             raise LockedError(f"{folder} is owned by {lock.read() or 'another run'}") from None
         if new:
             _refuse_contents(folder)
+            _remove_begun(folder)
         else:
             _require_record(folder)
         now = datetime.datetime.now().isoformat(timespec="seconds")
@@ -95,12 +97,19 @@ def _refuse_contents(folder: Path) -> None:
             f"{folder} must be a new folder, but holds a run; "
             f"continue it with --resume {folder}, or choose another with --out"
         )
-    if found - BEGUN:
+    if found - (BEGUN if LOCK in found else set()):
         raise UsageError(f"{folder} must be a new folder, but exists; choose another with --out")
+
+
+def _remove_begun(folder: Path) -> None:
+    """Remove what a run wrote before it had a record, except the lock, which is held."""
+    for name in BEGUN - {LOCK}:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _remove_unused(folder: Path, made: Sequence[Path]) -> None:
     """Remove the lock and the empty folders of a run that failed before it had a record."""
+    _remove_begun(folder)
     (folder / LOCK).unlink()
     for path in made:
         if any(path.iterdir()):

@@ -119,4 +119,5 @@ def _run_folder(path: Path) -> Path | None:
 
 def _task_of(folder: Path, flags: Sequence[str]) -> Task:
     _, task, training = parts_of(read_record(folder)["config"])
-    return tasks.from_run(override_task(task, flags), training.seed, folder)
+    named = [flag.partition("=")[0].removeprefix("--task.") for flag in flags]
+    return tasks.from_run(override_task(task, flags), training.seed, folder, named)

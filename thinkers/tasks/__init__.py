@@ -1,5 +1,6 @@
 """Tasks: `TASKS` maps names to classes that make batches and score models."""
 
+from collections.abc import Collection
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -63,9 +64,15 @@ def from_config(config: Any, seed: int = 0) -> Task:
     return _class_of(config)(config, seed)
 
 
-def from_run(config: Any, seed: int, folder: Path) -> Task:
-    """Build the task whose Config this is, with the files that the run in `folder` has of it."""
-    return _class_of(config).from_run(config, seed, folder)
+def from_run(config: Any, seed: int, folder: Path, named: Collection[str] = ()) -> Task:
+    """Build the task whose Config this is, with the files that the run in `folder` has of it.
+
+    Args:
+        named: Settings that the user gave; the others come from the run, and name no files to read.
+    """
+    task = _class_of(config).from_run(config, seed, folder)
+    task.allow_sources(named)
+    return task
 
 
 def _class_of(config: Any) -> type[Task]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -15,14 +15,13 @@ from jaxtyping import Int, Int64
 from torch import Tensor
 
 from thinkers.checks import check_int
-from thinkers.data.sources import data_error
+from thinkers.data.sources import Source, absolute_path, data_error, recorded_source
 from thinkers.errors import UsageError
-from thinkers.files import user_path
 from thinkers.models.batch import Batch
 from thinkers.prng import Draws, mix, row_keys
 from thinkers.tasks import babi_worlds
 from thinkers.tasks.answers import answer_batch
-from thinkers.tasks.babi_format import Story, generated_stories, read_splits
+from thinkers.tasks.babi_format import Story, files_of, generated_stories, read_splits
 from thinkers.tasks.base import SPLITS, check_batch, check_split
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.vocabulary_file import load_vocabulary, save_vocabulary
@@ -33,7 +32,7 @@ LONGEST = 8 * babi_worlds.MAX_LINES + 2
 MARKS = (".", "?", ",")
 END, PAD, FIRST = 0, 1, 2
 """Tokens: the end of an answer, padding, then from FIRST on the marks and all words, sorted."""
-STATE = ("words", "max_length", "max_answer_length")
+STATE = ("words", "max_length", "max_answer_length", "files", "stories")
 """Keys of vocabulary.json that a task is built from."""
 _PART = re.compile(r"[^\s.?,]+|[.?,]")
 
@@ -63,7 +62,8 @@ class Babi(CurriculumTask):
     class Config:
         path: str = ""
         """A folder of files qa1_.._train.txt and qa1_.._test.txt, or one file, two tenths of whose
-        stories are held out; empty for generated stories."""
+        stories are held out; empty for generated stories. It is kept absolute, so that a run finds
+        its stories from every folder."""
         kinds: tuple[int, ...] = (1,)
         """Kinds of stories, of a folder or generated; one file is taken as one kind."""
         answers: Literal["written", "chosen"] = "written"
@@ -84,6 +84,7 @@ class Babi(CurriculumTask):
         """Number of examples that the running accuracy looks back on."""
 
         def __post_init__(self) -> None:
+            object.__setattr__(self, "path", absolute_path(self.path, "--task.path"))
             if self.answers not in ("written", "chosen"):
                 raise UsageError(f"answers must be written or chosen, got {self.answers!r}")
             for name in ("num_stories", "num_held_out"):
@@ -102,16 +103,24 @@ class Babi(CurriculumTask):
     end_token, pad_token = END, PAD
     causal_fix = "set answers=chosen, or causal=True"
 
-    def __init__(self, config: Any = None, seed: int = 0, run: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        config: Any = None,
+        seed: int = 0,
+        run: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+    ):
         """Read all files of a path; stories are generated when they are first needed.
 
         Args:
             run: The state in vocabulary.json of a run: its words are used, and files are read only
                 when examples are needed.
+            folder: The folder of that run.
         """
         super().__init__(config, seed)
         self._examples: dict[str, list[Example]] = {}
-        self._run = run
+        self._run, self._folder = run, folder
+        self._allowed: frozenset[str] = frozenset()
         # Files may have questions of any form; generated ones end in a question mark.
         self.prompt_end = "" if self.config.path else "?"  # type: ignore[misc]
         self.words: tuple[str, ...] = tuple(sorted({word.lower() for word in babi_worlds.words()}))
@@ -140,9 +149,23 @@ class Babi(CurriculumTask):
         check_split(split)
         config = self.config
         if config.path:
-            return read_splits(user_path(config.path, "--task.path"), config.kinds)[split]
+            source = self._source()
+            return read_splits(Path(source.path), config.kinds)[split]
         count = config.num_stories if split == "train" else config.num_held_out
         return [generated_stories(kind, split, count) for kind in config.kinds]
+
+    def _source(self) -> Source:
+        """Return the files of stories."""
+
+        def find(path: str) -> Source:
+            return Source(path, tuple(files_of(Path(path), self.config.kinds)))
+
+        if self._run is None or self._folder is None or "path" in self._allowed:
+            return find(self.config.path)
+        return recorded_source(self.config.path, self._run["files"], self._folder, find=find)
+
+    def allow_sources(self, settings: Collection[str]) -> None:
+        self._allowed = frozenset(settings)
 
     def examples(self, split: str) -> list[Example]:
         """Return the questions of a split, in a random order that is the same for every seed."""
@@ -168,7 +191,7 @@ class Babi(CurriculumTask):
                 facts += tokens
                 count += 1
             elif self.config.answers == "chosen":
-                answer = [self.tokens_of[line.answer.lower()]]
+                answer = [self._token_of(line.answer.lower())]
                 yield Example(facts + tokens, answer, (kind, count), number)
             else:
                 answer = [*self._tokenize(line.answer), END]
@@ -242,7 +265,13 @@ class Babi(CurriculumTask):
     # text
 
     def _tokenize(self, text: str) -> list[int]:
-        return [self.tokens_of[part] for part in _PART.findall(text.lower())]
+        return [self._token_of(part) for part in _PART.findall(text.lower())]
+
+    def _token_of(self, word: str) -> int:
+        if word not in self.tokens_of:  # in files that the run did not begin with
+            found = f"the word {word[:50]!r}"
+            raise data_error(self.config.path, found, "words of the run", "use other files")
+        return self.tokens_of[word]
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text such as `Anna ran to the attic. Where is Anna?`.
@@ -292,6 +321,7 @@ class Babi(CurriculumTask):
             "words": list(self.words),
             "max_length": self.max_length,
             "max_answer_length": self._answer_length,
+            "files": self._source().record() if self.config.path else {},
             "stories": hashlib.sha256(repr(examples).encode()).hexdigest(),
         }
         changed = data_error(
@@ -304,7 +334,7 @@ class Babi(CurriculumTask):
 
     @classmethod
     def from_run(cls, config: Any, seed: int, folder: Path) -> "Babi":
-        return cls(config, seed, load_vocabulary(folder, STATE))
+        return cls(config, seed, load_vocabulary(folder, STATE), folder)
 
 
 def _batch(examples: Sequence[Example], keys: Int64[np.ndarray, " b"]) -> Batch:

@@ -35,6 +35,22 @@ def generated_stories(kind: int, split: str, count: int) -> tuple[Story, ...]:
     return tuple(parse_stories(text.encode(), f"generated stories of kind {kind}"))
 
 
+def files_of(path: Path, kinds: Sequence[int]) -> list[Path]:
+    """Return the files that `read_splits` reads.
+
+    Raises:
+        DataError: One is missing, or is no plain file.
+    """
+    files = [path]
+    if path.is_dir():
+        files = [_only_file(path, kind, part) for kind in kinds for part in ("train", "test")]
+    for file in files:
+        if not file.is_file():
+            found = "No plain file" if file.exists() else "No such file or folder"
+            raise data_error(str(file), found, "a file of stories", "change --task.path")
+    return files
+
+
 def read_splits(path: Path, kinds: Sequence[int]) -> dict[str, list[list[Story]]]:
     """Return the stories of a folder or file by split and by kind, in the order of `kinds`.
 

@@ -1,7 +1,7 @@
 """The contract of a task: batches to train on, examples to be scored on, text and tokens."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -166,6 +166,13 @@ class Task(Configured, ABC):
 
     def save_to_run(self, folder: Path) -> None:  # noqa: B027, most need only their Config
         """Write to a run folder the files that `from_run` reads, such as a vocabulary."""
+
+    def allow_sources(self, settings: Collection[str]) -> None:  # noqa: B027, most have none
+        """Let files that these settings name be read, whatever they hold.
+
+        A task that comes from a run reads only what the run recorded, or what lies in it: its
+        settings may come from anybody. These were named by the user.
+        """
 
     @classmethod
     def from_run(cls, config: Any, seed: int, folder: Path) -> "Task":

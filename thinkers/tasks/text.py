@@ -1,7 +1,7 @@
 """Next-token prediction on a text: a UTF-8 file, a folder of them, or a data set."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.checks import NOT_CAUSAL, check_int
-from thinkers.data.sources import data_error, find_source
+from thinkers.data.sources import (
+    Source,
+    absolute_path,
+    data_error,
+    find_source,
+    recorded_source,
+)
 from thinkers.data.token_cache import TRAIN_SHARE, TokenizedText, tokenize, tokenizer_for
 from thinkers.data.tokenizers import Tokenizer, UnknownCharacter, tokenizer_from_state
 from thinkers.errors import DataError, UsageError, usage_error
@@ -25,6 +31,8 @@ from thinkers.tasks.vocabulary_file import VOCABULARY_FILE, load_vocabulary, sav
 
 SCORING_TOKENS = 4096
 """Tokens of one batch when a model is scored."""
+SOURCES = ("path", "valid_path", "test_path")
+"""Settings that name texts."""
 MIN_VOCAB_SIZE = {"byte": 256, "character": 1, "bpe": 256}
 """The fewest tokens of each kind of tokenizer, whatever the text."""
 
@@ -42,7 +50,8 @@ class Text(Task):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         path: str = ""
-        """A UTF-8 file, a folder of them, or hf:NAME or hf:NAME:CONFIGURATION of huggingface.co."""
+        """A UTF-8 file, a folder of them, or hf:NAME or hf:NAME:CONFIGURATION of huggingface.co.
+        Paths are kept absolute, so that a run finds its text from every folder."""
         valid_path: str = ""
         """A text for the valid split; all of `path` is then trained on."""
         test_path: str = ""
@@ -59,6 +68,9 @@ class Text(Task):
         """Size at which a data set of huggingface.co is cut off."""
 
         def __post_init__(self) -> None:
+            for name in SOURCES:
+                path = absolute_path(getattr(self, name), f"--task.{name}")
+                object.__setattr__(self, name, path)
             for name in ("vocabulary", "bad_bytes"):
                 known = get_args(Text.Config.__annotations__[name])
                 if (value := getattr(self, name)) not in known:
@@ -72,7 +84,13 @@ class Text(Task):
     primary_metric = "loss"
     higher_is_better = False
 
-    def __init__(self, config: Any = None, seed: int = 0, run: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        config: Any = None,
+        seed: int = 0,
+        run: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+    ):
         """Read the text, and tokenize it unless the cache holds its tokens.
 
         Without a path there is no text: only `max_length` and the least `vocab_size` are known,
@@ -81,10 +99,12 @@ class Text(Task):
         Args:
             run: The state in vocabulary.json of a run: its tokenizer is used, and the text is read
                 only when batches are needed.
+            folder: The folder of that run.
         """
         super().__init__(config, seed)
         self.max_length = self.config.context
-        self._run = run
+        self._run, self._folder = run, folder
+        self._allowed: frozenset[str] = frozenset()
         self._tokens: dict[str, Integer[np.ndarray, " n"]] = {}
         self.tokenizer: Tokenizer | None = None
         if run is not None:
@@ -97,7 +117,7 @@ class Text(Task):
                 )
         elif self.config.path:
             self.tokenizer = tokenizer_for(
-                find_source(self.config.path, self.config.max_bytes),
+                self._source("path"),
                 self.config.vocabulary,
                 self.config.bpe_size,
                 self.config.bad_bytes,
@@ -119,10 +139,12 @@ class Text(Task):
 
     def _read_split(self, split: str) -> Integer[np.ndarray, " n"]:
         config = self.config
-        path = {"train": "", "valid": config.valid_path, "test": config.test_path}[split]
-        path = path or (config.valid_path if split == "test" else "")
+        name = {"train": "path", "valid": "valid_path", "test": "test_path"}[split]
+        if split == "test" and not config.test_path:
+            name = "valid_path"
+        path = getattr(config, name) if split != "train" else ""
         if path:
-            found = self._tokenize(path).tokens
+            found = self._tokenize(name).tokens
         else:
             text = self._training_text()
             cut = len(text.tokens) if config.valid_path else text.num_train
@@ -139,15 +161,24 @@ class Text(Task):
     def _training_text(self) -> TokenizedText:
         if not self.config.path:
             raise _no_text()
-        found = self._tokenize(self.config.path)
-        if self._run is not None and self._run["text"] != found.digest:
+        found = self._tokenize("path")
+        if self._run is not None and self._run["texts"]["path"]["sha256"] != found.digest:
             raise self._text_changed("put it back; --task.test_path FILE scores on another text")
         return found
 
-    def _tokenize(self, path: str) -> TokenizedText:
+    def _tokenize(self, name: str) -> TokenizedText:
         assert self.tokenizer is not None
-        source = find_source(path, self.config.max_bytes)
-        return tokenize(source, self.tokenizer, self.config.bad_bytes)
+        return tokenize(self._source(name), self.tokenizer, self.config.bad_bytes)
+
+    def _source(self, name: str) -> Source:
+        """Return the text that a setting of SOURCES names."""
+        path, limit = getattr(self.config, name), self.config.max_bytes
+        if self._run is None or self._folder is None or name in self._allowed:
+            return find_source(path, limit)
+        return recorded_source(path, self._run["texts"].get(name), self._folder, limit)
+
+    def allow_sources(self, settings: Collection[str]) -> None:
+        self._allowed = frozenset(settings)
 
     # batches
 
@@ -259,18 +290,20 @@ class Text(Task):
     # runs
 
     def save_to_run(self, folder: Path) -> None:
-        """Write vocabulary.json: the tokenizer, and the digest of the text.
+        """Write vocabulary.json: the tokenizer, and the digests of the texts.
 
         Raises:
             DataError: The run began with another text.
         """
         assert self.tokenizer is not None
-        state = {"text": self._training_text().digest, "vocabulary": self.tokenizer.state()}
+        given = [name for name in SOURCES if getattr(self.config, name)]
+        texts = {name: self._source(name).record() for name in given}
+        state = {"texts": texts, "vocabulary": self.tokenizer.state()}
         save_vocabulary(folder, state, self._text_changed("put it back, or train a new run"))
 
     @classmethod
     def from_run(cls, config: Any, seed: int, folder: Path) -> "Text":
-        return cls(config, seed, load_vocabulary(folder, ("text", "vocabulary")))
+        return cls(config, seed, load_vocabulary(folder, ("texts", "vocabulary")), folder)
 
     def _text_changed(self, fix: str) -> DataError:
         return data_error(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from thinkers import tasks
 from thinkers.config.experiment import Config
 from thinkers.errors import DamagedError, UsageError, usage_error
 from thinkers.files import user_path
@@ -71,6 +72,9 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
         )
     config = Config.from_dict(record["config"])
     target = user_path(out, "out") if out is not None else folder.with_name(f"{folder.name}-again")
+    # A run may come from anybody: what its task reads must be what it was trained on.
+    task = tasks.from_run(config.task, config.training.seed, folder)
+    task.save_to_run(folder)
     torch.set_num_threads(record["threads"])
     precision = record.get("precision", config.training.precision)
     training = replace(

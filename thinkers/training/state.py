@@ -6,6 +6,7 @@ seed and the update, so that a restored state continues bit for bit.
 
 import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -103,18 +104,21 @@ class TrainState:
         self.minutes, self.flops, self.best = values["minutes"], values["flops"], values["best"]
 
 
-def build_on(device: torch.device, config: Config, initialize: bool) -> tuple[Task, Model]:
+def build_on(
+    device: torch.device, config: Config, initialize: bool, run: Path | None = None
+) -> tuple[Task, Model]:
     """Build the task and the model on `device`, and check that they can be trained together.
 
     Args:
         initialize: Load `training.init_from`, if it is set; not needed if a checkpoint follows.
+        run: The run that is resumed.
 
     Raises:
         UsageError: The settings do not fit each other.
     """
     settings = config.training
     torch.manual_seed(settings.seed)  # the initial weights are a function of the seed
-    task, model = build(config)
+    task, model = build(config, run)
     model = model.to(device)
     check_random_steps(model, settings)
     task.check(model)
