@@ -1,4 +1,7 @@
-"""MODELS: one class, and one file, for each architecture."""
+"""MODELS: one class, and one file, for each architecture.
+
+A new model is a file here and one line in MODELS; docs/own_model.md writes one from start to end.
+"""
 
 import dataclasses
 import json

@@ -1,7 +1,7 @@
-"""The choice of a backend for each call, by shapes, dtypes, devices and kinds of masks.
+"""Choice of the backend of each call, by shapes, dtypes, devices and kinds of masks.
 
-Values never choose: a token could otherwise change how another one is rounded, and causality would
-not hold bit for bit; on a GPU every call would wait for its inputs.
+The choice never depends on values: a token could otherwise change the rounding of another one, and
+causality would not hold bit for bit; on a GPU every call would wait for its inputs.
 
 Backends of `stop_grad_attention`:
 - "sdpa": torch's fused CPU kernels; gradient factors scale the finished gradients (cpu_sdpa.py).

@@ -29,10 +29,15 @@ class Tracker(ABC):
     """A store that receives the lines of metrics.jsonl, in order, once they are on the disk.
 
     To add one, subclass this, with a constructor (folder, record), and enter the class in
-    `thinkers.TRACKERS` under the name that `tracking` and --tracking then take."""
+    `thinkers.TRACKERS` under the name that `tracking` and --tracking then take.
+    """
 
     module: ClassVar[str]
     """Module whose import shows that the extra is installed."""
+
+    @abstractmethod
+    def __init__(self, folder: Path, record: Mapping[str, Any]):
+        """Open the store of the run in `folder`; `record` is the content of its config.json."""
 
     @abstractmethod
     def send(self, lines: Sequence[Line]) -> None:
@@ -131,7 +136,7 @@ class TensorBoard(Tracker):
         self._writer.close()
 
 
-TRACKERS: dict[str, type[MLflow] | type[TensorBoard]] = {
+TRACKERS: dict[str, type[Tracker]] = {
     "mlflow": MLflow,
     "tensorboard": TensorBoard,
 }

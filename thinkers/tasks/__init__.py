@@ -1,4 +1,7 @@
-"""Tasks: `TASKS` maps names to classes that make batches and score models."""
+"""Tasks: `TASKS` maps names to classes that make batches and score models.
+
+A new task is a file here and one line in TASKS; docs/own_task.md writes one from start to end.
+"""
 
 from collections.abc import Collection
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Tasks of prompts with one right answer: their batches, and the score of a model's answers."""
+"""Tasks of prompts with one right answer: batches, and the scores `exact` and `per_token`."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence

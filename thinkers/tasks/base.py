@@ -1,4 +1,4 @@
-"""The contract of a task: batches to train on, examples to be scored on, text and tokens."""
+"""The contract of a task: batches, scores, text and tokens; and which examples are held out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
