@@ -19,7 +19,7 @@ def check_int(name: str, value: Any, low: int, high: int | None = None, limit: s
         limit: Name of the setting that gives `high`, for the message.
 
     Raises:
-        UsageError: It is no integer, or out of range.
+        UsageError: It is not an integer, or out of range.
     """
     try:
         if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):

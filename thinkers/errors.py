@@ -95,7 +95,7 @@ SYSTEM_ERRORS = frozenset(
         *(errno.EBUSY, errno.ENODEV, errno.ENOLCK, errno.ETIMEDOUT),
     )
 )
-"""Errors of the operating system about what it has, or grants to this process."""
+"""Errors of the operating system about resources, or about limits of this process."""
 NO_MEMORY = ("out of memory", "allocate memory", "Storage size calculation overflowed")
 """Parts of the messages of torch's RuntimeErrors about memory, which have no class of their own."""
 

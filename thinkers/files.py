@@ -127,7 +127,7 @@ def check_format(path: Path, found: Any, known: int) -> None:
     """Raise a DamagedError unless a file has the format that this version reads.
 
     Args:
-        found: The "format" of the file, whatever its type.
+        found: The "format" of the file, of any type.
     """
     if found == known and type(found) is int:
         return

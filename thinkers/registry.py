@@ -15,7 +15,7 @@ _owned: WeakSet[type] = WeakSet()
 
 
 class Configured:
-    """A class whose `Config` belongs to it alone, so that the type of settings tells the class.
+    """A class whose `Config` belongs to it alone, so that the type of settings identifies it.
 
     A subclass that defines no Config, or names that of another class, gets one that is derived from
     it: equal in fields, and different in type.
@@ -60,7 +60,7 @@ def check(registry: Mapping[str, Any], kind: str) -> None:
         kind: The word for one of them, such as "model".
 
     Raises:
-        UsageError: A value is no class with a Config, or two names have one class.
+        UsageError: A value is not a class with a Config, or two names have one class.
     """
     names: dict[Any, str] = {}
     for name, found in registry.items():
@@ -76,7 +76,7 @@ def check(registry: Mapping[str, Any], kind: str) -> None:
         if other != name:
             raise usage_error(
                 f"the {kind}s {other!r} and {name!r} are one class, {found.__qualname__}",
-                "a class of its own for each name, for a name is looked up by its class",
+                "a separate class for each name, since names are looked up by class",
                 f"remove one of the names, or register a subclass of {found.__qualname__}",
             )
 

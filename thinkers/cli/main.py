@@ -106,8 +106,8 @@ def parse(own: Sequence[str], settings: list[str]) -> tuple[argparse.Namespace, 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split a line into (words of the command, settings), every flag as --name=value.
 
-    A setting has a dot in its name, such as --model.dim; in names, - becomes _. What follows a lone
-    -- is no flag, whatever it begins with.
+    A setting has a dot in its name, such as --model.dim; in names, - becomes _. Words after a
+    single -- are never flags.
     """
     own: list[str] = []
     settings: list[str] = []

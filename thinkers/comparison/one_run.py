@@ -40,7 +40,7 @@ POINT_EXAMPLES = 500
 SEARCH_SEED = 2**31
 """Seed of the learning-rate search, whose runs are not part of the result."""
 EXAMPLES_SEED = 0
-"""Seed of the examples that all runs are graded on, whatever their own seed."""
+"""Seed of the examples that all runs are graded on, independent of the seed of a run."""
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 

@@ -266,7 +266,7 @@ def _several(kind: str, names: Sequence[str], known: Any) -> None:
         if kind == "models" and name in CONTROLS:
             raise usage_error(
                 f"a model with the name {name!r}, which is that of a control",
-                f"a name other than {', '.join(CONTROLS)}, for results are kept by name",
+                f"a name other than {', '.join(CONTROLS)}, since results are kept by name",
                 f"register it by another: thinkers.MODELS[NAME] = {MODELS[name].__qualname__}",
             )
         if list(names).count(name) > 1:

@@ -42,7 +42,7 @@ class Interval:
 
     @property
     def is_distinguishable(self) -> bool:
-        """Return True if this differs from 0: there was variance, and 0 lies outside."""
+        """Return True if this differs from 0: there was variance, and the interval excludes 0."""
         return self.low < self.high and not self.low <= 0 <= self.high
 
 

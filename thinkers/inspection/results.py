@@ -137,7 +137,7 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class Effect:
-    """The loss when thoughts are replaced; above 0 is worse, whatever the metric."""
+    """The loss when thoughts are replaced; above 0 is worse, for every metric."""
 
     replacement: str
     score: float

@@ -88,7 +88,7 @@ def load_model(folder: str | Path) -> Model:
         raise DamagedError(f"{path / 'config.json'} must hold model and config, got {list(found)}")
     if not isinstance(found["model"], str):
         raise DamagedError(f"{path / 'config.json'} must name a model, got {found['model']!r}")
-    # An unknown name may be of another version, or of a file not imported: it is no damage.
+    # An unknown name is not damage: it may be of another version, or of a file not imported.
     check_names(found["model"], found["config"])
     try:
         model = build_model(found["model"], **found["config"])

@@ -340,7 +340,7 @@ class Model(Traced, Configured, nn.Module, ABC):
         """Return `num_steps` as an int, the configured number for None.
 
         Raises:
-            ValueError: It is no integer, or not in least_steps .. max_steps.
+            ValueError: It is not an integer, or not in least_steps .. max_steps.
         """
         if num_steps is None:
             return self.config.num_steps

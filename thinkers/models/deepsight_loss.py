@@ -282,7 +282,7 @@ def normed(norm: nn.LayerNorm, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"
 
 
 def inverse_numbers(horizon: int) -> Float[Tensor, " d"]:
-    """Return 1/k for the k-th next token, in float32 whatever the dtype, as published buffers."""
+    """Return 1/k for the k-th next token, in float32 for any dtype, as in the published buffers."""
     return torch.arange(1, horizon + 1).float() ** -1
 
 

@@ -87,7 +87,7 @@ def ids_below(vocab_size: int) -> Iterator[None]:
     """Let models choose tokens below `vocab_size` only, in this thread or task.
 
     The vocabulary of a model may be larger than that of its task, which has no text for the ids
-    beyond. The limit is the task's and not the model's, so it is no setting of a model; and
+    beyond. The limit belongs to the task, so it is not a setting of a model; and
     `answer`, which models override, has no argument for it.
     """
     before = _vocab_size.set(vocab_size)

@@ -386,7 +386,7 @@ class FeedForward(nn.Module):
         return self.down(drop(self.up(x).relu(), self))
 
     def flops(self, rows: int) -> int:
-        """Count the operations of this number of vectors."""
+        """Count the operations on `rows` vectors."""
         return 4 * rows * self.up.in_features * self.up.out_features
 
 

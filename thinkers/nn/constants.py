@@ -1,4 +1,4 @@
-"""Tensors that are computed from settings: the same whatever a model's dtype, and never missing."""
+"""Buffers computed from settings: the same for every dtype of the model, and never missing."""
 
 from collections.abc import Callable
 from typing import Any

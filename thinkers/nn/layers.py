@@ -62,7 +62,7 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * up)
 
     def flops(self, rows: int) -> int:
-        """Count the operations of so many vectors."""
+        """Count the operations on `rows` vectors."""
         return 2 * rows * 3 * self.down.in_features * self.down.out_features
 
 
@@ -78,7 +78,7 @@ class GELUFeedForward(nn.Module):
         return self.down(F.gelu(self.up(x)))
 
     def flops(self, rows: int) -> int:
-        """Count the operations of so many vectors."""
+        """Count the operations on `rows` vectors."""
         return 2 * rows * 2 * self.down.in_features * self.down.out_features
 
 
@@ -96,7 +96,7 @@ class Rotary(ComputedBuffers):
     """Positions as rotations of queries and keys (Su et al. 2021, arxiv.org/abs/2104.09864).
 
     Entry i of the first half of a head and entry i of the second are rotated by position times
-    10000^(-2i/d). The frequencies are computed in float32 whatever the dtype, as published
+    10000^(-2i/d). The frequencies are computed in float32 for any dtype, as published
     checkpoints have them, and the angles in float32 or float64: bfloat16 holds integers up to 256.
     """
 

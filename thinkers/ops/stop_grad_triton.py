@@ -341,7 +341,7 @@ def _table(values: PairValues, block: QueryBlock, settings: dict) -> _Table:
 
 
 def _tile_states(stop: Tensor, rows: int, columns: int) -> Tensor:
-    """State of each tile of rows x columns pairs: 0 nothing is stopped, 2 everything, 1 some."""
+    """State of each tile of rows x columns pairs: 0 no pair is stopped, 1 some, 2 all."""
     b, h, t, s = stop.shape
     rows, columns = (1 if t == 1 else rows), (1 if s == 1 else columns)
     pad = (0, math.ceil(s / columns) * columns - s, 0, math.ceil(t / rows) * rows - t)

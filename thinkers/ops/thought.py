@@ -49,7 +49,7 @@ def thought_attention(
         chain_k: Keys of the n thoughts of every reading position; n may be 0.
         chain_v: Values of the thoughts.
         causal: A query sees bases up to its own and its own thoughts; otherwise all of both.
-        key_padding: True where a position is hidden from everyone, its thoughts included.
+        key_padding: True where a position and its thoughts are hidden from all queries.
         scale: Factor on the scores. Default: `d ** -0.5`.
         backend: "auto", "fused", "block", "triton" or "dense"; see `thinkers.ops.dispatch`.
 

@@ -167,7 +167,7 @@ def _settings(d: int) -> dict:
 
 
 def _with_equal_strides(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values with equal strides, and stride 1 along the last axis, copied if need be."""
+    """Keys and values with equal strides, and stride 1 along the last axis, copied if necessary."""
     if k.stride() == v.stride() and k.stride(-1) == 1:
         return k, v
     return k.contiguous(), v.contiguous()

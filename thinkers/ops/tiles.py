@@ -114,6 +114,6 @@ def _true_range(x: Tensor, width: int) -> tuple[int, int]:
     # Reading values back from a GPU would wait for it; the whole range is right as well.
     if x.device.type != "cpu":
         return 0, width
-    # A tile with one key stands for all of them: `expand`.
+    # A tile with one key is broadcast to all of them.
     found = x.flatten(0, 2).view(torch.uint8).amax(0).expand(width).nonzero()
     return (int(found[0]), int(found[-1]) + 1) if len(found) else (width, 0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 MAX_GRID_Y = 65535
-"""CUDA's limit on programs along the second axis of a grid, where batch rows times heads lie."""
+"""CUDA's limit on programs along the second axis of a grid, which is batch rows times heads."""
 
 
 def interpreter_enabled() -> bool:

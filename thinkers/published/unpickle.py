@@ -30,7 +30,7 @@ AUTHORS = (
     "core",
     "utils",
 )
-"""Packages of the authors whose objects lie beside the weights; none of them is imported."""
+"""Packages of the authors whose objects are saved with the weights; none is imported."""
 
 
 def import_checkpoint(

@@ -1,4 +1,4 @@
-"""Recipes on bAbI stories: questions on who or what is where."""
+"""Recipes on bAbI stories: questions about the places of people and things."""
 
 from dataclasses import replace
 

@@ -173,7 +173,7 @@ def policy(style: str, script: str) -> str:
 
 
 def as_data(value: Any) -> str:
-    """Return JSON that is safe inside a script element, whatever strings it holds."""
+    """Return JSON that is safe inside a script element, for any strings in it."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return "".join(f"\\u{ord(x):04x}" if x in "<>&" else x for x in text)
 

@@ -128,7 +128,7 @@ class OperandTask(NumberTask):
         reader.digits_of_answer()
 
     def bounds_of_chain(self, least: int, most: int, num_operators: int) -> tuple[int, int]:
-        """Return the `bounds` of a prompt with so many operators."""
+        """Return the `bounds` of a prompt with this number of operators."""
         return self.bounds(least, most)
 
     def prompt_width(self, size: int) -> int:

@@ -162,7 +162,7 @@ class Errands(Walk):
     def take(self) -> bool:
         """Let a random person take a thing at their place; return False if there is none.
 
-        A thing that was not mentioned yet may lie anywhere, so also there.
+        A thing that was not mentioned yet may be anywhere, and so here.
         """
         name = self.rng.choice(list(self.at))
         place, since = self.at[name]

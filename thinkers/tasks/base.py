@@ -26,7 +26,7 @@ class Prompt:
     """A prompt as it was read.
 
     Args:
-        begun: Number of its last tokens that are the beginning of its answer.
+        begun: Number of its last tokens that are the start of the answer.
         longest: The most tokens of the whole answer, end token included; None for open-ended text.
     """
 
@@ -108,7 +108,7 @@ class Task(Configured, ABC):
         """Read a prompt, which may end in the beginning of its answer.
 
         Raises:
-            UsageError: It is no prompt of this task; the message names the place.
+            UsageError: It is not a prompt of this task; the message names the position.
         """
         tokens = self.encode(text)
         if not tokens:

@@ -2,7 +2,8 @@
 
     prompt = [base ">" base ":"] question "=" [beginning of the answer]
 
-The tasks read their own questions and answers. Spaces may stand everywhere but inside a number.
+The tasks read their own questions and answers. Spaces are allowed everywhere except inside a
+number.
 """
 
 from typing import Any
@@ -76,7 +77,7 @@ class PromptReader:
         return self.at - first
 
     def end(self) -> None:
-        """Refuse what is left."""
+        """Raise UsageError if text is left."""
         if self.next():
             raise self.refusal(DIGITS[: self.out_base])
 

@@ -52,7 +52,7 @@ class Questions:
     Args:
         digits: Digits of numbers, least significant first, or elements of sequences, in order.
         choices: Other parts of a question, as tokens: operators, amounts; -1 is none.
-        valid: False for a draw that is no question of the task and must be drawn again.
+        valid: False for a draw that is not a question of the task and must be drawn again.
     """
 
     in_base: Int64[np.ndarray, " n"]
@@ -74,7 +74,7 @@ class NumberTask(CurriculumTask):
 
     Numbers are read and written least significant digit first, in text as usual. Questions are held
     out by a hash of their content: 80 % of all questions are for training, 10 % each for valid and
-    test, whatever the seed, the sizes drawn and the padding. Held-out examples are of every size,
+    test, for every seed, range of sizes and padding. Held-out examples are of every size,
     at every stage of the curriculum. `exact` is the share of answers right to the end token.
     """
 
@@ -312,7 +312,7 @@ class NumberTask(CurriculumTask):
         Spaces between numbers and symbols are left out. With `blanks`, blanks need not be typed.
 
         Raises:
-            UsageError: naming the first character that is not allowed where it stands.
+            UsageError: naming the first character that is not allowed at its position.
         """
         return number_tokens.encode(
             text,
@@ -329,7 +329,7 @@ class NumberTask(CurriculumTask):
         Numbers may be longer than those of training.
 
         Raises:
-            UsageError: naming the first character that cannot stand where it does.
+            UsageError: naming the first character that is not allowed at its position.
         """
         reader = PromptReader(text, self.config)
         width = 0
@@ -346,7 +346,7 @@ class NumberTask(CurriculumTask):
 
     @abstractmethod
     def read_question(self, reader: PromptReader) -> int:
-        """Read what stands before `=`; return the most tokens of the answer, end token excluded."""
+        """Parse the text before `=`; return the most tokens of the answer, end excluded."""
 
     @abstractmethod
     def read_answer(self, reader: PromptReader) -> None:

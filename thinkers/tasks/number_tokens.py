@@ -81,7 +81,7 @@ def encode(
 def without_spaces(text: str) -> tuple[str, list[int]]:
     """Return `text` without its spaces, and the position in `text` of each character left.
 
-    A space inside a number is kept, for it is refused: `1 2` could be read as 12, or as 1 and 2.
+    A space inside a number is kept, to be refused later: `1 2` could mean 12, or 1 and 2.
     """
     dividing = {found.start() for found in _DIVIDING.finditer(text)}
     places = [place for place, x in enumerate(text) if x not in SPACES or place in dividing]

@@ -37,7 +37,8 @@ class StarGraph(AnswerTask):
     2024, https://arxiv.org/abs/2403.06963).
 
     The training set is `num_graphs` graphs, each with a fixed order of edges. Graphs are held out
-    by a hash of their edges, start and goal, whatever the order of edges: 10 % of all graphs each
+    by a hash of their edges, start and goal, which ignores the order of edges: 10 % of all graphs
+    each
     for valid and test. `exact` is the share of paths right in every node.
     """
 
@@ -165,7 +166,7 @@ class StarGraph(AnswerTask):
     def split_of(
         self, edges: Int64[np.ndarray, "n e 2"], paths: Int64[np.ndarray, "n p"]
     ) -> Int64[np.ndarray, " n"]:
-        """Return the index into SPLITS of each graph, whatever the order of its edges."""
+        """Return the index into SPLITS of each graph, independent of the order of its edges."""
         # The sum of the hashes of all pairs does not depend on their order. Start and goal are a
         # pair too, set apart from edges by an offset beyond all labels.
         ends = np.stack([paths[:, 0], paths[:, -1]], -1)
@@ -204,7 +205,7 @@ class StarGraph(AnswerTask):
         """Read a star graph, or one with the first nodes of its path; arms may have any length.
 
         Raises:
-            UsageError: It is no star, or its arms do not lead to the goal.
+            UsageError: It is not a star, or its arms do not lead to the goal.
         """
         read = super().read_prompt(text)
         end = read.tokens.index(self.slash)

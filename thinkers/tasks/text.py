@@ -34,7 +34,7 @@ SCORING_TOKENS = 4096
 SOURCES = ("path", "valid_path", "test_path")
 """Settings that name texts."""
 MIN_VOCAB_SIZE = {"byte": 256, "character": 1, "bpe": 256}
-"""The fewest tokens of each kind of tokenizer, whatever the text."""
+"""The fewest tokens of each kind of tokenizer, over all texts."""
 
 
 class Text(Task):

@@ -52,8 +52,7 @@ def check_model(model: Model) -> None:
     """Check every property of `PROPERTIES` on copies of `model`, which stays unchanged.
 
     Raises:
-        AssertionError: The first property that fails, in two lines: what was found, with the
-            numbers, and what is expected.
+        AssertionError: The first property that fails, in two lines: the values found and the rule.
         ValueError: The weights are neither float32 nor float64.
     """
     weight = next(model.parameters())
@@ -76,7 +75,7 @@ def check_model(model: Model) -> None:
 
 
 def failure(model: Model, name: str, found: str) -> str:
-    """Build the message: property, what was found, and the rule in the docstring of the check."""
+    """Build the message: property, value found, and the rule in the docstring of the check."""
     rule = " ".join((PROPERTIES[name].__doc__ or "").split()).removeprefix("Check that ")
     return f"{model.name} fails the property {name!r}: {found}\nexpected: {rule}"
 
