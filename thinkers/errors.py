@@ -25,7 +25,7 @@ class UsageError(ThinkersError, ValueError):
 
 
 class UsageTypeError(UsageError, TypeError):
-    """An argument of a type that cannot work."""
+    """An argument of an invalid type."""
 
 
 class DataError(ThinkersError, ValueError):
@@ -87,7 +87,7 @@ PATH_ERRORS = frozenset(
         *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EXDEV),
     )
 )
-"""Errors of the operating system about a path that was named."""
+"""Errors of the operating system about the path in the error."""
 SYSTEM_ERRORS = frozenset(
     (
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EAGAIN),
@@ -103,8 +103,8 @@ NO_MEMORY = ("out of memory", "allocate memory", "Storage size calculation overf
 def exit_code(error: BaseException) -> int:
     """Return the exit code of an error, by its class, number and message alone.
 
-    Where it was raised does not matter: an error that comes from a file is turned into one of the
-    classes above where the file is read, and what arrives here as another class is a bug.
+    The place where it was raised does not matter: code that reads a file turns its errors into the
+    classes above, so that any other class is a bug.
     """
     if isinstance(error, ThinkersError):
         return error.exit_code
@@ -120,16 +120,16 @@ def exit_code(error: BaseException) -> int:
 
 
 def is_about_memory(error: BaseException) -> bool:
-    """Return True if an error says that memory is short."""
+    """Return True if an error is about a lack of memory."""
     if isinstance(error, RuntimeError):
         return any(words in str(error) for words in NO_MEMORY)
     return isinstance(error, MemoryError)
 
 
 def describe(error: BaseException) -> str:
-    """Describe an error of another library in one line, without its advice and places in C++.
+    """Describe an error of another library in one line, without its advice and C++ locations.
 
-    torch begins messages with the place in its C++ code, and advises to load a file that it refused
+    Messages of torch begin with a location in its C++ code, and some advise to load a refused file
     without protection.
     """
     if isinstance(error, OSError) and error.strerror:

@@ -54,10 +54,10 @@ def user_path(path: str | os.PathLike[str], name: str = "path") -> Path:
 
 
 def output_file(path: str | os.PathLike[str], name: str = "out") -> Path:
-    """Return the path of a file that a user wants written, before the work whose result it takes.
+    """Check the path of a file to be written, before the work that produces it; return the path.
 
     Raises:
-        UsageError: As `user_path`; or it is a folder, or in a folder that does not exist.
+        UsageError: As in `user_path`; or the path is a folder, or in a folder that does not exist.
     """
     target = user_path(path, name)
     if target.is_dir() or not target.parent.is_dir():

@@ -31,7 +31,7 @@ def import_file(file: str) -> None:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        # SystemExit too: a file that calls sys.exit(0) would end the command as if all were done.
+        # SystemExit too: a file that calls sys.exit(0) would end the command with success.
         del sys.modules[path.stem]
         what = f"{type(error).__name__}: {describe(error)}"
         raise usage_error(
@@ -43,7 +43,7 @@ def import_file(file: str) -> None:
 
 
 def _is_taken(path: Path) -> bool:
-    """Return True if another module, not imported here, has the name of a file."""
+    """Return True if a module that was not imported here has the name of the file."""
     loaded = getattr(sys.modules.get(path.stem), "__file__", None)
     if loaded is not None:
         file = Path(loaded).resolve()

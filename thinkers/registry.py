@@ -1,6 +1,6 @@
-"""Registries {name: class} of models and tasks, and the classes that settings belong to.
+"""Registries {name: class} of models and tasks, and look-up of the class of a Config.
 
-A registry is a plain dict that users add to, so it is checked each time something is looked up.
+A registry is a plain dict that users extend, so it is checked at each look-up.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ _owned: WeakSet[type] = WeakSet()
 class Configured:
     """A class whose `Config` belongs to it alone, so that the type of settings identifies it.
 
-    A subclass that defines no Config, or names that of another class, gets one that is derived from
-    it: equal in fields, and different in type.
+    A subclass that defines no Config, or reuses that of another class, gets a derived one: equal in
+    fields, different in type.
     """
 
     Config: ClassVar[type]
@@ -35,7 +35,7 @@ class Configured:
 
     @classmethod
     def own_config(cls, config: Any) -> Any:
-        """Return `config` as a `Config` of this class; that of a parent class has the same fields.
+        """Return `config` as a `Config` of this class, or convert that of a parent class.
 
         Raises:
             UsageError: It is the Config of another class.
@@ -57,7 +57,7 @@ def check(registry: Mapping[str, Any], kind: str) -> None:
     """Check a registry of classes.
 
     Args:
-        kind: The word for one of them, such as "model".
+        kind: The noun for an entry, such as "model".
 
     Raises:
         UsageError: A value is not a class with a Config, or two names have one class.
@@ -100,7 +100,7 @@ def name_of(found: type, registry: Mapping[str, Any]) -> str | None:
 
 
 def name_of_config(config: Any, registry: Mapping[str, Any], kind: str) -> str:
-    """Return the name of the class that these settings are of.
+    """Return the registered name of the class that these settings belong to.
 
     Raises:
         UsageError: It is not registered, or the registry is not valid.

@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
             import_file(file)
         return options.run(options, settings)
     except SystemExit as error:
-        # A file of the user's that ends the process, say with 0, would pass for work that is done.
+        # A user's file that calls sys.exit(0) would look like completed work.
         raise usage_error(
             f"{' '.join(imported_files()) or 'code that was called'} ends the program by "
             f"sys.exit({error.code!r}) before the work is done",
@@ -99,7 +99,7 @@ def parse(own: Sequence[str], settings: list[str]) -> tuple[argparse.Namespace, 
     if own[0] not in verbs:
         raise_unknown(f"command {own[0]!r}", own[0], verbs, "thinkers --help lists them")
     own, settings = check_flags(own, settings, verbs[own[0]])
-    # By the command's own parser: before the whole one, -- means another thing in each Python.
+    # Parsed by the command's own parser: the meaning of -- before it differs between Pythons.
     return verbs[own[0]].parse_args(own[1:], argparse.Namespace(verb=own[0])), settings
 
 
@@ -180,7 +180,8 @@ def explain(error: BaseException, code: int) -> list[str]:
         return ["interrupted"]
     if isinstance(error, ThinkersError):
         message = str(error) or type(error).__name__
-        # Three lines where it was made of three; a line break in any other is one of a name in it.
+        # An error of three lines stays one; a line break in any other error comes from a name in
+        # it.
         lines = message.split("\n")[:3] if message.startswith("found: ") else [message]
         return [one_line(line) for line in lines]
     found = describe(error)
@@ -193,7 +194,7 @@ def explain(error: BaseException, code: int) -> list[str]:
 
 
 def _place_of(error: BaseException) -> str:
-    """Return the package, or the file and line of the user's whose code was running last."""
+    """Return the package, or the file and line of the user's code that ran last."""
     own = {Path(file) for file in imported_files()}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)

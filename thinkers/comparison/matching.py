@@ -101,7 +101,7 @@ def _task_settings(task: str, names: Sequence[str], recipes: Sequence[Config]) -
 def _base(name: str, task_config: Any, recipes: Sequence[Config]) -> Config:
     """Return the recipe of a model on this task, else on another task.
 
-    A model without recipes has those of the class that it extends, or else the decoder's on add.
+    A model without recipes uses those of the class that it extends, or else add/decoder.
     """
     kind = MODELS[name].Config
     ordered = sorted(recipes, key=lambda recipe: not isinstance(task_config, type(recipe.task)))

@@ -77,7 +77,7 @@ def build(config: Config, run: Path | None = None) -> tuple[Task, Model]:
     The weights are drawn from torch's global generator: seed it first for a reproducible model.
 
     Args:
-        run: The run that is resumed, whose files and texts its task keeps.
+        run: The folder of the run that is resumed; its task reads the files recorded there.
 
     Raises:
         UsageError: A size that was given is smaller than the task needs.

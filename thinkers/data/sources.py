@@ -24,7 +24,7 @@ PIECE_BYTES = 1 << 18
 """Bytes that are read at once."""
 HUB_PREFIX = "hf:"
 COPIES = "data"
-"""The folder of a run in which copies of its sources are looked for."""
+"""Subfolder of a run that may hold copies of its sources."""
 CODEC_ERRORS = {"error": "strict", "replace": "replace", "skip": "ignore"}
 """Error handler of the UTF-8 codec for each setting of `bad_bytes`."""
 FileStats = tuple[tuple[str, int, int], ...]
@@ -61,7 +61,7 @@ class Source:
         return _digest(self.stats())
 
     def record(self) -> dict[str, Any]:
-        """Return what a run keeps of it: see `recorded_source`."""
+        """Return the record of this source that a run keeps; see `recorded_source`."""
         size = sum(file.stat().st_size for file in self.files)
         return {"files": len(self.files), "bytes": size, "sha256": self.digest()}
 
@@ -82,7 +82,7 @@ class Source:
 
 
 def absolute_path(path: str, flag: str) -> str:
-    """Return the path of a source as a run keeps it: it names the same text in every folder."""
+    """Return the absolute path of a source, valid from every working directory."""
     if not path or str(path).startswith(HUB_PREFIX):
         return path
     return str(user_path(path, flag).absolute())
@@ -95,7 +95,7 @@ def find_source(path: str, max_bytes: int | None = None, most: int | None = None
         path: A file; a folder, all files of which are taken in sorted order, hidden ones left out;
             or hf:NAME or hf:NAME:CONFIGURATION, a data set of huggingface.co.
         max_bytes: Size after which a data set is cut off, at the end of a text.
-        most: The most files that a folder may have; None for any number.
+        most: Limit on the files of a folder; None for no limit.
 
     Raises:
         DataError: The text does not exist, is not readable, or is empty.
@@ -131,17 +131,17 @@ def recorded_source(
     max_bytes: int | None = None,
     find: Callable[[str], Source] | None = None,
 ) -> Source:
-    """Return a source of a run: the copy RUN/data/NAME if there is one, or what `path` names.
+    """Return a source of a run: the copy RUN/data/NAME if there is one, else that at `path`.
 
-    The folder of a run may come from anybody, and its settings must not choose what is read: no
-    host is asked, and a text is used only if it is the one that was trained on.
+    The folder of a run may be untrusted, so its settings must not choose which files are read: no
+    host is contacted, and a text is used only if it is the one that was trained on.
 
     Args:
-        record: What `Source.record` gave when the run began.
-        find: Finds the files of a path; `find_source` if None.
+        record: Result of `Source.record` when the run began.
+        find: Function that finds the files of a path; `find_source` if None.
 
     Raises:
-        DataError: The text is not there, or is another one.
+        DataError: The text is missing, or is another one.
     """
     copy = run / COPIES / path.removeprefix(HUB_PREFIX).strip("/").replace("/", "--")
     if not path.startswith(HUB_PREFIX):
@@ -168,7 +168,7 @@ def recorded_source(
 
 
 def _find_limited(most: int) -> Callable[[str], Source]:
-    # The path of a record may be a folder of a million files.
+    # The path of an untrusted record may be a folder of a million files.
     return lambda path: find_source(path, most=most)
 
 

@@ -20,15 +20,15 @@ from thinkers.tasks.base import Prompt
 from thinkers.tasks.text import Text
 
 UNFINISHED = " …"
-"""Follows an answer that is cut off: it is longer than any right one."""
+"""Suffix of an answer that was cut off, since it is longer than any right one."""
 
 
 def answer(run: RunLike, prompt: str, num_steps: int | None = None) -> str:
     """Return the prompt followed by the model's answer, as text of its task.
 
-    A prompt may hold the beginning of its answer: `12+34=6` is continued to `12+34=46`, for digits
-    are written least significant first. A text is continued until the model can read no more. An
-    answer without an end token, where there should be one, is followed by UNFINISHED.
+    A prompt may hold the beginning of its answer: `12+34=6` is continued to `12+34=46`, since
+    digits are generated least significant first. A text is continued up to the `max_length` of the
+    model. An answer that lacks its end token is followed by UNFINISHED.
 
     Args:
         run: A run, its folder, or (model, task).
@@ -54,7 +54,7 @@ def answer(run: RunLike, prompt: str, num_steps: int | None = None) -> str:
 
 
 def fit_prompt(model: Model, task: Task, prompt: str) -> tuple[Prompt, int]:
-    """Return the prompt as the task reads it, and the most tokens to be written after it.
+    """Return the prompt as the task reads it, and the most tokens to generate after it.
 
     Raises:
         UsageError: The prompt is none of the task, or leaves no room for its longest answer.
@@ -85,7 +85,7 @@ def fit_prompt(model: Model, task: Task, prompt: str) -> tuple[Prompt, int]:
 def answer_tokens(
     model: Model, task: Task, prompt: Prompt, room: int, num_steps: int | None
 ) -> list[int]:
-    """Return `room` tokens that the model writes after the prompt."""
+    """Return `room` tokens that the model generates after the prompt."""
     device = next(model.parameters()).device
     row = torch.tensor([prompt.tokens], device=device)
     lengths = torch.tensor([len(prompt.tokens)], device=device)

@@ -104,7 +104,7 @@ def _tokens(
 
 
 def read_out(model: Model, states: Float[Tensor, "1 k t c"], vocab_size: int) -> ReadOut:
-    """Predict the next token, of those of the task, from these vectors (the logit lens)."""
+    """Predict the next token of the task's vocabulary from these vectors (the logit lens)."""
     chances = model.read_out(states)[0, ..., :vocab_size].double().log_softmax(-1)
     best = chances.topk(min(SHOWN, chances.shape[-1]), -1)
     entropy = -(chances.exp() * chances).nan_to_num(0.0).sum(-1) / math.log(2)

@@ -148,7 +148,7 @@ def cells(read: ReadOut, labels: Labels, names: Sequence[str], flips: Tensor | N
 
 
 def other(name: str, read: ReadOut, seen: Inspection, labels: Labels) -> dict[str, Any]:
-    """Return the table of the predictions of vectors that are not the states."""
+    """Return the table of predictions of the further vectors: thoughts, plans or latents."""
     columns, rows, _ = read.tokens.shape
     parts = 1
     if name in seen.by_position:

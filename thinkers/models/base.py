@@ -109,7 +109,7 @@ class Model(Traced, Configured, nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    """The key in MODELS. A subclass may define another, which it has as long as it is in none."""
+    """Key in MODELS; for a class that is not in MODELS, the name that it defines."""
     test_variants: ClassVar[tuple[dict[str, Any], ...]] = ()
     causal: bool = True
 
@@ -177,8 +177,7 @@ class Model(Traced, Configured, nn.Module, ABC):
     def output_weights(self) -> set[nn.Parameter]:
         """Return the matrices that turn states into logits, found by reading a state out.
 
-        Muon leaves them to AdamW. Override it where `read_out` computes with something that
-        autograd does not see.
+        Muon leaves them to AdamW. Override this if `read_out` uses operations without autograd.
         """
         return find_output_weights(self)
 
@@ -312,7 +311,7 @@ class Model(Traced, Configured, nn.Module, ABC):
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors into `folder`."""
-        settings = self.config_dict()  # first: a model that has no name leaves nothing behind
+        settings = self.config_dict()  # first, so that a model without a name leaves no files
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         tensors = {name: x.detach().contiguous() for name, x in self.state_dict().items()}
@@ -323,14 +322,14 @@ class Model(Traced, Configured, nn.Module, ABC):
         """Return the content of config.json: format version, model name, settings.
 
         Raises:
-            UsageError: The model is not in MODELS, and its name is that of another.
+            UsageError: The model is not in MODELS, and another model has its name.
         """
         check(MODELS, "model")
         if MODELS.get(self.name, type(self)) is not type(self):
             own, other = type(self).__qualname__, MODELS[self.name].__qualname__
             raise usage_error(
                 f"{own} with the name {self.name!r}, which is that of {other} in MODELS",
-                "a name of its own, by which it is loaded",
+                "a unique name, by which the model is loaded",
                 f'register it: thinkers.MODELS["NAME"] = {own}',
             )
         settings = dataclasses.asdict(self.config)

@@ -90,7 +90,7 @@ class PlanLoss(ComputedBuffers):
         update, so that every micro-batch and every rank subtracts the same mean.
 
         Raises:
-            ValueError: The counts are not one for each token, or nothing subtracts a mean.
+            ValueError: There is not one count for each token, or `center` is False.
         """
         if "token_frequencies" not in self._buffers:
             raise UsageError("token counts need center=True, without which no mean is subtracted")

@@ -121,7 +121,7 @@ def stream(
     """Yield the tokens of `Model.generate`, each as soon as it is chosen.
 
     The model stays in evaluation mode until the iterator is exhausted or closed. Only ids below
-    `vocab_size` are chosen: `ids_below` does not last from one token to the next.
+    `vocab_size` are chosen: `ids_below` would not hold between two tokens.
     """
     if not model.causal:
         raise UsageError(NOT_CAUSAL.format(what="generate"))

@@ -1,4 +1,4 @@
-"""The dict behind MODELS, below the models themselves, whose names are their keys in it."""
+"""The dict behind MODELS, in a module below the models, which look up their names in it."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ MODELS: dict[str, Any] = {}
 
 
 class Name:
-    """The `name` of a class of model: its key in MODELS, and its own name outside of MODELS.
+    """Descriptor of a model's `name`: its key in MODELS, or its own name outside of MODELS.
 
     Args:
-        own: The name that the class itself defines; None for the name of the class in Python. A
-            name that is inherited would be that of another class.
+        own: The name that the class itself defines; None means its Python name. An inherited name
+            would be that of another class.
     """
 
     def __init__(self, own: str | None):

@@ -1,4 +1,4 @@
-"""The matrices that write a model's logits, found by what computes them, never by their shapes."""
+"""The matrices that compute a model's logits, found in the autograd graph, not by their shapes."""
 
 from collections import deque
 from typing import Any
@@ -15,8 +15,8 @@ PRODUCTS = ("mm", "linear", "matmul")
 def find_output_weights(model: Any) -> set[nn.Parameter]:
     """Return the matrices that turn states into logits, by following the graph of `read_out`.
 
-    They reach the logits through fewer matrix products than any other matrix. A token is read to
-    get a state; torch's random stream stays where it is.
+    They reach the logits through fewer matrix products than any other matrix. One token is run to
+    get a state; torch's random generator is left unchanged.
     """
     device = next(model.parameters()).device
     tokens = torch.zeros(1, 1, dtype=torch.int64, device=device)
@@ -42,7 +42,7 @@ def nearest_matrices(output: Tensor) -> set[nn.Parameter]:
             found[leaf] = products
         is_product = any(part in node.name().lower() for part in PRODUCTS)
         for parent, _ in node.next_functions:
-            # Breadth first by products alone: other nodes lie at the same distance.
+            # Breadth-first search that counts products alone: other nodes add no distance.
             if is_product:
                 waiting.append((parent, products + 1))
             else:

@@ -16,7 +16,7 @@ def read_out_attention(
     num_steps: int,
     prompt_length: int | None,
 ) -> dict[str, Float[Tensor, "k t _"]]:
-    """Return the weights on words, knowledge and the latents by step; see `Traced.attention`."""
+    """Return the weights on tokens, knowledge and the latents by step; see `Traced.attention`."""
     size = config.section
     sections = length // size
     if prompt_length is None and not sections:

@@ -223,7 +223,7 @@ class ThoughtsFormer(Model):
         positions: Int[Tensor, " t"],
         hidden: Bool[Tensor, "b t"] | None,
     ) -> Float[Tensor, "b t c"]:
-        """Compute the next thoughts from all elements so far, recomputed in every layer.
+        """Compute the next thoughts, recomputing all elements so far in every layer.
 
         Without a mask, the elements of deeper layers depend on the latest thoughts.
         """

@@ -66,6 +66,6 @@ def random_latents(
 
 
 def split_keys(keys: Int[Tensor, " b"], number: int) -> Int[Tensor, " r"]:
-    """Derive `number` keys from each key, b * number in all, those of one key side by side."""
+    """Derive `number` keys from each key, b * number in all, keys of one row next to each other."""
     numbers = torch.arange(number, device=keys.device)
     return mix_tensor(keys[:, None] + mix_tensor(numbers)).flatten()

@@ -1,7 +1,7 @@
 """The block backend: attention by blocks of queries, in plain torch, on any device, in any dtype.
 
-The scores of a few queries against all keys that they may see exist at a time, for as many heads as
-fit the processor's cache; nothing of size t * s exists. Masks and gradient factors are sliced to
+Only the scores of a few queries against their visible keys exist at a time, for as many heads as
+fit the processor's cache; no tensor has t * s elements. Masks and gradient factors are sliced to
 the block, or evaluated for it where they are functions. Low precision is computed in float32.
 """
 

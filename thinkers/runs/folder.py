@@ -102,7 +102,7 @@ def _refuse_contents(folder: Path) -> None:
 
 
 def _remove_begun(folder: Path) -> None:
-    """Remove what a run wrote before it had a record, except the lock, which is held."""
+    """Remove files that a run wrote before its record, except the lock, which is held."""
     for name in BEGUN - {LOCK}:
         (folder / name).unlink(missing_ok=True)
 

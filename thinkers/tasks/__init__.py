@@ -71,7 +71,7 @@ def from_run(config: Any, seed: int, folder: Path, named: Collection[str] = ()) 
     """Build the task whose Config this is, with the files that the run in `folder` has of it.
 
     Args:
-        named: Settings that the user gave; the others come from the run, and name no files to read.
+        named: Settings that the user gave; those of the run may not name files to read.
     """
     task = _class_of(config).from_run(config, seed, folder)
     task.allow_sources(named)

@@ -122,7 +122,7 @@ class AnswerTask(Task):
         """Read a prompt; tokens after the last `prompt_end` are the beginning of its answer.
 
         Raises:
-            UsageError: It is empty, holds no `prompt_end`, or what `encode` refuses.
+            UsageError: It is empty, lacks `prompt_end`, or `encode` refuses it.
         """
         read = super().read_prompt(text)
         if self.prompt_end not in text:
@@ -134,8 +134,8 @@ class AnswerTask(Task):
         if not self.prompt_end:
             return read
         end = text.rindex(self.prompt_end) + len(self.prompt_end)
-        # Tokens of the question are counted, not those after it: `encode` may begin every text
-        # with a token of its own.
+        # The tokens of the question are counted, not those after it: `encode` may add a first token
+        # to every text.
         begun = len(read.tokens) - len(self.encode(text[:end]))
         return replace(read, begun=begun)
 
@@ -260,7 +260,7 @@ def true_answers(batch: Batch, length: int) -> Int[Tensor, "b n"]:
     assert batch.prompt_lengths is not None
     lengths = (batch.targets != IGNORED).sum(1)
     if (lengths > length).any():
-        # Graded by their first tokens alone, wrong answers could count as right.
+        # If answers were graded by their first tokens alone, wrong ones could count as right.
         raise UsageError(
             f"max_answer_length must be at least {int(lengths.max())}, the tokens of an answer "
             f"with its end token, got {length}"

@@ -62,8 +62,8 @@ class Babi(CurriculumTask):
     class Config:
         path: str = ""
         """A folder of files qa1_.._train.txt and qa1_.._test.txt, or one file, two tenths of whose
-        stories are held out; empty for generated stories. It is kept absolute, so that a run finds
-        its stories from every folder."""
+        stories are held out; empty for generated stories. It is stored as an absolute path, so that
+        a run finds its stories from every folder."""
         kinds: tuple[int, ...] = (1,)
         """Kinds of stories, of a folder or generated; one file is taken as one kind."""
         answers: Literal["written", "chosen"] = "written"
@@ -268,7 +268,7 @@ class Babi(CurriculumTask):
         return [self._token_of(part) for part in _PART.findall(text.lower())]
 
     def _token_of(self, word: str) -> int:
-        if word not in self.tokens_of:  # in files that the run did not begin with
+        if word not in self.tokens_of:  # in files that were not there when the run began
             found = f"the word {word[:50]!r}"
             raise data_error(self.config.path, found, "words of the run", "use other files")
         return self.tokens_of[word]
@@ -282,7 +282,7 @@ class Babi(CurriculumTask):
         tokens = []
         for found in _PART.finditer(text.lower()):
             if found[0] not in self.tokens_of:
-                word = found[0][:50]  # matching and messages need no more of it
+                word = found[0][:50]  # enough of it for matching and messages
                 near = get_close_matches(word, self.tokens_of, n=1, cutoff=0.0)
                 raise UsageError(
                     f"character {found.start()} of the text must begin a word of the stories "

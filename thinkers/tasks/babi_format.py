@@ -39,7 +39,7 @@ def files_of(path: Path, kinds: Sequence[int]) -> list[Path]:
     """Return the files that `read_splits` reads.
 
     Raises:
-        DataError: One is missing, or is no plain file.
+        DataError: A file is missing, or is not a plain file.
     """
     files = [path]
     if path.is_dir():

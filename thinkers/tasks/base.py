@@ -23,7 +23,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as it was read.
+    """A parsed prompt.
 
     Args:
         begun: Number of its last tokens that are the start of the answer.
@@ -105,7 +105,7 @@ class Task(Configured, ABC):
         """Return the text of `tokens`, up to the end token if the task has one."""
 
     def read_prompt(self, text: str) -> Prompt:
-        """Read a prompt, which may end in the beginning of its answer.
+        """Parse a prompt, which may end in the beginning of its answer.
 
         Raises:
             UsageError: It is not a prompt of this task; the message names the position.
@@ -122,8 +122,8 @@ class Task(Configured, ABC):
     def with_answer(self, prompt: str, answer: Iterable[int]) -> str:
         """Return the text of a prompt and its answer, which are decoded as one.
 
-        The text of a token may depend on those before it: an answer that is begun in the prompt
-        cannot be decoded apart.
+        The text of a token may depend on those before it: an answer that begins in the prompt
+        cannot be decoded separately.
         """
         return self.decode([*self.encode(prompt), *answer])
 
@@ -168,10 +168,10 @@ class Task(Configured, ABC):
         """Write to a run folder the files that `from_run` reads, such as a vocabulary."""
 
     def allow_sources(self, settings: Collection[str]) -> None:  # noqa: B027, most have none
-        """Let files that these settings name be read, whatever they hold.
+        """Allow reading the files that these settings name, with any content.
 
-        A task that comes from a run reads only what the run recorded, or what lies in it: its
-        settings may come from anybody. These were named by the user.
+        A task of a run reads only files that the run recorded or contains, since its settings may
+        be untrusted. The user named these files.
         """
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Prime factors of numbers that are small enough to be kept in tables."""
+"""Factorisation of integers that are small enough for tables of prime factors."""
 
 from dataclasses import dataclass
 

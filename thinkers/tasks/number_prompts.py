@@ -1,4 +1,4 @@
-"""Reader of the prompts of number tasks: what does not fit their grammar is refused by its place.
+"""Parser of the prompts of number tasks; errors name the position of the wrong character.
 
     prompt = [base ">" base ":"] question "=" [beginning of the answer]
 
@@ -13,7 +13,7 @@ from thinkers.tasks.number_tokens import DIGITS, UPPER, read_bases, without_spac
 
 
 class PromptReader:
-    """Reads a prompt from left to right, beginning after its bases.
+    """Parser of a prompt from left to right, beginning after its bases.
 
     Args:
         config: The Config of a number task.
@@ -31,7 +31,7 @@ class PromptReader:
         self._blanks = config.blanks
 
     def next(self) -> str:
-        """Return the next character, which is not taken; empty at the end."""
+        """Return the next character without taking it; empty at the end."""
         return self._written[self.at : self.at + 1]
 
     def take(self, allowed: str) -> str:
@@ -70,7 +70,7 @@ class PromptReader:
         return found
 
     def digits_of_answer(self) -> int:
-        """Take digits of the output base, of which there may be none; return their number."""
+        """Take digits of the output base, possibly none; return their number."""
         first = self.at
         while self.next() and self.next() in DIGITS[: self.out_base]:
             self.take(DIGITS)
@@ -82,7 +82,7 @@ class PromptReader:
             raise self.refusal(DIGITS[: self.out_base])
 
     def written(self, first: int) -> str:
-        """Return the characters taken from place `first` on, without blanks."""
+        """Return the characters taken from index `first` on, without blanks."""
         return self._written[first : self.at].replace("_", "")
 
     def refusal(self, allowed: str, at: int | None = None) -> UsageError:

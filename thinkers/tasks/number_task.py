@@ -341,7 +341,7 @@ class NumberTask(CurriculumTask):
         except UsageError:
             if reader.next() or "=" in text:
                 raise
-        # What only lacks its end is refused here, by name.
+        # A prompt that only lacks its end is refused here, with a message of its own.
         return replace(super().read_prompt(text), longest=width + 1)
 
     @abstractmethod

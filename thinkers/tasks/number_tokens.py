@@ -115,7 +115,7 @@ def decode(tokens: Iterable[int] | Int[Tensor, " t"], *, reverse: bool) -> str:
         if token > PAD and not body:
             bases.append(str(token - BASE))
         elif token > PAD:
-            body += f"<{token - BASE}>"  # a base where none belongs is a wrong answer: shown there
+            body += f"<{token - BASE}>"  # a base in an answer is wrong: it is shown at its place
         elif token != PAD:
             body += _TEXT[token]
     head = ">".join(bases) + ":" if bases else ""

@@ -51,7 +51,7 @@ class Text(Task):
     class Config:
         path: str = ""
         """A UTF-8 file, a folder of them, or hf:NAME or hf:NAME:CONFIGURATION of huggingface.co.
-        Paths are kept absolute, so that a run finds its text from every folder."""
+        Paths are stored as absolute paths, so that a run finds its text from every folder."""
         valid_path: str = ""
         """A text for the valid split; all of `path` is then trained on."""
         test_path: str = ""

@@ -193,7 +193,7 @@ def _prepare(
         rule = f"a multiple of ranks x accumulation, {parts}"
         raise UsageError(f"batch_size must be {rule}, got {settings.batch_size}")
     update = ranks.from_first(_newest(folder, record["run"]) if ranks.is_writer else 0)
-    run = folder if "precision" in record else None  # which training adds as it begins
+    run = folder if "precision" in record else None  # which training adds when it begins
     task, model = build_on(ranks.device, config, initialize=update == 0, run=run)
     precision = record.get("precision", settings.precision)
     if precision == "auto":
@@ -233,7 +233,7 @@ def _write_record(
     for change in run_folder.changes(record, here) if "precision" in record else ():
         show(f"{change}: the last bits may differ")
     record |= here | {"config": state.config.to_dict(), "plans": plans}
-    # In this order: a run that has a record can be resumed, for which its task needs its files.
+    # In this order: a run with a record can be resumed, and its task then needs its files.
     state.task.save_to_run(folder)
     run_folder.write_record(folder, record)
 

@@ -72,7 +72,7 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
         )
     config = Config.from_dict(record["config"])
     target = user_path(out, "out") if out is not None else folder.with_name(f"{folder.name}-again")
-    # A run may come from anybody: what its task reads must be what it was trained on.
+    # A run may be untrusted: its task may read only files that it was trained on.
     task = tasks.from_run(config.task, config.training.seed, folder)
     task.save_to_run(folder)
     torch.set_num_threads(record["threads"])
