@@ -6,9 +6,16 @@ import re
 import pytest
 from paths import ROOT
 
-OPENERS = {"what", "how", "who", "where", "whether", "which", "of", "that", "as", "if", "by"}
+OPENERS = set(
+    "what how who where whether which of that as if by "
+    "under those their its it so also because since for".split()
+)
 """First words of an indirect question or of half a sentence."""
-PRIVATE = r"wish(es)?|yardstick|equal means|sittings?|told|tells?|telling|farewell|go(es)? on with"
+PRIVATE = (
+    r"wish(es)?|yardstick|equal means|sittings?|told|tells?|telling|farewell|go(es)? on with|"
+    r"if need be|for want of|in vain|[Aa]s in every|so many|from anybody|data base|"
+    r"hand(s|ed)? on|[Ii]t is no (integer|prompt|model|plain|module|run|file)"
+)
 """Words of the first edition that the field has other words for."""
 PAGES = ("README.md", "CONTRIBUTING.md", "docs")
 
@@ -43,6 +50,14 @@ def test_docstrings_and_messages_use_the_terms_of_the_field():
     texts = [*docstrings(), *strings()]
     odd = [
         f"{place} {text[:90]!r}" for place, text in texts if re.search(rf"\b({PRIVATE})\b", text)
+    ]
+    assert odd == []
+
+
+def test_entries_of_arguments_are_noun_phrases():
+    half = re.compile(r"^ +\w+: (Of|By|Where|Which|That|Under|Those|How|What|Whether)\b", re.M)
+    odd = [
+        f"{place} {x.group().strip()}" for place, text in docstrings() for x in half.finditer(text)
     ]
     assert odd == []
 

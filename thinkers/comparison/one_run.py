@@ -53,7 +53,7 @@ class Job:
         name: The contender.
         seed: None for a run of the learning-rate search.
         lr: Learning rate; None means that of the recipe.
-        tracking: Store of the run's metrics beside metrics.jsonl.
+        tracking: Store of the run's metrics in addition to metrics.jsonl.
     """
 
     folder: str

@@ -35,7 +35,7 @@ def answer(run: RunLike, prompt: str, num_steps: int | None = None) -> str:
         num_steps: Thinking steps; None means the model's own number.
 
     Raises:
-        UsageError: The prompt is none of the task, or leaves no room for its longest answer.
+        UsageError: The prompt does not fit the task, or leaves no room for its longest answer.
     """
     model, task = open_with_task(run)
     read, room = fit_prompt(model, task, prompt)
@@ -57,7 +57,7 @@ def fit_prompt(model: Model, task: Task, prompt: str) -> tuple[Prompt, int]:
     """Return the prompt as the task reads it, and the most tokens to generate after it.
 
     Raises:
-        UsageError: The prompt is none of the task, or leaves no room for its longest answer.
+        UsageError: The prompt does not fit the task, or leaves no room for its longest answer.
     """
     read, limit = task.read_prompt(prompt), model.config.max_length
     count = len(read.tokens)

@@ -276,7 +276,7 @@ class ReasoningTokens(Model):
         forward += 2 * batch_size * queries[-1] * config.dim * config.vocab_size
         if not training or not gradient_stops(config, steps):
             return 3 * forward if training else forward
-        # Where gradients are stopped, the backward pass computes the scores anew.
+        # If gradients are stopped, the backward pass recomputes the scores.
         inner = blocks[0].output.in_features
         return 3 * forward + attention_flops(batch_size, sum(queries), size, inner) // 2
 

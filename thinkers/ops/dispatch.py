@@ -134,8 +134,8 @@ def one_query_factor(axes: list[str], stops: list[PairValues]) -> bool:
 def _factors_leave_sums(axes: dict[str, str], stops: dict[str, PairValues]) -> bool:
     """Return True if no factor must be applied to single pairs.
 
-    dQ_i sums over keys and dK_j, dV_j over queries: a factor that varies along the other axis alone
-    leaves its sum.
+    dQ_i sums over keys and dK_j, dV_j over queries: a factor that does not vary along the summed
+    axis can be taken out of the sum.
     """
     own = {"stop_q": "query", "stop_k": "key", "stop_v": "key"}
     if all(axis in ("nothing", own[name]) for name, axis in axes.items()):

@@ -21,7 +21,7 @@ from thinkers.models.base import Model
 
 TIME_LIMIT_S = 300.0
 HOLDERS = ("model", "state_dict", "model_state_dict")
-"""Keys under which training scripts store the weights beside the rest of their state."""
+"""Keys under which training scripts store the weights among the rest of their state."""
 
 AUTHORS = (
     "deep_plan_transformer",

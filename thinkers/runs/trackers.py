@@ -1,4 +1,4 @@
-"""Trackers: stores of metrics beside metrics.jsonl, MLflow and TensorBoard."""
+"""Trackers: MLflow and TensorBoard, stores of metrics in addition to metrics.jsonl."""
 
 import importlib
 import json

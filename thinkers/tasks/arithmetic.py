@@ -73,7 +73,7 @@ class OperandTask(NumberTask):
     ) -> Int64[np.ndarray, "n w"]:
         """Return the digits of numbers of up to `size` digits, -1 beyond their own."""
         # Short numbers take as many draws as long ones: every row must use the same counters of its
-        # stream, whatever it drew before.
+        # stream, for any earlier draws.
         shortest = self.config.min_digits
         lengths = shortest + draws.below(size - shortest + 1, 1)
         digits = draws.below(base, size)

@@ -214,7 +214,7 @@ class NumberTask(CurriculumTask):
     def _questions(self, keys: UInt64[np.ndarray, " n"], split: str, size: int) -> Questions:
         """Return for each key the first question drawn from it that belongs to `split`."""
         # Rejection sampling: each attempt has a key of its own, so that a row does not depend on
-        # how often the rows beside it were rejected.
+        # how often other rows were rejected.
         pending = np.arange(len(keys))
         questions = None
         for attempt in range(100_000):

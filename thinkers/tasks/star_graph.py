@@ -168,7 +168,7 @@ class StarGraph(AnswerTask):
     ) -> Int64[np.ndarray, " n"]:
         """Return the index into SPLITS of each graph, independent of the order of its edges."""
         # The sum of the hashes of all pairs does not depend on their order. Start and goal are a
-        # pair too, set apart from edges by an offset beyond all labels.
+        # pair too, distinguished from edges by an offset above all labels.
         ends = np.stack([paths[:, 0], paths[:, -1]], -1)
         pairs = np.concatenate([edges, ends[:, None] + self.config.num_labels], 1)
         weights = constants(2, salt=_GRAPHS)

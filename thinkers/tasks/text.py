@@ -273,12 +273,12 @@ class Text(Task):
         except UnicodeEncodeError as error:
             what = f"{error.object[error.start]!r} at character {error.start}"
             raise usage_error(
-                f"{what}, which is no Unicode character", "text in UTF-8", "remove it"
+                f"{what}, which is not a Unicode character", "text in UTF-8", "remove it"
             ) from None
         except UnknownCharacter as error:
             shown = "".join(x.decode() for x in self.tokenizer.token_bytes[:100])
             raise usage_error(
-                str(error), f"characters of the text: {shown!r}", "write others"
+                str(error), f"characters of the text: {shown!r}", "replace it"
             ) from None
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:

@@ -56,7 +56,7 @@ def train(
         until: Stop after this update, as if the time were used up; the learning-rate schedule still
         covers all updates.
         overrides: Changes of the recipe, as they were typed; kept in config.json.
-        tracking: The store of metrics beside metrics.jsonl; a resumed run keeps it.
+        tracking: Store of the metrics in addition to metrics.jsonl; a resumed run keeps it.
 
     Raises:
         UsageError: The settings do not fit each other, or the folder is in use.

@@ -13,7 +13,7 @@ from typing import TypeVar
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REPEAT_SECONDS = 2.0
-"""Signals within this time of the first one repeat it."""
+"""Signals within this time of the first one are ignored as its repetitions."""
 
 
 class Stopped(BaseException):
