@@ -304,6 +304,39 @@ def test_the_default_run_folder_is_named_by_recipe_and_seed(here):
     assert (here / "runs" / "add-looped-3" / "config.json").exists()
 
 
+def test_a_pair_of_task_and_model_is_trained_by_name(here, capsys):
+    (here / "pausing.py").write_text(
+        "import thinkers\n"
+        "from thinkers.models.pause import Pause\n\n"
+        "class Pausing(Pause):\n    pass\n\n"
+        "thinkers.MODELS['pausing'] = Pausing\n"
+    )
+    names = ["--import_module", "pausing.py"]
+    try:
+        assert main.main(["train", "add/pausing", *names, *TINY, "--out=a"]) == 0
+        record = json.loads((here / "a" / "config.json").read_bytes())
+        assert record["config"]["model"]["name"] == "pausing" and record["recipe"] == "add/pausing"
+        assert main.main(["train", "--resume", "a", "--training.num_updates=4"]) == 0
+        assert main.main(["evaluate", "a", "--num_examples=5", "--num_steps=1"]) == 0
+        assert main.main(["train", "sort/pausing", *names, *TINY]) == 0
+        assert (here / "runs" / "sort-pausing-0").is_dir()
+    finally:
+        thinkers.MODELS.pop("pausing", None)
+        sys.modules.pop("pausing", None)
+    capsys.readouterr()
+    assert main.main(["train", "add/pausing"]) == 2
+    assert "TASK/MODEL" in capsys.readouterr().err
+
+
+def test_a_pair_that_cannot_be_trained_is_refused_with_the_reason(here, capsys):
+    Path("input.txt").write_text("some words\n" * 99)
+    line = ["train", "text/thoughtsformer", "--task.path=input.txt", "--model.causal=false"]
+    assert main.main([*line, "--out=a"]) == 2
+    assert "predicting a text needs a causal model" in capsys.readouterr().err
+    assert main.main([*line, "--dry_run"]) == 2
+    assert not Path("a").exists()
+
+
 def test_an_imported_module_adds_a_recipe(here, capsys):
     (here / "mine.py").write_text(
         "import thinkers\n"

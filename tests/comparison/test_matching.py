@@ -1,5 +1,6 @@
 """Matched compute: sizes, FLOPs, updates, seconds, settings."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -97,10 +98,36 @@ def test_equal_updates_and_equal_seconds():
         ("1.5h", None, ("seconds", 5400)),
         ("7", "seconds", ("seconds", 7)),
         (500, "parameters", ("parameters", 500)),
+        ("3 updates", None, ("parameters", 3)),
+        ("1 update", "parameters", ("parameters", 1)),
+        ("2e12 FLOPs", None, ("flops", 2e12)),
+        ("2E12flops", "flops", ("flops", 2e12)),
+        ("90 sec", None, ("seconds", 90)),
     ],
 )
 def test_a_budget_is_read_in_its_unit(budget, match, expected):
     assert _budget(match, budget) == expected
+
+
+@pytest.mark.parametrize(
+    "budget, match, message",
+    [
+        ("3 weeks", None, "'2e13 FLOPs', '3000 updates', 90s, 5min or 2h"),
+        ("updates", None, "'3000 updates'"),
+        ("-3 updates", None, "a number above 0"),
+        ("0 updates", None, "a number above 0"),
+        ("1.5 updates", None, "an integer number of updates"),
+        ("3 updates", "flops", "a budget in FLOPs"),
+        ("3 updates", "seconds", "a budget in s, min or h"),
+        ("2e12 flops", "parameters", "a budget in updates"),
+        ("5min", "flops", "a budget in FLOPs"),
+        ("inf", None, "a number above 0"),
+        ("", None, "a number above 0"),
+    ],
+)
+def test_a_budget_in_another_unit_is_refused_with_those_that_work(budget, match, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        _budget(match, budget)
 
 
 def test_settings_come_from_the_nearest_recipe():

@@ -3,7 +3,6 @@
 import argparse
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any, NoReturn
 
 import thinkers
@@ -45,13 +44,12 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
         if options.help:
             show(options.format_help())
             return 0
-        raise usage_error("no recipe", "the name of a recipe", "thinkers list recipes lists them")
+        fix = "thinkers list recipes lists them"
+        raise usage_error("no recipe", "the name of a recipe, or TASK/MODEL", fix)
     from thinkers.config.overrides import dump, override, parser
+    from thinkers.recipes.pairs import find
 
-    if options.recipe not in thinkers.RECIPES:
-        what = f"recipe {options.recipe!r}"
-        raise_unknown(what, options.recipe, thinkers.RECIPES, "thinkers list recipes lists them")
-    recipe = replace(thinkers.RECIPES[options.recipe](), recipe=options.recipe)
+    recipe = find(options.recipe)
     if options.help:
         show(options.format_help())
         show(parser(recipe, f"thinkers train {options.recipe}").format_help())

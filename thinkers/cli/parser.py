@@ -47,11 +47,14 @@ def add_train(verbs: Subparsers) -> None:
     verb = verbs.add_parser(
         "train",
         help="train the model of a recipe on its task",
-        description="Every setting of a recipe is a flag: --model.num_steps 8 --training.lr 1e-3. "
+        description="A pair TASK/MODEL that is no recipe gets the settings that compare gives it. "
+        "Every setting is a flag: --model.num_steps 8 --training.lr 1e-3. "
         "thinkers train RECIPE --help lists them.",
         add_help=False,  # the command prints its own, with the settings of the recipe
     )
-    verb.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name from thinkers list")
+    verb.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="a name from thinkers list, or TASK/MODEL"
+    )
     verb.add_argument("--out", metavar="DIR", help="the run folder (default: runs/RECIPE-SEED)")
     verb.add_argument(
         "--config", metavar="FILE", action="append", default=[], help="read settings from YAML"
@@ -127,7 +130,11 @@ def add_compare(verbs: Subparsers) -> None:
     verb.add_argument(
         "--match", metavar="WHAT", help="flops, parameters or seconds (default: flops)"
     )
-    verb.add_argument("--budget", metavar="B", help="of each run: 2e13 FLOPs, 5min or N updates")
+    verb.add_argument(
+        "--budget",
+        metavar="B",
+        help="of each run: 2e13 FLOPs, 5min (or s, h) or '3000 updates'",
+    )
     verb.add_argument("--seeds", metavar="N", help="default: 3")
     verb.add_argument(
         "--lrs", metavar="A,B", help="learning rates to search (default: the recipe's)"

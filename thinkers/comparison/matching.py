@@ -17,16 +17,15 @@ from typing import Any
 import torch
 
 from thinkers import models, tasks
-from thinkers.config.experiment import TASK_SIZES, Config, resolve_sizes
+from thinkers.config.experiment import Config, resolve_sizes
 from thinkers.config.overrides import override
 from thinkers.devices import find_device
 from thinkers.errors import usage_error
 from thinkers.models import MODELS
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch
-from thinkers.recipes import RECIPES
+from thinkers.recipes.pairs import base, task_settings
 from thinkers.registry import name_of_config
-from thinkers.tasks import TASKS
 from thinkers.training.distributed import Ranks
 from thinkers.training.state import TrainState
 from thinkers.training.step import LossModule, step, thinking_steps
@@ -67,51 +66,24 @@ def contenders(
     Args:
         flags: Settings for all, such as --task.max_digits=2.
     """
-    recipes = [make() for make in RECIPES.values()]
-    task_config = _task_settings(task, names, recipes)
-    bases = [override(_base(name, task_config, recipes), (), flags) for name in names]
+    task_config = task_settings(task, names)
+    bases = [override(base(name, task_config), (), flags) for name in names]
     task_built = tasks.from_config(bases[0].task)  # all have the same flags, so the same task
     bases = [replace(x, model=resolve_sizes(x.model, task_built)) for x in bases]
     wanted = parameters(bases[0].model)
     found = [
-        Contender(name, replace(base, model=fit(base.model, parameters, wanted)))
-        for name, base in zip(names, bases, strict=True)
+        Contender(name, replace(own, model=fit(own.model, parameters, wanted)))
+        for name, own in zip(names, bases, strict=True)
     ]
     for one in found:
         task_built.check(build(one.config.model))
     if not controls:
         return found
     reference = _reference(found)
-    decoder = override(_base("decoder", task_config, recipes), (), flags)
+    decoder = override(base("decoder", task_config), (), flags)
     decoder = replace(decoder, model=resolve_sizes(decoder.model, task_built))
     makers = {"fillers": _fillers, "untied": _untied, "wider": _wider}
     return found + [makers[name](decoder, reference, wanted) for name in controls]
-
-
-def _task_settings(task: str, names: Sequence[str], recipes: Sequence[Config]) -> Any:
-    """Return the task settings of the first recipe on this task, named models before others."""
-    kind = TASKS[task].Config
-    usable = [recipe for recipe in recipes if type(recipe.task) is kind]
-    named = [MODELS[name].Config for name in names]
-    places = {own: place for place, own in enumerate(named)}
-    usable.sort(key=lambda recipe: places.get(type(recipe.model), len(named)))
-    return usable[0].task if usable else kind()
-
-
-def _base(name: str, task_config: Any, recipes: Sequence[Config]) -> Config:
-    """Return the recipe of a model on this task, else on another task.
-
-    A model without recipes uses those of the class that it extends, or else add/decoder.
-    """
-    kind = MODELS[name].Config
-    ordered = sorted(recipes, key=lambda recipe: not isinstance(task_config, type(recipe.task)))
-    inherited = (recipe for own in kind.__mro__ for recipe in ordered if type(recipe.model) is own)
-    recipe = next(inherited, None) or next(x for x in recipes if x.recipe == "add/decoder")
-    of = type(recipe.model) if issubclass(kind, type(recipe.model)) else models.base.Config
-    shared = {field.name: getattr(recipe.model, field.name) for field in fields(of) if field.init}
-    model = kind(**shared | dict.fromkeys(TASK_SIZES))
-    is_own = type(recipe.model) is kind and recipe.task == task_config
-    return replace(recipe, recipe=recipe.recipe if is_own else "", model=model, task=task_config)
 
 
 def _reference(found: Sequence[Contender]) -> Contender:

@@ -29,7 +29,10 @@ from thinkers.tasks import TASKS
 FORMAT = 2
 DEFAULTS: dict[str, float] = {"flops": 2e12, "parameters": 1000, "seconds": 60}
 """{quantity that is equal in all runs, besides size: its default budget}."""
-UNITS = {"s": 1, "sec": 1, "min": 60, "h": 3600}
+TIMES = {"s": 1, "sec": 1, "min": 60, "h": 3600}
+COUNTS = {"flops": "flops", "updates": "parameters", "update": "parameters"}
+"""{unit of a budget: the quantity that is then equal beside the size}; times are seconds."""
+UNIT_OF = {"flops": "FLOPs", "parameters": "updates", "seconds": "s, min or h"}
 POINTS = 10
 """Checkpoints of each run; all of them are evaluated."""
 LAST_EXAMPLES = 100
@@ -294,22 +297,23 @@ def _budget(match: str | None, budget: str | float | None) -> tuple[str, float]:
     if budget is None:
         chosen = match or "flops"
         return chosen, DEFAULTS[chosen]
-    parts = re.fullmatch(r"([0-9.]+(?:[eE][+-]?[0-9]+)?) *([a-z]*)", str(budget).strip())
+    parts = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?) *([a-z]*)", str(budget).strip().lower())
     amount, unit = _number(parts[1]) if parts else None, parts[2] if parts else ""
-    if amount is None or (unit and unit not in UNITS):
+    of_unit = {"": match or "flops", **dict.fromkeys(TIMES, "seconds"), **COUNTS}
+    if amount is None or unit not in of_unit:
         raise usage_error(
             f"--budget {budget}",
-            "FLOPs such as 2e13, a time such as 5min, or a number of updates",
+            "a number above 0 and its unit: 2e13 or '2e13 FLOPs', '3000 updates', 90s, 5min or 2h",
             "change --budget",
         )
-    chosen = match or ("seconds" if unit else "flops")
-    if unit and chosen != "seconds":
+    chosen = match or of_unit[unit]
+    if of_unit[unit] != chosen:
         raise usage_error(
             f"--budget {budget} with --match {chosen}",
-            "a time with --match seconds",
-            "leave --match out, or give the budget without a unit",
+            f"a budget in {UNIT_OF[chosen]}",
+            f"give it in {UNIT_OF[chosen]}, or leave --match out",
         )
-    amount *= UNITS.get(unit, 1)
+    amount *= TIMES.get(unit, 1)
     if chosen == "parameters" and amount != int(amount):
         raise usage_error(f"--budget {budget}", "an integer number of updates", "change --budget")
     return chosen, amount
