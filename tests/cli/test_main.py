@@ -118,9 +118,9 @@ BAD_LINES = [
     ([*ADD, "--training.device=cuda:99"], "'cuda:99' must exist"),
     ([*ADD, "--training.device=cpu:1"], "'cpu:1' must exist"),
     ([*ADD, "--out="], "--out without a value"),
-    ([*ADD, "--out=latin.yaml"], "it is a file"),
+    ([*ADD, "--out=latin.yaml"], "but is a file"),
     ([*ADD, "--out=latin.yaml/x"], "found: latin.yaml/x: Not a directory\nfix"),
-    ([*ADD, *TINY, "--out=.", "--training.lr=1"], "it exists"),
+    ([*ADD, *TINY, "--out=.", "--training.lr=1"], "but exists"),
     ([*ADD, "--training.init_from=nowhere"], "--training.init_from nowhere"),
     # files
     ([*ADD, "--config=nowhere.yaml"], "nowhere.yaml: No such file"),

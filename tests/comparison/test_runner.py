@@ -321,7 +321,9 @@ def test_usage_errors_have_three_lines_and_leave_nothing(
 def test_other_folders_are_refused(finished, tmp_path):
     with pytest.raises(UsageError, match="holds a run; continue it with --resume"):
         small(finished)
-    with pytest.raises(UsageError, match="the folder of a comparison, and holds something else"):
+    with pytest.raises(
+        UsageError, match="the folder of a comparison; its config.json is of another kind"
+    ):
         compare(out=finished / "runs" / "decoder-0", resume=True)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine.txt").write_text("mine")

@@ -103,7 +103,7 @@ def test_settings_of_the_task_need_a_run(run, tmp_path):
 def test_things_that_are_not_runs_are_refused(run, tmp_path):
     with pytest.raises(UsageError, match="run must be a Run, a folder, a model .*, got int"):
         open_run(3)
-    with pytest.raises(UsageError, match="folder of a run, and there is none"):
+    with pytest.raises(UsageError, match="folder of a run, but there is none"):
         open_run(tmp_path / "none")
     with pytest.raises(UsageError, match="holds no config.json"):
         open_run(tmp_path)

@@ -1,4 +1,4 @@
-"""Batches, outputs and losses of all models, and the class that models extend."""
+"""The class that models extend, and the settings and outputs that all models share."""
 
 import dataclasses
 import json

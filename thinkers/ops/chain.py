@@ -24,7 +24,8 @@ class Chain:
         """Make an empty chain.
 
         Args:
-            max_thoughts: Thoughts of a position that fit; the buffer is allocated by the first one.
+            max_thoughts: Largest number of thoughts of a position; the first one allocates the
+                buffer.
         """
         if isinstance(max_thoughts, bool) or not isinstance(max_thoughts, int) or max_thoughts < 0:
             raise UsageError(f"max_thoughts must be an integer >= 0, got {max_thoughts!r}")

@@ -59,7 +59,9 @@ def choose_stop_grad(
     wide = q.dtype in (torch.float32, torch.float64)
     if backend == "sdpa" or (backend == "auto" and separable and wide and q.device.type == "cpu"):
         if q.device.type != "cpu":
-            raise UsageError(f"backend must not be 'sdpa' off the CPU, got device {q.device}")
+            raise UsageError(
+                f"backend must not be 'sdpa' on a device other than the CPU, got device {q.device}"
+            )
         return Choice(
             "sdpa",
             f"{_describe(axes)}: the factors scale the finished gradients of the fused kernel",
@@ -82,7 +84,9 @@ def choose_thought(q: Tensor, backend: str = "auto") -> Choice:
     if triton := _choose_triton(q, backend):
         return triton
     if backend == "fused" and q.device.type != "cpu":
-        raise UsageError(f"backend must not be 'fused' off the CPU, got device {q.device}")
+        raise UsageError(
+            f"backend must not be 'fused' on a device other than the CPU, got device {q.device}"
+        )
     wide = q.dtype in (torch.float32, torch.float64)
     if backend == "fused" or (backend == "auto" and wide and q.device.type == "cpu"):
         return Choice("fused", "base keys through the fused kernels")

@@ -213,7 +213,7 @@ def _scaled_gradients(
 
 
 def _as_factor(stop: PairValues, q: Tensor) -> Tensor:
-    """A stop that is constant along queries or along keys as a factor with four axes."""
+    """Return a stop that is constant along queries or keys as a factor with four axes."""
     stop = torch.as_tensor(stop, device=q.device)
     factor = (~stop if stop.dtype == torch.bool else stop).to(q.dtype)
     return factor.reshape((1,) * (4 - factor.ndim) + factor.shape)
