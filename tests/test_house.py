@@ -10,7 +10,7 @@ PACKAGE = ROOT / "thinkers"
 FLOORS = (
     ("version", "terminal"),
     ("errors",),
-    ("checks", "files", "prng", "devices", "optional", "registry"),
+    ("checks", "files", "prng", "devices", "optional", "process_state", "registry"),
     ("plugins",),
     ("ops",),
     ("nn",),

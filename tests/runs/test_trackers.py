@@ -1,11 +1,14 @@
 """MLflow and TensorBoard have each number of metrics.jsonl exactly once."""
 
 import json
+import logging
 import math
+import re
 import shutil
 
 import pytest
 import torch
+from paths import ROOT
 
 import thinkers
 from thinkers.config.experiment import Config
@@ -156,6 +159,60 @@ def test_an_unknown_tracker_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UsageError, match="expected: one of mlflow, tensorboard"):
         thinkers.train(config(), tmp_path / "a", tracking="wandb")  # type: ignore[arg-type]
     assert not (tmp_path / "a").exists()
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """A tracker of a user's that keeps what it gets."""
+
+    class Mine(trackers.Tracker):
+        got = []
+
+        def send(self, lines):
+            self.got.extend(lines)
+
+        def finish(self, status):
+            self.got.append((status, self.folder.name, self.record["config"]["task"]["name"]))
+
+    monkeypatch.setitem(thinkers.TRACKERS, "mine", Mine)
+    return Mine.got
+
+
+def test_a_tracker_of_a_user_has_every_line(tmp_path, own):
+    run = thinkers.train(config(), tmp_path / "a", tracking="mine")
+    lines = [json.loads(x) for x in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert own == [*lines, ("FINISHED", "a", "add")] and len(lines) > 7
+    del own[:]
+    thinkers.resume(run.folder, num_updates=9)
+    assert [x["update"] for x in own[:-1] if "loss" in x] == list(range(1, 10))
+    assert own[-1][0] == "FINISHED"
+
+
+def test_the_tracker_and_the_callback_of_the_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    found = {}
+    try:
+        exec(compile(code, "command_line.md", "exec"), found)
+    finally:
+        del thinkers.TRACKERS["table"]
+    *rows, last = (found["run"].folder / "table.txt").read_text().splitlines()
+    assert last == "# FINISHED" and {x.split("\t")[1] for x in rows} >= {"loss", "test/exact"}
+    assert {(k, int(u), float(x)) for u, k, x in (row.split("\t") for row in rows)} == written(
+        found["run"].folder
+    )
+
+
+def test_mlflow_leaves_the_levels_of_loggers_as_they_were(tmp_path, store):
+    levels = {}
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+        levels[name] = logging.DEBUG
+    thinkers.train(config(num_updates=1), tmp_path / "a", tracking="mlflow")
+    assert {name: logging.getLogger(name).level for name in levels} == levels
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize("name", sorted(trackers.TRACKERS))

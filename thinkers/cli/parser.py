@@ -67,7 +67,9 @@ def add_train(verbs: Subparsers) -> None:
         "--resume", metavar="RUN", help="continue a run; --training.num_updates extends it"
     )
     verb.add_argument(
-        "--tracking", metavar="NAME", help="also log to mlflow or tensorboard (default: neither)"
+        "--tracking",
+        metavar="NAME",
+        help="also log to mlflow, tensorboard or one of yours (default: none)",
     )
     verb.add_argument("--help", "-h", action="store_true", help="show this help and exit")
     add_import_module(verb)
@@ -144,7 +146,7 @@ def add_compare(verbs: Subparsers) -> None:
     verb.add_argument("--out", metavar="DIR", help="default: runs/compare-TASK")
     verb.add_argument("--resume", action="store_true", help="train only the runs missing in DIR")
     verb.add_argument("--workers", metavar="N", help="runs at a time, one core each (default: 1)")
-    verb.add_argument("--tracking", metavar="NAME", help="mlflow or tensorboard")
+    verb.add_argument("--tracking", metavar="NAME", help="mlflow, tensorboard or one of yours")
     verb.add_argument("--dry_run", action="store_true", help="print sizes and minutes, and exit")
     add_import_module(verb)
     verb.set_defaults(run=commands.compare)

@@ -24,6 +24,7 @@ from thinkers.errors import usage_error
 from thinkers.models import MODELS
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch
+from thinkers.process_state import keep_process_state
 from thinkers.recipes.pairs import base, task_settings
 from thinkers.registry import name_of_config
 from thinkers.training.distributed import Ranks
@@ -190,7 +191,7 @@ def fit(model: Any, measure: Callable[[Any], float], wanted: float) -> Any:
 
 def build(model: Any) -> Model:
     """Build a model, without a change to torch's global generator."""
-    with torch.random.fork_rng(devices=()):
+    with keep_process_state():
         return models.from_config(model)
 
 
@@ -268,15 +269,16 @@ def one_thread() -> Iterator[None]:
 
 def seconds_per_update(config: Config, timed: int = TIMED) -> float:
     """Measure the process time of an update on one thread, as the mean of `timed` updates."""
-    with one_thread():
+    with keep_process_state(find_device(config.training.device)), one_thread():
         ends = [time.process_time() for _ in _updates(config, UNTIMED + timed)]
     return (ends[-1] - ends[UNTIMED - 1]) / timed
 
 
 def warm_up(config: Config) -> None:
     """Make a few updates: the first ones of a process are slower than the others."""
-    for _ in _updates(config, UNTIMED):
-        pass
+    with keep_process_state(find_device(config.training.device)):
+        for _ in _updates(config, UNTIMED):
+            pass
 
 
 def _updates(config: Config, number: int) -> Iterator[int]:

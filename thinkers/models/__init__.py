@@ -27,6 +27,7 @@ from thinkers.models.thinker import Thinker
 from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.models.unused_weights import PREFIX as UNREAD
 from thinkers.models.unused_weights import keep_unread
+from thinkers.process_state import keep_process_state
 
 MODELS: dict[str, type[Model]] = _MODELS
 MODELS |= {
@@ -68,6 +69,7 @@ def from_config(config: Any) -> Model:
     return MODELS[registry.name_of_config(config, MODELS, "model")](config)
 
 
+@keep_process_state()  # the first weights of a model are drawn, and then replaced
 def load_model(folder: str | Path) -> Model:
     """Load the model that `Model.save` wrote into `folder`.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from thinkers.errors import DataError, UsageError
 from thinkers.models.base import Model
 from thinkers.models.unused_weights import unread
+from thinkers.process_state import keep_process_state
 from thinkers.published.common import clean, decode
 
 SYSTEMS = {
@@ -24,6 +25,7 @@ class NoGradient(Exception):
     """A parameter without gradient."""
 
 
+@keep_process_state()
 def load(system: str, weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Model:
     """Build the model that computes what the published one does, in the dtype of its weights.
 

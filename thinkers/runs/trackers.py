@@ -1,4 +1,4 @@
-"""Trackers: MLflow and TensorBoard, stores of metrics in addition to metrics.jsonl."""
+"""Trackers: MLflow, TensorBoard and those of users, stores of metrics besides metrics.jsonl."""
 
 import importlib
 import json
@@ -8,13 +8,15 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from thinkers.errors import UsageError, usage_error
 from thinkers.optional import require
 
-Tracking = Literal["mlflow", "tensorboard"]
+Tracking = str
+"""A name in TRACKERS."""
 Line = Mapping[str, Any]
 STORE = "sqlite:///mlflow.db"
 """The default store of `mlflow ui`; MLFLOW_TRACKING_URI names another."""
@@ -28,16 +30,25 @@ Status = Literal["FINISHED", "KILLED", "FAILED"]
 class Tracker(ABC):
     """A store that receives the lines of metrics.jsonl, in order, once they are on the disk.
 
-    To add one, subclass this, with a constructor (folder, record), and enter the class in
-    `thinkers.TRACKERS` under the name that `tracking` and --tracking then take.
+    To add one, subclass this, and enter the class in `thinkers.TRACKERS` under the name that
+    `tracking` and --tracking then take.
+
+    One is made for each training and each resume, on the first rank. A line is {"update": 3,
+    "loss": 2.5, ..}; scores are in a mapping, {"update": 3, "valid": {..}}, and numbers that JSON
+    lacks are "nan", "inf" and "-inf": see `numbers`. An error in `send` or `finish` is printed, the
+    training continues, and the lines are sent again later.
+
+    Args:
+        folder: The folder of the run.
+        record: The content of its config.json.
     """
 
-    module: ClassVar[str]
-    """Module whose import shows that the extra is installed."""
+    module: ClassVar[str] = ""
+    """Module whose import shows that an extra is installed; empty if none is needed."""
 
-    @abstractmethod
     def __init__(self, folder: Path, record: Mapping[str, Any]):
-        """Open the store of the run in `folder`; `record` is the content of its config.json."""
+        self.folder = folder
+        self.record = record
 
     @abstractmethod
     def send(self, lines: Sequence[Line]) -> None:
@@ -58,12 +69,15 @@ class MLflow(Tracker):
     module = "mlflow.tracking"
 
     def __init__(self, folder: Path, record: Mapping[str, Any]):
+        super().__init__(folder, record)
         tracking = require(self.module, "mlflow", "--tracking mlflow")
-        for name in ("mlflow", "alembic"):  # they print each table that they create
-            logging.getLogger(name).setLevel(logging.WARNING)
         self._entities = importlib.import_module("mlflow.entities")
+        with _quiet("mlflow", "alembic"):  # they log each table that they create
+            self._open(tracking, folder, record)
+
+    def _open(self, tracking: Any, folder: Path, record: Mapping[str, Any]) -> None:
+        """Find or create the MLflow run of this folder."""
         self._client = tracking.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", STORE))
-        self._folder = folder
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "thinkers")
         found = self._client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else self._client.create_experiment(name)
@@ -104,11 +118,11 @@ class MLflow(Tracker):
         self._last = max([self._last, *(line["update"] for line in new if "loss" in line)])
 
     def finish(self, status: Status) -> None:
-        for file in sorted(self._folder.iterdir()):
+        for file in sorted(self.folder.iterdir()):
             if file.suffix in (".json", ".jsonl", ".html"):
                 self._client.log_artifact(self._run, str(file))
-        if (self._folder / "model").is_dir():
-            self._client.log_artifacts(self._run, str(self._folder / "model"), "model")
+        if (self.folder / "model").is_dir():
+            self._client.log_artifacts(self._run, str(self.folder / "model"), "model")
         self._client.set_terminated(self._run, status)
 
 
@@ -118,6 +132,7 @@ class TensorBoard(Tracker):
     module = "torch.utils.tensorboard"
 
     def __init__(self, folder: Path, record: Mapping[str, Any]):
+        super().__init__(folder, record)
         boards = require(self.module, "tensorboard", "--tracking tensorboard")
         # Event files can only be appended to, and lines after the checkpoint will come again.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -136,10 +151,8 @@ class TensorBoard(Tracker):
         self._writer.close()
 
 
-TRACKERS: dict[str, type[Tracker]] = {
-    "mlflow": MLflow,
-    "tensorboard": TensorBoard,
-}
+TRACKERS: dict[str, type[Tracker]] = {"mlflow": MLflow, "tensorboard": TensorBoard}
+"""{name: class}; users add their own."""
 
 
 def open_tracker(name: str | None, folder: Path, record: Mapping[str, Any]) -> Tracker | None:
@@ -170,7 +183,9 @@ def check(name: str) -> None:
         raise usage_error(
             f"--tracking {name}", f"one of {', '.join(TRACKERS)}", "change --tracking"
         )
-    require(TRACKERS[name].module, name, f"--tracking {name}")
+    module = TRACKERS[name].module
+    if module:
+        require(module, name, f"--tracking {name}")
 
 
 def numbers(line: Line) -> Iterator[tuple[str, float]]:
@@ -178,6 +193,19 @@ def numbers(line: Line) -> Iterator[tuple[str, float]]:
     for key, value in _flat(line, "/"):
         if key != "update":
             yield key, float(value)
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Let these loggers report warnings and errors only, then restore their levels."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _flat(value: Mapping[str, Any], joint: str, before: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ import torch
 
 from thinkers.errors import UsageError
 from thinkers.models.base import Model
+from thinkers.process_state import keep_process_state
 from thinkers.testing.forward import (
     batch_independence,
     causality,
@@ -62,7 +63,7 @@ def check_model(model: Model) -> None:
             "pass model.float() or model.double()"
         )
     for name, check in PROPERTIES.items():
-        with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+        with keep_process_state(weight.device):
             torch.manual_seed(20011)
             try:
                 check(copy.deepcopy(model).eval())

@@ -10,6 +10,7 @@ import torch
 
 from thinkers.config.experiment import Config
 from thinkers.devices import find_device
+from thinkers.process_state import keep_process_state
 from thinkers.training.distributed import Ranks
 from thinkers.training.state import TrainState, build_on
 from thinkers.training.step import LossModule, step, thinking_steps
@@ -45,6 +46,11 @@ class Estimate:
 
 def estimate(config: Config) -> Estimate:
     """Measure the cost of a training by a few updates; nothing is written."""
+    with keep_process_state(find_device(config.training.device)):
+        return _measured(config)
+
+
+def _measured(config: Config) -> Estimate:
     settings = config.training
     ranks = Ranks(0, 1, find_device(settings.device))
     task, model = build_on(ranks.device, config, initialize=True)

@@ -9,7 +9,7 @@ SIGINT or SIGTERM the loop finishes its update, saves a checkpoint and raises `I
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +18,12 @@ from typing import Any
 from thinkers.checks import check_int
 from thinkers.config.experiment import Config
 from thinkers.config.training import PRECISIONS
+from thinkers.devices import find_device
 from thinkers.errors import Interrupted, UsageError, usage_error
 from thinkers.files import user_path
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch
+from thinkers.process_state import keep_process_state
 from thinkers.runs import checkpoint, trackers
 from thinkers.runs import folder as run_folder
 from thinkers.runs.metrics import MetricsWriter
@@ -33,12 +35,16 @@ from thinkers.training.signals import Signals
 from thinkers.training.state import TrainState, build_on
 from thinkers.training.step import (
     LossModule,
+    StepResult,
     faster_precision,
     over_budget,
     require_finite,
     step,
     uses_all_parameters,
 )
+
+Callback = Callable[[TrainState, StepResult], Any]
+"""Called after each update, on the first rank; it reads the state and changes nothing."""
 
 
 def train(
@@ -48,15 +54,19 @@ def train(
     until: int | None = None,
     overrides: Sequence[str] = (),
     tracking: Tracking | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Train the model of `config` on its task in a new run folder, then score it.
 
     Args:
         out: The folder of the run; runs/<recipe>-<seed> if None.
         until: Stop after this update, as if the time were used up; the learning-rate schedule still
-        covers all updates.
+            covers all updates.
         overrides: Changes of the recipe, as they were typed; kept in config.json.
         tracking: Store of the metrics in addition to metrics.jsonl; a resumed run keeps it.
+        callbacks: Functions f(state, result), called in order after each update, on the first rank.
+            They read the `TrainState` and the `StepResult`, and must change neither. An error in
+            one ends the run, which can be resumed.
 
     Raises:
         UsageError: The settings do not fit each other, or the folder is in use.
@@ -72,34 +82,42 @@ def train(
         )
     if tracking is not None:
         trackers.check(tracking)
+    _check_callbacks(callbacks)
     folder = user_path(out, "out") if out is not None else run_folder.default_folder(config)
     record = run_folder.new_record(config, overrides)
     if tracking is not None:
         record["tracking"] = tracking
     with _owned(folder, new=True):
-        return _join_and_train(config, folder, record, until)
+        return _join_and_train(config, folder, record, until, callbacks)
 
 
-def resume(folder: str | Path, *, num_updates: int | None = None, until: int | None = None) -> Run:
+def resume(
+    folder: str | Path,
+    *,
+    num_updates: int | None = None,
+    until: int | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
     """Continue a run from its newest intact checkpoint, then score it.
 
     The result equals that of a run that was never interrupted, bit for bit.
 
     Args:
         num_updates: The updates to extend the run to; at least as many as were planned.
-        until: As in `train`.
+        until, callbacks: As in `train`; a run does not keep its callbacks.
 
     Raises:
         DamagedError: No checkpoint of the run is intact, or config.json was edited.
         UsageError, NonFiniteError, Interrupted, LockedError, ResourceError: As in `train`.
     """
+    _check_callbacks(callbacks)
     home = user_path(folder, "folder")
     with _owned(home, new=False):
         record = run_folder.read_record(home)
         config = Config.from_dict(record["config"])
         if num_updates is not None:
             config = _extended(config, num_updates)
-        return _join_and_train(config, home, record, until)
+        return _join_and_train(config, home, record, until, callbacks)
 
 
 @contextmanager
@@ -120,17 +138,40 @@ def _extended(config: Config, num_updates: int) -> Config:
     return replace(config, training=replace(config.training, num_updates=num_updates))
 
 
-def _join_and_train(config: Config, folder: Path, record: dict[str, Any], until: int | None) -> Run:
+def _check_callbacks(callbacks: Sequence[Callback]) -> None:
+    for found in callbacks:
+        if not callable(found):
+            raise UsageError(f"callbacks must be functions f(state, result), got {found!r}")
+
+
+def _join_and_train(
+    config: Config,
+    folder: Path,
+    record: dict[str, Any],
+    until: int | None,
+    callbacks: Sequence[Callback],
+) -> Run:
     num_updates = config.training.num_updates
     last = num_updates if until is None else min(num_updates, check_int("until", until, 1))
-    with warnings.catch_warnings(), join(config.training.device) as ranks:
+    with (
+        keep_process_state(find_device(config.training.device)),
+        warnings.catch_warnings(),
+        join(config.training.device) as ranks,
+    ):
         # Under autocast the weight of a norm stays in float32, as it should.
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
         # A separate function, so that on an error `join` can clear its frame and free the model.
-        return _train(config, folder, record, ranks, last)
+        return _train(config, folder, record, ranks, last, callbacks)
 
 
-def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks, last: int) -> Run:
+def _train(
+    config: Config,
+    folder: Path,
+    record: dict[str, Any],
+    ranks: Ranks,
+    last: int,
+    callbacks: Sequence[Callback],
+) -> Run:
     """Train from the newest checkpoint, if there is one, to update `last`; then score."""
     state, precision = _prepare(config, folder, record, ranks)
     settings, task = config.training, state.task
@@ -156,6 +197,8 @@ def _train(config: Config, folder: Path, record: dict[str, Any], ranks: Ranks, l
                 metrics.log(done, **result.values(), **spent)
             require_finite(result, state.model)
             metrics.show(done, result.loss, result.accuracy)
+            for call in callbacks if ranks.is_writer else ():
+                call(state, result)
 
             score = None
             if settings.evaluate_every and done % settings.evaluate_every == 0:

@@ -12,6 +12,7 @@ from thinkers import tasks
 from thinkers.config.experiment import Config
 from thinkers.errors import DamagedError, UsageError, usage_error
 from thinkers.files import user_path
+from thinkers.process_state import keep_process_state
 from thinkers.runs import folder as run_folder
 from thinkers.training.loop import resume, train
 
@@ -46,6 +47,7 @@ class Reproduction:
         return self.difference is None and self.weights_equal is not False
 
 
+@keep_process_state()
 def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
     """Train again from the config.json of `run`, up to the last update that it recorded.
 

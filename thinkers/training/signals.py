@@ -35,7 +35,10 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         try:
-            self._handlers = {n: signal.signal(n, self._handle) for n in SIGNALS}
+            for number in SIGNALS:
+                # A handler that is not Python's is None here, and could not be put back.
+                if signal.getsignal(number) is not None:
+                    self._handlers[number] = signal.signal(number, self._handle)
         except ValueError:
             pass  # only the main thread may set handlers; elsewhere they stay with its owner
         return self

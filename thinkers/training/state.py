@@ -117,7 +117,9 @@ def build_on(
         UsageError: The settings do not fit each other.
     """
     settings = config.training
-    torch.manual_seed(settings.seed)  # the initial weights are a function of the seed
+    # The initial weights are a function of the seed: models are built on the CPU, with the numbers
+    # of this generator.
+    torch.default_generator.manual_seed(settings.seed)
     task, model = build(config, run)
     model = model.to(device)
     check_random_steps(model, settings)
