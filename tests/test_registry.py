@@ -120,7 +120,9 @@ def test_an_unregistered_class_is_never_saved_as_another(tmp_path):
     with pytest.raises(UsageError, match="Named with the name 'looped', which is that of Looped"):
         Named(Named.Config(**settings)).save(tmp_path / "a")
     config = make_config_of(Plain)
-    with pytest.raises(UsageError, match=r"Plain.Config is the Config of no model(.|\n)*register"):
+    with pytest.raises(
+        UsageError, match=r"Plain.Config is not the Config of a model(.|\n)*register"
+    ):
         thinkers.train(config, tmp_path / "b")
 
 

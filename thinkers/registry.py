@@ -110,7 +110,7 @@ def name_of_config(config: Any, registry: Mapping[str, Any], kind: str) -> str:
         if type(config) is found.Config:
             return name
     raise usage_error(
-        f"{type(config).__qualname__} is the Config of no {kind} in {list(registry)}",
+        f"{type(config).__qualname__} is not the Config of a {kind} in {list(registry)}",
         f"the Config of a registered {kind}",
         f"register its class first: thinkers.{kind.upper()}S[NAME] = CLASS",
     )

@@ -129,7 +129,7 @@ def test_an_unknown_model_or_setting_is_a_usage_error():
         thinkers.build_model("transformer", vocab_size=7)
     with pytest.raises(UsageError):
         thinkers.build_model("decoder", vocab_size=7, vocabulary=7)
-    with pytest.raises(UsageError, match="int is the Config of no model"):
+    with pytest.raises(UsageError, match="int is not the Config of a model"):
         from_config(3)
 
 

@@ -275,7 +275,7 @@ def test_from_config_builds_the_task_of_a_configuration(name):
         (lambda: build_task("ad"), "unknown task 'ad'; did you mean 'add'"),
         (lambda: build_task("chess"), "unknown task 'chess'; choose from copy, reverse"),
         (lambda: build_task("add", max_digit=3), "unknown setting 'max_digit' of add; did you"),
-        (lambda: from_config(3), "int is the Config of no task"),
+        (lambda: from_config(3), "int is not the Config of a task"),
         (lambda: TASKS["add"](TASKS["copy"].Config()), "a Add.Config, got a Copy.Config"),
         (lambda: build_task("add", max_digits=0), "max_digits must be .* in 1 .. 1000, got 0"),
         (lambda: build_task("add", min_digits=5), "max_digits must be .* in 5 .. 1000, got 3"),
