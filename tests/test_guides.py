@@ -2,11 +2,14 @@
 
 import re
 import runpy
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 import thinkers
+from thinkers.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs").glob("own_*.md"))
@@ -23,14 +26,29 @@ def restored_registries():
         registry.update(entries)
 
 
+def blocks(guide, kind):
+    """The code blocks of a page in this language, "" for commands."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", guide.read_text(), re.DOTALL | re.MULTILINE)
+
+
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda page: page.stem)
-def test_the_code_of_a_guide_runs(guide, tmp_path, monkeypatch, capsys):
-    blocks = re.findall(r"^```python\n(.*?)^```", guide.read_text(), re.DOTALL | re.MULTILINE)
-    assert "assert" in blocks[-1] or "assert" in blocks[-2]  # it ends in a result
+def test_a_guide_runs_as_it_stands(guide, tmp_path, monkeypatch, capsys):
+    """Its first block is the file that it names, the others a second one; then its commands."""
+    code = blocks(guide, "python")
+    assert "assert" in code[-1]  # it ends in a result
+    named = re.search(r"`(\w+)\.py`", guide.read_text())
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "guide.py"
-    file.write_text("\n\n".join(blocks))
-    runpy.run_path(str(file))
+    monkeypatch.syspath_prepend(tmp_path)
+    if named:
+        Path(f"{named[1]}.py").write_text(code[0])
+        monkeypatch.delitem(sys.modules, named[1], raising=False)
+    Path("second.py").write_text("\n\n".join(code[bool(named) :]))
+    runpy.run_path("second.py")
+    for line in "".join(blocks(guide, "")).splitlines():
+        words = shlex.split(line)
+        if words[:2] == ["thinkers", "train"]:
+            short = ["--training.num_updates", "2", "--training.evaluate_examples", "20"]
+            assert main([*words[1:], *short, "--out", "by_command"]) == 0, capsys.readouterr().err
 
 
 def test_there_are_three_guides():

@@ -114,3 +114,11 @@ def test_things_that_are_not_runs_are_refused(run, tmp_path):
     shutil.rmtree(tmp_path / "copy/model")
     with pytest.raises(DataError, match="no model yet"):
         open_run(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("shape", [(), ("model",), ("model", 3), ("task", "model"), (1, 2)])
+def test_a_tuple_that_is_no_pair_of_model_and_task_is_refused(run, shape):
+    model, task = thinkers.open_run(run)
+    pair = tuple({"model": model, "task": task}.get(x, x) for x in shape)
+    with pytest.raises(UsageError, match="pair"):
+        open_run(pair)

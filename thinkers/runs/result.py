@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from thinkers import tasks
 from thinkers.config.experiment import parts_of
@@ -70,8 +71,7 @@ def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | 
     if isinstance(run, Model | tuple):
         if flags:
             raise UsageError(f"flags must be left out for a model outside a run, got {list(flags)}")
-        model, task = (run, None) if isinstance(run, Model) else run
-        return model, task
+        return (run, None) if isinstance(run, Model) else _checked_pair(run)
     if isinstance(run, Run):
         return run.model.eval(), _task_of(run.folder, flags)
     if not isinstance(run, str | Path):
@@ -84,6 +84,13 @@ def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | 
     # The task first: it is quick to read, and its errors name the run folder.
     task = None if home is None else _task_of(home, flags)
     return load(path).to(find_device("auto")), task
+
+
+def _checked_pair(pair: tuple[Any, ...]) -> tuple[Model, Task]:
+    if len(pair) == 2 and isinstance(pair[0], Model) and isinstance(pair[1], Task):
+        return pair[0], pair[1]
+    found = ", ".join(type(x).__name__ for x in pair)
+    raise UsageError(f"run must be a pair (model, task) where it is a tuple, got ({found})")
 
 
 def open_with_task(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task]:
