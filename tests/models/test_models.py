@@ -40,8 +40,10 @@ def test_every_model_takes_the_six_common_settings_and_has_defaults_for_its_own(
     model = thinkers.build_model(name, **{k: SIZE[k] for k in COMMON})
     assert type(model) is MODELS[name] and model.name == name
     assert type(model.config) is MODELS[name].Config
-    assert {k: getattr(model.config, k) for k in COMMON} == {k: SIZE[k] for k in COMMON}
-    assert model.config.max_steps == max(4, 4 * SIZE["num_steps"])
+    thinks = model.config.takes_steps
+    wanted = SIZE if thinks else SIZE | {"num_steps": 1}
+    assert {k: getattr(model.config, k) for k in COMMON} == {k: wanted[k] for k in COMMON}
+    assert model.config.max_steps == (max(4, 4 * SIZE["num_steps"]) if thinks else 1)
     assert thinkers.build_model(name, vocab_size=7).config.max_length == 256
     with pytest.raises(dataclasses.FrozenInstanceError):
         model.config.dim = 5

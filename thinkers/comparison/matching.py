@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from thinkers import models, tasks
-from thinkers.config.experiment import Config, resolve_sizes
+from thinkers.config.experiment import STEP_SETTINGS, Config, resolve_sizes
 from thinkers.config.overrides import override
 from thinkers.devices import find_device
 from thinkers.errors import usage_error
@@ -42,6 +42,7 @@ SAMPLE = 100
 """Rows over which the FLOPs of an answer are averaged."""
 CURRICULUM_SAMPLE = 32
 """Updates whose FLOPs are averaged if a curriculum makes them differ."""
+STEP_FLAGS = tuple(f"--model.{field}" for field in STEP_SETTINGS)
 WIDEST = 16
 """Largest ratio of feed-forward width to model width; the smallest is 1/4."""
 
@@ -68,7 +69,7 @@ def contenders(
         flags: Settings for all, such as --task.max_digits=2.
     """
     task_config = task_settings(task, names)
-    bases = [override(base(name, task_config), (), flags) for name in names]
+    bases = override_all([base(name, task_config) for name in names], flags)
     task_built = tasks.from_config(bases[0].task)  # all have the same flags, so the same task
     bases = [replace(x, model=resolve_sizes(x.model, task_built)) for x in bases]
     wanted = parameters(bases[0].model)
@@ -81,10 +82,22 @@ def contenders(
     if not controls:
         return found
     reference = _reference(found)
-    decoder = override(base("decoder", task_config), (), flags)
+    decoder = override_all([base("decoder", task_config), *bases], flags)[0]
     decoder = replace(decoder, model=resolve_sizes(decoder.model, task_built))
     makers = {"fillers": _fillers, "untied": _untied, "wider": _wider}
     return found + [makers[name](decoder, reference, wanted) for name in controls]
+
+
+def override_all(configs: Sequence[Config], flags: Sequence[str]) -> list[Config]:
+    """Override configurations by the same flags; numbers of steps are for models that take steps.
+
+    If no model does, they are refused.
+    """
+    if any(config.model.takes_steps for config in configs):
+        others = [flag for flag in flags if flag.partition("=")[0] not in STEP_FLAGS]
+    else:
+        others = list(flags)
+    return [override(c, (), flags if c.model.takes_steps else others) for c in configs]
 
 
 def _reference(found: Sequence[Contender]) -> Contender:

@@ -18,6 +18,8 @@ from thinkers.tasks import TASKS, Task
 PARTS = ("model", "task", "training")
 TASK_SIZES = {"vocab_size": "vocabulary", "max_length": "longest row"}
 """{model setting that follows the task if it is None: the property of the task that it holds}."""
+STEP_SETTINGS = ("num_steps", "max_steps")
+"""Model settings without effect in a model of one step."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,24 @@ def build_part(kind: type, settings: dict[str, Any], part: str) -> Any:
             raise usage_error(
                 f"unknown {part}.{field}", nearest(field, known), "remove or rename it"
             )
+    if part == "model" and not kind.takes_steps:  # type: ignore[attr-defined]
+        refuse_steps(kind.__qualname__.removesuffix(".Config"), settings)
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     try:
         return kind(**tuples)
     except (ValueError, TypeError) as error:
         raise _value_error(str(error), part, known) from None
+
+
+def refuse_steps(name: str, settings: Mapping[str, Any]) -> None:
+    """Raise UsageError if these settings ask for thinking steps of a model that takes one step."""
+    for field in STEP_SETTINGS:
+        if settings.get(field) not in (None, 1):
+            raise usage_error(
+                f"--model.{field} {settings[field]}",
+                f"1, since {name} takes one step and {field} has no effect",
+                "leave it out, or choose a model that takes steps, such as looped",
+            )
 
 
 def _value_error(message: str, part: str, known: list[str]) -> UsageError:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -79,6 +79,8 @@ class Config:
     """The most thinking steps that a call may ask for; None means max(4, 4 * num_steps)."""
 
     least_steps: ClassVar[int] = 1
+    takes_steps: ClassVar[bool] = True
+    """False: the model takes one step; `num_steps` and `max_steps` become 1, whatever is given."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "num_layers", "num_heads"):
@@ -90,7 +92,25 @@ class Config:
         if self.max_steps is None:
             object.__setattr__(self, "max_steps", max(4, 4 * self.num_steps))
         check_int("max_steps", self.max_steps, max(1, self.num_steps))
+        if not self.takes_steps:
+            # Every model accepts the common settings; the command line refuses these here.
+            object.__setattr__(self, "num_steps", 1)
+            object.__setattr__(self, "max_steps", 1)
         self.check_heads()
+
+    def refuse_unused(self, names: Iterable[str], reason: str) -> None:
+        """Raise UsageError if one of these settings, which nothing reads here, was given a value.
+
+        Args:
+            reason: The setting that leaves them without effect: "plan_loss is none".
+        """
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            if setting.name in names and value != setting.default:
+                raise UsageError(
+                    f"{setting.name} must be {setting.default!r}, its default, where {reason} and "
+                    f"it has no effect, got {value!r}"
+                )
 
     def check_heads(self) -> None:
         """Raise ValueError if the width cannot be divided into the heads."""
@@ -343,9 +363,9 @@ class Model(Traced, Configured, nn.Module, ABC):
         """
         if num_steps is None:
             return self.config.num_steps
-        return check_int(
-            "num_steps", num_steps, self.config.least_steps, self.config.max_steps, "max_steps"
-        )
+        limit = "max_steps" if self.config.takes_steps else f"{self.name} takes one step"
+        least, most = self.config.least_steps, self.config.max_steps
+        return check_int("num_steps", num_steps, least, most, limit)
 
     def check_tokens(
         self,

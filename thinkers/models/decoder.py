@@ -1,7 +1,7 @@
 """The modern causal transformer: the baseline, which answers after one pass."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -33,13 +33,15 @@ class Decoder(Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(base.Config):
-        """Settings; `num_steps` has no effect, since a decoder takes one step."""
+        """Settings; `num_steps` and `max_steps` are accepted as in every model, and become 1."""
 
         num_kv_heads: int | None = None
         """Key and value heads; None means one for each query head."""
         hidden: int | None = None
         """Width of the feed-forward; None means 8/3 of dim."""
         dropout: float = 0.0
+
+        takes_steps: ClassVar[bool] = False
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -62,14 +64,6 @@ class Decoder(Model):
         self.blocks = nn.ModuleList(make_block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         initialize(self, num_residuals=2 * config.num_layers)
-
-    @property
-    def step_counts(self) -> tuple[int, ...]:
-        """(1,): a decoder has one pass."""
-        return (1,)
-
-    def check_steps(self, num_steps: Any) -> int:
-        return 1 if num_steps is None else check_int("num_steps", num_steps, 1, 1, self.name)
 
     def forward(
         self,

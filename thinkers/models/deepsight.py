@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,9 +23,9 @@ from thinkers.models.batch import (
     next_token_loss,
     real_positions,
 )
+from thinkers.models.deepsight_cache import DeepSightCache
 from thinkers.models.deepsight_loss import EmbeddingLoss, PlanLoss, TokenLoss
 from thinkers.nn.block import Attend, Block, Table, causal_attention
-from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.layers import (
     AttentionProjections,
     GELUFeedForward,
@@ -34,6 +34,9 @@ from thinkers.nn.layers import (
     initialize,
     rotate,
 )
+
+AIMS = ("partial_horizon", "plan_mix", "plan_norm")
+"""Settings of the sums of embeddings that plans resemble, unless they predict tokens."""
 
 
 class DeepSight(Model):
@@ -78,7 +81,7 @@ class DeepSight(Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(base.Config):
-        """Settings; `num_layers` is the depth of the encoder; `num_steps` has no effect."""
+        """Settings; `num_layers` is the depth of the encoder; `num_steps`, `max_steps` become 1."""
 
         variant: Literal["modern", "published"] = "modern"
         num_decoder_layers: int | None = None
@@ -114,6 +117,8 @@ class DeepSight(Model):
         """Biases in linear layers, for the published variant."""
         dropout: float = 0.0
 
+        takes_steps: ClassVar[bool] = False
+
         def __post_init__(self) -> None:
             super().__post_init__()
             check_choices(self)
@@ -134,6 +139,19 @@ class DeepSight(Model):
                 raise UsageError("plans of tokens must have neither center nor learned weights")
             if self.bias and not self.published:
                 raise UsageError("bias must be False in the modern variant, got True")
+            self.refuse_unread_plans()
+
+        def refuse_unread_plans(self) -> None:
+            """Raise UsageError if a setting of a loss has a value that the loss does not read."""
+            if self.plan_loss == "none":
+                unread = ("plan_weight", "horizon", "horizon_weights", "center", *AIMS)
+                self.refuse_unused(unread, "plan_loss is none")
+            elif self.plan_loss == "tokens":
+                self.refuse_unused(AIMS, "plan_loss is tokens")
+            if self.horizon == 1:
+                self.refuse_unused(("horizon_weights",), "horizon is 1")
+            if self.embedding_loss == "none":
+                self.refuse_unused(("embedding_weight",), "embedding_loss is none")
 
         @property
         def published(self) -> bool:
@@ -178,13 +196,6 @@ class DeepSight(Model):
         self.embedding_loss = None if config.embedding_loss == "none" else EmbeddingLoss(config)
         initialize(self, num_residuals=2 * config.num_layers + 3 * config.decoder_layers)
 
-    @property
-    def step_counts(self) -> tuple[int, ...]:
-        return (1,)
-
-    def check_steps(self, num_steps: Any) -> int:
-        return 1 if num_steps is None else check_int("num_steps", num_steps, 1, 1, self.name)
-
     def forward(
         self,
         tokens: Int[Tensor, "b t"],
@@ -199,7 +210,7 @@ class DeepSight(Model):
         return Thought(self.read_out(h), h[:, None] if keep_states else None, {"plan": plan})
 
     def run(
-        self, tokens: Int[Tensor, "b t"], cache: "DeepSightCache | None" = None
+        self, tokens: Int[Tensor, "b t"], cache: DeepSightCache | None = None
     ) -> tuple[Float[Tensor, "b t c"], ...]:
         """Return e, plan and h at every position."""
         config, x = self.config, self.embedding(tokens)
@@ -237,12 +248,12 @@ class DeepSight(Model):
         num_steps: int,
         prompted: bool,
         capacity: int,
-    ) -> tuple[Float[Tensor, "b v"], "DeepSightCache"]:
+    ) -> tuple[Float[Tensor, "b v"], DeepSightCache]:
         cache = DeepSightCache(self.config, lengths, capacity, self.embedding.weight)
         _, _, h = self.run(tokens, cache)
         return self.read_out(h[torch.arange(len(h)), lengths - 1]), cache
 
-    def extend(self, tokens: Int[Tensor, " b"], cache: "DeepSightCache") -> Float[Tensor, "b v"]:
+    def extend(self, tokens: Int[Tensor, " b"], cache: DeepSightCache) -> Float[Tensor, "b v"]:
         cache.grow()
         return self.read_out(self.run(tokens[:, None], cache)[-1][:, 0])
 
@@ -319,26 +330,6 @@ class DeepSight(Model):
             return found
         unplanned = batch.tokens.numel() - int(self.plan_loss.counted(batch).sum())
         return found - 3 * unplanned * self.plan_loss.flops()
-
-
-class DeepSightCache(KeyValueCache):
-    """Keys and values of encoder and decoder, and those of the plan in each decoder layer."""
-
-    def __init__(
-        self, config: DeepSight.Config, lengths: Int[Tensor, " b"], capacity: int, like: Tensor
-    ):
-        depth, dim, heads = config.decoder_layers, config.dim, config.num_heads
-        super().__init__(config.num_layers + depth, lengths, capacity, heads, dim // heads, like)
-        heads = config.cross_heads
-        self.cross = KeyValueCache(depth, lengths, capacity, heads, dim // heads, like)
-
-    def grow(self) -> Int[Tensor, "b 1"]:
-        self.cross.grow()
-        return super().grow()
-
-    def select(self, rows: Int[Tensor, " b"]) -> None:
-        super().select(rows)
-        self.cross.select(rows)
 
 
 class PublishedBlock(Block):

@@ -44,6 +44,7 @@ class Pause(Model):
         """Settings; `num_steps` is the number of fillers; beyond it the last filler is repeated."""
 
         least_steps: ClassVar[int] = 0
+        takes_steps: ClassVar[bool] = True
 
     def __init__(self, config: Config):
         super().__init__(config)

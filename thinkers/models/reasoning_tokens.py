@@ -111,6 +111,10 @@ class ReasoningTokens(Model):
                     check_int(name, getattr(self, name), 1)
             for name in FACTORS:
                 object.__setattr__(self, name, as_factor(name, getattr(self, name), self.num_heads))
+            if self.mode == "mask":
+                self.refuse_unused(FACTORS[:3], "mode is mask")
+            if self.window == 0:
+                self.refuse_unused(FACTORS[:3], "window is 0")
 
         def check_heads(self) -> None:
             if self.head_dim is None:

@@ -156,6 +156,8 @@ class Thinker(Model):
                     "step_weights must be at least 0 and finite, and the last one above 0, "
                     f"got {weights}"
                 )
+            if self.step_loss == "last":
+                self.refuse_unused(("step_weights",), "step_loss is last")
 
     def __init__(self, config: Config):
         super().__init__(config)

@@ -86,6 +86,8 @@ class ThoughtsFormer(Model):
                 raise UsageError(
                     f"word_temperature must be above 0 and finite, got {self.word_temperature}"
                 )
+            if self.thoughts == "latent":
+                self.refuse_unused(("word_temperature",), "thoughts is latent")
             if self.hidden is not None:
                 check_int("hidden", self.hidden, 1)
             if self.num_classes is not None:

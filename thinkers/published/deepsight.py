@@ -92,6 +92,12 @@ def configure(settings: Mapping[str, Any]) -> DeepSight.Config:
         "embedding_weight": settings.get("embedding_loss_coeff"),
         "num_cross_heads": settings.get("cross_n_head") or cross.get("n_head"),
     }
+    # Published settings may name choices of a loss that they turn off.
+    if loss == "none":
+        for name in ("horizon", "plan_weight", "plan_norm", "plan_mix", "horizon_weights"):
+            del chosen[name]
+    if chosen["embedding_loss"] in (None, "none"):
+        del chosen["embedding_weight"]
     return DeepSight.Config(
         variant="published",
         vocab_size=pick(settings, "vocab_size", "alphabet_size"),

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from thinkers import models, registry
-from thinkers.config.experiment import TASK_SIZES, Config
+from thinkers.config.experiment import STEP_SETTINGS, TASK_SIZES, Config
 from thinkers.errors import nearest, usage_error
 from thinkers.models import MODELS
 from thinkers.recipes import RECIPES
@@ -54,6 +54,9 @@ def base(name: str, task_config: Any) -> Config:
     recipe = next(inherited, None) or next(x for x in recipes if x.recipe == "add/decoder")
     of = type(recipe.model) if issubclass(kind, type(recipe.model)) else models.base.Config
     shared = {field.name: getattr(recipe.model, field.name) for field in fields(of) if field.init}
+    if not recipe.model.takes_steps:
+        # Its one step says nothing about a model that takes steps.
+        shared = {name: value for name, value in shared.items() if name not in STEP_SETTINGS}
     model = kind(**shared | dict.fromkeys(TASK_SIZES))
     is_own = type(recipe.model) is kind and recipe.task == task_config
     return replace(recipe, recipe=recipe.recipe if is_own else "", model=model, task=task_config)
