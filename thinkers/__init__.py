@@ -13,7 +13,16 @@ from typing import Any
 from thinkers.version import __version__ as __version__
 
 _HOMES = {
-    "models": ("MODELS", "Batch", "Loss", "Model", "Thought", "build_model", "load_model"),
+    "models": (
+        "MODELS",
+        "Batch",
+        "Loss",
+        "Model",
+        "Thought",
+        "build_model",
+        "collate",
+        "load_model",
+    ),
     "tasks": ("TASKS", "Task", "build_task"),
     "recipes": ("RECIPES",),
     "config.experiment": ("Config",),

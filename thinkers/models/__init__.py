@@ -15,7 +15,7 @@ from thinkers import registry
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.files import check_format
 from thinkers.models.base import FORMAT, Model, Thought
-from thinkers.models.batch import Batch, Loss
+from thinkers.models.batch import Batch, Loss, collate
 from thinkers.models.decoder import Decoder
 from thinkers.models.deepsight import DeepSight
 from thinkers.models.looped import Looped
@@ -131,6 +131,7 @@ __all__ = [
     "Model",
     "Thought",
     "build_model",
+    "collate",
     "from_config",
     "load_model",
 ]

@@ -1,7 +1,7 @@
 """Batches of rows with targets, and losses of predictions on them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,55 @@ class Batch:
 
     def _fields(self) -> tuple[Tensor | None, ...]:
         return self.tokens, self.targets, self.prompt_lengths, self.lengths, self.keys
+
+
+def collate(batches: Sequence[Batch]) -> Batch:
+    """Join batches, of one row each or more, to one batch: the `collate_fn` of a DataLoader.
+
+    Rows are padded on the right to the width of the widest batch, and `lengths` is set.
+
+    Raises:
+        UsageError: There are none, or some have prompt_lengths or keys and others do not.
+        UsageTypeError: One of them is no Batch.
+    """
+    batches = list(batches)
+    for place, batch in enumerate(batches):
+        if not isinstance(batch, Batch):
+            raise UsageTypeError(
+                f"collate takes a list of Batches, got {describe(batch)} at {place}; let the data "
+                "set return thinkers.Batch(tokens (1, t), targets (1, t))"
+            )
+    if not batches:
+        raise UsageError("collate takes a list of at least one Batch, got an empty one")
+    width = max(batch.tokens.shape[1] for batch in batches)
+
+    def joined(name: str, padding: int) -> Tensor:
+        rows = (getattr(batch, name) for batch in batches)
+        return torch.cat([F.pad(x, (0, width - x.shape[1]), value=padding) for x in rows])
+
+    def of_rows(name: str) -> Tensor | None:
+        found = [getattr(batch, name) for batch in batches]
+        missing = [place for place, x in enumerate(found) if x is None]
+        if missing and len(missing) < len(found):
+            raise UsageError(
+                f"{name} must be set in all batches or in none, got None in {len(missing)} of "
+                f"{len(found)}, first at {missing[0]}"
+            )
+        return None if missing else torch.cat(found)
+
+    lengths = [
+        torch.full_like(batch.tokens[:, 0], batch.tokens.shape[1])
+        if batch.lengths is None
+        else batch.lengths
+        for batch in batches
+    ]
+    return Batch(
+        joined("tokens", 0),
+        joined("targets", IGNORED),
+        of_rows("prompt_lengths"),
+        torch.cat(lengths),
+        of_rows("keys"),
+    )
 
 
 @dataclass(frozen=True)

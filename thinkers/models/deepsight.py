@@ -263,7 +263,8 @@ class DeepSight(Model):
             return embedded.detach()
         mean = self.plan_loss.mean_token(self.embedding.weight)
         if self.config.has_positions:
-            mean = mean + self.positions.weight[: embedded.shape[1]].mean(0)
+            # Of all positions: a mean over the columns would make a row's loss depend on its batch.
+            mean = mean + self.positions.weight[: self.config.max_length].mean(0)
         return (embedded - mean).detach()
 
     def count_terms(self, batch: Batch) -> dict[str, int]:
