@@ -122,6 +122,7 @@ def accuracy_section(rows: list[dict], usual: int) -> Section:
     return Section(
         text="The same weights at other numbers of thinking steps. A sum counts as right if every "
         "digit is; none of these sums was trained on.",
+        half=True,
         drawing=html.accuracy_figure(scores, usual),
         caption=f"Exact answers by thinking steps: {listed}",
         columns=("thinking steps", "exact", "digits right"),
@@ -144,6 +145,7 @@ def examples_section(model: Model, task: Task, steps: list[int]) -> Section:
     ]
     return Section(
         heading="Examples",
+        half=True,
         text="Eight held-out sums, and the answer after each number of thinking steps.",
         columns=("sum", *(str(n) for n in steps)),
         rows=list(zip(questions, *columns, strict=True)),

@@ -11,6 +11,10 @@ def hashed(text):
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
+LINK = re.compile(r"\./[A-Za-z0-9._~/%-]*")
+"""A link to a file beside the page: nothing of it can be a scheme, a host or a query."""
+
+
 class Reader(HTMLParser):
     """The text of a page, and its tags with their attributes."""
 
@@ -45,9 +49,10 @@ def stands_alone(page):
     }
     sources = [
         a[key]
-        for _, a in found.tags
+        for tag, a in found.tags
         for key in ("src", "href", "xlink:href", "action", "formaction")
         if not a.get(key, "#").startswith(("#", "data:image/png;base64,"))
+        and not (tag == "a" and key == "href" and LINK.fullmatch(a[key]))
     ]
     blocked = [(tag, k) for tag, a in found.tags for k in a if k[:2] == "on" or k == "style"]
     kinds = [a.get("type") for tag, a in found.tags if tag == "script"]

@@ -2,13 +2,25 @@
 
 import math
 import re
+import shlex
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
+from html_reader import Reader, stands_alone
 
 import thinkers
-from thinkers.comparison.page import scores_section, steps_figure, terminal_table, write_page
+from thinkers.cli import commands
+from thinkers.cli import main as cli
+from thinkers.comparison.page import (
+    curve_figure,
+    scores_section,
+    steps_figure,
+    terminal_table,
+    write_page,
+)
+from thinkers.comparison.plan import Plan
 from thinkers.comparison.results import Result, read
 from thinkers.comparison.runner import compare
 from thinkers.comparison.summary import Findings, conclusion, limits, verdict
@@ -131,3 +143,41 @@ def test_one_seed_draws_no_bands_and_has_unknown_intervals(finished):
     assert [row[2] for row in rows] == ["unknown", "unknown"] and "(unknown)" in rows[1][3]
     axes = steps_figure(findings, by_flops=False).axes[0]
     assert not axes.collections
+
+
+@pytest.mark.parametrize("scores", [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (0.4, 0.6)], ids=str)
+def test_axes_of_a_share_end_at_0_and_1(finished, scores):
+    low, high = scores
+    grades = {"decoder": {1: low}, "looped": {1: low, 4: high}}
+    findings = Findings(graded(read(finished), grades, seeds=3))
+    for figure in (steps_figure(findings, by_flops=False), curve_figure(findings)):
+        (axes,) = figure.axes
+        drawn = np.concatenate([line.get_ydata() for line in axes.lines])
+        bottom, top = axes.get_ylim()
+        assert 0 <= bottom <= drawn.min() <= drawn.max() <= top <= 1 and top - bottom >= 0.019
+
+
+def test_the_interval_of_a_single_point_has_caps(finished):
+    grades = {"decoder": {1: 0.5}, "looped": {1: 0.4, 4: 0.9}}
+    axes = steps_figure(Findings(graded(read(finished), grades, seeds=3)), by_flops=False).axes[0]
+    (caps,) = [x for x in axes.collections if len(x.get_offsets()) == 2]
+    assert [place for place, _ in caps.get_offsets()] == [1, 1]
+
+
+def test_the_page_has_its_date_links_to_the_runs_and_the_command_that_repeats_it(finished):
+    write_page(read(finished))
+    page = (finished / "report.html").read_text()
+    assert stands_alone(page)
+    assert re.search(r"made by thinkers \S+ on \d{4}-\d\d-\d\d", page)
+    links = [a["href"] for tag, a in Reader(page).tags if tag == "a"]
+    assert all((finished / link).exists() for link in links)
+    for name in ("decoder", "looped"):
+        assert f"./runs/{name}-0/" in links
+    (code,) = re.findall(r"(?s)<code>(.*?)</code>", page)
+    words = shlex.split(unescape(re.sub(r"<[^>]*>", "", code)))
+    own, settings = cli.split(words[1:])
+    options, settings = cli.parse(own, settings)
+    made = read(finished).plan
+    asked = commands.comparison_request(options, settings)
+    assert Plan.of(**asked).asked() == made.asked()
+    assert options.out == f"{finished}-again"

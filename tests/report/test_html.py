@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM
 from html_reader import Reader, stands_alone
 from paths import ROOT
 
@@ -140,3 +141,21 @@ def test_the_demo_moves_nothing_that_is_not_a_demo(tmp_path, monkeypatch, capsys
     assert "something other than a demo" in capsys.readouterr().err
     Path("runs/file").touch()
     assert demo("--out", "runs/file") == 2 and Path("runs/file").is_file()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_figures_stand_side_by_side_where_there_is_room(tab, tmp_path, width):
+    drawn = [
+        Section(heading=f"{n}", drawing=accuracy_figure({1: 0.5, 2: 1.0}), half=True)
+        for n in range(2)
+    ]
+    write_page(tmp_path / "a.html", "a", "b", drawn)
+    tab.open(tmp_path / "a.html", width)
+    boxes = tab.run(
+        "[...document.querySelectorAll('figure')].map((x) => {"
+        "const box = x.getBoundingClientRect(); return [box.left, box.right, box.top]; })"
+    )
+    (_, end, top), (begin, last, other) = boxes
+    assert (end < begin and top == other and last > 0.85 * width) == (width == 1280)
+    assert (top < other and last <= width) == (width == 390)

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
-from browser import CHROMIUM, FAINT, OUTSIDE, OVERLAPS, Browser
+from browser import CHROMIUM, FAINT, OUTSIDE, OVERLAPS
 from html_reader import stands_alone
 from model_cases import tiny
 
@@ -161,12 +161,6 @@ def test_the_page_has_every_element_that_the_script_looks_up(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tab():
-    with Browser() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """{name: path} of pages of all kinds."""
     folder = tmp_path_factory.mktemp("pages")
@@ -174,7 +168,8 @@ def pages(tmp_path_factory):
     sizes = {"vocab_size": task.vocab_size, "max_length": task.max_length, "max_steps": 16}
     found = {}
     for name in thinkers.MODELS:
-        model, steps = tiny(name, **sizes), None if name in ("decoder", "deepsight") else 5
+        model = tiny(name, **sizes)
+        steps = 5 if len(model.step_counts) > 1 else None
         seen = inspect((model, task), "12+34=", steps)
         found[name] = folder / f"{name}.html"
         ablation = ablate((model, task), steps, 7) if name == "looped" else None
@@ -262,7 +257,7 @@ def test_figures_follow_the_slider(tab, pages):
     def drawn():
         return (
             tab.run("document.querySelector('#plane .mine').getAttribute('cx')"),
-            tab.run("document.querySelector('.cursor').getAttribute('x1')"),
+            tab.run("document.querySelector('.cursor').getAttribute('x')"),
             tab.run("document.querySelector('canvas').toDataURL()"),
             tab.run("document.querySelector('#details').textContent"),
         )
@@ -277,6 +272,39 @@ def test_figures_follow_the_slider(tab, pages):
         "[...document.querySelectorAll('.share')].map((x) => parseFloat(x.textContent))"
     )
     assert sum(shares) == pytest.approx(100, abs=0.11)
+
+
+@in_browser
+def test_the_selected_step_is_a_band_and_a_dot_on_the_curve(tab, pages):
+    tab.open(pages["thoughtsformer"])
+    tab.run("new Promise((done) => setTimeout(done, 300))")
+    shown = tab.run(
+        "[...document.querySelectorAll('#charts svg')].map((svg) => {"
+        "const box = svg.querySelector('.cursor').getBoundingClientRect();"
+        "const dot = svg.querySelector('circle'), x = Number(dot.getAttribute('cx'));"
+        "const ends = svg.querySelector('polyline').getAttribute('points').split(' ').at(-1);"
+        "return [box.width, box.height, x - ends.split(',')[0], "
+        "dot.getAttribute('cy') - ends.split(',')[1]]; })"
+    )
+    assert len(shown) > 1
+    for width, height, across, down in shown:
+        assert width > 8 and height > 50 and abs(across) < 0.1 and abs(down) < 0.1
+    assert tab.run("document.querySelectorAll('#charts line.cursor').length") == 0
+
+
+def test_links_lead_to_files_beside_the_page_whatever_their_names(tmp_path):
+    names = [
+        "runs/a",
+        "javascript:window.hit=1",
+        "//example.org/x",
+        "a?b#c",
+        "\ud800",
+        "../b",
+        *HOSTILE,
+    ]
+    section = html.Section(rows=[[html.link(name, name)] for name in names])
+    html.write_page(tmp_path / "a.html", "a", "b", [section])
+    assert stands_alone((tmp_path / "a.html").read_text())
 
 
 @in_browser

@@ -195,17 +195,7 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
     from thinkers.comparison.plan import Plan
     from thinkers.comparison.results import PAGE
 
-    request: dict[str, Any] = {
-        "task": options.task,
-        "models": split_list(options.models),
-        "match": options.match,
-        "budget": options.budget,
-        "seeds": parse_optional("--seeds", options.seeds, 1),
-        "lrs": [parse_float("--lrs", text) for text in split_list(options.lrs)],
-        "controls": split_list(options.controls),
-        "settings": {key[2:]: value for key, _, value in (x.partition("=") for x in settings)},
-        "num_examples": parse_optional("--num_examples", options.num_examples, 1),
-    }
+    request = comparison_request(options, settings)
     workers = 1 if options.workers is None else parse_int("--workers", options.workers, 1)
     if options.dry_run:
         show(Plan.of(**request).table(workers))
@@ -220,6 +210,21 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
     show(terminal_table(comparison))
     show(f"page {comparison.folder / PAGE}")
     return comparison.exit_code
+
+
+def comparison_request(options: argparse.Namespace, settings: list[str]) -> dict[str, Any]:
+    """Return the arguments of a comparison that its flags ask for."""
+    return {
+        "task": options.task,
+        "models": split_list(options.models),
+        "match": options.match,
+        "budget": options.budget,
+        "seeds": parse_optional("--seeds", options.seeds, 1),
+        "lrs": [parse_float("--lrs", text) for text in split_list(options.lrs)],
+        "controls": split_list(options.controls),
+        "settings": {key[2:]: value for key, _, value in (x.partition("=") for x in settings)},
+        "num_examples": parse_optional("--num_examples", options.num_examples, 1),
+    }
 
 
 def split_list(text: str | None) -> list[str]:

@@ -16,6 +16,7 @@ from thinkers.comparison.summary import (
     signed,
     verdict,
 )
+from thinkers.plugins import imported_files
 from thinkers.report import html
 from thinkers.report.html import INK, Section
 
@@ -58,8 +59,12 @@ def write_page(comparison: Comparison) -> None:
     sections = [
         scores_section(findings),
         *(figure_sections(findings) if findings.results else ()),
-        Section(heading="What can and cannot be concluded", text=conclusion(findings)),
-        *(Section(text=sentence) for sentence in limits(findings)),
+        Section(
+            heading="What can and cannot be concluded",
+            text=conclusion(findings),
+            notes=limits(findings),
+            half=True,
+        ),
         sizes_section(findings),
         costs_section(findings),
         settings_section(findings),
@@ -86,7 +91,13 @@ def scores_section(findings: Findings) -> Section:
     for name in findings.results:
         score, difference = findings.score(name), findings.differences.get(name)
         against = ("", "") if difference is None else (signed(difference), verdict(difference))
-        seeds = ", ".join(f"{run.record['score']:.3f}" for run in findings.results[name])
+        seeds = html.render(
+            "list.html",
+            parts=[
+                html.link(f"{run.record['score']:.3f}", f"{run.record['run']}/")
+                for run in findings.results[name]
+            ],
+        )
         rows.append((name, f"{score.value:.4f}", between(score), *against, seeds))
     return Section(
         text=f"Each model was trained with {number}, with equal {_equal(plan.match)}, and "
@@ -162,9 +173,30 @@ def settings_section(findings: Findings) -> Section:
             ", ".join(f"{k} {v}" for k, v in plan.settings.items()) or "none",
         ),
         *((one.name, one.what) for one in plan.contenders if one.what),
-        ("record", "config.json and runs/, beside this page"),
+        ("record", html.link("config.json", "config.json")),
+        ("runs", html.link("runs/", "runs/")),
+        ("command to repeat it", html.command(command(findings.comparison))),
     ]
     return Section(heading="Settings", rows=rows)
+
+
+def command(comparison: Comparison) -> list[str]:
+    """Return the command that repeats this comparison in a folder of its own."""
+    plan = comparison.plan
+    flags = {
+        "models": ",".join(plan.models),
+        "match": plan.match,
+        "budget": f"{plan.budget:.15g}",
+        "seeds": plan.seeds,
+        "lrs": ",".join(f"{lr:g}" for lr in plan.lrs),
+        "controls": ",".join(plan.controls),
+        "num_examples": plan.num_examples,
+        **plan.settings,
+        "out": f"{comparison.folder}-again",
+    }
+    words = [f"--import_module={file}" for file in imported_files()]
+    words += [f"--{name}={value}" for name, value in flags.items() if value not in ("", None)]
+    return ["thinkers", "compare", plan.task, *words]
 
 
 def _rates(findings: Findings) -> str:
@@ -188,6 +220,7 @@ def figure_sections(findings: Findings) -> list[Section]:
             "held-out examples; bands are 99 % intervals over seeds and questions.",
             drawing=curve_figure(findings),
             caption=f"Score of {names} by training FLOPs",
+            half=True,
         ),
         Section(
             heading="Score by inference compute",
@@ -195,6 +228,7 @@ def figure_sections(findings: Findings) -> list[Section]:
             "without thinking steps is one point.",
             drawing=steps_figure(findings, by_flops=True),
             caption=f"Score of {names} by inference FLOPs",
+            half=True,
         ),
         Section(
             heading="Score by thinking steps",
@@ -202,6 +236,7 @@ def figure_sections(findings: Findings) -> list[Section]:
             "number of steps.",
             drawing=steps_figure(findings, by_flops=False),
             caption=f"Score of {names} by thinking steps",
+            half=True,
         ),
     ]
 
@@ -211,7 +246,7 @@ def curve_figure(findings: Findings) -> "Figure":
     figure, axes = _axes(findings, "training FLOPs")
     for i, (name, points) in enumerate(findings.curves.items()):
         _line(axes, i, name, points)
-    _finish(figure, axes)
+    _finish(figure, axes, findings.comparison.plan.higher_is_better)
     return figure
 
 
@@ -246,7 +281,7 @@ def steps_figure(findings: Findings, by_flops: bool) -> "Figure":
     else:
         axes.set_xticks([max(k, 0.5) for k in sorted(ticks)], [str(k) for k in sorted(ticks)])
     axes.minorticks_off()
-    _finish(figure, axes)
+    _finish(figure, axes, findings.comparison.plan.higher_is_better)
     return figure
 
 
@@ -273,14 +308,23 @@ def _line(axes: "Axes", i: int, name: str, points: Sequence[Point]) -> None:
         if len(points) > 1:
             axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
         else:
-            axes.vlines(x, low, high, color=colour, alpha=0.5)
+            # With caps: a bare line would look like a curve that falls.
+            axes.vlines(x, low, high, color=colour, alpha=0.5, lw=1)
+            axes.scatter(2 * x, [*low, *high], marker="_", s=40, color=colour, alpha=0.5)
 
 
-def _finish(figure: "Figure", axes: "Axes") -> None:
+def _finish(figure: "Figure", axes: "Axes", is_share: bool) -> None:
     # Bands of few seeds can be so wide that the lines would look flat.
     values = np.concatenate([line.get_ydata() for line in axes.lines])
     room = max(0.02, 0.15 * float(np.ptp(values)))
-    axes.set_ylim(float(values.min()) - room, float(values.max()) + room)
+    low, high = float(values.min()), float(values.max())
+    if is_share and 0 <= low and high <= 1:
+        # A share has no values beyond 0 and 1; marks on the border are drawn whole.
+        axes.set_ylim(max(0.0, low - room), min(1.0, high + room))
+        for line in axes.lines:
+            line.set_clip_on(False)
+    else:
+        axes.set_ylim(low - room, high + room)
     legend = figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -2,6 +2,7 @@
 
 import base64
 import math
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,10 @@ def write(
     if seen is not None:
         labels = Labels(seen)
         markup = html.render("inspect.html", **contents(seen, labels))
-        sections = [Section(markup=markup), Section(heading="The model", rows=facts(seen))]
+        sections = [
+            Section(markup=markup),
+            Section(heading="The model", rows=facts(seen, Path(path).absolute().parent)),
+        ]
         more = {"parts": ("inspect.css", "inspect.js"), "data": numbers(seen, labels)}
         title, lead = f"Thinking steps on {shortened(seen.prompt)}", summary(seen, labels)
     if ablation is not None:
@@ -236,7 +240,8 @@ def rounded(x: Tensor, digits: int) -> Any:
     return short((x.double().nan_to_num(0.0, 0.0, 0.0) * scale).round().long().tolist())
 
 
-def facts(seen: Inspection) -> list[tuple[str, Any]]:
+def facts(seen: Inspection, folder: Path) -> list[tuple[str, Any]]:
+    """Return the table of the model and its input; `folder` is that of the page."""
     model = seen.model
     size = sum(p.numel() for p in model.parameters())
     usual = model.check_steps(None)
@@ -248,7 +253,12 @@ def facts(seen: Inspection) -> list[tuple[str, Any]]:
     ]
     if seen.answer is not None:
         rows.append(("answer", seen.answer))
-    return [("run", seen.run), *rows] if seen.run else rows
+    if not seen.run:
+        return rows
+    words = ["thinkers", "inspect", seen.run, f"--prompt={seen.prompt}"]
+    words += [f"--num_steps={seen.requested_steps}", "--out=report.html"]
+    run = html.link(seen.run, os.path.relpath(seen.run, folder))
+    return [("run", run), *rows, ("command to repeat it", html.command(words))]
 
 
 # Ablation -------------------------------------------------------------------------------------

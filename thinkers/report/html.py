@@ -1,16 +1,20 @@
 """Reports: one self-contained HTML file, and figures as SVG and PNG."""
 
 import base64
+import datetime
 import functools
 import hashlib
 import io
 import json
+import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from thinkers.files import write_file
 from thinkers.optional import require
@@ -33,6 +37,8 @@ class Section:
         caption: Description of the figure for screen readers.
         marked: Index of the highlighted row.
         markup: Result of `render`; any other text is escaped.
+        notes: Sentences below the text, as a list.
+        half: On a wide screen, take half of the width, beside the next section that does so.
     """
 
     heading: str = ""
@@ -43,6 +49,8 @@ class Section:
     rows: Sequence[Sequence[Any]] = ()
     marked: int | None = None
     markup: str = ""
+    notes: Sequence[str] = ()
+    half: bool = False
 
 
 def accuracy_figure(
@@ -150,7 +158,7 @@ def write_page(
         title=title,
         lead=lead,
         sections=shown,
-        footer=f"made by thinkers {__version__}",
+        footer=f"made by thinkers {__version__} on {datetime.date.today().isoformat()}",
         policy=policy(style, script),
         style=markup(style),
         script=markup(script),
@@ -181,6 +189,17 @@ def as_data(value: Any) -> str:
 def render(template: str, **values: Any) -> Any:
     """Render a template of `pages` with escaped values, as markup for `Section.markup`."""
     return require("markupsafe", "report", "a report").Markup(_template(template).render(values))
+
+
+def link(text: str, target: str | os.PathLike[str]) -> Any:
+    """Return a link to a file or folder, whose path is relative to that of the page."""
+    # With the dot and the quoting no name is an address, such as one that begins "javascript:".
+    return render("link.html", text=text, address=f"./{quote(os.fspath(target), errors='replace')}")
+
+
+def command(words: Sequence[str]) -> Any:
+    """Return a command for a shell, whose lines break between words alone where they can."""
+    return render("command.html", words=[shlex.quote(word) for word in words])
 
 
 @functools.cache

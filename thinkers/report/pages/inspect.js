@@ -11,7 +11,7 @@
   let step = steps - 1, place = data.place;
 
   const make = (parent, name, attributes = {}, text) => {
-    const svg = /^(svg|g|circle|polyline|line|text|title)$/.test(name);
+    const svg = /^(svg|g|circle|polyline|line|rect|text|title)$/.test(name);
     const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", name)
                      : document.createElement(name);
     for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
@@ -146,15 +146,18 @@
     }
     make(svg, "text", { x: x(from), y: 125, "text-anchor": "middle" }, from + 1);
     make(svg, "text", { x: x(steps - 1), y: 125, "text-anchor": "middle" }, steps);
-    const cursor = make(svg, "line", { class: "cursor", y1: 10, y2: 108 });
+    // A band behind the curves, for a line would look like a fall of the curve.
+    const cursor = make(svg, "rect", { class: "cursor", y: 6, width: 12, height: 106, rx: 3 });
     const line = (pick) => shown
       .map((row, i) => `${x(i + from).toFixed(1)},${y(pick(row)).toFixed(1)}`).join(" ");
     make(svg, "polyline", { points: line((row) => mean(asked(row))) });
+    const dot = make(svg, "circle", { r: 3.5 });
     const mine = make(svg, "polyline", { class: "mine" });
     return () => {
-      const where = x(Math.max(step, from));
-      cursor.setAttribute("x1", where);
-      cursor.setAttribute("x2", where);
+      const now = Math.max(step, from);
+      cursor.setAttribute("x", x(now) - 6);
+      dot.setAttribute("cx", x(now));
+      dot.setAttribute("cy", y(means[now - from]));
       mine.setAttribute("points", line((row) => row[place]));
     };
   });
