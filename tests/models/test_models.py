@@ -11,7 +11,7 @@ from model_cases import CASES, NAMES, SIZE, ids, lesson, thinks, tiny
 import thinkers
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.models import MODELS, Batch, from_config, load_model
-from thinkers.models.batch import IGNORED, correct_rows, next_token_loss
+from thinkers.models.batch import IGNORED, correct_predictions, next_token_loss
 from thinkers.testing import check_model
 
 COMMON = ("vocab_size", "dim", "num_layers", "num_heads", "num_steps", "max_length")
@@ -278,9 +278,11 @@ def test_a_loss_is_the_sum_over_graded_tokens_divided_by_the_count_that_is_given
         assert found == pytest.approx(math.fsum(surprise) / count, rel=1e-12)
     assert float(next_token_loss(logits, torch.full((2, 3), IGNORED), 0)) == 0
     right = logits.argmax(-1).where(targets != IGNORED, IGNORED)
-    assert correct_rows(logits, right).all()
+    rows, tokens = correct_predictions(logits, right)
+    assert rows.all() and tokens.tolist() == [2, 2]
     right[1, 0] = (right[1, 0] + 1) % 5
-    assert correct_rows(logits, right).tolist() == [True, False]
+    rows, tokens = correct_predictions(logits, right)
+    assert rows.tolist() == [True, False] and tokens.tolist() == [2, 1]
 
 
 class FirstEdition(MODELS["decoder"]):

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +92,52 @@ def test_a_loaded_model_is_in_evaluation_mode(model, tmp_path):
     found = train(make(model, settings=dict(num_updates=1)), tmp_path / "a")
     assert not found.model.training
     assert not load(found.folder).training and not load(found.folder / "model").training
+
+
+def test_nothing_is_opened_or_built_to_answer_by_a_model_and_its_task(run):
+    pair = open_run(run.folder)
+    expected = thinkers.answer(pair, "12=")  # the first call imports what it needs
+    opened = []
+
+    def audit(event, details):
+        if opened is not None and event == "open":
+            opened.append(details[0])
+
+    sys.addaudithook(audit)
+    try:
+        assert thinkers.answer(pair, "12=") == expected
+        thinkers.evaluate(pair, num_examples=3)
+        assert opened == []
+        thinkers.answer(run.folder, "12=")
+        assert any(str(file).endswith("config.json") for file in opened)  # by a folder, it is
+    finally:
+        opened = None
+
+
+def test_a_run_is_shown_in_a_line_and_as_a_table():
+    run = Run(load_model(), {"exact": 0.51234, "per_token": 1.0}, Path("runs/<a>"))
+    assert repr(run) == "Run(looped: exact 0.5123, per_token 1.0000; runs/<a>)"
+    page = parsed(run._repr_html_())
+    size = f"{sum(p.numel() for p in run.model.parameters()):,}"
+    assert page == ["model", "looped", "parameters", size, "exact", "0.5123"] + [
+        *("per_token", "1.0000", "folder", "runs/<a>")
+    ]
+
+
+def load_model():
+    return thinkers.build_model("looped", vocab_size=5, dim=8, num_heads=2)
+
+
+def parsed(page):
+    """Return the texts of the cells of a table."""
+    found = []
+
+    class Reader(HTMLParser):
+        def handle_data(self, data):
+            found.append(data)
+
+    Reader().feed(page)
+    return found
 
 
 def test_settings_of_the_task_need_a_run(run, tmp_path):

@@ -1,5 +1,6 @@
 """check_model finds defects: each planted defect fails the property that it violates."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,14 @@ class GradesTheLastTokenAlone(Decoder):
     def loss(self, batch, num_steps=None, counts=None):
         loss = super().loss(batch, num_steps=num_steps, counts=counts)
         return Loss(loss.total, loss.parts, loss.counts, torch.ones_like(loss.correct))
+
+
+@breaks("correctness")
+class CountsEveryPosition(Decoder):
+    def loss(self, batch, num_steps=None, counts=None):
+        loss = super().loss(batch, num_steps=num_steps, counts=counts)
+        columns = torch.full_like(loss.correct_tokens, getattr(batch, "tokens", batch).shape[1])
+        return replace(loss, correct_tokens=columns)
 
 
 @breaks("gradients")

@@ -57,9 +57,9 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def losses(folder: Path) -> list[float]:
+def losses(folder: Path, name: str = "loss") -> list[float]:
     text = (folder / "metrics.jsonl").read_text()
-    return [x["loss"] for x in map(json.loads, text.splitlines()) if "loss" in x]
+    return [x[name] for x in map(json.loads, text.splitlines()) if "loss" in x]
 
 
 def test_two_ranks_have_the_losses_of_one_process(tmp_path):
@@ -73,6 +73,9 @@ def test_two_ranks_have_the_losses_of_one_process(tmp_path):
     assert first.count("saved update=3") == 1 and second == ""
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-12, abs=0)
     assert len(losses(tmp_path / "two")) == 7
+    shares = [losses(tmp_path / folder, "token_accuracy") for folder in ("one", "two")]
+    assert shares[1] == pytest.approx(shares[0], rel=1e-12, abs=0)
+    assert 0 < max(shares[0]) < 1
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from thinkers.models.batch import (
     Batch,
     Loss,
     as_batch,
-    correct_rows,
+    correct_predictions,
     next_token_loss,
     real_positions,
 )
@@ -251,8 +251,8 @@ class Model(Traced, Configured, nn.Module, ABC):
             prompt_lengths=batch.prompt_lengths,
         ).logits
         total = next_token_loss(logits, batch.targets, (counts or own)["next_token"])
-        correct = correct_rows(logits, batch.targets)
-        return Loss(total, {"next_token": total.detach()}, own, correct)
+        correct = correct_predictions(logits, batch.targets)
+        return Loss(total, {"next_token": total.detach()}, own, *correct)
 
     def generate(
         self,

@@ -108,12 +108,15 @@ class Loss:
         parts: The unweighted mean of each part, detached.
         counts: The number of terms of each part.
         correct: True for rows whose graded tokens are all predicted.
+        correct_tokens: The number of graded tokens of each row that are predicted; None if the
+            model does not count them.
     """
 
     total: Float[Tensor, ""]
     parts: Mapping[str, Tensor]
     counts: Mapping[str, int]
     correct: Bool[Tensor, " b"]
+    correct_tokens: Int[Tensor, " b"] | None = None
 
 
 def real_positions(
@@ -174,6 +177,9 @@ def next_token_loss(
     return summed / max(1, count)
 
 
-def correct_rows(logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"]) -> Bool[Tensor, " b"]:
-    """Return True for each row in which every graded token is the most likely one."""
-    return ((logits.detach().argmax(-1) == targets) | (targets == IGNORED)).all(1)
+def correct_predictions(
+    logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"]
+) -> tuple[Bool[Tensor, " b"], Int[Tensor, " b"]]:
+    """Grade the most likely tokens: `Loss.correct` and `Loss.correct_tokens`."""
+    is_right = logits.detach().argmax(-1) == targets
+    return (is_right | (targets == IGNORED)).all(1), is_right.sum(1)

@@ -19,7 +19,7 @@ from thinkers.models.batch import (
     Batch,
     Loss,
     as_batch,
-    correct_rows,
+    correct_predictions,
     next_token_loss,
     real_positions,
 )
@@ -306,7 +306,8 @@ class DeepSight(Model):
             parts["embedding"] = summed / max(1, counts["embedding"])
             total = total + config.embedding_weight * parts["embedding"]
         detached = {name: part.detach() for name, part in parts.items()}
-        return Loss(total, detached, own, correct_rows(logits, batch.targets)), parts
+        correct = correct_predictions(logits, batch.targets)
+        return Loss(total, detached, own, *correct), parts
 
     def flops(
         self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False

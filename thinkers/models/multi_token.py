@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.checks import check_int
-from thinkers.models.batch import IGNORED, Batch, Loss, as_batch, correct_rows, next_token_loss
+from thinkers.models.batch import (
+    IGNORED,
+    Batch,
+    Loss,
+    as_batch,
+    correct_predictions,
+    next_token_loss,
+)
 from thinkers.models.decoder import Decoder, make_block
 from thinkers.nn.block import causal_attention
 from thinkers.nn.layers import initialize
@@ -68,10 +75,10 @@ class MultiToken(Decoder):
             name: next_token_loss(logits[name], targets[name], (counts or own)[name])
             for name in targets
         }
-        correct = correct_rows(logits["next_token"], targets["next_token"])
+        correct = correct_predictions(logits["next_token"], targets["next_token"])
         detached = {name: part.detach() for name, part in parts.items()}
         total = sum(parts.values(), start=torch.zeros((), device=batch.tokens.device))
-        return Loss(total, detached, own, correct)
+        return Loss(total, detached, own, *correct)
 
     def _heads(self, h: Float[Tensor, "b t c"]) -> list[Float[Tensor, "b t c"]]:
         """Compute h_1 .. h_n."""

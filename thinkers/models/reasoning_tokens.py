@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from thinkers.checks import check_choices, check_int
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
-from thinkers.models.batch import Batch, Loss, as_batch, correct_rows, next_token_loss
+from thinkers.models.batch import Batch, Loss, as_batch, correct_predictions, next_token_loss
 from thinkers.models.reasoning_cache import ReasoningCache
 from thinkers.models.reasoning_masks import (
     FactorSetting,
@@ -184,8 +184,8 @@ class ReasoningTokens(Model):
         terms = (counts or own)["next_token"] * (steps + 1)
         wide = targets.repeat_interleave(steps + 1, 1)
         total = next_token_loss(logits.flatten(1, 2), wide, terms)
-        correct = correct_rows(logits[:, :, 0], targets)
-        return Loss(total, {"next_token": total.detach()}, own, correct)
+        correct = correct_predictions(logits[:, :, 0], targets)
+        return Loss(total, {"next_token": total.detach()}, own, *correct)
 
     def _run(
         self,

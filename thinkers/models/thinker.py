@@ -18,7 +18,7 @@ from thinkers.models.batch import (
     Batch,
     Loss,
     as_batch,
-    correct_rows,
+    correct_predictions,
     graded_targets,
     next_token_loss,
 )
@@ -443,8 +443,8 @@ class Thinker(Model):
             if weight:
                 logits = self.output.logits(states[:, i])
                 total = total + weight * next_token_loss(logits, targets, count)
-        correct = correct_rows(logits, targets)
-        return Loss(total, {"next_token": total.detach()}, own, correct)
+        correct = correct_predictions(logits, targets)
+        return Loss(total, {"next_token": total.detach()}, own, *correct)
 
     def _step_weights(self, steps: int) -> list[float]:
         """Return the weights of the graded steps, which add up to 1."""

@@ -14,7 +14,7 @@ from thinkers.checks import check_choices, check_int
 from thinkers.errors import UsageError
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
-from thinkers.models.batch import Batch, Loss, as_batch, correct_rows, next_token_loss
+from thinkers.models.batch import Batch, Loss, as_batch, correct_predictions, next_token_loss
 from thinkers.models.thought_cache import ChainCache, GenerationCache
 from thinkers.nn.block import Attend, Block, Table
 from thinkers.nn.layers import (
@@ -152,8 +152,8 @@ class ThoughtsFormer(Model):
         states = self.run(batch.tokens, steps, padding(batch.tokens, batch.lengths), keys)
         logits = self._logits(states[:, -1])
         total = next_token_loss(logits, batch.targets, (counts or own)["next_token"])
-        correct = correct_rows(logits, batch.targets)
-        return Loss(total, {"next_token": total.detach()}, own, correct)
+        correct = correct_predictions(logits, batch.targets)
+        return Loss(total, {"next_token": total.detach()}, own, *correct)
 
     def run(
         self,

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -77,13 +77,18 @@ class MetricsWriter:
         if self._file is not None:
             self._lines.append(json.dumps({"update": update, **_finite(values)}) + "\n")
 
-    def show(self, update: int, loss: float, accuracy: float) -> None:
-        """Show the progress, unless it was shown a moment ago."""
+    def show(self, update: int, loss: float, numbers: Callable[[], Mapping[str, float]]) -> None:
+        """Show the progress, unless it was shown a moment ago.
+
+        Args:
+            numbers: Called for the numbers to show after the loss, by name.
+        """
         now = time.monotonic()
         if self._file is None or now < self._next:
             return
         rate = (update - self._start[0]) / (now - self._start[1])
-        text = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:.1f} updates/s"
+        own = "".join(f"  {name.replace('_', ' ')} {x:.3f}" for name, x in numbers().items())
+        text = f"loss {loss:.4f}{own}  {rate:.1f} updates/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=update, text=text)
             self._next = now + SECONDS_BETWEEN_BARS

@@ -1,5 +1,6 @@
 """The result of a training, and `open_run`: from a run, a folder or a model to model and task."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,23 @@ class Run:
     model: Model
     scores: dict[str, float]
     folder: Path
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name} {score:.4f}" for name, score in self.scores.items())
+        return f"Run({self.model.name}: {scores}; {self.folder})"
+
+    def _repr_html_(self) -> str:
+        shown = {
+            "model": self.model.name,
+            "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
+            **{name: f"{score:.4f}" for name, score in self.scores.items()},
+            "folder": str(self.folder),
+        }
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
+            for name, text in shown.items()
+        )
+        return f"<table><tbody>{rows}</tbody></table>"
 
 
 RunLike = Run | Model | str | Path | tuple[Model, Task]

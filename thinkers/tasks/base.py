@@ -146,6 +146,17 @@ class Task(Configured, ABC):
         value = scores[self.primary_metric]
         return value if self.higher_is_better else -value
 
+    def progress(self, batch: Batch, values: Mapping[str, float]) -> dict[str, float]:
+        """Return the numbers that show the progress of training, logged and shown with the loss.
+
+        Args:
+            batch: The batch of an update.
+            values: Its measured numbers: loss, accuracy (share of rows whose graded tokens were all
+                predicted), token_accuracy (share of graded tokens; absent if the model does not
+                count them) and the parts of the loss.
+        """
+        return {"accuracy": values["accuracy"]}
+
     def check(self, model: Any) -> None:  # noqa: B027, most can be learned by all models
         """Raise UsageError if this model cannot learn this task."""
 

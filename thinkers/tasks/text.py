@@ -201,6 +201,17 @@ class Text(Task):
 
     # scores
 
+    def progress(self, batch: Batch, values: Mapping[str, float]) -> dict[str, float]:
+        """Return the share of predicted tokens, and the loss in bits per byte of the batch's text.
+
+        The share of rows that were predicted as a whole would be 0: a row is a window of text.
+        """
+        assert self.tokenizer is not None
+        num_bytes = self.tokenizer.lengths[batch.targets.numpy()].sum()
+        bits = values["next_token"] / math.log(2) * batch.targets.numel() / float(num_bytes)
+        shown = ("token_accuracy",) if "token_accuracy" in values else ()
+        return {name: values[name] for name in shown} | {"bits_per_byte": bits}
+
     def score(
         self,
         model: nn.Module,

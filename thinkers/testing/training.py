@@ -99,7 +99,8 @@ def _loss_and_gradient(model: Model, batch: Any, counts: Any = None) -> tuple[Lo
 
 def correctness(model: Model) -> None:
     """Check that Loss.correct (b,) bool is True for a row if and only if the largest logit is the
-    target at every graded position."""
+    target at every graded position, and that Loss.correct_tokens (b,) counts these positions, where
+    the model counts them."""
     batch = training_batch(model)
     predicted = model(
         batch.tokens, lengths=batch.lengths, prompt_lengths=batch.prompt_lengths
@@ -107,6 +108,7 @@ def correctness(model: Model) -> None:
     graded = batch.targets != IGNORED
     columns = torch.arange(graded.shape[1], device=graded.device)
     assert batch.lengths is not None
+    counted = (graded & (columns < batch.lengths[:, None])).sum(1)
     last = columns == batch.lengths[:, None] - 2
     wrong = (predicted + 1) % model.config.vocab_size
     # Wrong targets beyond the end of a row, and at positions that are not graded, must not count.
@@ -116,12 +118,17 @@ def correctness(model: Model) -> None:
         "one graded target of each row that is not predicted": (right.where(~last, wrong), False),
     }
     for what, (targets, expected) in cases.items():
-        found = model.loss(dataclasses.replace(batch, targets=targets)).correct
+        loss = model.loss(dataclasses.replace(batch, targets=targets))
+        found, tokens = loss.correct, counted - int(not expected)
         require(
             found.dtype == torch.bool and found.shape == (len(targets),),
             f"correct is {found.dtype} {list(found.shape)}, not bool [{len(targets)}]",
         )
         require((found == expected).all(), f"with {what}, correct is {found.tolist()}")
+        require(
+            loss.correct_tokens is None or torch.equal(loss.correct_tokens, tokens),
+            f"with {what}, correct_tokens is {loss.correct_tokens} and not {tokens.tolist()}",
+        )
 
 
 def gradients(model: Model) -> None:

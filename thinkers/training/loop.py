@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,14 +193,14 @@ def _train(
             result = step(state, batch, loss_module, precision, ranks, signals.received())
             done = result.update
 
+            progress = partial(task.progress, batch, result.values())
             if done % settings.log_every == 0 or not result.is_finite:
                 spent = {"flops": state.flops, "minutes": state.minutes}
-                metrics.log(done, **result.values(), **spent)
+                metrics.log(done, **{**result.values(), **progress(), **spent})
             require_finite(result, state.model)
-            metrics.show(done, result.loss, result.accuracy)
+            metrics.show(done, result.loss, progress)
             for call in callbacks if ranks.is_writer else ():
                 call(state, result)
-
             score = None
             if settings.evaluate_every and done % settings.evaluate_every == 0:
                 # All ranks evaluate together: if one left early, the others would wait for it.

@@ -38,6 +38,8 @@ class StepResult:
         correct: Rows of the global batch whose graded tokens were all predicted, in its order.
         norm: The norm of the gradient before clipping.
         over_budget: True if a rank has used up its minutes or FLOPs.
+        token_accuracy: Share of the graded tokens of the global batch that were predicted; None if
+            the model does not count them.
         signal: The number of the first signal that a rank has received; 0 for none.
     """
 
@@ -49,6 +51,7 @@ class StepResult:
     norm: float
     over_budget: bool
     signal: int
+    token_accuracy: float | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -63,6 +66,8 @@ class StepResult:
     def values(self) -> dict[str, float]:
         """Return the numbers to log."""
         own = {"loss": self.loss, "accuracy": self.accuracy}
+        if self.token_accuracy is not None:
+            own["token_accuracy"] = self.token_accuracy
         return own | self.parts | {"lr": self.lr, "norm": self.norm}
 
 
@@ -117,7 +122,7 @@ def forward_backward(
     mine = batch.rows(slice(ranks.rank, None, ranks.world)).to(ranks.device)
     size = len(mine) // settings.accumulation
     sums: Tensor | float = 0.0
-    correct = []
+    correct, right = [], torch.zeros(1, device=ranks.device)
     for micro in range(settings.accumulation):
         rows = mine.rows(slice(micro * size, (micro + 1) * size))
         # Dropout is a function of (seed, update, rank, micro-batch), so that a resumed run draws
@@ -130,6 +135,7 @@ def forward_backward(
             (loss.total * ranks.world).backward()
         sums = sums + torch.stack([loss.total.detach(), *loss.parts.values()])
         correct.append(loss.correct)
+        right += torch.nan if loss.correct_tokens is None else loss.correct_tokens.sum()
 
     # One collective for losses, stop requests and graded rows: each costs a round trip. Stop
     # requests are included because all ranks must leave the loop after the same update.
@@ -137,12 +143,12 @@ def forward_backward(
     graded[ranks.rank :: ranks.world] = torch.cat(correct).float()
     stops = [float(flag) for flag in (over_budget(state), *signals)]
     votes = torch.tensor(stops, device=ranks.device)
-    summed = ranks.sum(torch.cat([sums, votes, graded]))  # type: ignore[list-item]
+    summed = ranks.sum(torch.cat([sums, votes, right, graded]))  # type: ignore[list-item]
     norm = get_total_norm([p.grad for p in state.parameters if p.grad is not None])
     # One copy to the CPU, which waits for the device.
     total, *values = torch.cat([summed, norm[None]]).tolist()
     num_parts = len(loss.parts)
-    over, *received = values[num_parts : num_parts + len(stops)]
+    over, *received, num_right = values[num_parts : num_parts + len(stops) + 1]
     return StepResult(
         update=state.update + 1,
         lr=optim.learning_rate(state.update, settings),
@@ -152,6 +158,7 @@ def forward_backward(
         norm=values[-1],
         over_budget=over > 0,
         signal=Signals.first_received(received),
+        token_accuracy=None if math.isnan(num_right) else num_right / max(1, counts["next_token"]),
     )
 
 
