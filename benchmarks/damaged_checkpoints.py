@@ -21,7 +21,7 @@ from harness import parser
 
 from thinkers.config.experiment import Config
 from thinkers.config.training import Training
-from thinkers.errors import DamagedError
+from thinkers.errors import DamagedError, ForeignError, FormatError
 from thinkers.models import MODELS
 from thinkers.runs import checkpoint
 from thinkers.tasks import TASKS
@@ -94,7 +94,7 @@ def measure(trials: int, folder: Path, seed: int = 0) -> list[str]:
             try:
                 checkpoint.read(target, run_id)
                 missed.append(what)
-            except DamagedError:
+            except (DamagedError, ForeignError, FormatError):
                 missed += [f"{what}: refused after a tensor was read"] * opened.called
         shutil.rmtree(target.parent)
     print(", ".join(f"{count} x {kind}" for kind, count in sorted(tried.items())))

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "thinkers"
 FLOORS = (
     ("version", "terminal"),
     ("errors",),
+    ("strict_json",),
     ("checks", "files", "prng", "devices", "optional", "process_state", "registry"),
     ("plugins",),
     ("ops",),

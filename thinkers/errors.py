@@ -40,6 +40,18 @@ class DamagedError(ThinkersError):
     exit_code = 4
 
 
+class ForeignError(ThinkersError):
+    """A checkpoint of another run, intact in itself: nothing is renamed or deleted for its sake."""
+
+    exit_code = 4
+
+
+class FormatError(ThinkersError):
+    """A file of an older or a newer version: it is not damaged, this version cannot read it."""
+
+    exit_code = 4
+
+
 class NonFiniteError(ThinkersError, ArithmeticError):
     """A loss, gradient or weight that is infinite or not a number."""
 

@@ -1,21 +1,38 @@
-"""Files: checked paths of users, atomic replacement, and JSON.
+"""Files: checked paths of users, atomic replacement, plain files alone, and strict JSON.
 
-Everything that the library keeps on disk is written here, so that a fault can be injected in one
-place and a full disk is reported in one way.
+Everything that the library keeps on disk is written here, by functions of `os`, so that a fault can
+be injected in one place and a full disk is reported in one way. The folder of a run or a model may
+come from anybody: in it no link is followed, and nothing but plain files is opened.
 """
 
 import errno
-import json
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TextIO
 
 from safetensors import SafetensorError
 
-from thinkers.errors import DamagedError, ResourceError, usage_error
+from thinkers.errors import (
+    DamagedError,
+    FormatError,
+    ResourceError,
+    ThinkersError,
+    UsageError,
+    usage_error,
+)
+from thinkers.strict_json import Schema, check_schema, json_type, parse_json, to_json
+
+LARGEST_JSON = 1 << 26
+"""Bytes of a file of JSON; the vocabularies of byte pairs are the largest, of a few MB."""
+NO_LINKS = (
+    "no link in the folder of a run or a model is followed: put what it points to in its place"
+)
 
 
 def user_path(path: str | os.PathLike[str], name: str = "path") -> Path:
@@ -70,26 +87,88 @@ def output_file(path: str | os.PathLike[str], name: str = "out") -> Path:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Replace the content of a file atomically and durably: a crash leaves the old or the new."""
+    """Replace the content of a file atomically and durably: a crash leaves the old or the new.
+
+    A link of this name is replaced, not followed.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        with disk_errors(path, len(content)):
+    with disk_errors(path, len(content)):
+        _unlink(temporary)
+        try:
             # The content is synced before the rename: some file systems order the two otherwise,
             # and a crash between them leaves an empty file by the final name.
             write_new(temporary, content)
-            temporary.replace(path)
-            sync_folder(path.parent)  # the rename itself is on the disk only after this
-    finally:
-        temporary.unlink(missing_ok=True)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to report
+                _unlink(temporary)
+            raise
+        sync_folder(path.parent)  # the rename itself is on the disk only after this
 
 
 def write_new(path: Path, content: bytes) -> None:
     """Write a file that must not exist yet; its content is on the disk when this returns."""
-    with path.open("xb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    _write(path, os.O_EXCL, content)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file, which is made if need be; it is on the disk when this returns."""
+    with disk_errors(path, len(content)):
+        _write(path, os.O_APPEND, content)
+
+
+def _write(path: Path, flags: int, content: bytes) -> None:
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    with _disk_access(path, DamagedError):
+        descriptor = os.open(path, flags, 0o666)
+    try:
+        _require_regular(path, descriptor, DamagedError)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename_synced(path: Path, new: Path) -> Path:
+    """Rename within a folder; return the new path, which is on the disk when this returns."""
+    os.rename(path, new)
+    sync_folder(new.parent)
+    return new
+
+
+def _unlink(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def open_lock(path: Path) -> TextIO:
+    """Open a lock file, which is made if need be, for reading and writing.
+
+    Raises:
+        DamagedError: It is a link, no plain file, or another name of a file elsewhere, whose
+            content would be replaced.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    with disk_errors(path, 0), _disk_access(path, DamagedError):
+        descriptor = os.open(path, flags, 0o666)
+    try:
+        _require_regular(path, descriptor, DamagedError)
+        if os.fstat(descriptor).st_nlink > 1:
+            raise DamagedError(f"{path} has a second name elsewhere (a hard link); remove it")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "r+")
+
+
+def is_at(path: Path, stream: IO[Any]) -> bool:
+    """Return True if the open file is the one that is now at `path`."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def sync_folder(path: Path) -> None:
@@ -99,6 +178,134 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def own_folder(path: Path, make: bool = False) -> bool:
+    """Return True if `path` is a folder, False if nothing is there.
+
+    Args:
+        make: Make it if nothing is there; its parent must exist.
+
+    Raises:
+        DamagedError: It is a link or a file. What is written into a run must stay in it.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if make:
+            with disk_errors(path, 0):
+                os.mkdir(path)
+                sync_folder(path.parent)
+        return make
+    if not stat.S_ISDIR(mode):
+        raise DamagedError(f"{path} must be a folder, and is {_kind(mode)}; {NO_LINKS}")
+    return True
+
+
+def make_temporary(path: Path, is_ours: Callable[[str], bool]) -> None:
+    """Make an empty folder, in place of one that a process left which was killed.
+
+    Raises:
+        UsageError: Something else has this name.
+    """
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not remove_folder(path, is_ours):
+            raise UsageError(f"{path} is in the way and is not ours; remove it") from None
+        os.mkdir(path)
+
+
+def remove_folder(path: Path, is_ours: Callable[[str], bool]) -> bool:
+    """Remove a folder of plain files whose names are all ours; return False if it is another's.
+
+    Nothing is removed from one that holds anything else.
+    """
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        return False
+    with os.scandir(path) as entries:
+        found = list(entries)
+    if not all(x.is_file(follow_symlinks=False) and is_ours(x.name) for x in found):
+        return False
+    for entry in found:
+        os.unlink(entry.path)
+    os.rmdir(path)
+    return True
+
+
+# Reading
+
+
+def open_file(
+    path: Path, error: type[ThinkersError] = DamagedError, follow: bool = False
+) -> BufferedReader:
+    """Open a plain file for reading; anything else is refused and never waited for.
+
+    Args:
+        error: Class of the error if it is no plain file.
+        follow: Follow a link: for files that the user named, not for those of a run or a model.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        UsageError: It may not be read.
+        ResourceError: Too many files are open, or memory is short.
+    """
+    # O_NONBLOCK: to open a FIFO would otherwise wait for a writer, for ever.
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    with _disk_access(path, error):
+        descriptor = os.open(path, flags)
+    try:
+        _require_regular(path, descriptor, error)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(
+    path: Path,
+    largest: int,
+    error: type[ThinkersError] = DamagedError,
+    follow: bool = False,
+) -> bytes:
+    """Return the content of a plain file of at most `largest` bytes; errors are of `open_file`."""
+    with open_file(path, error, follow) as stream, _disk_access(path, error):
+        content = stream.read(largest + 1)
+    if len(content) > largest:
+        raise error(f"{path} must have at most {largest} bytes, got more")
+    return content
+
+
+def _require_regular(path: Path, descriptor: int, error: type[ThinkersError]) -> None:
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        raise error(f"{path} must be a plain file, and is {_kind(mode)}")
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe"}
+    other = "a file" if stat.S_ISREG(mode) else "a device or a socket"
+    return kinds.get(stat.S_IFMT(mode), other)
+
+
+@contextmanager
+def _disk_access(path: Path, error: type[ThinkersError]) -> Iterator[None]:
+    """Turn an OSError about `path` into an error of ours; a full disk is left to `disk_errors`."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(errno.ENOENT, "No such file", str(path)) from None
+    except OSError as found:
+        if found.errno == errno.ELOOP:
+            raise error(f"{path} must be a plain file, and is a link; {NO_LINKS}") from None
+        if found.errno in (errno.ENXIO, errno.ENODEV, errno.EISDIR):
+            raise error(f"{path} must be a plain file, and is something else") from None
+        if found.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = f"{path}: {found.strerror}"
+            raise usage_error(reason, "a file that you may use", "change its rights") from None
+        if found.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise ResourceError(f"{path} cannot be opened: {found.strerror}") from None
+        raise
 
 
 @contextmanager
@@ -124,26 +331,69 @@ def disk_errors(path: Path, needed: int) -> Iterator[None]:
 
 
 def check_format(path: Path, found: Any, known: int) -> None:
-    """Raise a DamagedError unless a file has the format that this version reads.
+    """Check that a file has the format that this version reads.
 
     Args:
         found: The "format" of the file, of any type.
+
+    Raises:
+        FormatError: It is that of another version.
+        DamagedError: It is not an integer.
     """
     if found == known and type(found) is int:
         return
     if type(found) is not int:
         raise DamagedError(f"{path} has format {found!r}; it must be an integer, here {known}")
     if found < known:
-        raise DamagedError(
+        raise FormatError(
             f"{path} has format {found}, of an older version; this version reads {known}: "
             f"train again, or use the version of thinkers that wrote it"
         )
-    raise DamagedError(
+    raise FormatError(
         f"{path} has format {found}, of a newer version; this version reads {known}: "
         f"upgrade thinkers"
     )
 
 
-def to_json(value: Any) -> bytes:
-    """Return the canonical JSON of a value: equal values give equal bytes, which are hashed."""
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+def with_digest(value: Mapping[str, Any]) -> bytes:
+    """Return an object as JSON, with the SHA-256 of the rest of it under "sha256"."""
+    return to_json({**value, "sha256": hashlib.sha256(to_json(value)).hexdigest()})
+
+
+def read_with_digest(path: Path, schema: Schema, known_format: int | None = None) -> dict[str, Any]:
+    """Read what `with_digest` gave and `write_file` wrote, and prove that every byte is as it was.
+
+    Args:
+        schema: The types of the fields that it must have.
+        known_format: The value that its "format" must have; None for a file without one.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        FormatError: Another version wrote it, by whose rules it cannot be judged.
+        DamagedError: It has changed since it was written, or is not such a file.
+    """
+    content = read_file(path, LARGEST_JSON)
+    value = parse_json(content, str(path))
+    if not isinstance(value, dict):
+        raise DamagedError(f"{path} must hold a JSON object, got {json_type(value)}")
+    if known_format is not None:
+        check_format(path, value.get("format"), known_format)
+    digest = value.pop("sha256", None)
+    if digest is None:
+        raise DamagedError(f"{path} lacks sha256, its own digest: it has changed, or is not ours")
+    if with_digest(value) != content:
+        raise DamagedError(f"{path} has changed since it was written: its SHA-256 differs")
+    check_schema(value, schema, str(path))
+    return value
+
+
+def read_json(
+    path: Path,
+    schema: Schema,
+    error: type[ThinkersError] = DamagedError,
+    follow: bool = False,
+) -> dict[str, Any]:
+    """Read a JSON object, with the limits of `parse_json`; arguments are those of `open_file`."""
+    value = parse_json(read_file(path, LARGEST_JSON, error, follow), str(path), error)
+    check_schema(value, schema, str(path), error)
+    return value

@@ -19,6 +19,7 @@ from thinkers.comparison.results import read
 from thinkers.comparison.runner import compare
 from thinkers.comparison.summary import Findings, conclusion
 from thinkers.errors import DamagedError, Interrupted, UsageError
+from thinkers.files import with_digest
 from thinkers.models import MODELS
 from thinkers.models.looped import Looped
 from thinkers.runs import folder as run_folder
@@ -151,7 +152,7 @@ def test_finished_runs_are_not_trained_again(copied, trained):
         file.unlink()
     comparison = compare(out=copied, resume=True)
     assert trained == ["looped-1"]
-    own = ("seconds", "memory")
+    own = ("seconds", "memory", "sha256")
     again = comparison.results["looped"][1].record
     assert all(again[key] == value for key, value in old.items() if key not in own)
 
@@ -159,7 +160,9 @@ def test_finished_runs_are_not_trained_again(copied, trained):
 def test_a_run_that_was_killed_is_resumed_and_its_seconds_are_not_known(copied, trained):
     home = copied / "runs" / "looped-1"
     (home / "result.json").unlink()
-    (home.parent / "looped-1.usage.json").write_text('{"seconds": null, "memory": null}')
+    (home.parent / "looped-1.usage.json").write_bytes(
+        with_digest({"seconds": None, "memory": None})
+    )
     compare(out=copied, resume=True)
     assert trained == ["looped-1 resumed"]
     found = read(copied).results["looped"][1].record
@@ -340,12 +343,15 @@ def test_repeated_questions_are_one_group(finished):
     assert (shorter == np.arange(9)).all()  # where a task does not number them
 
 
-def test_a_damaged_file_is_named(copied):
+def test_a_damaged_file_is_named(copied, finished):
     grades = copied / "runs" / "decoder-1" / "grades.npz"
     grades.write_bytes(grades.read_bytes()[:100])
     with pytest.raises(DamagedError, match="grades.npz"):
         read(copied)
-    for text in ("{ not json", "[]", "{}"):
+    grades.write_bytes((finished / "runs" / "decoder-1" / "grades.npz").read_bytes())
+    read(copied)
+    whole = (finished / "runs" / "decoder-1" / "result.json").read_text()
+    for text in ("{ not json", "[]", "{}", "[" * 9999, whole.replace("1", "2", 1)):
         (copied / "runs" / "decoder-1" / "result.json").write_text(text)
         with pytest.raises(DamagedError, match="result.json"):
             read(copied)

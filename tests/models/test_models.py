@@ -1,7 +1,6 @@
 """Every model of MODELS has every property of `check_model`; and what models share."""
 
 import dataclasses
-import json
 import math
 
 import pytest
@@ -9,8 +8,8 @@ import torch
 from model_cases import CASES, NAMES, SIZE, ids, lesson, thinks, tiny
 
 import thinkers
-from thinkers.errors import DamagedError, DataError, UsageError
-from thinkers.models import MODELS, Batch, from_config, load_model
+from thinkers.errors import UsageError
+from thinkers.models import MODELS, Batch, from_config
 from thinkers.models.batch import IGNORED, correct_predictions, next_token_loss
 from thinkers.testing import check_model
 
@@ -133,73 +132,6 @@ def test_an_unknown_model_or_setting_is_a_usage_error():
         thinkers.build_model("decoder", vocab_size=7, vocabulary=7)
     with pytest.raises(UsageError, match="int is not the Config of a model"):
         from_config(3)
-
-
-def test_a_saved_model_is_its_settings_and_its_weights(tmp_path):
-    model = tiny("looped").double()
-    model.save(tmp_path / "a" / "b")
-    found = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
-    assert found["format"] == 2 and found["model"] == "looped"
-    assert found["config"] == dataclasses.asdict(model.config)
-    again = load_model(tmp_path / "a" / "b")
-    assert next(again.parameters()).dtype == torch.float64
-    assert torch.equal(again.eval()(ids(2, 5)).logits, model(ids(2, 5)).logits)
-    assert torch.equal(again.rotary.frequencies, model.rotary.frequencies)
-
-
-def change_config(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def drop_weights(folder):
-    (folder / "model.safetensors").unlink()
-
-
-def cut_weights(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def other_weights(folder):
-    tiny("decoder", hidden=24).save(folder / "other")
-    (folder / "other" / "model.safetensors").replace(folder / "model.safetensors")
-
-
-@pytest.mark.misuse
-@pytest.mark.parametrize(
-    "damage, kind, words",
-    [
-        (lambda folder: (folder / "config.json").unlink(), DataError, "config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), DamagedError, "not JSON"),
-        (lambda folder: (folder / "config.json").write_text("[1]"), DamagedError, "format None"),
-        (lambda folder: change_config(folder, format=1), DamagedError, "1, of an older version"),
-        (lambda folder: change_config(folder, format=3), DamagedError, "3, of a newer version"),
-        (lambda folder: change_config(folder, config=3), DamagedError, "model and config"),
-        (
-            lambda folder: (folder / "config.json").write_text('{"format": 2}'),
-            DamagedError,
-            r"model and config, got \['format'\]",
-        ),
-        (lambda folder: change_config(folder, model="mine"), UsageError, "'mine'"),
-        (lambda folder: change_config(folder, model=["mine"]), DamagedError, "name a model"),
-        (lambda folder: change_config(folder, config={}), DamagedError, "vocab_size"),
-        (
-            lambda folder: change_config(folder, config={"vocab_size": 7, "dim": "big"}),
-            DamagedError,
-            "config.json describes no model: dim must be .* 'big'",
-        ),
-        (lambda folder: change_config(folder, config={"width": 3}), UsageError, "'width'"),
-        (drop_weights, DataError, "model.safetensors"),
-        (cut_weights, DamagedError, "model.safetensors"),
-        (other_weights, DamagedError, "feed_forward.*must have shape.*24"),
-    ],
-)
-def test_a_model_folder_that_cannot_be_loaded_says_why(tmp_path, damage, kind, words):
-    tiny("decoder").save(tmp_path)
-    damage(tmp_path)
-    with pytest.raises(kind, match=words):
-        load_model(tmp_path)
 
 
 def test_rows_of_a_batch_are_rows_of_all_its_tensors():

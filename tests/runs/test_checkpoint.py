@@ -11,10 +11,9 @@ import pytest
 import torch
 from paths import ROOT
 
-from thinkers.errors import DamagedError, LockedError, ResourceError, UsageError
+from thinkers.errors import DamagedError, ForeignError, FormatError, ResourceError, UsageError
 from thinkers.files import disk_errors, write_file
 from thinkers.runs import checkpoint
-from thinkers.runs import folder as run_folder
 from thinkers.runs.checkpoint import Checkpoint
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -55,7 +54,8 @@ def test_a_flip_of_any_bit_of_the_manifest_is_detected(tmp_path):
         damaged = bytearray(intact)
         damaged[position // 8] ^= 1 << position % 8
         file.write_bytes(damaged)
-        with pytest.raises(DamagedError):
+        # A flip in the number of the format makes it that of another version.
+        with pytest.raises((DamagedError, FormatError)):
             checkpoint.verify(path)
     file.write_bytes(intact)
     checkpoint.verify(path)
@@ -73,7 +73,8 @@ def test_flips_truncations_and_swaps_are_detected_before_a_tensor_is_read(tmp_pa
         (lambda p: (p / "weights.safetensors").unlink(), "missing"),
         (lambda p: (p / "more.safetensors").write_bytes(b""), "not its own"),
         (lambda p: (p / "manifest.json").unlink(), "missing"),
-        (lambda p: (p / "manifest.json").write_text("[]"), "has changed"),
+        (lambda p: (p / "manifest.json").write_text("[]"), "JSON object, got list"),
+        (lambda p: (p / "manifest.json").write_text("[" * 9999), "nested deeper"),
         (lambda p: (p / "state.json").write_text('{"best": 0.6}\n'), "bytes"),
         (lambda p: p.rename(p.with_name("00000014")), "holds update 13"),
     ],
@@ -95,7 +96,7 @@ def test_a_symbolic_link_is_refused(tmp_path):
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     path = checkpoint.save(tmp_path, made(13), "run")
-    with pytest.raises(DamagedError, match="belongs to run 'run'"):
+    with pytest.raises(ForeignError, match="belongs to run 'run'"):
         checkpoint.read(path, "other")
 
 
@@ -104,8 +105,87 @@ def test_the_format_of_another_version_is_refused(tmp_path, monkeypatch, number,
     monkeypatch.setattr(checkpoint, "FORMAT", number)
     path = checkpoint.save(tmp_path, made(13))
     monkeypatch.undo()
-    with pytest.raises(DamagedError, match=f"format {number}, of {age} version"):
+    with pytest.raises(FormatError, match=f"format {number}, of {age} version"):
         checkpoint.read(path)
+
+
+def as_of_another_run(folder):
+    checkpoint.save(folder, made(5), "other")
+
+
+def as_of_a_newer_version(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 3)
+        checkpoint.save(folder, made(5), "run")
+
+
+def with_an_edited_format(folder):
+    path = checkpoint.save(folder, made(5), "run") / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 12'))
+
+
+@pytest.mark.parametrize(
+    ("add", "kind"),
+    [
+        (as_of_another_run, ForeignError),
+        (as_of_a_newer_version, FormatError),
+        (with_an_edited_format, FormatError),
+    ],
+)
+def test_nothing_is_touched_for_a_checkpoint_of_another_run_or_version(tmp_path, add, kind):
+    checkpoint.save(tmp_path, made(3), "run")
+    add(tmp_path)
+    damaged = checkpoint.save(tmp_path, made(7), "run")
+    (damaged / "state.json").write_text("{}")
+    (tmp_path / ".00000009.tmp").mkdir()
+    before = {x.relative_to(tmp_path): x.stat().st_ino for x in tmp_path.rglob("*")}
+    with pytest.raises(kind, match="00000005"):
+        checkpoint.newest(tmp_path, "run", pytest.fail)
+    assert {x.relative_to(tmp_path): x.stat().st_ino for x in tmp_path.rglob("*")} == before
+
+
+def test_only_what_is_ours_is_deleted(tmp_path):
+    for update in (3, 5, 7, 11):
+        checkpoint.save(tmp_path, made(update), "run")
+    checkpoint.save(tmp_path, made(4), "other")
+    (tmp_path / "00000003" / "notes.txt").write_text("dear")
+    (tmp_path / "00000005").rename(tmp_path / "kept")
+    (tmp_path / "00000005").symlink_to(tmp_path / "kept")
+    (tmp_path / "00000006").mkdir()
+    for name in (".00000012.tmp", ".mine.tmp", ".00000013.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".00000013.tmp" / "thesis.txt").write_text("dear")
+    (tmp_path / ".00000014.tmp").symlink_to(tmp_path / "kept")
+    held = set(names(tmp_path))
+    checkpoint.prune(tmp_path, keep_last=1, run_id="run")
+    assert held - set(names(tmp_path)) == {"00000007"}
+    assert checkpoint.newest(tmp_path, "run") == tmp_path / "00000011"
+    assert held - set(names(tmp_path)) == {"00000007", ".00000012.tmp"}
+    assert len(names(tmp_path / "kept")) == 4
+    with pytest.raises(UsageError, match="in the way"):
+        checkpoint.save(tmp_path, made(13), "run")
+
+
+def test_checkpoints_are_not_looked_for_behind_a_link(tmp_path):
+    checkpoint.save(tmp_path, made(3), "run")
+    (tmp_path / "a").symlink_to(tmp_path)
+    for call in (checkpoint.newest, checkpoint.saved):
+        with pytest.raises(DamagedError, match="is a link"):
+            call(tmp_path / "a")
+    with pytest.raises(DamagedError, match="is a link"):
+        checkpoint.save(tmp_path / "a", made(5), "run")
+    with pytest.raises(DamagedError, match="is a link"):
+        checkpoint.prune(tmp_path / "a", 1)
+    assert names(tmp_path) == ["00000003", "a"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_tensor_that_is_not_finite_is_not_read(tmp_path, value):
+    path = checkpoint.save(tmp_path, made(3, fill=value), "run")
+    with pytest.raises(
+        DamagedError, match="optimizer.safetensors: a.weight/exp_avg is not|a.weight is not"
+    ):
+        checkpoint.read(path, "run")
 
 
 def test_the_newest_intact_checkpoint_is_found_and_damaged_ones_are_renamed(tmp_path):
@@ -172,58 +252,6 @@ def test_a_checkpoint_holds_no_pickle(tmp_path):
         assert file.suffix in (".json", ".safetensors")
         if file.suffix == ".json":
             json.loads(file.read_text())
-
-
-def test_a_folder_is_locked_by_one_owner(tmp_path):
-    folder = tmp_path / "run"
-    with run_folder.owned(folder, new=True):
-        (folder / "config.json").write_text("{}")
-        for new in (True, False):
-            with pytest.raises(LockedError, match=r"process \d+ on .+, started 20"):
-                with run_folder.owned(folder, new=new):
-                    pass
-    with pytest.raises(UsageError, match="--resume"):
-        with run_folder.owned(folder, new=True):
-            pass
-    with run_folder.owned(folder, new=False):
-        pass
-
-
-def test_a_folder_that_is_not_a_run_is_refused_and_unchanged(tmp_path):
-    (tmp_path / "thesis.txt").write_text("dear")
-    with pytest.raises(UsageError, match="but exists"):
-        with run_folder.owned(tmp_path, new=True):
-            pass
-    with pytest.raises(UsageError, match="there is none"):
-        with run_folder.owned(tmp_path / "none", new=False):
-            pass
-    with pytest.raises(UsageError, match="but is a file"):
-        with run_folder.owned(tmp_path / "thesis.txt", new=True):
-            pass
-    with pytest.raises(UsageError, match="holds no config.json"):
-        with run_folder.owned(tmp_path, new=False):
-            pass
-    assert names(tmp_path) == ["thesis.txt"]
-    (tmp_path / ".lock").touch()
-    with pytest.raises(UsageError, match="but exists"):
-        with run_folder.owned(tmp_path, new=True):
-            pass
-    (tmp_path / ".lock").unlink()
-    assert names(tmp_path) == ["thesis.txt"]
-
-
-def test_a_run_that_fails_before_its_record_leaves_no_folder(tmp_path):
-    with pytest.raises(RuntimeError, match="early"):
-        with run_folder.owned(tmp_path / "runs" / "a", new=True):
-            raise RuntimeError("early")
-    assert names(tmp_path) == []
-
-
-def test_the_folder_of_a_run_killed_before_its_record_can_be_used(tmp_path):
-    (tmp_path / ".lock").write_text("process 1")
-    (tmp_path / ".config.json.tmp").write_text("{")
-    with run_folder.owned(tmp_path, new=True):
-        pass
 
 
 def test_a_copy_of_a_checkpoint_belongs_to_the_same_run(tmp_path):

@@ -19,6 +19,7 @@ from thinkers import models, tasks
 from thinkers.config.experiment import Config
 from thinkers.errors import (
     DamagedError,
+    FormatError,
     Interrupted,
     LockedError,
     NonFiniteError,
@@ -188,7 +189,7 @@ def test_a_run_of_another_format_is_refused(tmp_path, number, message):
     assert record["format"] == 2
     run_folder.write_record(run.folder, record | {"format": number})
     for call in (resume, open_run):
-        with pytest.raises(DamagedError, match=rf"config.json has format {number}, {message}"):
+        with pytest.raises(FormatError, match=rf"config.json has format {number}, {message}"):
             call(run.folder)
 
 

@@ -10,6 +10,7 @@ from thinkers.config.experiment import Config
 from thinkers.config.training import Training
 from thinkers.errors import DamagedError, UsageError
 from thinkers.models.looped import Looped
+from thinkers.runs import folder as run_folder
 from thinkers.tasks.arithmetic import Add
 from thinkers.training.reproduce import reproduce
 
@@ -99,9 +100,9 @@ def test_different_weights_and_versions_are_reported(tmp_path, capsys):
     run = thinkers.train(config(), tmp_path / "a")
     other = thinkers.train(config(seed=5), tmp_path / "b")
     other.model.save(run.folder / "model")
-    record = json.loads((run.folder / "config.json").read_text())
+    record = run_folder.read_record(run.folder)
     record["versions"]["torch"] = "1.0"
-    (run.folder / "config.json").write_text(json.dumps(record))
+    run_folder.write_record(run.folder, record)
     assert main.main(["reproduce", str(run.folder)]) == 0
     out = capsys.readouterr().out
     assert "versions was" in out and "the metrics are equal, and the weights differ" in out
@@ -109,12 +110,12 @@ def test_different_weights_and_versions_are_reported(tmp_path, capsys):
 
 def test_runs_without_plans_or_valid_metrics_are_refused(tmp_path):
     run = thinkers.train(config(), tmp_path / "a")
-    record = json.loads((run.folder / "config.json").read_text())
-    (run.folder / "config.json").write_text(json.dumps(record | {"plans": []}))
+    record = run_folder.read_record(run.folder)
+    run_folder.write_record(run.folder, record | {"plans": []})
     with pytest.raises(UsageError, match="plans, from update 0 on"):
         reproduce(run.folder)
     (run.folder / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(DamagedError, match="line 1 is not a metric"):
+    with pytest.raises(DamagedError, match="line 1 lacks .update."):
         reproduce(run.folder)
     (run.folder / "metrics.jsonl").unlink()
     with pytest.raises(UsageError, match="has none yet"):

@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 
 import thinkers
 from thinkers.errors import nearest, usage_error
-from thinkers.files import output_file, to_json, write_file
+from thinkers.files import output_file, write_file
+from thinkers.strict_json import to_json
 from thinkers.terminal import show
 
 SYSTEMS = ("deepsight", "self_reasoning_tokens", "thinker", "thoughtsformer")

@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,18 @@ from thinkers.comparison.plan import Plan
 from thinkers.config.experiment import Config
 from thinkers.devices import find_device
 from thinkers.errors import Interrupted, LockedError
-from thinkers.files import to_json, write_file
+from thinkers.files import read_with_digest, with_digest, write_file
 from thinkers.models.base import Model
 from thinkers.plugins import import_file, imported_files
 from thinkers.runs import checkpoint, folder
 from thinkers.runs.result import load
 from thinkers.runs.trackers import Tracking
+from thinkers.strict_json import Schema
 from thinkers.tasks.base import example_groups
 from thinkers.terminal import show
 from thinkers.training.loop import resume, train
 
+USAGE: Schema = {"seconds": (float, NoneType), "memory": (int, NoneType)}
 POINT_EXAMPLES = 500
 """Examples that each checkpoint of a run is graded on."""
 SEARCH_SEED = 2**31
@@ -116,11 +119,12 @@ def _evaluated(job: Job) -> dict[str, Any]:
     usual = usual_steps(model)
     curve, points = _curve(job.home, model, task, min(POINT_EXAMPLES, plan.num_examples))
     questions = example_groups(task, "test", plan.num_examples, grades[usual])
-    results.write_grades(job.home, grades, points, questions)
+    digest = results.write_grades(job.home, grades, points, questions)
     checkpoint.prune(job.home / "checkpoints", 1)
     return {
         "score": float(grades[usual].mean()),
         "num_steps": usual,
+        "grades": digest,
         "scores": {str(k): float(x.mean()) for k, x in grades.items()},
         "answer_flops": {str(k): matching.answer_flops(config, k) for k in grades},
         "curve": curve,
@@ -153,10 +157,13 @@ def _train(job: Job, config: Config) -> dict[str, float | None]:
     file = job.home.with_name(f"{job.home.name}.usage.json")
     device = find_device(config.training.device)
     matching.warm_up(config)
-    before = json.loads(file.read_bytes()) if file.exists() else {"seconds": 0.0, "memory": 0}
+    try:
+        before = read_with_digest(file, USAGE)
+    except FileNotFoundError:
+        before = {"seconds": 0.0, "memory": 0}
     file.parent.mkdir(exist_ok=True)
-    write_file(file, to_json({"seconds": None, "memory": None}))
-    is_begun = (job.home / folder.RECORD).exists()
+    write_file(file, with_digest({"seconds": None, "memory": None}))
+    is_begun = os.path.lexists(job.home / folder.RECORD)
     with job.log.open("a") as log, contextlib.redirect_stdout(log):
         resets, start = _reset_peak(device), time.process_time()
         try:
@@ -168,7 +175,7 @@ def _train(job: Job, config: Config) -> dict[str, float | None]:
                 "seconds": before["seconds"] + now[0] if known["seconds"] else None,
                 "memory": max(before["memory"], now[1]) if known["memory"] and now[1] else None,
             }
-            write_file(file, to_json(usage))
+            write_file(file, with_digest(usage))
     return usage
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, isfinite
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from thinkers import registry
@@ -21,12 +22,21 @@ from thinkers.comparison.matching import (
     updates_for,
 )
 from thinkers.config.experiment import Config
-from thinkers.errors import DamagedError, UsageError, nearest, usage_error
+from thinkers.errors import UsageError, nearest, usage_error
+from thinkers.files import LARGEST_JSON, read_file, read_with_digest
 from thinkers.models import MODELS
 from thinkers.runs import folder as run_folder
+from thinkers.strict_json import Schema, check_schema, parse_json
 from thinkers.tasks import TASKS
 
 FORMAT = 2
+SCHEMA: Schema = {
+    "format": int,
+    "comparison": dict,
+    "contenders": list,
+    "seconds_per_update": (dict, NoneType),
+}
+"""Types of config.json."""
 DEFAULTS: dict[str, float] = {"flops": 2e12, "parameters": 1000, "seconds": 60}
 """{quantity that is equal in all runs, besides size: its default budget}."""
 TIMES = {"s": 1, "sec": 1, "min": 60, "h": 3600}
@@ -160,26 +170,24 @@ class Plan:
         """Read the plan of the comparison in `folder`."""
         file = folder / run_folder.RECORD
         try:
-            record = json.loads(file.read_bytes())
+            found = parse_json(read_file(file, LARGEST_JSON), str(file))
         except FileNotFoundError:
             raise UsageError(
                 f"{folder} must be the folder of a comparison, and has no config.json"
             ) from None
-        except ValueError as error:
-            raise DamagedError(f"{file} is not JSON: {error}") from None
-        if not isinstance(record, dict) or "comparison" not in record:
+        if not isinstance(found, dict) or "comparison" not in found:
             raise UsageError(
                 f"{folder} must be the folder of a comparison; its config.json is of another kind"
             )
-        if record.get("format") != FORMAT:
-            found = record.get("format")
-            raise DamagedError(f"{file} has format {found!r}, and this version reads {FORMAT}")
-        found = tuple(
+        record = read_with_digest(file, SCHEMA, FORMAT)
+        for one in record["contenders"]:
+            check_schema(one, {"name": str, "what": str, "config": dict}, f"{file}: contenders")
+        contenders = tuple(
             Contender(one["name"], Config.from_dict(one["config"]), one["what"])
             for one in record["contenders"]
         )
         plan = _checked(**record["comparison"])
-        return replace(plan, contenders=found, seconds_per_update=record["seconds_per_update"])
+        return replace(plan, contenders=contenders, seconds_per_update=record["seconds_per_update"])
 
     def minutes(self, one: Contender) -> float:
         """Estimate the minutes of one run."""

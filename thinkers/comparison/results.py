@@ -1,21 +1,23 @@
 """Results of a comparison: a result.json of each run, and all of them read back."""
 
+import hashlib
 import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from thinkers.comparison.plan import Plan
 from thinkers.errors import DamagedError, ThinkersError, describe, exit_code
-from thinkers.files import to_json, user_path, write_file
+from thinkers.files import read_file, read_with_digest, user_path, with_digest, write_file
 
 RUNS, RESULT, PAGE, GRADES = "runs", "result.json", "report.html", "grades.npz"
+LARGEST_GRADES = 1 << 30
+"""Bytes of grades.npz."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,10 @@ def read_result(home: Path) -> dict[str, Any] | None:
     """Read the result.json of a run; None if the run is not finished."""
     file = home / RESULT
     try:
-        record = json.loads(file.read_bytes())
+        record = read_with_digest(file, {"status": str, "model": str, "seed": (int, NoneType)})
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise DamagedError(f"{file} is not JSON: {error}") from None
-    if not isinstance(record, dict) or record.get("status") not in ("done", "failed"):
+    if record["status"] not in ("done", "failed"):
         raise DamagedError(f"{file} must hold the result of a run, with its status")
     return record
 
@@ -121,7 +121,7 @@ def read_result(home: Path) -> dict[str, Any] | None:
 def write_result(home: Path, record: Mapping[str, Any]) -> None:
     """Write the result.json of a run; its folder is created if it is missing."""
     home.mkdir(parents=True, exist_ok=True)
-    write_file(home / RESULT, to_json(record))
+    write_file(home / RESULT, with_digest(record))
 
 
 def failure(error: Exception) -> dict[str, Any]:
@@ -133,20 +133,27 @@ def failure(error: Exception) -> dict[str, Any]:
 
 def write_grades(
     home: Path, grades: Mapping[int, np.ndarray], points: np.ndarray, questions: np.ndarray
-) -> None:
-    """Write the arrays of a `Result` beside its result.json."""
+) -> str:
+    """Write the arrays of a `Result` beside its result.json; return their SHA-256 for it."""
     buffer = io.BytesIO()
     arrays = {f"steps_{k}": x for k, x in grades.items()}
     arrays |= {"points": points, "questions": questions}
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_file(home / GRADES, buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def _with_grades(home: Path, record: Mapping[str, Any]) -> Result:
     file = home / GRADES
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
+        content = read_file(file, LARGEST_GRADES)
+    except FileNotFoundError:
+        raise DamagedError(f"{file} is missing, which holds the grades of a run") from None
+    if hashlib.sha256(content).hexdigest() != record.get("grades"):
+        raise DamagedError(f"{file} has changed since it was written: its SHA-256 differs")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as found:
             grades = {int(k): found[f"steps_{k}"] for k in record["scores"]}
             return Result(record, grades, found["points"], found["questions"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except Exception as error:  # of zip, zlib or numpy, which raise many kinds
         raise DamagedError(f"{file} must hold the grades of a run: {error}") from None

@@ -123,6 +123,29 @@ def parts_of(data: Mapping[str, Any]) -> tuple[Any, Any, Training]:
     )
 
 
+def missing_settings(data: Mapping[str, Any]) -> list[str]:
+    """Return the settings that `Config.to_dict` writes and `data` lacks, such as "model.dim".
+
+    A setting that was written and is gone must not be replaced by its default.
+
+    Raises:
+        UsageError: A part is missing, or its name is unknown.
+    """
+    kinds: dict[str, Mapping[str, Any]] = {"model": MODELS, "task": TASKS}
+    missing = []
+    for part in PARTS:
+        settings = data.get(part)
+        if not isinstance(settings, Mapping):
+            missing.append(part)
+            continue
+        kind: Any = Training
+        if part in kinds:
+            kind = class_named(settings.get("name"), kinds[part], part).Config
+        known = [field.name for field in dataclasses.fields(kind) if field.init]
+        missing += [f"{part}.{name}" for name in known if name not in settings]
+    return missing
+
+
 def build_part(kind: type, settings: dict[str, Any], part: str) -> Any:
     """Build the dataclass `kind` from settings; its ValueErrors become errors of three lines."""
     known = [f.name for f in dataclasses.fields(kind) if f.init]

@@ -4,17 +4,17 @@ A new model is a file here and one line in MODELS; docs/own_model.md writes one 
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
 
 from thinkers import registry
 from thinkers.errors import DamagedError, DataError, UsageError
-from thinkers.files import check_format
-from thinkers.models.base import FORMAT, Model, Thought
+from thinkers.files import read_with_digest, user_path
+from thinkers.models.base import FORMAT, Model, Thought, settings_digest
 from thinkers.models.batch import Batch, Loss, collate
 from thinkers.models.decoder import Decoder
 from thinkers.models.deepsight import DeepSight
@@ -27,6 +27,15 @@ from thinkers.models.thinker import Thinker
 from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.models.unused_weights import PREFIX as UNREAD
 from thinkers.models.unused_weights import keep_unread
+from thinkers.models.weights_file import (
+    Header,
+    check_shapes,
+    read_header,
+    read_tensors,
+    shapes_of,
+    sizes_within,
+    verify,
+)
 from thinkers.process_state import keep_process_state
 
 MODELS: dict[str, type[Model]] = _MODELS
@@ -74,54 +83,67 @@ def load_model(folder: str | Path) -> Model:
     """Load the model that `Model.save` wrote into `folder`.
 
     Raises:
-        DataError: A file is missing.
-        DamagedError: A file cannot be read, or does not describe a model.
+        DataError: The folder holds no model.
+        DamagedError: A file of it has changed since it was written.
+        FormatError: Another version wrote it.
+        UsageError: Nothing in MODELS has its name, or its Config lacks one of the settings.
     """
-    path = Path(folder)
+    path = user_path(folder, "folder")
+    file, weights_file = path / "config.json", path / "model.safetensors"
     try:
-        found = json.loads((path / "config.json").read_text())
+        found = read_with_digest(file, {"model": str, "config": dict}, FORMAT)
     except FileNotFoundError:
         raise DataError(f"{path} holds no config.json, so it is not a model folder") from None
-    except ValueError as error:
-        raise DamagedError(f"{path / 'config.json'} is not JSON: {error}") from None
-    found = found if isinstance(found, dict) else {}
-    check_format(path / "config.json", found.get("format"), FORMAT)
-    if "model" not in found or not isinstance(found.get("config"), dict):
-        raise DamagedError(f"{path / 'config.json'} must hold model and config, got {list(found)}")
-    if not isinstance(found["model"], str):
-        raise DamagedError(f"{path / 'config.json'} must name a model, got {found['model']!r}")
-    # An unknown name is not damage: it may be of another version, or of a file not imported.
-    check_names(found["model"], found["config"])
     try:
-        model = build_model(found["model"], **found["config"])
-    except (ValueError, TypeError) as error:
-        raise DamagedError(f"{path / 'config.json'} describes no model: {error}") from None
-    try:
-        weights = load_file(path / "model.safetensors")
+        header = read_header(weights_file)
     except FileNotFoundError:
         raise DataError(f"{path} holds no model.safetensors") from None
-    except Exception as error:
-        raise DamagedError(f"{path / 'model.safetensors'} cannot be read: {error}") from None
+    digest = settings_digest(found["model"], found["config"])
+    # In a thread of its own, since hashing takes a sixth of the time of loading.
+    with ThreadPoolExecutor(1) as pool:
+        verified = pool.submit(verify, weights_file, header, digest)
+        model = _build_within(found, header, file)
+        verified.result()
+    known = {name: x for name, x in header.shapes.items() if not name.startswith(UNREAD)}
+    check_shapes(known, shapes_of(model.state_dict()), str(weights_file))
+    weights = read_tensors(weights_file)
     for name, weight in weights.items():
         if name.startswith(UNREAD):
             keep_unread(model, name.removeprefix(UNREAD), weight)
-    check_weights(model, weights, path)
-    for name, parameter in model.named_parameters():
-        model.to(weights[name].dtype if parameter.dtype != weights[name].dtype else None)
-        break
+    set_dtypes(model, header.dtypes)
     model.load_state_dict(weights)
     return model
 
 
-def check_weights(model: Model, weights: dict[str, Any], path: Path) -> None:
-    """Raise DamagedError naming the first weight that `model` lacks, or has in another shape."""
-    wanted = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    found = {name: tuple(x.shape) for name, x in weights.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise DamagedError(
-                f"{path}: {name} must have shape {wanted.get(name)}, got {found.get(name)}"
-            )
+def _build_within(found: dict[str, Any], header: Header, file: Path) -> Model:
+    """Build the model that config.json describes, if the weights are as large."""
+    name, settings = found["model"], found["config"]
+    # Names may be those of another version, or of a file that was not imported: no damage.
+    check_names(name, settings)
+    missing = missing_settings(name, settings)
+    if missing:
+        raise DamagedError(f"{file} lacks {missing[0]}, a setting of {name}")
+    values = {key: tuple(x) if isinstance(x, list) else x for key, x in settings.items()}
+    try:
+        with sizes_within(header, str(file)):
+            return build_model(name, **values)
+    except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
+        # A single tensor that memory has no room for fails before its size is counted.
+        raise DamagedError(f"{file} describes no model: {error}") from None
+
+
+def missing_settings(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings of a model that `Model.save` writes, and that are not among these."""
+    fields = dataclasses.fields(MODELS[name].Config)  # type: ignore[attr-defined]
+    return [field.name for field in fields if field.init and field.name not in settings]
+
+
+def set_dtypes(model: Model, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Give a model the dtypes of its saved weights, and its other buffers that of the first."""
+    first = next((x for x in dtypes.values() if x.is_floating_point), None)
+    model.to(first)
+    for name, x in model.state_dict(keep_vars=True).items():
+        x.data = x.data.to(dtypes[name])
 
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The class that models extend, and the settings and outputs that all models share."""
 
 import dataclasses
-import json
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from thinkers.checks import NOT_CAUSAL, check_int, check_rows
 from thinkers.errors import UsageError, usage_error
+from thinkers.files import user_path, with_digest, write_file
 from thinkers.models.batch import (
     IGNORED,
     Batch,
@@ -27,8 +27,10 @@ from thinkers.models.batch import (
 from thinkers.models.generation import classify, generate
 from thinkers.models.names import MODELS, Name
 from thinkers.models.output_weights import find_output_weights
+from thinkers.models.weights_file import pack
 from thinkers.nn.tracing import Traced
 from thinkers.registry import Configured, check
+from thinkers.strict_json import to_json
 
 FORMAT = 2
 SIZES = ("vocab_size", "max_length")
@@ -330,13 +332,19 @@ class Model(Traced, Configured, nn.Module, ABC):
         return chosen if lengths is None else chosen.where(real, torch.zeros_like(chosen))
 
     def save(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors into `folder`."""
-        settings = self.config_dict()  # first, so that a model without a name leaves no files
-        path = Path(folder)
+        """Write config.json and model.safetensors into `folder`, each of which proves itself.
+
+        Raises:
+            UsageError: No folder can have this name.
+            NonFiniteError: A weight is infinite or not a number; nothing is written.
+            ResourceError: The disk is full.
+        """
+        path = user_path(folder, "folder")
+        found = self.config_dict()
+        weights = pack(self.state_dict(), settings_digest(found["model"], found["config"]))
         path.mkdir(parents=True, exist_ok=True)
-        tensors = {name: x.detach().contiguous() for name, x in self.state_dict().items()}
-        save_file(tensors, path / "model.safetensors")
-        (path / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        write_file(path / "model.safetensors", weights)
+        write_file(path / "config.json", with_digest(found))
 
     def config_dict(self) -> dict[str, Any]:
         """Return the content of config.json: format version, model name, settings.
@@ -383,3 +391,8 @@ class Model(Traced, Configured, nn.Module, ABC):
         config = self.config
         check_rows(tokens, lengths, prompt_lengths, config.vocab_size, config.max_length)
         return tokens if lengths is None else tokens.where(real_positions(tokens, lengths), 0)
+
+
+def settings_digest(name: str, settings: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a model's name and settings, by which its weights know them."""
+    return hashlib.sha256(to_json({"model": name, "config": settings})).hexdigest()

@@ -1,6 +1,5 @@
 """Shared parts of the importers: settings, names, tied copies, unused weights."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from thinkers.checks import describe
 from thinkers.errors import DataError
 from thinkers.models.base import Model
 from thinkers.models.unused_weights import keep_unread
+from thinkers.strict_json import parse_json
 
 PREFIX = "_orig_mod."
 
@@ -31,8 +31,8 @@ def decode(settings: Mapping[str, Any]) -> dict[str, Any]:
 def decode_value(text: str) -> Any:
     """Decode a JSON text; any other text is returned unchanged."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return parse_json(text.encode("utf-8", "surrogatepass"), "a setting", DataError)
+    except DataError:
         return text
 
 

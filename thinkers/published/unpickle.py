@@ -1,6 +1,5 @@
 """Read published checkpoint files, which are pickles, without trusting them."""
 
-import json
 import os
 import pickle
 import re
@@ -16,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from thinkers.errors import DataError, UsageError, describe
-from thinkers.files import user_path
+from thinkers.files import read_json, user_path
 from thinkers.models.base import Model
 
 TIME_LIMIT_S = 300.0
@@ -63,16 +62,11 @@ def import_checkpoint(
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Read the settings in a JSON file."""
     try:
-        found = json.loads(Path(path).read_text())
+        return read_json(user_path(path, "settings"), {}, DataError, follow=True)
     except FileNotFoundError:
         raise DataError(
             f"settings file {path} does not exist; pass a JSON file with the published settings"
         ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"settings file {path} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise DataError(f"settings file {path} must hold a JSON object, got {type(found).__name__}")
-    return found
 
 
 def read_weights(path: str | Path, time_limit_s: float = TIME_LIMIT_S) -> dict[str, Tensor]:

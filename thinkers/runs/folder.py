@@ -2,30 +2,59 @@
 
 import datetime
 import fcntl
-import json
 import os
 import platform
 import secrets
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
-from thinkers.config.experiment import Config
+from thinkers.config.experiment import Config, missing_settings
+from thinkers.config.training import PRECISIONS
 from thinkers.errors import DamagedError, LockedError, UsageError
-from thinkers.files import check_format, disk_errors, sync_folder, to_json, write_file
+from thinkers.files import (
+    LARGEST_JSON,
+    NO_LINKS,
+    is_at,
+    open_lock,
+    own_folder,
+    read_file,
+    read_with_digest,
+    sync_folder,
+    with_digest,
+    write_file,
+)
 from thinkers.models.base import Model
+from thinkers.strict_json import Schema, check_schema, parse_json
 from thinkers.tasks.vocabulary_file import VOCABULARY_FILE
 from thinkers.version import __version__
 
 FORMAT = 2
 RECORD = "config.json"
 LOCK = ".lock"
+MODEL = "model"
+PARTS = (
+    *(RECORD, LOCK, MODEL, VOCABULARY_FILE, "checkpoints", "metrics.jsonl", "result.json"),
+    *("grades.npz", "tensorboard"),
+)
+"""The parts of a run folder, none of which may be a link."""
+SCHEMA: Schema = {
+    "format": int,
+    "run": str,
+    "recipe": str,
+    "overrides": list,
+    "seed": int,
+    "config": dict,
+    "versions": dict,
+    "threads": int,
+}
+LATER: Schema = {"precision": str, "device": str, "ranks": int, "plans": list, "tracking": str}
+"""What training adds to the record."""
 BEGUN = {LOCK, f".{RECORD}.tmp", VOCABULARY_FILE, f".{VOCABULARY_FILE}.tmp"}
 """Files that a run may leave if it is killed before it has written its record."""
 
@@ -45,53 +74,78 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
     Raises:
         LockedError: Another process owns the folder.
         UsageError: The folder is not new, or not that of a run.
+        DamagedError: A file or a folder of the run is a link.
     """
     # Checked before the lock file is created, so that a folder that is not a run stays unchanged,
     # and again under the lock, since another process may have started a run in between.
-    if new and folder.is_dir() and not (folder / LOCK).exists():
+    if new and folder.is_dir() and not os.path.lexists(folder / LOCK):
         _refuse_contents(folder)
     if not new and not folder.is_dir():
         raise UsageError(f"{folder} must be the folder of a run, but there is none")
-    if not new and not (folder / LOCK).exists():
+    if not new and not os.path.lexists(folder / LOCK):
         _require_record(folder)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise UsageError(f"{folder} must be a folder, but is a file") from None
-    with (folder / LOCK).open("a+") as lock:
-        try:
-            # The kernel releases the lock when the process ends, even by SIGKILL: no stale locks.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise LockedError(f"{folder} is owned by {lock.read() or 'another run'}") from None
+    if not new:
+        _refuse_links(folder)
+    made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    with _locked(folder, made) as lock:
         if new:
             _refuse_contents(folder)
             _remove_begun(folder)
         else:
             _require_record(folder)
         now = datetime.datetime.now().isoformat(timespec="seconds")
+        lock.seek(0)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {now}")
         lock.flush()
         try:
             yield
         except BaseException:
-            if new and not (folder / RECORD).exists():
+            if new and not os.path.lexists(folder / RECORD):
                 _remove_unused(folder, made)
             raise
 
 
+@contextmanager
+def _locked(folder: Path, made: Sequence[Path]) -> Iterator[TextIO]:
+    """Make a folder and lock it; the lock file is yielded."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = open_lock(folder / LOCK)
+        except (FileExistsError, FileNotFoundError):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise UsageError(f"{folder} must be a folder, but is a file") from None
+            continue  # a run that failed has removed the folder in between
+        with lock:
+            try:
+                # The kernel releases the lock when the process ends, even by SIGKILL: no stale
+                # locks.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = lock.read(1000)
+                raise LockedError(f"{folder} is owned by {owner or 'another run'}") from None
+            # Its last owner may have removed the file after it was opened here. A lock on it would
+            # bind nobody: the next process makes another file of this name.
+            if is_at(folder / LOCK, lock):
+                for path in made:
+                    sync_folder(path.parent)
+                yield lock
+                return
+
+
 def _require_record(folder: Path) -> None:
-    if not (folder / RECORD).exists():
+    if not os.path.lexists(folder / RECORD):
         found = f"holds no {RECORD}" if folder.is_dir() else "there is none"
         raise UsageError(f"{folder} must be the folder of a run, but {found}")
 
 
 def _refuse_contents(folder: Path) -> None:
     """Raise a UsageError if a folder holds more than the remains of a run that never began."""
-    found = {path.name for path in folder.iterdir()}
+    try:
+        found = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:  # a run that failed has just removed the folder
+        return
     if RECORD in found:
         raise UsageError(
             f"{folder} must be a new folder, but holds a run; "
@@ -107,14 +161,21 @@ def _remove_begun(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def _refuse_links(folder: Path) -> None:
+    """Raise a DamagedError if a part of a run is a link, by which writing would leave the run."""
+    for name in PARTS:
+        if (folder / name).is_symlink():
+            raise DamagedError(f"{folder / name} is a link; {NO_LINKS}")
+
+
 def _remove_unused(folder: Path, made: Sequence[Path]) -> None:
     """Remove the lock and the empty folders of a run that failed before it had a record."""
     _remove_begun(folder)
     (folder / LOCK).unlink()
-    for path in made:
-        if any(path.iterdir()):
-            break
-        path.rmdir()
+    # From here on the folder is anybody's, who may have begun a run in it: then it is not empty.
+    with suppress(OSError):
+        for path in made:
+            path.rmdir()
 
 
 def new_record(config: Config, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -144,22 +205,13 @@ def surroundings() -> dict[str, Any]:
 
 
 def write_model(folder: Path, model: Model) -> None:
-    """Replace the files of a run's model folder by those of `model`."""
-    temporary, final = folder / ".model.tmp", folder / "model"
-    needed = sum(x.nbytes for x in model.state_dict().values())
-    try:
-        with disk_errors(final, needed):
-            model.save(temporary)
-            final.mkdir(exist_ok=True)
-            # File by file, for no system call exchanges two folders everywhere. A crash between two
-            # of them leaves a valid model: within a run only the weights change.
-            for file in sorted(temporary.iterdir()):
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-                file.replace(final / file.name)
-            sync_folder(final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Replace the files of a run's model folder by those of `model`.
+
+    One by one, for no system call exchanges two folders everywhere. A crash between the two leaves
+    a valid model: each file is replaced at once, and within a run only the weights change.
+    """
+    own_folder(folder / MODEL, make=True)
+    model.save(folder / MODEL)
 
 
 def is_run(folder: Path) -> bool:
@@ -170,11 +222,9 @@ def is_run(folder: Path) -> bool:
     """
     file = folder / RECORD
     try:
-        record = json.loads(file.read_bytes())
+        record = parse_json(read_file(file, LARGEST_JSON), str(file))
     except FileNotFoundError:
         return False
-    except ValueError as error:
-        raise DamagedError(f"{file} is not JSON: {error}") from None
     return isinstance(record, dict) and "run" in record and "config" in record
 
 
@@ -183,20 +233,29 @@ def read_record(folder: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: The folder is not that of a run.
-        DamagedError: config.json is not JSON, or has the format of another version.
+        FormatError: config.json is of another version.
+        DamagedError: config.json has changed since it was written.
     """
     file = folder / RECORD
     _require_record(folder)
     if not is_run(folder):
         raise UsageError(f"{folder} must be the folder of a run, but {file} is not its record")
-    record = json.loads(file.read_bytes())
-    check_format(file, record.get("format"), FORMAT)
+    record = read_with_digest(file, SCHEMA, FORMAT)
+    check_schema(record, {key: x for key, x in LATER.items() if key in record}, str(file))
+    if record.get("precision", PRECISIONS[0]) not in PRECISIONS:
+        raise DamagedError(
+            f"{file}: precision must be in {PRECISIONS}, got {record['precision']!r}"
+        )
+    for plan in record.get("plans", []):
+        check_schema(plan, {"from": int, "num_updates": int}, f"{file}: plans")
+    if missing := missing_settings(record["config"]):
+        raise DamagedError(f"{file} lacks {missing[0]} in its config")
     return record
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Replace config.json, atomically."""
-    write_file(folder / RECORD, to_json(record))
+    write_file(folder / RECORD, with_digest(record))
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

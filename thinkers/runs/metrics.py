@@ -1,5 +1,6 @@
 """Metrics of a run as lines of JSON, and its progress as a bar or as plain lines."""
 
+import hashlib
 import json
 import math
 import os
@@ -12,9 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from thinkers.errors import Interrupted, describe
-from thinkers.files import disk_errors, write_file
+from thinkers.errors import DamagedError, Interrupted, describe
+from thinkers.files import append, open_file, write_file
 from thinkers.runs.trackers import Status, Tracker
+from thinkers.strict_json import parse_json
 from thinkers.terminal import show, visible
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -29,12 +31,22 @@ class MetricsWriter:
     missed with the next flush, or when the run is resumed.
 
     Args:
-        update: Updates made so far; later lines of an existing file are dropped.
+        update: Updates made so far.
         num_updates: Updates at the end, for the progress.
+        kept: The `digest` of the lines that the checkpoint knows, which are kept; None for none.
+            Later lines of an existing file are dropped.
+
+    Raises:
+        DamagedError: The lines to keep have changed since the checkpoint.
     """
 
     def __init__(
-        self, folder: Path | None, update: int, num_updates: int, tracker: Tracker | None = None
+        self,
+        folder: Path | None,
+        update: int,
+        num_updates: int,
+        tracker: Tracker | None = None,
+        kept: Mapping[str, Any] | None = None,
     ):
         self._tracker = tracker
         self._unsent: list[dict[str, Any]] = []
@@ -45,9 +57,13 @@ class MetricsWriter:
         self._next = self._start[1] + SECONDS_BETWEEN_BARS
         self._bar: Progress | None = None
         if self._file is not None:
-            _truncate(self._file, update)
-            if tracker is not None and self._file.exists():
-                self._unsent = [json.loads(x) for x in self._file.read_bytes().splitlines()]
+            content = b"" if kept is None else read_kept(self._file, kept)
+            if os.path.lexists(self._file):
+                # A new file, so that appending reaches no other name of the old one.
+                write_file(self._file, content)
+            self._size, self._hash = len(content), hashlib.sha256(content)
+            if tracker is not None:
+                self._unsent = [parse_json(x, str(self._file)) for x in content.splitlines()]
             console = Console()
             if console.is_terminal:
                 self._bar = _bar(console)
@@ -110,15 +126,20 @@ class MetricsWriter:
         """Write all lines to the disk, then pass them to the tracker."""
         if self._file is not None and self._lines:
             content = "".join(self._lines).encode()
-            with disk_errors(self._file, len(content)), self._file.open("ab") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+            append(self._file, content)
+            self._size += len(content)
+            self._hash.update(content)
             if self._tracker is not None:
                 self._unsent += [json.loads(line) for line in self._lines]
             self._lines.clear()
         if self._unsent and self._send(lambda tracker: tracker.send(self._unsent)):
             self._unsent.clear()
+
+    def digest(self) -> dict[str, Any] | None:
+        """Return the size and SHA-256 of the lines that are on the disk; None without a folder."""
+        if self._file is None:
+            return None
+        return {"size": self._size, "sha256": self._hash.hexdigest()}
 
     def _send(self, work: Callable[[Tracker], None]) -> bool:
         """Call the tracker; return True if it succeeded, otherwise print its error."""
@@ -143,20 +164,26 @@ def _bar(console: Console) -> Progress:
     )
 
 
-def _truncate(file: Path, update: int) -> None:
-    """Drop the lines after `update`, the final scores, and lines that are not valid metrics."""
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_bytes().splitlines(keepends=True):
-        try:
-            measured = json.loads(line)
-            is_past = measured["update"] <= update and "test" not in measured
-        except (ValueError, TypeError, LookupError):
-            continue
-        if is_past and line.endswith(b"\n"):
-            kept.append(line)
-    write_file(file, b"".join(kept))
+def read_kept(file: Path, kept: Mapping[str, Any]) -> bytes:
+    """Read the beginning of metrics.jsonl that a checkpoint has the digest of.
+
+    Raises:
+        DamagedError: It is missing or has changed.
+    """
+    fix = f"restore it from a copy, or begin a new run with --training.init_from {file.parent}"
+    try:
+        with open_file(file) as stream:
+            content = stream.read(kept["size"])
+    except FileNotFoundError:
+        content = b""
+    if len(content) < kept["size"]:
+        raise DamagedError(
+            f"{file} must have at least {kept['size']} bytes, which were saved, "
+            f"got {len(content)}; {fix}"
+        )
+    if hashlib.sha256(content).hexdigest() != kept["sha256"]:
+        raise DamagedError(f"{file} has changed since it was saved: its SHA-256 differs; {fix}")
+    return content
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The result of a training, and `open_run`: from a run, a folder or a model to model and task."""
 
 import html
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ from thinkers.config.experiment import parts_of
 from thinkers.config.overrides import override_task
 from thinkers.devices import find_device
 from thinkers.errors import DataError, UsageError, usage_error
-from thinkers.files import user_path
+from thinkers.files import own_folder, user_path
 from thinkers.models import load_model
 from thinkers.models.base import Model
-from thinkers.runs.folder import is_run, read_record
+from thinkers.runs.folder import MODEL, is_run, read_record
 from thinkers.tasks import Task
 
 
@@ -59,12 +60,13 @@ def load(folder: str | Path) -> Model:
 
     Raises:
         DataError: The folder holds no model.
-        DamagedError: Its files are not those of a model, or of another format.
+        DamagedError: A file has changed since it was written, or is a link.
+        FormatError: Another version wrote it.
     """
     path = user_path(folder, "folder")
-    if (path / "model").is_dir():
-        path = path / "model"
-    elif (path / "metrics.jsonl").exists() or (path / "checkpoints").is_dir():
+    if own_folder(path / MODEL):
+        path = path / MODEL
+    elif os.path.lexists(path / "metrics.jsonl") or own_folder(path / "checkpoints"):
         raise DataError(
             f"{path} is a run that has saved no model yet; continue with --resume {path}"
         )
@@ -136,7 +138,7 @@ def folder_of(run: RunLike) -> str:
 
 def _run_folder(path: Path) -> Path | None:
     """Return the run folder of `path`, itself or its parent; None for a model outside a run."""
-    if not (path / "model.safetensors").exists():
+    if not os.path.lexists(path / "model.safetensors"):
         return path
     parent = path.absolute().parent
     return parent if is_run(parent) else None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from thinkers.errors import UsageError, usage_error
+from thinkers.files import own_folder
 from thinkers.optional import require
 
 Tracking = str
@@ -118,11 +119,12 @@ class MLflow(Tracker):
         self._last = max([self._last, *(line["update"] for line in new if "loss" in line)])
 
     def finish(self, status: Status) -> None:
-        for file in sorted(self.folder.iterdir()):
-            if file.suffix in (".json", ".jsonl", ".html"):
-                self._client.log_artifact(self._run, str(file))
-        if (self.folder / "model").is_dir():
-            self._client.log_artifacts(self._run, str(self.folder / "model"), "model")
+        # Plain files alone: a link could send any file of this computer.
+        for folder, place in ((self.folder, None), (self.folder / "model", "model")):
+            for file in sorted(folder.iterdir()) if own_folder(folder) else ():
+                is_plain = file.is_file() and not file.is_symlink()
+                if is_plain and file.suffix in (".json", ".jsonl", ".html", ".safetensors"):
+                    self._client.log_artifact(self._run, str(file), place)
         self._client.set_terminated(self._run, status)
 
 

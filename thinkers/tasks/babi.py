@@ -19,6 +19,7 @@ from thinkers.data.sources import Source, absolute_path, data_error, recorded_so
 from thinkers.errors import UsageError
 from thinkers.models.batch import Batch
 from thinkers.prng import Draws, mix, row_keys
+from thinkers.strict_json import Schema
 from thinkers.tasks import babi_worlds
 from thinkers.tasks.answers import answer_batch
 from thinkers.tasks.babi_format import Story, files_of, generated_stories, read_splits
@@ -32,8 +33,14 @@ LONGEST = 8 * babi_worlds.MAX_LINES + 2
 MARKS = (".", "?", ",")
 END, PAD, FIRST = 0, 1, 2
 """Tokens: the end of an answer, padding, then from FIRST on the marks and all words, sorted."""
-STATE = ("words", "max_length", "max_answer_length", "files", "stories")
-"""Keys of vocabulary.json that a task is built from."""
+STATE: Schema = {
+    "words": list,
+    "max_length": int,
+    "max_answer_length": int,
+    "files": dict,
+    "stories": str,
+}
+"""Fields of vocabulary.json, and their types."""
 _PART = re.compile(r"[^\s.?,]+|[.?,]")
 
 

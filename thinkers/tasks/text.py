@@ -26,6 +26,7 @@ from thinkers.errors import DataError, UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.generation import eval_mode
 from thinkers.prng import GOLDEN, mix, row_keys
+from thinkers.strict_json import Schema
 from thinkers.tasks.base import SPLITS, Task, check_batch, check_split
 from thinkers.tasks.vocabulary_file import VOCABULARY_FILE, load_vocabulary, save_vocabulary
 
@@ -314,7 +315,8 @@ class Text(Task):
 
     @classmethod
     def from_run(cls, config: Any, seed: int, folder: Path) -> "Text":
-        return cls(config, seed, load_vocabulary(folder, ("texts", "vocabulary")), folder)
+        schema: Schema = {"texts": dict, "vocabulary": dict}
+        return cls(config, seed, load_vocabulary(folder, schema), folder)
 
     def _text_changed(self, fix: str) -> DataError:
         return data_error(

@@ -3,44 +3,40 @@
 With it a trained model can be used without those files, and is never resumed on other ones.
 """
 
-import json
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from thinkers.errors import DamagedError, DataError
-from thinkers.files import to_json, write_file
+from thinkers.files import read_with_digest, with_digest, write_file
+from thinkers.strict_json import Schema
 
 VOCABULARY_FILE = "vocabulary.json"
 
 
 def save_vocabulary(folder: Path, state: Mapping[str, Any], changed: DataError) -> None:
     """Write `state` to the run in `folder`, or raise `changed` if the run began with another."""
-    if not (folder / VOCABULARY_FILE).exists():
-        write_file(folder / VOCABULARY_FILE, to_json(state))
-    elif load_vocabulary(folder, state.keys()) != state:
+    if not os.path.lexists(folder / VOCABULARY_FILE):
+        write_file(folder / VOCABULARY_FILE, with_digest(state))
+    elif load_vocabulary(folder, {key: type(value) for key, value in state.items()}) != state:
         raise changed
 
 
-def load_vocabulary(folder: Path, keys: Collection[str]) -> dict[str, Any]:
-    """Return the state that `save_vocabulary` wrote, which must have these keys.
+def load_vocabulary(folder: Path, schema: Schema) -> dict[str, Any]:
+    """Return the state that `save_vocabulary` wrote, whose fields must have these types.
 
     Raises:
         DataError: There is no such file.
-        DamagedError: The file has changed since it was written.
+        DamagedError: It has changed since it was written.
     """
     file = folder / VOCABULARY_FILE
     try:
-        state = json.loads(file.read_bytes())
-        if missing := set(keys) - state.keys():
-            raise ValueError(f"no {min(missing)} in it")
+        return read_with_digest(file, schema)
     except FileNotFoundError:
         raise DataError(
             f"{file} is missing, without which tokens cannot be read; restore it from a copy of "
             "the run"
         ) from None
-    except (ValueError, AttributeError) as error:
-        raise DamagedError(
-            f"{file} has changed since it was written: {error}; restore it from a copy of the run"
-        ) from None
-    return state
+    except DamagedError as error:
+        raise DamagedError(f"{error}; restore it from a copy of the run") from None

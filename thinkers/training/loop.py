@@ -9,7 +9,7 @@ SIGINT or SIGTERM the loop finishes its update, saves a checkpoint and raises `I
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ from thinkers.errors import Interrupted, UsageError, usage_error
 from thinkers.files import user_path
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch
+from thinkers.models.weights_file import sizes_within
 from thinkers.process_state import keep_process_state
 from thinkers.runs import checkpoint, trackers
 from thinkers.runs import folder as run_folder
@@ -174,7 +175,7 @@ def _train(
     callbacks: Sequence[Callback],
 ) -> Run:
     """Train from the newest checkpoint, if there is one, to update `last`; then score."""
-    state, precision = _prepare(config, folder, record, ranks)
+    state, precision, kept = _prepare(config, folder, record, ranks)
     settings, task = config.training, state.task
     tracker = None
     if ranks.is_writer:
@@ -182,7 +183,9 @@ def _train(
     loss_module = ranks.data_parallel(LossModule(state.model), lambda: _uses_all(state))
 
     with (
-        MetricsWriter(folder if ranks.is_writer else None, state.update, last, tracker) as metrics,
+        MetricsWriter(
+            folder if ranks.is_writer else None, state.update, last, tracker, kept
+        ) as metrics,
         Signals() as signals,
     ):
         start = time.monotonic() - 60 * state.minutes
@@ -229,16 +232,23 @@ def _train(
 
 def _prepare(
     config: Config, folder: Path, record: dict[str, Any], ranks: Ranks
-) -> tuple[TrainState, str]:
-    """Return the state of the newest intact checkpoint, or a new one, and the precision."""
+) -> tuple[TrainState, str, Mapping[str, Any] | None]:
+    """Return the state of the newest intact checkpoint, or a new one, and the precision.
+
+    The third is the digest of metrics.jsonl at that checkpoint.
+    """
     settings = config.training
     parts = ranks.world * settings.accumulation
     if settings.batch_size % parts:
         rule = f"a multiple of ranks x accumulation, {parts}"
         raise UsageError(f"batch_size must be {rule}, got {settings.batch_size}")
     update = ranks.from_first(_newest(folder, record["run"]) if ranks.is_writer else 0)
-    run = folder if "precision" in record else None  # which training adds when it begins
-    task, model = build_on(ranks.device, config, initialize=update == 0, run=run)
+    path = folder / "checkpoints" / f"{update:08d}"
+    run = folder if "precision" in record else None  # which training adds as it begins
+    # Settings that come with a run can ask for any size; its weights cannot.
+    record_file = str(folder / run_folder.RECORD)
+    with sizes_within(checkpoint.sizes(path), record_file) if update else nullcontext():
+        task, model = build_on(ranks.device, config, initialize=update == 0, run=run)
     precision = record.get("precision", settings.precision)
     if precision == "auto":
         rows = task.batch(0, settings.batch_size).rows(slice(ranks.rank, None, parts))
@@ -246,12 +256,16 @@ def _prepare(
     if precision == "float64":
         model.double()
     state = TrainState.new(config, task, model)
+    kept = None
+    if update:
+        state.load_state_dict(checkpoint.read(path, record["run"]))
+        kept = checkpoint.metrics_digest(path)
     if ranks.is_writer:
         _write_record(folder, record, state, update, precision, ranks)
-    if update:
-        path = folder / "checkpoints" / f"{update:08d}"
-        state.load_state_dict(checkpoint.read(path, record["run"]))
-    return state, precision
+        if update:
+            # A run that was killed after the checkpoint has the model of an earlier one, or none.
+            run_folder.write_model(folder, state.result)
+    return state, precision, kept
 
 
 def _agreed_precision(model: Model, rows: Batch, ranks: Ranks) -> str:
@@ -310,10 +324,10 @@ def save(
         return
     # Metrics first: a resumed run drops lines beyond its checkpoint, and cannot restore lost ones.
     metrics.flush()
-    checkpoint.save(folder / "checkpoints", content, run_id, score)
-    metrics.print(f"saved update={content.update}")
+    checkpoint.save(folder / "checkpoints", content, run_id, score, metrics.digest())
     run_folder.write_model(folder, state.result)
-    checkpoint.prune(folder / "checkpoints", state.config.training.keep_last)
+    metrics.print(f"saved update={content.update}")
+    checkpoint.prune(folder / "checkpoints", state.config.training.keep_last, run_id)
 
 
 def _uses_all(state: TrainState) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn, optim
 
 from thinkers.config.training import Training
+from thinkers.errors import DamagedError
 from thinkers.models import Model
 
 
@@ -76,11 +77,22 @@ def state_dict(optimizers: Sequence[optim.Optimizer], model: nn.Module) -> dict[
 def load_state_dict(
     optimizers: Sequence[optim.Optimizer], model: nn.Module, tensors: dict[str, Tensor]
 ) -> None:
-    """Load the tensors that `state_dict` returned."""
+    """Load the tensors that `state_dict` returned.
+
+    Raises:
+        DamagedError: One belongs to no parameter that is trained, or has another shape.
+    """
     owners = {p: x for x in optimizers for group in x.param_groups for p in group["params"]}
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
-        parameter, key = parameters[name.rpartition("/")[0]], name.rpartition("/")[2]
+        owner, _, key = name.rpartition("/")
+        parameter = parameters.get(owner)
+        if parameter not in owners or value.shape not in (parameter.shape, ()):  # type: ignore
+            raise DamagedError(
+                f"the state of the optimiser must be of the shape of a parameter, "
+                f"got {name} of {list(value.shape)}"
+            )
+        assert parameter is not None
         owners[parameter].state[parameter][key] = value.to(parameter.device, copy=True)
 
 

@@ -1,6 +1,5 @@
 """`reproduce`: train a run again from its config.json, and compare every metric."""
 
-import json
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -10,10 +9,11 @@ import torch
 
 from thinkers import tasks
 from thinkers.config.experiment import Config
-from thinkers.errors import DamagedError, UsageError, usage_error
-from thinkers.files import user_path
+from thinkers.errors import UsageError, usage_error
+from thinkers.files import open_file, user_path
 from thinkers.process_state import keep_process_state
 from thinkers.runs import folder as run_folder
+from thinkers.strict_json import check_schema, parse_json
 from thinkers.training.loop import resume, train
 
 TIMED = ("minutes",)
@@ -114,16 +114,18 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         DamagedError: A line is not a metric.
     """
     file = folder / "metrics.jsonl"
-    lines = file.read_bytes().splitlines() if file.exists() else []
+    try:
+        with open_file(file) as stream:
+            lines = stream.read().splitlines()
+    except FileNotFoundError:
+        lines = []
     if not lines:
         raise UsageError(f"{folder} must be a run that recorded metrics, and has none yet")
     found = []
     for number, line in enumerate(lines, 1):
-        try:
-            measured = json.loads(line)
-            found.append(measured | {"update": int(measured["update"])})
-        except (ValueError, TypeError, LookupError) as error:
-            raise DamagedError(f"{file}, line {number} is not a metric: {error}") from None
+        measured = parse_json(line, f"{file}, line {number}")
+        check_schema(measured, {"update": int}, f"{file}, line {number}")
+        found.append(measured)
     return found
 
 

@@ -7,18 +7,31 @@ seed and the update, so that a restored state continues bit for bit.
 import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 
 import torch
 
+from thinkers.checks import first_not_finite
 from thinkers.config.experiment import Config, build
 from thinkers.config.training import Training
 from thinkers.errors import DamagedError, NonFiniteError, UsageError, usage_error
 from thinkers.files import user_path
 from thinkers.models.base import Model
+from thinkers.models.weights_file import check_shapes, shapes_of
 from thinkers.runs.checkpoint import Checkpoint
 from thinkers.runs.result import load
+from thinkers.strict_json import Schema, check_schema
 from thinkers.tasks import Task
 from thinkers.training import optim
+
+SCHEMA: Schema = {
+    "minutes": (float, int),
+    "flops": int,
+    "best": (float, int, NoneType),
+    "task": dict,
+    "config": dict,
+}
+"""The values of a checkpoint beside its tensors."""
 
 
 @dataclass
@@ -64,18 +77,17 @@ class TrainState:
         """Return the content of a checkpoint.
 
         Raises:
-            NonFiniteError: A weight is infinite or not a number, so the checkpoint would be
+            NonFiniteError: A tensor is infinite or not a number, so the checkpoint would be
             useless.
         """
-        tensors = {"weights": self.model.state_dict()}
-        if self.average is not None:
-            tensors["ema"] = self.average.state_dict()
-        for name, x in tensors["weights"].items():
-            if not x.isfinite().all():
-                raise NonFiniteError(
-                    f"update {self.update}: {name} is not finite; nothing is saved"
-                )
+        tensors = {kind: model.state_dict() for kind, model in self._models().items()}
         tensors["optimizer"] = optim.state_dict(self.optimizers, self.model)
+        for kind, some in tensors.items():
+            if (name := first_not_finite(some)) is not None:
+                raise NonFiniteError(
+                    f"update {self.update}: {name} of {kind} is not finite; nothing is saved, and "
+                    f"earlier saves are intact"
+                )
         values = {
             "minutes": self.minutes,
             "flops": self.flops,
@@ -85,19 +97,29 @@ class TrainState:
         }
         return Checkpoint(self.update, tensors, values)
 
+    def _models(self) -> dict[str, Model]:
+        """Return the model, and its average if there is one, by their names in a checkpoint."""
+        average = {} if self.average is None else {"ema": self.average}
+        return {"weights": self.model, **average}
+
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
         """Restore a state that `state_dict` returned.
 
         Raises:
-            DamagedError: The checkpoint was made with other settings.
+            DamagedError: The checkpoint was made with other settings, or lacks a part.
         """
         values = checkpoint.state
+        check_schema(values, SCHEMA, f"the state of update {checkpoint.update}")
         changed = self.config.changes(Config.from_dict(values["config"]))
         for name in changed.keys() - {"training.num_updates"}:
             raise DamagedError(f"config.json of the run has another {name} than its checkpoints")
-        self.model.load_state_dict(checkpoint.tensors["weights"])
-        if self.average is not None:
-            self.average.load_state_dict(checkpoint.tensors["ema"])
+        for kind, model in self._models().items():
+            if kind not in checkpoint.tensors:
+                raise DamagedError(f"the checkpoint of update {checkpoint.update} lacks {kind}")
+            found = checkpoint.tensors[kind]
+            where = f"{kind} of update {checkpoint.update}"
+            check_shapes(shapes_of(found), shapes_of(model.state_dict()), where)
+            model.load_state_dict(found)
         optim.load_state_dict(self.optimizers, self.model, dict(checkpoint.tensors["optimizer"]))
         self.task.load_state_dict(values["task"])
         self.update = checkpoint.update

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from thinkers.checks import first_not_finite
 from thinkers.config.training import Training
 from thinkers.errors import NonFiniteError
 from thinkers.models.base import Model
@@ -222,6 +223,12 @@ def require_finite(result: StepResult, model: Model) -> None:
     """Raise a NonFiniteError that names the update and the first parameter that is not finite."""
     if result.is_finite:
         return
+    # The weights may have been spoilt by an earlier update, by a rate that is far too large.
+    if (name := first_not_finite(model.state_dict())) is not None:
+        raise NonFiniteError(
+            f"update {result.update}: loss {result.loss}, since {name} is not finite after an "
+            f"earlier update; the last checkpoint is intact; try a smaller lr or clip in a new run"
+        )
     norms = {n: p.grad.norm().item() for n, p in model.named_parameters() if p.grad is not None}
     bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
     # The loss alone may be infinite: then the largest gradient is the best hint.
