@@ -53,13 +53,13 @@ def test_a_folder_is_locked_by_one_owner(tmp_path):
 
 def test_a_folder_that_is_not_a_run_is_refused_and_unchanged(tmp_path):
     (tmp_path / "thesis.txt").write_text("dear")
-    with pytest.raises(UsageError, match="it exists"):
+    with pytest.raises(UsageError, match="but exists"):
         with run_folder.owned(tmp_path, new=True):
             pass
     with pytest.raises(UsageError, match="there is none"):
         with run_folder.owned(tmp_path / "none", new=False):
             pass
-    with pytest.raises(UsageError, match="it is a file"):
+    with pytest.raises(UsageError, match="but is a file"):
         with run_folder.owned(tmp_path / "thesis.txt", new=True):
             pass
     with pytest.raises(UsageError, match="holds no config.json"):
@@ -67,7 +67,7 @@ def test_a_folder_that_is_not_a_run_is_refused_and_unchanged(tmp_path):
             pass
     assert names(tmp_path) == ["thesis.txt"]
     (tmp_path / ".lock").touch()
-    with pytest.raises(UsageError, match="it exists"):
+    with pytest.raises(UsageError, match="but exists"):
         with run_folder.owned(tmp_path, new=True):
             pass
     (tmp_path / ".lock").unlink()
@@ -249,7 +249,7 @@ def edit(folder, change, digest=True):
         (lambda r: r.update(plans=[{"from": 0}]), DamagedError, "plans lacks 'num_updates'"),
         (lambda r: r.update(format=3), FormatError, "format 3, of a newer version"),
         (lambda r: r.update(format=1), FormatError, "format 1, of an older version"),
-        (lambda r: r.update(format=2.0), DamagedError, "format 2.0, which must be an integer"),
+        (lambda r: r.update(format=2.0), DamagedError, "format 2.0; it must be an integer"),
         (lambda r: r["config"]["model"].update(name="mine"), UsageError, "unknown model 'mine'"),
     ],
 )

@@ -327,17 +327,6 @@ def test_a_damaged_or_missing_vocabulary_is_named(trained, tmp_path):
     (copy / "vocabulary.json").write_text("{")
     with pytest.raises(DamagedError, match="vocabulary.json is not JSON"):
         thinkers.generate(copy, "3")
-    for old, new in (
-        (b"characters", b"character"),
-        (b'"text"', b'"test"'),
-        (b"\n", b" "),
-        (b"}", b"}}"),
-    ):
-        content = (trained / "vocabulary.json").read_bytes()
-        (copy / "vocabulary.json").write_bytes(content.replace(old, new, 1))
-        assert old in content
-        with pytest.raises(DamagedError, match="vocabulary.json .*restore it from a copy"):
-            thinkers.generate(copy, "3")
     (copy / "vocabulary.json").unlink()
     with pytest.raises(DataError, match="vocabulary.json is missing"):
         thinkers.generate(copy, "3")
