@@ -104,7 +104,7 @@ def test_the_first_field_that_is_wrong_is_named(value, message):
         check_schema({"a": 1, "b": found, "c": []}, schema, "x")
 
 
-def test_a_file_proves_itself(tmp_path):
+def test_every_change_of_a_file_with_a_digest_is_detected(tmp_path):
     file = tmp_path / "a.json"
     write_file(file, with_digest(VALUE))
     assert read_with_digest(file, {"a": dict}) == VALUE

@@ -41,13 +41,13 @@ class DamagedError(ThinkersError):
 
 
 class ForeignError(ThinkersError):
-    """A checkpoint of another run, intact in itself: nothing is renamed or deleted for its sake."""
+    """A checkpoint of another run; it may be intact, so nothing is renamed or deleted."""
 
     exit_code = 4
 
 
 class FormatError(ThinkersError):
-    """A file of an older or a newer version: it is not damaged, this version cannot read it."""
+    """A file of an older or a newer version, which this version cannot read: no damage."""
 
     exit_code = 4
 

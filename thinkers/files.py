@@ -2,7 +2,7 @@
 
 Everything that the library keeps on disk is written here, by functions of `os`, so that a fault can
 be injected in one place and a full disk is reported in one way. The folder of a run or a model may
-come from anybody: in it no link is followed, and nothing but plain files is opened.
+be a download: no link in it is followed, and only plain files are opened.
 """
 
 import errno
@@ -112,7 +112,7 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Append to a file, which is made if need be; it is on the disk when this returns."""
+    """Append to a file, which is created if missing; it is on the disk when this returns."""
     with disk_errors(path, len(content)):
         _write(path, os.O_APPEND, content)
 
@@ -144,10 +144,10 @@ def _unlink(path: Path) -> None:
 
 
 def open_lock(path: Path) -> TextIO:
-    """Open a lock file, which is made if need be, for reading and writing.
+    """Open a lock file for reading and writing; it is created if missing.
 
     Raises:
-        DamagedError: It is a link, no plain file, or another name of a file elsewhere, whose
+        DamagedError: It is a link, not a plain file, or another name of a file elsewhere, whose
             content would be replaced.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -203,7 +203,7 @@ def own_folder(path: Path, make: bool = False) -> bool:
 
 
 def make_temporary(path: Path, is_ours: Callable[[str], bool]) -> None:
-    """Make an empty folder, in place of one that a process left which was killed.
+    """Make an empty folder; one left by a process that was killed is removed first.
 
     Raises:
         UsageError: Something else has this name.
@@ -212,15 +212,12 @@ def make_temporary(path: Path, is_ours: Callable[[str], bool]) -> None:
         os.mkdir(path)
     except FileExistsError:
         if not remove_folder(path, is_ours):
-            raise UsageError(f"{path} is in the way and is not ours; remove it") from None
+            raise UsageError(f"{path} exists and is not a leftover of a save; remove it") from None
         os.mkdir(path)
 
 
 def remove_folder(path: Path, is_ours: Callable[[str], bool]) -> bool:
-    """Remove a folder of plain files whose names are all ours; return False if it is another's.
-
-    Nothing is removed from one that holds anything else.
-    """
+    """Remove a folder if it holds only plain files with names of ours; return True if removed."""
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         return False
     with os.scandir(path) as entries:
@@ -242,7 +239,7 @@ def open_file(
     """Open a plain file for reading; anything else is refused and never waited for.
 
     Args:
-        error: Class of the error if it is no plain file.
+        error: Class of the error if it is not a plain file.
         follow: Follow a link: for files that the user named, not for those of a run or a model.
 
     Raises:
@@ -356,12 +353,12 @@ def check_format(path: Path, found: Any, known: int) -> None:
 
 
 def with_digest(value: Mapping[str, Any]) -> bytes:
-    """Return an object as JSON, with the SHA-256 of the rest of it under "sha256"."""
+    """Return an object as canonical JSON, with the SHA-256 of its other fields as "sha256"."""
     return to_json({**value, "sha256": hashlib.sha256(to_json(value)).hexdigest()})
 
 
 def read_with_digest(path: Path, schema: Schema, known_format: int | None = None) -> dict[str, Any]:
-    """Read what `with_digest` gave and `write_file` wrote, and prove that every byte is as it was.
+    """Read a file of `with_digest`, and verify each byte of it by its digest.
 
     Args:
         schema: The types of the fields that it must have.
@@ -369,7 +366,7 @@ def read_with_digest(path: Path, schema: Schema, known_format: int | None = None
 
     Raises:
         FileNotFoundError: There is no such file.
-        FormatError: Another version wrote it, by whose rules it cannot be judged.
+        FormatError: Another version wrote it; its digest may follow other rules.
         DamagedError: It has changed since it was written, or is not such a file.
     """
     content = read_file(path, LARGEST_JSON)
@@ -380,7 +377,9 @@ def read_with_digest(path: Path, schema: Schema, known_format: int | None = None
         check_format(path, value.get("format"), known_format)
     digest = value.pop("sha256", None)
     if digest is None:
-        raise DamagedError(f"{path} lacks sha256, its own digest: it has changed, or is not ours")
+        raise DamagedError(
+            f"{path} lacks sha256, its own digest: it has changed, or was not written by thinkers"
+        )
     if with_digest(value) != content:
         raise DamagedError(f"{path} has changed since it was written: its SHA-256 differs")
     check_schema(value, schema, str(path))

@@ -27,7 +27,7 @@ def parse_json(content: bytes, where: str, error: type[ThinkersError] = DamagedE
         where: The name of the source, for errors.
 
     Raises:
-        ThinkersError: Of the class `error`: the content is not such JSON.
+        ThinkersError: The content is not such JSON; the class is `error`.
     """
     left = MOST_KEYS
 
@@ -67,7 +67,8 @@ def check_schema(
     """Check that `value` is an object whose fields have these types; further fields may be there.
 
     Raises:
-        ThinkersError: Of the class `error`, naming the first field that is missing or wrong.
+        ThinkersError: A field is missing or wrong, the first of which is named; the class is
+            `error`.
     """
     if not isinstance(value, dict):
         raise error(f"{where} must hold a JSON object, got {json_type(value)}")

@@ -163,7 +163,11 @@ DAMAGES = [
     (cut_weights, DamagedError, "model.safetensors holds .* bytes of tensors"),
     (misshapen_weights, DamagedError, "feed_forward.*must have shape.*24"),
     (lambda folder: other_weights(folder, num_steps=3), DamagedError, "another config.json"),
-    (save_elsewhere, DamagedError, "another config.json than the one beside it, or is not ours"),
+    (
+        save_elsewhere,
+        DamagedError,
+        "another config.json than the one beside it, or was not written",
+    ),
     (lambda folder: rewrite_weights(folder, "[1]"), DamagedError, "JSON object, got list"),
     (lambda folder: rewrite_weights(folder, "[" * 99999), DamagedError, "nested deeper"),
     (lambda folder: rewrite_weights(folder, '{"a": 1}'), DamagedError, "object, got int"),

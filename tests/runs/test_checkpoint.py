@@ -71,7 +71,7 @@ def test_flips_truncations_and_swaps_are_detected_before_a_tensor_is_read(tmp_pa
     ("damage", "message"),
     [
         (lambda p: (p / "weights.safetensors").unlink(), "missing"),
-        (lambda p: (p / "more.safetensors").write_bytes(b""), "not its own"),
+        (lambda p: (p / "more.safetensors").write_bytes(b""), "not listed in its manifest"),
         (lambda p: (p / "manifest.json").unlink(), "missing"),
         (lambda p: (p / "manifest.json").write_text("[]"), "JSON object, got list"),
         (lambda p: (p / "manifest.json").write_text("[" * 9999), "nested deeper"),
@@ -162,7 +162,7 @@ def test_only_what_is_ours_is_deleted(tmp_path):
     assert checkpoint.newest(tmp_path, "run") == tmp_path / "00000011"
     assert held - set(names(tmp_path)) == {"00000007", ".00000012.tmp"}
     assert len(names(tmp_path / "kept")) == 4
-    with pytest.raises(UsageError, match="in the way"):
+    with pytest.raises(UsageError, match="exists and is not a leftover"):
         checkpoint.save(tmp_path, made(13), "run")
 
 

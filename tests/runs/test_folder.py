@@ -1,4 +1,4 @@
-"""Run folders: one owner, a record that proves itself, and nothing that leads out of them."""
+"""Run folders: one owner, a record with a digest, and no link that is followed."""
 
 import json
 import os

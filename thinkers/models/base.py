@@ -332,7 +332,7 @@ class Model(Traced, Configured, nn.Module, ABC):
         return chosen if lengths is None else chosen.where(real, torch.zeros_like(chosen))
 
     def save(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors into `folder`, each of which proves itself.
+        """Write config.json and model.safetensors into `folder`, each with its digest.
 
         Raises:
             UsageError: No folder can have this name.
@@ -394,5 +394,5 @@ class Model(Traced, Configured, nn.Module, ABC):
 
 
 def settings_digest(name: str, settings: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a model's name and settings, by which its weights know them."""
+    """Return the SHA-256 of a model's name and settings, which is kept with its weights."""
     return hashlib.sha256(to_json({"model": name, "config": settings})).hexdigest()

@@ -1,8 +1,8 @@
-"""model.safetensors: weights in a file that proves itself, and whose sizes are known unread.
+"""model.safetensors: weights with their own digest, and their sizes before they are read.
 
-The metadata of the file holds the SHA-256 of all its bytes, taken with zeros in the digest's own
-place, and that of config.json. So each file of a model folder can be replaced at once: there is no
-moment at which one describes the other wrongly.
+The metadata of the file holds the SHA-256 of all its bytes, computed with zeros in place of the
+digest, and that of the settings. The digest of the weights is not in config.json, since the two
+files cannot be replaced in one step: a crash in between would leave a model that looks damaged.
 """
 
 import hashlib
@@ -133,7 +133,7 @@ def verify(path: Path, header: Header, config_digest: str) -> None:
     """
     if header.metadata.get("config") != config_digest:
         raise DamagedError(
-            f"{path} belongs to another config.json than the one beside it, or is not ours"
+            f"{path} belongs to another config.json than the one beside it, or was not written by thinkers"
         )
     with open_file(path) as stream:
         head = bytearray(stream.read(header.size))

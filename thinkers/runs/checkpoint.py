@@ -84,7 +84,7 @@ def save(
 
     Raises:
         ResourceError: The disk is full; earlier checkpoints are untouched.
-        UsageError: Something that is not ours has the temporary name.
+        UsageError: Something else has the temporary name.
     """
     final = folder / f"{checkpoint.update:08d}"
     temporary = folder / f".{final.name}.tmp"
@@ -127,7 +127,9 @@ def verify(path: Path, run_id: str | None = None) -> dict[str, Any]:
     wanted: dict[str, Any] = manifest["files"]
     found = {entry.name for entry in path.iterdir()} - {MANIFEST}
     for name in sorted(wanted.keys() ^ found):
-        raise DamagedError(f"{path / name} is {'missing' if name in wanted else 'not its own'}")
+        raise DamagedError(
+            f"{path / name} is {'missing' if name in wanted else 'not listed in its manifest'}"
+        )
     for name, expected in wanted.items():
         check_schema(expected, DIGEST, f"{path / MANIFEST}: {name}")
         with open_file(path / name) as stream:
