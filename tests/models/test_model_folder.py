@@ -159,10 +159,10 @@ DAMAGES = [
         "config.json describes no model: dim must be .* 'big'",
     ),
     (lambda folder: change_settings(folder, width=3), UsageError, "'width'"),
-    (lambda folder: change_settings(folder, num_steps=3), DamagedError, "another config.json"),
+    (lambda folder: change_settings(folder, max_length=99), DamagedError, "another config.json"),
     (cut_weights, DamagedError, "model.safetensors holds .* bytes of tensors"),
     (misshapen_weights, DamagedError, "feed_forward.*must have shape.*24"),
-    (lambda folder: other_weights(folder, num_steps=3), DamagedError, "another config.json"),
+    (lambda folder: other_weights(folder, max_length=99), DamagedError, "another config.json"),
     (
         save_elsewhere,
         DamagedError,

@@ -133,7 +133,8 @@ def verify(path: Path, header: Header, config_digest: str) -> None:
     """
     if header.metadata.get("config") != config_digest:
         raise DamagedError(
-            f"{path} belongs to another config.json than the one beside it, or was not written by thinkers"
+            f"{path} belongs to another config.json than the one beside it, or was not written by "
+            "thinkers"
         )
     with open_file(path) as stream:
         head = bytearray(stream.read(header.size))

@@ -177,15 +177,13 @@ def _train(
     """Train from the newest checkpoint, if there is one, to update `last`; then score."""
     state, precision, kept = _prepare(config, folder, record, ranks)
     settings, task = config.training, state.task
-    tracker = None
+    home, tracker = None, None
     if ranks.is_writer:
-        tracker = trackers.open_tracker(record.get("tracking"), folder, record)
+        home, tracker = folder, trackers.open_tracker(record.get("tracking"), folder, record)
     loss_module = ranks.data_parallel(LossModule(state.model), lambda: _uses_all(state))
 
     with (
-        MetricsWriter(
-            folder if ranks.is_writer else None, state.update, last, tracker, kept
-        ) as metrics,
+        MetricsWriter(home, state.update, last, tracker, kept) as metrics,
         Signals() as signals,
     ):
         start = time.monotonic() - 60 * state.minutes
