@@ -27,7 +27,7 @@ settings = Training(
 )
 task = TASKS["add"].Config(max_digits=2, curriculum=True, window=12, threshold=0.05)
 config = Config.fit(MODELS["{model}"], task, settings, dim=8, num_layers=1, num_heads=2)
-run = train(config, folder)
+run = train(config, folder, callbacks=[lambda state, result: print("called", result.update)])
 """
 
 
@@ -71,6 +71,7 @@ def test_two_ranks_have_the_losses_of_one_process(tmp_path):
         runpy.run_path(str(script))
     first, second = (finish(rank) for rank in ranks)
     assert first.count("saved update=3") == 1 and second == ""
+    assert first.count("called") == 7  # the first rank alone
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-12, abs=0)
     assert len(losses(tmp_path / "two")) == 7
     shares = [losses(tmp_path / folder, "token_accuracy") for folder in ("one", "two")]
