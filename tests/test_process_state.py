@@ -1,7 +1,6 @@
 """After each public call the caller's process is as it was, also when the call fails."""
 
 import gc
-import json
 import os
 import random
 import shutil
@@ -19,6 +18,7 @@ from training_cases import make
 import thinkers
 from thinkers import published
 from thinkers.models import load_model
+from thinkers.runs.folder import read_record, write_record
 from thinkers.testing import check_model
 from thinkers.training.estimate import estimate
 
@@ -118,8 +118,7 @@ def extended(runs):
 
 def reproduced(runs):
     shutil.copytree(runs / "numbers", "copy")
-    record = Path("copy/config.json")
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"threads": 2}))
+    write_record(Path("copy"), read_record(Path("copy")) | {"threads": 2})
     return thinkers.reproduce("copy")
 
 

@@ -298,7 +298,7 @@ def test_the_best_learning_rate_on_the_validation_split_is_taken(tmp_path, train
         (["compare", "add", "--models", "decoder", "--budget", "10"], "at least one update"),
         (
             ["compare", "add", "--models", "decoder", "--match", "flops", "--budget", "5min"],
-            "a time with --match seconds",
+            "expected: a budget in FLOPs",
         ),
         (["compare", "add", "--models", "decoder", "--lrs", "1e-3,x"], "--lrs 'x'"),
         (["compare", "add", "--models", "decoder", "--lrs", "-1"], "--lrs -1"),

@@ -33,7 +33,7 @@ class Decoder(Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(base.Config):
-        """Settings; `num_steps` and `max_steps` are accepted as in every model, and become 1."""
+        """Settings; `num_steps` and `max_steps`, which every model accepts, become 1."""
 
         num_kv_heads: int | None = None
         """Key and value heads; None means one for each query head."""
