@@ -63,6 +63,7 @@ def test_a_data_loader_takes_it(workers):
     assert tiny("looped").loss(found[0]).total.isfinite()
 
 
+@pytest.mark.misuse
 def test_what_cannot_be_joined_is_refused_with_its_place():
     with pytest.raises(ValueError, match="at least one Batch, got an empty one"):
         collate([])

@@ -153,10 +153,11 @@ DAMAGES = [
     ),
     (lambda folder: change_config(folder, config={}), DamagedError, "lacks vocab_size"),
     (drop_setting, DamagedError, "config.json lacks num_heads, a setting of decoder"),
-    (
+    pytest.param(
         lambda folder: change_settings(folder, dim="big"),
         DamagedError,
         "config.json describes no model: dim must be .* 'big'",
+        marks=pytest.mark.misuse,
     ),
     (lambda folder: change_settings(folder, width=3), UsageError, "'width'"),
     (lambda folder: change_settings(folder, max_length=99), DamagedError, "another config.json"),
