@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -131,10 +131,28 @@ def check_targets(targets: Any, tokens: Any, lengths: Any, vocab_size: int, igno
 
 def check_choices(config: Any) -> None:
     """Raise ValueError unless each field typed as a Literal, or that or None, has such a value."""
-    for field in fields(config):
-        known, value = _choices(field.type), getattr(config, field.name)
+    for setting in fields(config):
+        known, value = _choices(setting.type), getattr(config, setting.name)
         if known and value not in known:
-            raise UsageError(f"{field.name} must be one of {known}, got {value!r}")
+            raise UsageError(f"{setting.name} must be one of {known}, got {value!r}")
+
+
+def added(default: Any) -> Any:
+    """Declare a setting of a Config or of Training that was added since format 2 began.
+
+    Files that were saved before lack it, and mean its default, under which everything must be as it
+    was without the setting. Every other setting is demanded of a file.
+    """
+    return field(default=default, metadata={"added": True})
+
+
+def missing_settings(config: Any, settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings of this Config that a saved file must hold and that are not among these.
+
+    A setting that was written and is gone must not be replaced by its default.
+    """
+    demanded = [x.name for x in fields(config) if x.init and "added" not in x.metadata]
+    return [name for name in demanded if name not in settings]
 
 
 def _choices(kind: Any) -> list[str | None]:

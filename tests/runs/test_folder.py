@@ -4,16 +4,22 @@ import json
 import os
 import shutil
 import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
 from training_cases import make
 
 import thinkers
+from thinkers.checks import added
+from thinkers.config import experiment
+from thinkers.config.training import Training
 from thinkers.errors import DamagedError, FormatError, LockedError, UsageError
 from thinkers.files import with_digest
+from thinkers.models import MODELS
 from thinkers.runs import folder as run_folder
 from thinkers.runs.result import load, open_run
+from thinkers.tasks import TASKS
 from thinkers.training.loop import resume, train
 
 QUICK = dict(num_updates=2, ema=0.9, checkpoint_every=1)
@@ -258,6 +264,47 @@ def test_every_field_of_a_record_is_demanded_and_checked(copied, change, kind, m
     for call in (open_run, resume):
         with pytest.raises(kind, match=message):
             call(copied)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterTraining(Training):
+    patience: int = added(3)
+
+
+class LaterDecoder(MODELS["decoder"]):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MODELS["decoder"].Config):
+        gain: float = added(1.0)
+
+
+class LaterCopy(TASKS["copy"]):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TASKS["copy"].Config):
+        places: int = added(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoLaterTraining(Training):
+    patience: int = 3
+
+
+def test_a_run_lacks_nothing_but_settings_that_were_added_since(copied, monkeypatch):
+    monkeypatch.setitem(MODELS, "decoder", LaterDecoder)
+    monkeypatch.setitem(TASKS, "copy", LaterCopy)
+    monkeypatch.setattr(experiment, "Training", NoLaterTraining)
+    with pytest.raises(DamagedError, match="lacks training.patience in its config"):
+        resume(copied)
+    monkeypatch.setattr(experiment, "Training", LaterTraining)
+    model, task = open_run(copied)
+    assert (model.config.gain, task.config.places) == (1.0, 2)
+    # The checkpoint lacks them, too.
+    resume(copied, num_updates=3)
+    config = json.loads((copied / "config.json").read_text())["config"]
+    found = config["model"]["gain"], config["task"]["places"], config["training"]["patience"]
+    assert found == (1.0, 2, 3)
+    edit(copied, lambda r: r["config"]["model"].pop("num_heads"))
+    with pytest.raises(DamagedError, match="lacks model.num_heads"):
+        open_run(copied)
 
 
 def test_the_model_of_a_record_is_no_larger_than_the_weights(copied):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thinkers import models, tasks
+from thinkers import checks, models, tasks
 from thinkers.config.training import Training
 from thinkers.errors import UsageError, nearest, usage_error
 from thinkers.models import MODELS, Model
@@ -124,9 +124,7 @@ def parts_of(data: Mapping[str, Any]) -> tuple[Any, Any, Training]:
 
 
 def missing_settings(data: Mapping[str, Any]) -> list[str]:
-    """Return the settings that `Config.to_dict` writes and `data` lacks, such as "model.dim".
-
-    A setting that was written and is gone must not be replaced by its default.
+    """Return the settings that a record must hold and `data` lacks, such as "model.dim".
 
     Raises:
         UsageError: A part is missing, or its name is unknown.
@@ -141,8 +139,7 @@ def missing_settings(data: Mapping[str, Any]) -> list[str]:
         kind: Any = Training
         if part in kinds:
             kind = class_named(settings.get("name"), kinds[part], part).Config
-        known = [field.name for field in dataclasses.fields(kind) if field.init]
-        missing += [f"{part}.{name}" for name in known if name not in settings]
+        missing += [f"{part}.{name}" for name in checks.missing_settings(kind, settings)]
     return missing
 
 

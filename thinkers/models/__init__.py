@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from thinkers import registry
+from thinkers.checks import missing_settings
 from thinkers.errors import DamagedError, DataError, UsageError
 from thinkers.files import read_with_digest, user_path
 from thinkers.models.base import FORMAT, Model, Thought, settings_digest
@@ -120,7 +121,7 @@ def _build_within(found: dict[str, Any], header: Header, file: Path) -> Model:
     name, settings = found["model"], found["config"]
     # Names may be those of another version, or of a file that was not imported: no damage.
     check_names(name, settings)
-    missing = missing_settings(name, settings)
+    missing = missing_settings(MODELS[name].Config, settings)
     if missing:
         raise DamagedError(f"{file} lacks {missing[0]}, a setting of {name}")
     values = {key: tuple(x) if isinstance(x, list) else x for key, x in settings.items()}
@@ -130,12 +131,6 @@ def _build_within(found: dict[str, Any], header: Header, file: Path) -> Model:
     except (ValueError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
         # A single tensor that memory has no room for fails before its size is counted.
         raise DamagedError(f"{file} describes no model: {error}") from None
-
-
-def missing_settings(name: str, settings: Mapping[str, Any]) -> list[str]:
-    """Return the settings of a model that `Model.save` writes, and that are not among these."""
-    fields = dataclasses.fields(MODELS[name].Config)  # type: ignore[attr-defined]
-    return [field.name for field in fields if field.init and field.name not in settings]
 
 
 def set_dtypes(model: Model, dtypes: Mapping[str, torch.dtype]) -> None:
