@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from thinkers import strict_json
-from thinkers.errors import DamagedError, DataError, UsageError
+from thinkers.errors import DamagedError, DataError, ResourceError
 from thinkers.files import (
     append,
     open_file,
@@ -175,7 +175,7 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_the_users_matter(tmp_path):
+def test_a_file_that_may_not_be_read_is_an_error_of_the_system(tmp_path):
     (tmp_path / "a").touch(mode=0)
-    with pytest.raises(UsageError, match="Permission denied"):
+    with pytest.raises(ResourceError, match="Permission denied"):
         open_file(tmp_path / "a")

@@ -6,7 +6,7 @@ import pytest
 
 import thinkers
 from thinkers.errors import UsageError
-from thinkers.files import user_path
+from thinkers.user_paths import user_path
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ class NonFiniteError(ThinkersError, ArithmeticError):
 
 
 class ResourceError(ThinkersError, OSError):
-    """A full disk, or too little memory."""
+    """A full disk, a missing right, a limit of the system, or too little memory."""
 
     exit_code = 6
 
@@ -124,11 +124,30 @@ def exit_code(error: BaseException) -> int:
         return 130
     if is_about_memory(error):
         return ResourceError.exit_code
-    if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
+    if system_errno(error) is not None:
         return ResourceError.exit_code
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
         return UsageError.exit_code
     return ThinkersError.exit_code
+
+
+def system_errno(error: BaseException) -> int | None:
+    """Return the errno of an error that is in SYSTEM_ERRORS; None for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    if type(error).__name__ == "SafetensorError":
+        # safetensors reads and writes in Rust: its errors have the number only in their text.
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else None
+    return number if number in SYSTEM_ERRORS else None
+
+
+def remedy(number: int | None) -> str:
+    """Return what a user can do about an errno in SYSTEM_ERRORS."""
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "allow more open files (ulimit -n), or end other programs"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "change the rights, or choose a place where you may write"
+    return "free disk space or memory, or choose another disk"
 
 
 def is_about_memory(error: BaseException) -> bool:

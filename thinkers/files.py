@@ -1,4 +1,4 @@
-"""Files: checked paths of users, atomic replacement, plain files alone, and strict JSON.
+"""Files: atomic replacement, plain files alone, strict JSON, and one meaning for each errno.
 
 Everything that the library keeps on disk is written here, by functions of `os`, so that a fault can
 be injected in one place and a full disk is reported in one way. The folder of a run or a model may
@@ -24,66 +24,18 @@ from thinkers.errors import (
     ResourceError,
     ThinkersError,
     UsageError,
-    usage_error,
+    remedy,
+    system_errno,
 )
 from thinkers.strict_json import Schema, check_schema, json_type, parse_json, to_json
 
 LARGEST_JSON = 1 << 26
 """Bytes of a file of JSON; the vocabularies of byte pairs are the largest, of a few MB."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, or of a quota that is used up."""
 NO_LINKS = (
     "no link in the folder of a run or a model is followed: put what it points to in its place"
 )
-
-
-def user_path(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """Return a user's path with `~` expanded; every path that a user gives goes through here.
-
-    The path need not exist.
-
-    Args:
-        name: The argument or flag that it was given as, for errors.
-
-    Raises:
-        UsageError: It is empty, is not UTF-8, contains a NUL, or names an unknown user.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise usage_error(f"{name} {path!r}", "a path, as text", f"change {name}")
-    text = os.fspath(path)
-    if not isinstance(text, str) or not text:
-        raise usage_error(f"{name} {text!r}", "a path, as text", f"change {name}")
-    # Python decodes bytes that are not UTF-8 as lone surrogates: such a name can be opened, but
-    # neither printed nor kept in the JSON of a run.
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise usage_error(
-            f"{name} {ascii(text)}", "a path in UTF-8 without NUL", f"rename it, or change {name}"
-        )
-    expanded = os.path.expanduser(text)
-    if text.startswith("~") and expanded == text:
-        user = Path(text).parts[0]
-        raise usage_error(
-            f"{name} {text}: there is no user {user.removeprefix('~')}",
-            "~ for your own folder, or ~NAME for that of a user",
-            f"write ./{user} for a folder of that name",
-        )
-    path = Path(expanded)
-    # Path drops the dot of ./~, and a second call must not expand the ~ that is left.
-    return path.absolute() if path.parts and path.parts[0].startswith("~") else path
-
-
-def output_file(path: str | os.PathLike[str], name: str = "out") -> Path:
-    """Check the path of a file to be written, before the work that produces it; return the path.
-
-    Raises:
-        UsageError: As in `user_path`; or the path is a folder, or in a folder that does not exist.
-    """
-    target = user_path(path, name)
-    if target.is_dir() or not target.parent.is_dir():
-        raise usage_error(
-            f"{name} {path}",
-            "a file in a folder that exists",
-            "make the folder, or choose another path",
-        )
-    return target
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -151,7 +103,7 @@ def open_lock(path: Path) -> TextIO:
             content would be replaced.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    with disk_errors(path, 0), _disk_access(path, DamagedError):
+    with disk_errors(path), _disk_access(path, DamagedError):
         descriptor = os.open(path, flags, 0o666)
     try:
         _require_regular(path, descriptor, DamagedError)
@@ -180,6 +132,50 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def exists(path: Path) -> bool:
+    """Return True if anything has this name, be it a link to nothing.
+
+    The functions of `os.path` and `pathlib` say "no" also if they may not look, so that a run
+    without rights would seem not to be there.
+
+    Raises:
+        ResourceError: It cannot be looked up.
+    """
+    return _mode(path, follow=False) != 0
+
+
+def is_folder(path: Path) -> bool:
+    """Return True if a folder, or a link to one, has this name; errors are those of `exists`."""
+    return stat.S_ISDIR(_mode(path, follow=True))
+
+
+def is_plain_file(path: Path) -> bool:
+    """Return True if a file, or a link to one, has this name; errors are those of `exists`."""
+    return stat.S_ISREG(_mode(path, follow=True))
+
+
+def _mode(path: Path, follow: bool) -> int:
+    """Return the mode of what has this name; 0 if nothing has it."""
+    try:
+        return os.stat(path, follow_symlinks=follow).st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return 0
+        if system_errno(error) is None:
+            raise
+        raise _system_error(path, error) from None
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it, unless they exist.
+
+    Raises:
+        ResourceError: It cannot be made there.
+    """
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def own_folder(path: Path, make: bool = False) -> bool:
     """Return True if `path` is a folder, False if nothing is there.
 
@@ -189,11 +185,10 @@ def own_folder(path: Path, make: bool = False) -> bool:
     Raises:
         DamagedError: It is a link or a file. What is written into a run must stay in it.
     """
-    try:
-        mode = os.lstat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    mode = _mode(path, follow=False)
+    if not mode:
         if make:
-            with disk_errors(path, 0):
+            with disk_errors(path):
                 os.mkdir(path)
                 sync_folder(path.parent)
         return make
@@ -244,8 +239,7 @@ def open_file(
 
     Raises:
         FileNotFoundError: Nothing is there.
-        UsageError: It may not be read.
-        ResourceError: Too many files are open, or memory is short.
+        ResourceError: It may not be read, the disk fails, or too many files are open.
     """
     # O_NONBLOCK: to open a FIFO would otherwise wait for a writer, for ever.
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
@@ -287,7 +281,7 @@ def _kind(mode: int) -> str:
 
 @contextmanager
 def _disk_access(path: Path, error: type[ThinkersError]) -> Iterator[None]:
-    """Turn an OSError about `path` into an error of ours; a full disk is left to `disk_errors`."""
+    """Turn an OSError about `path` into an error of ours."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
@@ -297,32 +291,37 @@ def _disk_access(path: Path, error: type[ThinkersError]) -> Iterator[None]:
             raise error(f"{path} must be a plain file, and is a link; {NO_LINKS}") from None
         if found.errno in (errno.ENXIO, errno.ENODEV, errno.EISDIR):
             raise error(f"{path} must be a plain file, and is something else") from None
-        if found.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            reason = f"{path}: {found.strerror}"
-            raise usage_error(reason, "a file that you may use", "change its rights") from None
-        if found.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise ResourceError(f"{path} cannot be opened: {found.strerror}") from None
-        raise
+        if system_errno(found) is None or found.errno in FULL:
+            raise
+        raise _system_error(path, found) from None
+
+
+def _system_error(path: Path, found: BaseException) -> ResourceError:
+    number = system_errno(found)
+    why = os.strerror(number) if number is not None else str(found)
+    return ResourceError(f"{path} cannot be used: {why}; {remedy(number)}")
 
 
 @contextmanager
-def disk_errors(path: Path, needed: int) -> Iterator[None]:
-    """Turn the errors of a full disk or quota into a ResourceError.
+def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn errors of a full, failing or protected disk into a ResourceError that names the file.
 
     Args:
-        needed: The bytes to be written, for the message.
+        needed: The bytes to be written, for the message; None if they are not known.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        # safetensors writes from Rust: its errors have no errno, only the number in their text.
-        code = getattr(error, "errno", None)
-        if code not in full and not any(f"os error {x}" in str(error) for x in full):
+        number = system_errno(error)
+        if number is None:
             raise
+        if number not in FULL:
+            name = getattr(error, "filename", None)
+            raise _system_error(path if name is None else Path(name), error) from None
         free = shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
+        wanted = "" if needed is None else f"{needed} bytes needed, "
         raise ResourceError(
-            f"cannot write {path}: {needed} bytes needed, {free} bytes free; make room and "
+            f"cannot write {path}: {wanted}{free} bytes free; make room and "
             f"continue with --resume, nothing saved before is lost"
         ) from error
 

@@ -4,8 +4,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from thinkers.errors import describe, usage_error
-from thinkers.files import user_path
+from thinkers.errors import ResourceError, describe, exit_code, usage_error
+from thinkers.files import is_plain_file
+from thinkers.user_paths import user_path
 
 _files: list[str] = []
 
@@ -17,7 +18,7 @@ def import_file(file: str) -> None:
         UsageError: There is none, or it raises an error.
     """
     path = user_path(file, "--import_module")
-    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    spec = importlib.util.spec_from_file_location(path.stem, path) if is_plain_file(path) else None
     if spec is None or spec.loader is None:
         raise usage_error(f"--import_module {file}", "the path of a Python file", "change the path")
     if _is_taken(path):
@@ -33,6 +34,8 @@ def import_file(file: str) -> None:
     except (Exception, SystemExit) as error:
         # SystemExit too: a file that calls sys.exit(0) would end the command with success.
         del sys.modules[path.stem]
+        if exit_code(error) == ResourceError.exit_code:
+            raise
         what = f"{type(error).__name__}: {describe(error)}"
         raise usage_error(
             f"--import_module {file} raises {what}",

@@ -124,7 +124,7 @@ BAD_LINES = [
     ([*ADD, "--training.init_from=nowhere"], "--training.init_from nowhere"),
     # files
     ([*ADD, "--config=nowhere.yaml"], "nowhere.yaml: No such file"),
-    ([*ADD, "--config=."], "directory"),
+    ([*ADD, "--config=."], "is a folder"),
     ([*ADD, "--config=latin.yaml"], "not UTF-8"),
     ([*ADD, "--config=torn.yaml"], "torn.yaml"),
     ([*ADD, "--config=list.yaml"], "list.yaml"),

@@ -7,9 +7,10 @@ from typing import Any, NoReturn
 
 import thinkers
 from thinkers.errors import nearest, usage_error
-from thinkers.files import output_file, write_file
+from thinkers.files import write_file
 from thinkers.strict_json import to_json
 from thinkers.terminal import show
+from thinkers.user_paths import output_file
 
 SYSTEMS = ("deepsight", "self_reasoning_tokens", "thinker", "thoughtsformer")
 """The systems of thinkers.published, repeated here so that the command starts without torch."""

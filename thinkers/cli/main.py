@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import errno
 import signal
 import sys
 import traceback
@@ -23,6 +22,8 @@ from thinkers.errors import (
     describe,
     exit_code,
     is_about_memory,
+    remedy,
+    system_errno,
     usage_error,
 )
 from thinkers.plugins import import_file, imported_files
@@ -208,12 +209,7 @@ def _place_of(error: BaseException) -> str:
 def _fix_of(error: BaseException) -> str:
     if is_about_memory(error):
         return "free memory, or choose smaller settings"
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.EMFILE, errno.ENFILE):
-        return "allow more open files (ulimit -n), or end other programs"
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "change the rights, or choose a place where you may write"
-    return "free disk space or memory, or choose another disk"
+    return remedy(system_errno(error))
 
 
 def console() -> NoReturn:

@@ -26,7 +26,7 @@ from thinkers.comparison.plan import Plan
 from thinkers.config.experiment import Config
 from thinkers.devices import find_device
 from thinkers.errors import Interrupted, LockedError
-from thinkers.files import read_with_digest, with_digest, write_file
+from thinkers.files import exists, read_with_digest, with_digest, write_file
 from thinkers.models.base import Model
 from thinkers.plugins import import_file, imported_files
 from thinkers.runs import checkpoint, folder
@@ -163,7 +163,7 @@ def _train(job: Job, config: Config) -> dict[str, float | None]:
         before = {"seconds": 0.0, "memory": 0}
     file.parent.mkdir(exist_ok=True)
     write_file(file, with_digest({"seconds": None, "memory": None}))
-    is_begun = os.path.lexists(job.home / folder.RECORD)
+    is_begun = exists(job.home / folder.RECORD)
     with job.log.open("a") as log, contextlib.redirect_stdout(log):
         resets, start = _reset_peak(device), time.process_time()
         try:

@@ -13,7 +13,8 @@ import numpy as np
 
 from thinkers.comparison.plan import Plan
 from thinkers.errors import DamagedError, ThinkersError, describe, exit_code
-from thinkers.files import read_file, read_with_digest, user_path, with_digest, write_file
+from thinkers.files import make_folders, read_file, read_with_digest, with_digest, write_file
+from thinkers.user_paths import user_path
 
 RUNS, RESULT, PAGE, GRADES = "runs", "result.json", "report.html", "grades.npz"
 LARGEST_GRADES = 1 << 30
@@ -120,7 +121,7 @@ def read_result(home: Path) -> dict[str, Any] | None:
 
 def write_result(home: Path, record: Mapping[str, Any]) -> None:
     """Write the result.json of a run; its folder is created if it is missing."""
-    home.mkdir(parents=True, exist_ok=True)
+    make_folders(home)
     write_file(home / RESULT, with_digest(record))
 
 

@@ -17,7 +17,6 @@ from thinkers.comparison.plan import Plan
 from thinkers.comparison.results import RESULT, RUNS, Comparison, read, read_result
 from thinkers.comparison.subprocesses import progress_of, run_all
 from thinkers.errors import Interrupted, LockedError, ThinkersError, UsageError, usage_error
-from thinkers.files import user_path
 from thinkers.models import MODELS
 from thinkers.optional import require
 from thinkers.plugins import imported_files
@@ -27,6 +26,7 @@ from thinkers.runs.trackers import Tracker, Tracking
 from thinkers.tasks import TASKS
 from thinkers.terminal import show
 from thinkers.training.signals import Signals
+from thinkers.user_paths import user_path
 
 
 def compare(

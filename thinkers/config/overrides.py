@@ -12,7 +12,8 @@ import yaml
 
 from thinkers.config.experiment import PARTS, TASK_SIZES, Config, build_part
 from thinkers.errors import UsageError, nearest, usage_error
-from thinkers.files import user_path
+from thinkers.files import read_file
+from thinkers.user_paths import user_path
 
 LARGEST_FILE = 1_000_000
 
@@ -121,13 +122,14 @@ class _Loader(yaml.SafeLoader):
 def _read_file(file: str) -> list[tuple[str, str]]:
     """Return (the name for errors, the equivalent flag) of each setting in a YAML file."""
     fix = "write a valid one by thinkers train RECIPE --print_config > FILE"
+    path = user_path(file, "--config")
     try:
-        raw = user_path(file, "--config").read_bytes()
-        if len(raw) > LARGEST_FILE:
-            raise yaml.YAMLError(f"{len(raw)} bytes")
+        raw = read_file(path, LARGEST_FILE, UsageError, follow=True)
         data = _Loader(raw.decode()).get_single_data()
-    except OSError as error:
-        raise usage_error(f"--config {file}: {error.strerror}", "a YAML file", fix) from None
+    except UsageError as error:
+        raise usage_error(f"--config {error}", "a YAML file", fix) from None
+    except FileNotFoundError:
+        raise usage_error(f"--config {file}: No such file", "a YAML file", fix) from None
     except UnicodeDecodeError as error:
         where = f"byte {error.start} is not UTF-8"
         raise usage_error(f"--config {file}: {where}", "a YAML file in UTF-8", fix) from None

@@ -16,9 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from thinkers.errors import DataError, three_lines
-from thinkers.files import user_path
+from thinkers.errors import DataError, ResourceError, exit_code, three_lines
+from thinkers.files import exists, is_folder, is_plain_file, make_folders
 from thinkers.optional import require
+from thinkers.user_paths import user_path
 
 PIECE_BYTES = 1 << 18
 """Bytes that are read at once."""
@@ -103,7 +104,7 @@ def find_source(path: str, max_bytes: int | None = None, most: int | None = None
     if path.startswith(HUB_PREFIX):
         return Source(path, (download(path.removeprefix(HUB_PREFIX), max_bytes),))
     place = user_path(path, "--task.path")
-    if place.is_dir():
+    if is_folder(place):
         shown = (
             p
             for p in place.rglob("*")
@@ -112,7 +113,7 @@ def find_source(path: str, max_bytes: int | None = None, most: int | None = None
         files = sorted(islice(shown, None if most is None else most + 1))
         if most is not None and len(files) > most:
             raise data_error(path, "other files than when the run began", f"{most} files")
-    elif place.is_file():
+    elif is_plain_file(place):
         files = [place]
     else:
         raise data_error(path, "no such file or folder", "a file, a folder or hf:NAME")
@@ -151,7 +152,7 @@ def recorded_source(
     if not isinstance(record, Mapping) or not isinstance(record.get("files"), int):
         raise data_error(path, "not recorded by the run", wanted, "name it by --task.path FILE")
     try:
-        if os.path.lexists(copy):
+        if exists(copy):
             source = (find or _find_limited(record["files"]))(str(copy))
             _refuse_links(source, run)
         elif path.startswith(HUB_PREFIX):
@@ -183,7 +184,7 @@ def _refuse_links(source: Source, run: Path) -> None:
 def _cached_data_set(path: str, max_bytes: int | None) -> Path:
     name = path.removeprefix(HUB_PREFIX)
     file = _data_set_file(name, max_bytes)
-    if not file.is_file():
+    if not is_plain_file(file):
         size = "" if max_bytes is None else f", max_bytes={max_bytes}"
         read = f"thinkers.build_task('text', path={path!r}{size})"
         raise data_error(path, f"not in the cache; {read} in Python fetches it", "", "")
@@ -244,9 +245,9 @@ def download(name: str, max_bytes: int | None) -> Path:
     """
     final = _data_set_file(name, max_bytes)
     folder, key = final.parent, final.stem
-    if final.exists():
+    if exists(final):
         return final
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     # A name of its own for each process: two may stream the same data set, and the last one wins.
     temporary = folder / f".{key}.{secrets.token_hex(4)}"
     try:
@@ -277,6 +278,8 @@ def _hub_texts(name: str) -> Iterator[str]:
         rows = iter(load(name, configuration or None, split="train", streaming=True))
         first: dict[str, Any] = next(rows, {"text": ""})
     except Exception as error:  # network, service and library share no narrower exception
+        if exit_code(error) == ResourceError.exit_code:
+            raise
         what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise data_error(HUB_PREFIX + name, what, "a data set that can be streamed") from error
     if not isinstance(first.get("text"), str):

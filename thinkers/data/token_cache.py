@@ -20,7 +20,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,8 +47,8 @@ from thinkers.data.tokenizers import (
     distinct_characters,
     tokenizer_from_state,
 )
-from thinkers.errors import usage_error
-from thinkers.files import write_file
+from thinkers.errors import ResourceError, system_errno, usage_error
+from thinkers.files import disk_errors, make_folders, write_file
 from thinkers.terminal import show
 
 FORMAT = 2
@@ -158,7 +158,19 @@ def _write_entry(
 ) -> None:
     """Tokenize a text into the entry `key`, replacing a damaged one if there is one."""
     temporary = folder / f".{key}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+    with disk_errors(folder / key):
+        _fill_entry(folder / key, temporary, source, bad_bytes, tokenizer, digest)
+
+
+def _fill_entry(
+    final: Path,
+    temporary: Path,
+    source: Source,
+    bad_bytes: str,
+    tokenizer: Tokenizer,
+    digest: str,
+) -> None:
+    _remove(temporary)  # left by a process that was killed
     temporary.mkdir()
     try:
         with (temporary / TOKENS).open("wb") as stream:
@@ -179,10 +191,15 @@ def _write_entry(
             "text": digest,
         }
         _write_json(temporary / METADATA, metadata)
-        shutil.rmtree(folder / key, ignore_errors=True)
-        temporary.rename(folder / key)
+        _remove(final)
+        temporary.rename(final)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # an error above is the one to report
+
+
+def _remove(folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
 
 
 class _TokenWriter:
@@ -278,9 +295,11 @@ def _crc32(file: Path) -> int:
 def _locked(folder: Path, key: str) -> Iterator[None]:
     """Hold the lock of an entry; other processes that need it wait, and then find it complete."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         stream = (folder / f".{key}.lock").open("a")
     except OSError as error:
+        if isinstance(error, ResourceError) or system_errno(error) is not None:
+            raise
         raise usage_error(
             f"the cache {folder}: {error.strerror}",
             "a folder that can be written",

@@ -11,7 +11,6 @@ from torch import Tensor
 from thinkers.checks import check_int
 from thinkers.errors import usage_error
 from thinkers.evaluation.statistics import difference
-from thinkers.files import output_file
 from thinkers.inspection.page import write
 from thinkers.inspection.results import Ablation, Effect
 from thinkers.models.base import Model
@@ -19,6 +18,7 @@ from thinkers.models.generation import eval_mode
 from thinkers.runs.result import RunLike, open_with_task
 from thinkers.tasks import SPLITS
 from thinkers.tasks.base import example_groups
+from thinkers.user_paths import output_file
 
 CALLS = ("answer", "forward", "generate", "loss", "score")
 """Methods of a model that a task may call; in each call all thoughts are replaced."""

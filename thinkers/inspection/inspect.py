@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers.evaluation.generate import answer_text, answer_tokens, fit_prompt
-from thinkers.files import output_file
 from thinkers.inspection.page import write
 from thinkers.inspection.results import Inspection, ReadOut, is_end
 from thinkers.models.base import Model
@@ -17,6 +16,7 @@ from thinkers.models.generation import eval_mode
 from thinkers.nn.tracing import record_attention
 from thinkers.runs.result import RunLike, folder_of, open_with_task
 from thinkers.tasks import Task
+from thinkers.user_paths import output_file
 
 SHOWN = 5
 """Number of likeliest tokens that are kept for each prediction."""

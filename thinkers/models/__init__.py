@@ -14,7 +14,7 @@ import torch
 from thinkers import registry
 from thinkers.checks import missing_settings
 from thinkers.errors import DamagedError, DataError, UsageError
-from thinkers.files import read_with_digest, user_path
+from thinkers.files import read_with_digest
 from thinkers.models.base import FORMAT, Model, Thought, settings_digest
 from thinkers.models.batch import Batch, Loss, collate
 from thinkers.models.decoder import Decoder
@@ -38,6 +38,7 @@ from thinkers.models.weights_file import (
     verify,
 )
 from thinkers.process_state import keep_process_state
+from thinkers.user_paths import user_path
 
 MODELS: dict[str, type[Model]] = _MODELS
 MODELS |= {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from thinkers.checks import NOT_CAUSAL, check_int, check_rows
 from thinkers.errors import UsageError, usage_error
-from thinkers.files import user_path, with_digest, write_file
+from thinkers.files import make_folders, with_digest, write_file
 from thinkers.models.batch import (
     IGNORED,
     Batch,
@@ -31,6 +31,7 @@ from thinkers.models.weights_file import pack
 from thinkers.nn.tracing import Traced
 from thinkers.registry import Configured, check
 from thinkers.strict_json import to_json
+from thinkers.user_paths import user_path
 
 FORMAT = 2
 SIZES = ("vocab_size", "max_length")
@@ -342,7 +343,7 @@ class Model(Traced, Configured, nn.Module, ABC):
         path = user_path(folder, "folder")
         found = self.config_dict()
         weights = pack(self.state_dict(), settings_digest(found["model"], found["config"]))
-        path.mkdir(parents=True, exist_ok=True)
+        make_folders(path)
         write_file(path / "model.safetensors", weights)
         write_file(path / "config.json", with_digest(found))
 

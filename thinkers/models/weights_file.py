@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from thinkers.checks import first_not_finite
-from thinkers.errors import DamagedError, NonFiniteError
+from thinkers.errors import DamagedError, NonFiniteError, ResourceError, exit_code
 from thinkers.files import open_file
 from thinkers.strict_json import check_schema, parse_json
 
@@ -157,6 +157,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
+        if exit_code(error) == ResourceError.exit_code:
+            raise
         raise DamagedError(f"{path} cannot be read: {error}") from None
     if (name := first_not_finite(tensors)) is not None:
         raise DamagedError(f"{path}: {name} is not finite")

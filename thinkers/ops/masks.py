@@ -15,7 +15,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from thinkers.errors import UsageError
-from thinkers.files import user_path
+from thinkers.user_paths import user_path
 
 PairMask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from thinkers.errors import DataError, UsageError, describe
-from thinkers.files import read_json, user_path
+from thinkers.errors import DataError, ResourceError, UsageError, describe, exit_code
+from thinkers.files import exists, is_folder, is_plain_file, read_json
 from thinkers.models.base import Model
+from thinkers.user_paths import user_path
 
 TIME_LIMIT_S = 300.0
 HOLDERS = ("model", "state_dict", "model_state_dict")
@@ -51,7 +52,7 @@ def import_checkpoint(
     published.importer(system)
     folder = user_path(out, "out")
     file, place = user_path(checkpoint, "checkpoint"), user_path(settings, "settings")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if exists(folder) and (not is_folder(folder) or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder; pass a folder that is empty or absent")
     chosen = read_settings(place)
     model = published.load(system, read_weights(file), chosen)
@@ -77,7 +78,7 @@ def read_weights(path: str | Path, time_limit_s: float = TIME_LIMIT_S) -> dict[s
     that makes the child crash, hang or exhaust its memory does not harm this process.
     """
     source = Path(path)
-    if not source.is_file():
+    if not is_plain_file(source):
         raise DataError(f"checkpoint {source} does not exist or is not a file")
     from safetensors.torch import load_file
 
@@ -85,6 +86,8 @@ def read_weights(path: str | Path, time_limit_s: float = TIME_LIMIT_S) -> dict[s
         try:
             return load_file(source)
         except Exception as error:
+            if exit_code(error) == ResourceError.exit_code:
+                raise
             raise DataError(f"checkpoint {source} cannot be read as safetensors: {error}") from None
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "weights.safetensors"

@@ -24,6 +24,7 @@ from thinkers.errors import DamagedError, ForeignError, FormatError
 from thinkers.files import (
     LARGEST_JSON,
     disk_errors,
+    exists,
     make_temporary,
     open_file,
     own_folder,
@@ -276,5 +277,5 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _rename_damaged(path: Path) -> Path:
     names = (f"{path.name}.damaged{number or ''}" for number in range(10**6))
-    free = next(path.with_name(x) for x in names if not os.path.lexists(path.with_name(x)))
+    free = next(path.with_name(x) for x in names if not exists(path.with_name(x)))
     return rename_synced(path, free)

@@ -20,7 +20,10 @@ from thinkers.errors import DamagedError, LockedError, UsageError
 from thinkers.files import (
     LARGEST_JSON,
     NO_LINKS,
+    exists,
     is_at,
+    is_folder,
+    make_folders,
     open_lock,
     own_folder,
     read_file,
@@ -78,15 +81,15 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
     """
     # Checked before the lock file is created, so that a folder that is not a run stays unchanged,
     # and again under the lock, since another process may have started a run in between.
-    if new and folder.is_dir() and not os.path.lexists(folder / LOCK):
+    if new and is_folder(folder) and not exists(folder / LOCK):
         _refuse_contents(folder)
-    if not new and not folder.is_dir():
+    if not new and not is_folder(folder):
         raise UsageError(f"{folder} must be the folder of a run, but there is none")
-    if not new and not os.path.lexists(folder / LOCK):
+    if not new and not exists(folder / LOCK):
         _require_record(folder)
     if not new:
         _refuse_links(folder)
-    made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    made = [path for path in (folder, *folder.absolute().parents) if not exists(path)]
     with _locked(folder, made) as lock:
         if new:
             _refuse_contents(folder)
@@ -101,7 +104,7 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if new and not os.path.lexists(folder / RECORD):
+            if new and not exists(folder / RECORD):
                 _remove_unused(folder, made)
             raise
 
@@ -111,10 +114,10 @@ def _locked(folder: Path, made: Sequence[Path]) -> Iterator[TextIO]:
     """Make a folder and lock it; the lock file is yielded."""
     while True:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folders(folder)
             lock = open_lock(folder / LOCK)
         except (FileExistsError, FileNotFoundError):
-            if os.path.lexists(folder) and not folder.is_dir():
+            if exists(folder) and not is_folder(folder):
                 raise UsageError(f"{folder} must be a folder, but is a file") from None
             continue  # a run that failed has removed the folder in between
         with lock:
@@ -135,8 +138,8 @@ def _locked(folder: Path, made: Sequence[Path]) -> Iterator[TextIO]:
 
 
 def _require_record(folder: Path) -> None:
-    if not os.path.lexists(folder / RECORD):
-        found = f"holds no {RECORD}" if folder.is_dir() else "there is none"
+    if not exists(folder / RECORD):
+        found = f"holds no {RECORD}" if is_folder(folder) else "there is none"
         raise UsageError(f"{folder} must be the folder of a run, but {found}")
 
 

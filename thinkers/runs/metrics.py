@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from thinkers.errors import DamagedError, Interrupted, describe
-from thinkers.files import append, open_file, write_file
+from thinkers.files import append, exists, open_file, write_file
 from thinkers.runs.trackers import Status, Tracker
 from thinkers.strict_json import parse_json
 from thinkers.terminal import show, visible
@@ -58,7 +57,7 @@ class MetricsWriter:
         self._bar: Progress | None = None
         if self._file is not None:
             content = b"" if kept is None else read_kept(self._file, kept)
-            if os.path.lexists(self._file):
+            if exists(self._file):
                 # A new file, so that appending reaches no other name of the old one.
                 write_file(self._file, content)
             self._size, self._hash = len(content), hashlib.sha256(content)

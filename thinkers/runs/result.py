@@ -1,7 +1,6 @@
 """The result of a training, and `open_run`: from a run, a folder or a model to model and task."""
 
 import html
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ from thinkers.config.experiment import parts_of
 from thinkers.config.overrides import override_task
 from thinkers.devices import find_device
 from thinkers.errors import DataError, UsageError, usage_error
-from thinkers.files import own_folder, user_path
+from thinkers.files import exists, own_folder
 from thinkers.models import load_model
 from thinkers.models.base import Model
 from thinkers.runs.folder import MODEL, is_run, read_record
 from thinkers.tasks import Task
+from thinkers.user_paths import user_path
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def load(folder: str | Path) -> Model:
     path = user_path(folder, "folder")
     if own_folder(path / MODEL):
         path = path / MODEL
-    elif os.path.lexists(path / "metrics.jsonl") or own_folder(path / "checkpoints"):
+    elif exists(path / "metrics.jsonl") or own_folder(path / "checkpoints"):
         raise DataError(
             f"{path} is a run that has saved no model yet; continue with --resume {path}"
         )
@@ -141,7 +141,7 @@ def folder_of(run: RunLike) -> str:
 
 def _run_folder(path: Path) -> Path | None:
     """Return the run folder of `path`, itself or its parent; None for a model outside a run."""
-    if not os.path.lexists(path / "model.safetensors"):
+    if not exists(path / "model.safetensors"):
         return path
     parent = path.absolute().parent
     return parent if is_run(parent) else None

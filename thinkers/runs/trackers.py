@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from thinkers.errors import UsageError, usage_error
+from thinkers.errors import ResourceError, UsageError, exit_code, usage_error
 from thinkers.files import own_folder
 from thinkers.optional import require
 
@@ -168,9 +168,9 @@ def open_tracker(name: str | None, folder: Path, record: Mapping[str, Any]) -> T
     check(name)
     try:
         return TRACKERS[name](folder, record)
-    except UsageError:
-        raise
     except Exception as error:
+        if isinstance(error, UsageError) or exit_code(error) == ResourceError.exit_code:
+            raise
         what = " ".join(str(error).split())[:200]
         raise usage_error(
             f"--tracking {name}: {type(error).__name__}: {what}",

@@ -5,12 +5,15 @@ A line is a number and a sentence; a question is followed, between tabs, by its 
 numbers of its supporting facts; number 1 begins a story.
 """
 
+import errno
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from thinkers.data.sources import data_error
+from thinkers.errors import system_errno
+from thinkers.files import exists, is_folder, is_plain_file
 from thinkers.tasks import babi_worlds
 from thinkers.tasks.base import SPLITS
 
@@ -42,11 +45,11 @@ def files_of(path: Path, kinds: Sequence[int]) -> list[Path]:
         DataError: A file is missing, or is not a plain file.
     """
     files = [path]
-    if path.is_dir():
+    if is_folder(path):
         files = [_only_file(path, kind, part) for kind in kinds for part in ("train", "test")]
     for file in files:
-        if not file.is_file():
-            found = "No plain file" if file.exists() else "No such file or folder"
+        if not is_plain_file(file):
+            found = "No plain file" if exists(file) else "No such file or folder"
             raise data_error(str(file), found, "a file of stories", "change --task.path")
     return files
 
@@ -60,11 +63,11 @@ def read_splits(path: Path, kinds: Sequence[int]) -> dict[str, list[list[Story]]
     Raises:
         DataError: A file is missing, damaged, or too small to have a question in every split.
     """
-    number_of_kinds = len(kinds) if path.is_dir() else 1
+    number_of_kinds = len(kinds) if is_folder(path) else 1
     found: dict[str, list[list[Story]]] = {
         split: [[] for _ in range(number_of_kinds)] for split in SPLITS
     }
-    if path.is_dir():
+    if is_folder(path):
         for place, kind in enumerate(kinds):
             train, test = (_only_file(path, kind, part) for part in ("train", "test"))
             for number, story in enumerate(read_stories(train)):
@@ -100,6 +103,8 @@ def read_stories(file: Path) -> list[Story]:
     try:
         return parse_stories(file.read_bytes(), str(file))
     except OSError as error:
+        if system_errno(error) not in (None, errno.EACCES, errno.EPERM):
+            raise  # of the disk or the system: the file may be right
         why = error.strerror or "it cannot be read"
         raise data_error(str(file), why, "a file of stories", "change --task.path") from None
 

@@ -3,13 +3,12 @@
 With it a trained model can be used without those files, and is never resumed on other ones.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from thinkers.errors import DamagedError, DataError
-from thinkers.files import read_with_digest, with_digest, write_file
+from thinkers.files import exists, read_with_digest, with_digest, write_file
 from thinkers.strict_json import Schema
 
 VOCABULARY_FILE = "vocabulary.json"
@@ -17,7 +16,7 @@ VOCABULARY_FILE = "vocabulary.json"
 
 def save_vocabulary(folder: Path, state: Mapping[str, Any], changed: DataError) -> None:
     """Write `state` to the run in `folder`, or raise `changed` if the run began with another."""
-    if not os.path.lexists(folder / VOCABULARY_FILE):
+    if not exists(folder / VOCABULARY_FILE):
         write_file(folder / VOCABULARY_FILE, with_digest(state))
     elif load_vocabulary(folder, {key: type(value) for key, value in state.items()}) != state:
         raise changed

@@ -21,7 +21,6 @@ from thinkers.config.experiment import Config
 from thinkers.config.training import PRECISIONS
 from thinkers.devices import find_device
 from thinkers.errors import Interrupted, UsageError, usage_error
-from thinkers.files import user_path
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch
 from thinkers.models.weights_file import sizes_within
@@ -44,6 +43,7 @@ from thinkers.training.step import (
     step,
     uses_all_parameters,
 )
+from thinkers.user_paths import user_path
 
 Callback = Callable[[TrainState, StepResult], Any]
 """Called after each update, on the first rank; it reads the state and changes nothing."""

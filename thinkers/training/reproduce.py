@@ -1,5 +1,6 @@
 """`reproduce`: train a run again from its config.json, and compare every metric."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -10,11 +11,12 @@ import torch
 from thinkers import tasks
 from thinkers.config.experiment import Config
 from thinkers.errors import UsageError, usage_error
-from thinkers.files import open_file, user_path
+from thinkers.files import exists, open_file
 from thinkers.process_state import keep_process_state
 from thinkers.runs import folder as run_folder
 from thinkers.strict_json import check_schema, parse_json
 from thinkers.training.loop import resume, train
+from thinkers.user_paths import user_path
 
 TIMED = ("minutes",)
 """Keys of metrics that depend on the clock and may differ."""
@@ -144,4 +146,9 @@ def first_difference(before: list[dict[str, Any]], after: list[dict[str, Any]]) 
 
 def _same_weights(folder: Path, other: Path) -> bool:
     files = [x / "model" / "model.safetensors" for x in (folder, other)]
-    return all(file.exists() for file in files) and len({x.read_bytes() for x in files}) == 1
+    return all(map(exists, files)) and len({_digest(x) for x in files}) == 1
+
+
+def _digest(file: Path) -> str:
+    with open_file(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from thinkers.checks import first_not_finite
 from thinkers.config.experiment import Config, build
 from thinkers.config.training import Training
 from thinkers.errors import DamagedError, NonFiniteError, UsageError, usage_error
-from thinkers.files import user_path
+from thinkers.files import is_folder
 from thinkers.models.base import Model
 from thinkers.models.weights_file import check_shapes, shapes_of
 from thinkers.runs.checkpoint import Checkpoint
@@ -23,6 +23,7 @@ from thinkers.runs.result import load
 from thinkers.strict_json import Schema, check_schema
 from thinkers.tasks import Task
 from thinkers.training import optim
+from thinkers.user_paths import user_path
 
 SCHEMA: Schema = {
     "minutes": (float, int),
@@ -172,7 +173,7 @@ def load_initial_weights(model: Model, folder: str) -> None:
     Raises:
         UsageError: There is no such folder, or its weights have other names or shapes.
     """
-    if not user_path(folder, "training.init_from").is_dir():
+    if not is_folder(user_path(folder, "training.init_from")):
         raise usage_error(
             f"--training.init_from {folder}",
             "the folder that Model.save wrote, or that of a run",
