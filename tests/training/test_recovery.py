@@ -168,5 +168,5 @@ def test_errors_of_a_save_are_errors_of_ours(begun, tmp_path, monkeypatch):
     folder = shutil.copytree(begun, tmp_path / "a")
     for number in (1, 12, 20, 30, 40):
         monkeypatch.setattr(files, "os", FaultyDisk(number, death=False))
-        with pytest.raises(ResourceError, match="bytes needed"):
+        with pytest.raises(ResourceError, match="bytes free"):
             resume(folder)
