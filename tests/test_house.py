@@ -12,7 +12,7 @@ FLOORS = (
     ("errors",),
     ("strict_json",),
     ("checks", "files", "prng", "devices", "optional", "process_state", "registry"),
-    ("user_paths",),
+    ("json_files", "user_paths"),
     ("plugins",),
     ("ops",),
     ("nn",),

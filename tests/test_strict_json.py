@@ -10,15 +10,8 @@ import pytest
 
 from thinkers import strict_json
 from thinkers.errors import DamagedError, DataError, ResourceError
-from thinkers.files import (
-    append,
-    open_file,
-    read_file,
-    read_json,
-    read_with_digest,
-    with_digest,
-    write_file,
-)
+from thinkers.files import append, open_file, read_file, write_file
+from thinkers.json_files import read_json, read_with_digest, with_digest
 from thinkers.strict_json import DEEPEST, check_schema, parse_json, to_json
 
 VALUE = {"b": [1, 2.5, None, True, "ß\n\ud800"], "a": {"c": {}, "d": -(10**30)}}

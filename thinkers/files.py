@@ -1,4 +1,4 @@
-"""Files: atomic replacement, plain files alone, strict JSON, and one meaning for each errno.
+"""Files: atomic replacement, plain files alone, and one meaning for each errno.
 
 Everything that the library keeps on disk is written here, by functions of `os`, so that a fault can
 be injected in one place and a full disk is reported in one way. The folder of a run or a model may
@@ -6,11 +6,10 @@ be a download: no link in it is followed, and only plain files are opened.
 """
 
 import errno
-import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -20,17 +19,13 @@ from safetensors import SafetensorError
 
 from thinkers.errors import (
     DamagedError,
-    FormatError,
     ResourceError,
     ThinkersError,
     UsageError,
     remedy,
     system_errno,
 )
-from thinkers.strict_json import Schema, check_schema, json_type, parse_json, to_json
 
-LARGEST_JSON = 1 << 26
-"""Bytes of a file of JSON; the vocabularies of byte pairs are the largest, of a few MB."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk, or of a quota that is used up."""
 NO_LINKS = (
@@ -61,6 +56,24 @@ def write_file(path: Path, content: bytes) -> None:
 def write_new(path: Path, content: bytes) -> None:
     """Write a file that must not exist yet; its content is on the disk when this returns."""
     _write(path, os.O_EXCL, content)
+
+
+def write_once(path: Path, content: bytes, writer: str) -> bool:
+    """Write a file atomically unless one has this name; return True if it was written.
+
+    Args:
+        writer: A name that no other process that may write this file has.
+    """
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
+    _unlink(temporary)
+    write_new(temporary, content)
+    try:
+        os.link(temporary, path)  # unlike a rename, it fails if the name is taken
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        _unlink(temporary)
 
 
 def append(path: Path, content: bytes) -> None:
@@ -324,74 +337,3 @@ def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
             f"cannot write {path}: {wanted}{free} bytes free; make room and "
             f"continue with --resume, nothing saved before is lost"
         ) from error
-
-
-def check_format(path: Path, found: Any, known: int) -> None:
-    """Check that a file has the format that this version reads.
-
-    Args:
-        found: The "format" of the file, of any type.
-
-    Raises:
-        FormatError: It is that of another version.
-        DamagedError: It is not an integer.
-    """
-    if found == known and type(found) is int:
-        return
-    if type(found) is not int:
-        raise DamagedError(f"{path} has format {found!r}; it must be an integer, here {known}")
-    if found < known:
-        raise FormatError(
-            f"{path} has format {found}, of an older version; this version reads {known}: "
-            f"train again, or use the version of thinkers that wrote it"
-        )
-    raise FormatError(
-        f"{path} has format {found}, of a newer version; this version reads {known}: "
-        f"upgrade thinkers"
-    )
-
-
-def with_digest(value: Mapping[str, Any]) -> bytes:
-    """Return an object as canonical JSON, with the SHA-256 of its other fields as "sha256"."""
-    return to_json({**value, "sha256": hashlib.sha256(to_json(value)).hexdigest()})
-
-
-def read_with_digest(path: Path, schema: Schema, known_format: int | None = None) -> dict[str, Any]:
-    """Read a file of `with_digest`, and verify each byte of it by its digest.
-
-    Args:
-        schema: The types of the fields that it must have.
-        known_format: The value that its "format" must have; None for a file without one.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        FormatError: Another version wrote it; its digest may follow other rules.
-        DamagedError: It has changed since it was written, or is not such a file.
-    """
-    content = read_file(path, LARGEST_JSON)
-    value = parse_json(content, str(path))
-    if not isinstance(value, dict):
-        raise DamagedError(f"{path} must hold a JSON object, got {json_type(value)}")
-    if known_format is not None:
-        check_format(path, value.get("format"), known_format)
-    digest = value.pop("sha256", None)
-    if digest is None:
-        raise DamagedError(
-            f"{path} lacks sha256, its own digest: it has changed, or was not written by thinkers"
-        )
-    if with_digest(value) != content:
-        raise DamagedError(f"{path} has changed since it was written: its SHA-256 differs")
-    check_schema(value, schema, str(path))
-    return value
-
-
-def read_json(
-    path: Path,
-    schema: Schema,
-    error: type[ThinkersError] = DamagedError,
-    follow: bool = False,
-) -> dict[str, Any]:
-    """Read a JSON object, with the limits of `parse_json`; arguments are those of `open_file`."""
-    value = parse_json(read_file(path, LARGEST_JSON, error, follow), str(path), error)
-    check_schema(value, schema, str(path), error)
-    return value

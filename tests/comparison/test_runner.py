@@ -19,7 +19,7 @@ from thinkers.comparison.results import read
 from thinkers.comparison.runner import compare
 from thinkers.comparison.summary import Findings, conclusion
 from thinkers.errors import DamagedError, Interrupted, UsageError
-from thinkers.files import with_digest
+from thinkers.json_files import with_digest
 from thinkers.models import MODELS
 from thinkers.models.looped import Looped
 from thinkers.runs import folder as run_folder

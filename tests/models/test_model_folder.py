@@ -14,7 +14,7 @@ from model_cases import ids, tiny
 
 import thinkers
 from thinkers.errors import DamagedError, DataError, FormatError, NonFiniteError, UsageError
-from thinkers.files import with_digest
+from thinkers.json_files import with_digest
 from thinkers.models import MODELS, load_model
 from thinkers.models.base import settings_digest
 from thinkers.models.weights_file import pack, read_header, sizes_within

@@ -15,7 +15,7 @@ from thinkers.checks import added
 from thinkers.config import experiment
 from thinkers.config.training import Training
 from thinkers.errors import DamagedError, FormatError, LockedError, UsageError
-from thinkers.files import with_digest
+from thinkers.json_files import with_digest
 from thinkers.models import MODELS
 from thinkers.runs import folder as run_folder
 from thinkers.runs.result import load, open_run

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import socket
 import subprocess
@@ -12,22 +13,34 @@ from unittest import mock
 import pytest
 from paths import ROOT
 
+from thinkers.training.loop import resume
+
 SCRIPT = """
+import os
 import sys
 from thinkers.config.experiment import Config
 from thinkers.models import MODELS
 from thinkers.tasks import TASKS
 from thinkers.config.training import Training
-from thinkers.training.loop import train
-precision, accumulation, folder = sys.argv[1:]
+from thinkers.training import loop
+precision, accumulation, folder, *fails = sys.argv[1:]
 settings = Training(
-    num_updates=7, batch_size=12, accumulation=int(accumulation), warmup_updates=3, log_every=1,
+    num_updates=8, batch_size=12, accumulation=int(accumulation), warmup_updates=3, log_every=1,
     checkpoint_every=3, evaluate_examples=3, device="cpu", precision=precision, lr=1e-2,
     random_steps=None if "{model}" == "decoder" else (1, 3),
 )
 task = TASKS["add"].Config(max_digits=2, curriculum=True, window=12, threshold=0.05)
 config = Config.fit(MODELS["{model}"], task, settings, dim=8, num_layers=1, num_heads=2)
-run = train(config, folder, callbacks=[lambda state, result: print("called", result.update)])
+if fails:
+    step = loop.step
+
+    def failing(state, *rest):
+        if os.environ["RANK"] == fails[0] and state.update == 7:
+            raise RuntimeError("a fault of this rank")
+        return step(state, *rest)
+
+    loop.step = failing
+loop.train(config, folder, callbacks=[lambda state, result: print("called", result.update)])
 """
 
 
@@ -51,9 +64,9 @@ def start_ranks(number: int, *command: object) -> list[subprocess.Popen[str]]:
     return [start(*command, RANK=r, LOCAL_RANK=r, **shared) for r in range(number)]
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
+    assert process.returncode == code, output
     return output
 
 
@@ -65,18 +78,31 @@ def losses(folder: Path, name: str = "loss") -> list[float]:
 def test_two_ranks_have_the_losses_of_one_process(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("{model}", "looped"))
-    ranks = start_ranks(2, script, "float64", 3, tmp_path / "two")
+    ranks = start_ranks(2, script, "float64", 3, tmp_path / "two", 1)
     arguments = [str(script), "float64", "1", str(tmp_path / "one")]
     with mock.patch.object(sys, "argv", arguments):
         runpy.run_path(str(script))
-    first, second = (finish(rank) for rank in ranks)
-    assert first.count("saved update=3") == 1 and second == ""
-    assert first.count("called") == 7  # the first rank alone
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-12, abs=0)
-    assert len(losses(tmp_path / "two")) == 7
-    shares = [losses(tmp_path / folder, "token_accuracy") for folder in ("one", "two")]
+    first, second = (finish(rank, code=1) for rank in ranks)
+    assert first.count("saved update=3") == 1 and "a fault of this rank" in second
+    assert "saved update" not in second
+    assert len(re.findall(r"^called \d", first, re.M)) == 7  # the first rank alone
+    one = losses(tmp_path / "one")[:7]
+    assert losses(tmp_path / "two") == pytest.approx(one, rel=1e-12, abs=0)
+    shares = [losses(tmp_path / folder, "token_accuracy")[:7] for folder in ("one", "two")]
     assert shares[1] == pytest.approx(shares[0], rel=1e-12, abs=0)
     assert 0 < max(shares[0]) < 1
+
+    # The second rank fails after update 7, and the first one because of it.
+    file = tmp_path / "two" / "status.json"
+    assert json.loads(file.read_text()) == {
+        "code": 1,
+        "rank": 1,
+        "step": 7,
+        "message": "RuntimeError: a fault of this rank",
+    }
+    assert not [x.name for x in file.parent.iterdir() if x.suffix == ".tmp"]
+    resume(tmp_path / "two")
+    assert not file.exists()
 
 
 @pytest.mark.slow

@@ -26,7 +26,8 @@ from thinkers.comparison.plan import Plan
 from thinkers.config.experiment import Config
 from thinkers.devices import find_device
 from thinkers.errors import Interrupted, LockedError
-from thinkers.files import exists, read_with_digest, with_digest, write_file
+from thinkers.files import exists, write_file
+from thinkers.json_files import read_with_digest, with_digest
 from thinkers.models.base import Model
 from thinkers.plugins import import_file, imported_files
 from thinkers.runs import checkpoint, folder

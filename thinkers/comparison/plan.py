@@ -23,7 +23,8 @@ from thinkers.comparison.matching import (
 )
 from thinkers.config.experiment import Config
 from thinkers.errors import UsageError, nearest, usage_error
-from thinkers.files import LARGEST_JSON, read_file, read_with_digest
+from thinkers.files import read_file
+from thinkers.json_files import LARGEST_JSON, read_with_digest
 from thinkers.models import MODELS
 from thinkers.runs import folder as run_folder
 from thinkers.strict_json import Schema, check_schema, parse_json

@@ -13,7 +13,8 @@ import numpy as np
 
 from thinkers.comparison.plan import Plan
 from thinkers.errors import DamagedError, ThinkersError, describe, exit_code
-from thinkers.files import make_folders, read_file, read_with_digest, with_digest, write_file
+from thinkers.files import make_folders, read_file, write_file
+from thinkers.json_files import read_with_digest, with_digest
 from thinkers.user_paths import user_path
 
 RUNS, RESULT, PAGE, GRADES = "runs", "result.json", "report.html", "grades.npz"

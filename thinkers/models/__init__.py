@@ -14,7 +14,7 @@ import torch
 from thinkers import registry
 from thinkers.checks import missing_settings
 from thinkers.errors import DamagedError, DataError, UsageError
-from thinkers.files import read_with_digest
+from thinkers.json_files import read_with_digest
 from thinkers.models.base import FORMAT, Model, Thought, settings_digest
 from thinkers.models.batch import Batch, Loss, collate
 from thinkers.models.decoder import Decoder

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from thinkers.checks import NOT_CAUSAL, check_int, check_rows
 from thinkers.errors import UsageError, usage_error
-from thinkers.files import make_folders, with_digest, write_file
+from thinkers.files import make_folders, write_file
+from thinkers.json_files import with_digest
 from thinkers.models.batch import (
     IGNORED,
     Batch,

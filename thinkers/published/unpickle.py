@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from thinkers.errors import DataError, ResourceError, UsageError, describe, exit_code
-from thinkers.files import exists, is_folder, is_plain_file, read_json
+from thinkers.files import exists, is_folder, is_plain_file
+from thinkers.json_files import read_json
 from thinkers.models.base import Model
 from thinkers.user_paths import user_path
 

@@ -22,20 +22,18 @@ from torch import Tensor
 
 from thinkers.errors import DamagedError, ForeignError, FormatError
 from thinkers.files import (
-    LARGEST_JSON,
     disk_errors,
     exists,
     make_temporary,
     open_file,
     own_folder,
     read_file,
-    read_with_digest,
     remove_folder,
     rename_synced,
     sync_folder,
-    with_digest,
     write_new,
 )
+from thinkers.json_files import LARGEST_JSON, read_with_digest, with_digest
 from thinkers.models.weights_file import Header, read_header, read_tensors
 from thinkers.strict_json import Schema, check_schema, parse_json, to_json
 

@@ -18,7 +18,6 @@ from thinkers.config.experiment import Config, missing_settings
 from thinkers.config.training import PRECISIONS
 from thinkers.errors import DamagedError, LockedError, UsageError
 from thinkers.files import (
-    LARGEST_JSON,
     NO_LINKS,
     exists,
     is_at,
@@ -27,11 +26,10 @@ from thinkers.files import (
     open_lock,
     own_folder,
     read_file,
-    read_with_digest,
     sync_folder,
-    with_digest,
     write_file,
 )
+from thinkers.json_files import LARGEST_JSON, read_with_digest, with_digest
 from thinkers.models.base import Model
 from thinkers.strict_json import Schema, check_schema, parse_json
 from thinkers.tasks.vocabulary_file import VOCABULARY_FILE
@@ -41,9 +39,10 @@ FORMAT = 2
 RECORD = "config.json"
 LOCK = ".lock"
 MODEL = "model"
+STATUS = "status.json"
 PARTS = (
     *(RECORD, LOCK, MODEL, VOCABULARY_FILE, "checkpoints", "metrics.jsonl", "result.json"),
-    *("grades.npz", "tensorboard"),
+    *("grades.npz", "tensorboard", STATUS),
 )
 """The parts of a run folder, none of which may be a link."""
 SCHEMA: Schema = {
@@ -58,7 +57,7 @@ SCHEMA: Schema = {
 }
 LATER: Schema = {"precision": str, "device": str, "ranks": int, "plans": list, "tracking": str}
 """What training adds to the record."""
-BEGUN = {LOCK, f".{RECORD}.tmp", VOCABULARY_FILE, f".{VOCABULARY_FILE}.tmp"}
+BEGUN = {LOCK, f".{RECORD}.tmp", VOCABULARY_FILE, f".{VOCABULARY_FILE}.tmp", STATUS}
 """Files that a run may leave if it is killed before it has written its record."""
 
 
@@ -172,7 +171,12 @@ def _refuse_links(folder: Path) -> None:
 
 
 def _remove_unused(folder: Path, made: Sequence[Path]) -> None:
-    """Remove the lock and the empty folders of a run that failed before it had a record."""
+    """Remove the lock and the empty folders of a run that failed before it had a record.
+
+    They stay if the folder says which rank failed.
+    """
+    if exists(folder / STATUS):
+        return
     _remove_begun(folder)
     (folder / LOCK).unlink()
     # From here on the folder is anybody's, who may have begun a run in it: then it is not empty.

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from thinkers.errors import DamagedError, DataError
-from thinkers.files import exists, read_with_digest, with_digest, write_file
+from thinkers.files import exists, write_file
+from thinkers.json_files import read_with_digest, with_digest
 from thinkers.strict_json import Schema
 
 VOCABULARY_FILE = "vocabulary.json"

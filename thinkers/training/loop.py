@@ -31,6 +31,7 @@ from thinkers.runs.metrics import MetricsWriter
 from thinkers.runs.result import Run
 from thinkers.runs.trackers import Tracking
 from thinkers.terminal import show
+from thinkers.training import status
 from thinkers.training.distributed import Ranks, is_first, join
 from thinkers.training.signals import Signals
 from thinkers.training.state import TrainState, build_on
@@ -155,15 +156,18 @@ def _join_and_train(
 ) -> Run:
     num_updates = config.training.num_updates
     last = num_updates if until is None else min(num_updates, check_int("until", until, 1))
+    if is_first():  # before the other ranks have joined, so that a failure of theirs stays
+        status.clear(folder)
     with (
         keep_process_state(find_device(config.training.device)),
         warnings.catch_warnings(),
         join(config.training.device) as ranks,
+        status.FailureRecord(folder, ranks) as failure,
     ):
         # Under autocast the weight of a norm stays in float32, as it should.
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
         # A separate function, so that on an error `join` can clear its frame and free the model.
-        return _train(config, folder, record, ranks, last, callbacks)
+        return _train(config, folder, record, ranks, last, callbacks, failure)
 
 
 def _train(
@@ -173,10 +177,11 @@ def _train(
     ranks: Ranks,
     last: int,
     callbacks: Sequence[Callback],
+    failure: status.FailureRecord,
 ) -> Run:
     """Train from the newest checkpoint, if there is one, to update `last`; then score."""
     state, precision, kept = _prepare(config, folder, record, ranks)
-    settings, task = config.training, state.task
+    settings, task, failure.state = config.training, state.task, state
     home, tracker = None, None
     if ranks.is_writer:
         home, tracker = folder, trackers.open_tracker(record.get("tracking"), folder, record)
@@ -193,7 +198,6 @@ def _train(
             state.minutes = (time.monotonic() - start) / 60
             result = step(state, batch, loss_module, precision, ranks, signals.received())
             done = result.update
-
             progress = partial(task.progress, batch, result.values())
             if done % settings.log_every == 0 or not result.is_finite:
                 spent = {"flops": state.flops, "minutes": state.minutes}

@@ -1,11 +1,11 @@
-"""Files: formats of other versions."""
+"""Files of JSON: formats of other versions."""
 
 from pathlib import Path
 
 import pytest
 
 from thinkers.errors import DamagedError, FormatError
-from thinkers.files import check_format
+from thinkers.json_files import check_format
 
 
 @pytest.mark.parametrize(
