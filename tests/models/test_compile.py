@@ -65,18 +65,77 @@ def test_no_value_is_read_by_a_cache(name, own, unchecked):
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_a_forward_pass_compiles_without_a_break(name):
-    """Except where an operation is disabled for the compiler, which it then says itself."""
+def test_a_forward_pass_of_ragged_prompts_is_one_graph(name):
     model, tokens = tiny(name, num_layers=1).double(), ids(3, T)
-    torch._dynamo.reset()
-    breaks = torch._dynamo.utils.counters["graph_break"]
-    breaks.clear()
     settings = {"num_steps": 1, "lengths": LENGTHS, "prompt_lengths": PROMPTS}
-    found = torch.compile(model, backend="eager")(tokens, **settings).logits
-    assert all("torch.compiler.disable" in reason for reason in breaks), list(breaks)
-    wanted = model(tokens, **settings).logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    found, wanted = (m(tokens, **settings).logits for m in (compiled, model))
     for row, length in enumerate(LENGTHS.tolist()):
         torch.testing.assert_close(found[row, :length], wanted[row, :length], rtol=0, atol=1e-12)
+
+
+def check_compiled(model, backend, *shapes, dynamic=None):
+    """Compare values and every gradient of the model's one graph with those of the model."""
+    torch._dynamo.reset()
+    compiled = torch.compile(model.train(), backend=backend, fullgraph=True, dynamic=dynamic)
+    parameters = dict(model.named_parameters())
+    for shape in shapes:
+        found, wanted = (m(ids(*shape)).logits for m in (compiled, model))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+        weights = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(0))
+        grads, expected = (
+            torch.autograd.grad((x * weights).sum(), [*parameters.values()], allow_unused=True)
+            for x in (found, wanted)
+        )
+        for key, x, y in zip(parameters, grads, expected, strict=True):
+            assert (x is None) == (y is None), key
+            if x is not None:
+                limit = 1e-5 * max(1e-3, y.abs().max().item())
+                torch.testing.assert_close(x, y, rtol=0, atol=limit, msg=key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_model_has_the_values_and_every_gradient_of_the_model(name):
+    check_compiled(tiny(name, num_layers=1), "aot_eager", (3, T), dynamic=False)
+
+
+VARIANTS = [
+    ("looped", {"injection": "add", "time_code": True, "backprop_steps": 1}),
+    ("reasoning_tokens", {"prediction": "all", "window": 2, "far_key": 0.5, "near_query": -2.0}),
+    ("reasoning_tokens", {"variant": "published", "far_value": (0.0, 1.0, 0.5, 1.0)}),
+    ("thoughtsformer", {"thoughts": "words"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, own", [*((name, {}) for name in NAMES), *VARIANTS])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_model_of_any_length_has_the_values_and_every_gradient(name, own):
+    check_compiled(tiny(name, own), "aot_eager", (3, T), (2, T + 14), (4, T + 30))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_generated_code_has_the_values_and_every_gradient(name):
+    check_compiled(tiny(name), "inductor", (3, T), (2, T + 14))
+
+
+@pytest.mark.parametrize("t", [1, 2, T])
+@pytest.mark.parametrize(
+    "own", [{}, *(own for name, own in VARIANTS if name == "reasoning_tokens")]
+)
+def test_the_operator_of_compiled_models_has_the_gradients_of_the_attention(own, t, monkeypatch):
+    model, tokens = tiny("reasoning_tokens", own).double(), ids(3, t)
+    parameters = [*model.parameters()]
+    model(tokens).logits.square().sum().backward()
+    wanted = [x.grad for x in parameters]
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    found = torch.autograd.grad(model(tokens).logits.square().sum(), parameters, allow_unused=True)
+    for x, y in zip(found, wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0)
 
 
 def test_a_value_that_is_read_is_found(unchecked):

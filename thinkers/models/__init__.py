@@ -52,6 +52,9 @@ MODELS |= {
     "thoughtsformer": ThoughtsFormer,
 }
 
+# torch.export must know how to take a model's result apart.
+torch.export.register_dataclass(Thought, serialized_type_name="thinkers.Thought")
+
 
 def build_model(name: str, **settings: Any) -> Model:
     """Build a model of this name; its weights are drawn from torch's global generator.

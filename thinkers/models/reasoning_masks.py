@@ -11,6 +11,7 @@ from torch import Tensor
 from thinkers.errors import UsageError
 from thinkers.ops import masks
 
+FACTORS = ("near_query", "near_key", "near_value", "far_query", "far_key", "far_value")
 Factor = float | tuple[float, ...]
 """Factor of a gradient: one for all heads, or one for each."""
 FactorSetting = Factor | list[float | int]
@@ -87,15 +88,19 @@ def apply_thought_hook(
 
 
 def of_first_queries(
-    size: int, t: int, visible: Tensor | None, stops: Stops, device: torch.device
-) -> tuple[Shaped[Tensor, "*b t s"], Stops]:
-    """Restrict a mask and stops to the queries of ordinary elements: the first of every `size`."""
+    size: int, t: int, visible: Tensor | None, device: torch.device
+) -> Shaped[Tensor, "*b t s"]:
+    """Restrict a mask to the queries of ordinary elements: the first of every `size`."""
+    if visible is not None:
+        return visible[..., ::size, :]
+    (causal,) = at_first(size, {"causal": masks.causal}).values()
+    return masks.table(causal, t, t * size, device=device)[0]
 
-    def at(stop: masks.PairMask) -> masks.PairMask:
-        return lambda b, h, q, k: stop(b, h, q * size, k)
 
-    if visible is None:
-        visible = masks.table(at(masks.causal), t, t * size, device=device)[0]
-    else:
-        visible = visible[..., ::size, :]
-    return visible, {name: at(stop) for name, stop in stops.items()}
+def at_first(size: int, functions: Stops) -> Stops:
+    """Restrict functions of pairs to queries of ordinary elements, the first of every `size`."""
+
+    def at(function: masks.PairMask) -> masks.PairMask:
+        return lambda b, h, q, k: function(b, h, q * size, k)
+
+    return {name: at(function) for name, function in functions.items()}

@@ -15,10 +15,11 @@ from thinkers.checks import check_choices, check_int
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
 from thinkers.models.batch import Batch, Loss, as_batch, correct_predictions, next_token_loss
+from thinkers.models.reasoning_attention import PairStops
 from thinkers.models.reasoning_cache import ReasoningCache
 from thinkers.models.reasoning_masks import (
+    FACTORS,
     FactorSetting,
-    Stops,
     apply_thought_hook,
     as_factor,
     gradient_stops,
@@ -35,9 +36,7 @@ from thinkers.nn.layers import (
     swiglu_width,
 )
 from thinkers.nn.tracing import AttentionRecord, record_weights
-from thinkers.ops import masks, stop_grad_attention
-
-FACTORS = ("near_query", "near_key", "near_value", "far_query", "far_key", "far_value")
+from thinkers.ops import masks
 
 
 class ReasoningTokens(Model):
@@ -206,7 +205,9 @@ class ReasoningTokens(Model):
             times, visible = torch.arange(t, device=x.device), None
             if steps and config.mode == "mask":
                 visible = masks.table(visible_pairs(config, steps), t * size, device=x.device)[0]
-        stops = gradient_stops(config, steps) if cache is None and torch.is_grad_enabled() else {}
+        stops = None
+        if cache is None and _has_gradients() and gradient_stops(config, steps):
+            stops = PairStops(config, steps)
         if config.variant == "published":
             # Padded columns may lie beyond the last position.
             rows = self.positions(times.clamp(max=config.max_length - 1))
@@ -218,7 +219,8 @@ class ReasoningTokens(Model):
             if steps and layer and self._replacement is not None:
                 x = apply_thought_hook(x, size, partial(self.thought_hook, step=layer - 1))
             if steps and not whole and layer == config.num_layers - 1:
-                visible, stops = of_first_queries(size, t, visible, stops, x.device)
+                visible = of_first_queries(size, t, visible, x.device)
+                stops = None if stops is None else PairStops(config, steps, size)
                 stride = size
             x = block(x, table, visible, stops, stride, cache, layer)
         return x.unflatten(1, (t, size // stride))
@@ -313,7 +315,7 @@ class Block(nn.Module):
         x: Float[Tensor, "b s c"],
         table: tuple[Tensor, Tensor] | None,
         visible: Tensor | None,
-        stops: Stops,
+        stops: PairStops | None,
         stride: int,
         cache: ReasoningCache | None,
         layer: int,
@@ -330,8 +332,8 @@ class Block(nn.Module):
             k, v, _ = cache.keep(layer, k, v)
         causal = visible is None
         record_weights("elements", q, k, visible, causal)
-        if stops:
-            found = stop_grad_attention(q, k, v, causal=causal, mask=visible, **stops)
+        if stops is not None:
+            found = stops.attend(q, k, v, causal, visible)
         else:
             found = F.scaled_dot_product_attention(q, k, v, visible, is_causal=causal)
         x = x + self.output(rearrange(found, "b h t d -> b t (h d)"))
@@ -354,6 +356,12 @@ class UnitNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
         return F.normalize(x, dim=-1) * math.sqrt(x.shape[-1]) * self.weight
+
+
+def _has_gradients() -> bool:
+    """Return True if a backward pass may follow; none follows a graph of ONNX."""
+    in_onnx = torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return torch.is_grad_enabled() and not in_onnx
 
 
 def make_norm(config: ReasoningTokens.Config) -> nn.Module:

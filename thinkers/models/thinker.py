@@ -288,7 +288,7 @@ class Thinker(Model):
             offsets: Places in the section or the answer.
             positions: Positions of the tokens in the row.
         """
-        queries = self.queries(offsets).expand(len(tokens), -1, -1)
+        queries = self.queries(offsets).expand(tokens.shape[0], -1, -1)
         if self.config.output == "parallel":
             return queries
         return queries + self.embed(tokens, positions)
@@ -319,7 +319,9 @@ class Thinker(Model):
             finished = sections * size
             columns = torch.arange(finished, device=device)
             ends = torch.arange(size, finished + 1, size, device=device)
-            inputs = self.process.project(self.embed(tokens[:, :finished], columns))
+            # Gathered, since a compiler would take the strides of a slice as a rule for the length.
+            whole = tokens.index_select(1, columns)
+            inputs = self.process.project(self.embed(whole, columns))
             memories, latents = self.think(
                 [x.repeat_interleave(sections, 0) for x in inputs],
                 (columns >= ends[:, None]).repeat(b, 1),
@@ -327,7 +329,7 @@ class Thinker(Model):
                 keep_states,
                 None if keys is None else split_keys(keys, sections),
             )
-            before = F.pad(tokens, (0, size))[:, size - 1 : size - 1 + finished]
+            before = F.pad(tokens, (0, size)).index_select(1, columns + size - 1)
             positions = (columns + size - 1).view(sections, size).repeat(b, 1)
             queries = self._queries(columns[:size], before.reshape(-1, size), positions)
             later = torch.stack([self.output(queries, memory) for memory in memories], 1)

@@ -124,10 +124,16 @@ class LatentStore:
         Raises:
             ValueError: The store holds nothing of these kinds.
         """
-        chosen = [s for s in self.segments if s[0] in kinds and s[0] != "latent"]
-        latents = [s for s in self.segments if s[0] in kinds and s[0] == "latent"]
-        chosen += latents if steps is None else latents[max(0, len(latents) - steps) :]
-        spans = merge_spans([(start, stop) for _, start, stop in chosen])
+        # Chosen in the order of writing, which is that of the spans: sizes that are symbols of a
+        # compiler can be compared, but not sorted.
+        num_latents = sum(kind == "latent" for kind, _, _ in self.segments)
+        skipped = 0 if steps is None else max(0, num_latents - steps)
+        chosen, seen = [], 0
+        for kind, start, stop in self.segments:
+            seen += kind == "latent"
+            if kind in kinds and not (kind == "latent" and seen <= skipped):
+                chosen.append((start, stop))
+        spans = merge_spans(chosen)
         if not spans:
             raise UsageError(
                 f"the store holds nothing of the kinds {list(kinds)}; write to it before reading"
@@ -167,9 +173,9 @@ class LatentStore:
 
 
 def merge_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sort spans and merge those that touch."""
+    """Merge those of these sorted spans that touch."""
     merged: list[tuple[int, int]] = []
-    for start, stop in sorted(spans):
+    for start, stop in spans:
         if merged and merged[-1][1] == start:
             merged[-1] = (merged[-1][0], stop)
         else:

@@ -105,8 +105,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
 class _StopGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        with no_autocast(q):
-            out, lse = forward_with_lse(q, k, v, call)
+        out, lse = forward(q, k, v, call)
         # Masks are saved as tensors so that changing one in place before the backward is noticed.
         ctx.is_saved = [isinstance(x, Tensor) for x in call.values]
         ctx.save_for_backward(q, k, v, out, lse, *(x for x in call.values if isinstance(x, Tensor)))
@@ -119,14 +118,36 @@ class _StopGrad(torch.autograd.Function):
         call, tensors = ctx.call, iter(saved)
         is_saved = zip(ctx.is_saved, call.values, strict=True)
         call = replace(call, values=tuple(next(tensors) if x else value for x, value in is_saved))
-        with torch.no_grad(), no_autocast(q):
-            found = backward_from_lse(grads[0], q, k, v, out, lse, call, ctx.needs_input_grad[:3])
-        if k.shape[2] == 1:
-            # A single key has probability 1 for any q and k, so dq and dk are exactly 0. Computed,
-            # they would be the rounding error of a difference of equal numbers.
-            zeros = (None if x is None else torch.zeros_like(x) for x in found[:2])
-            found = (*zeros, found[2])
+        found = backward(grads[0], q, k, v, out, lse, call, ctx.needs_input_grad[:3])
         return (*forbid_second_derivative(call.name, found, (grads[0], q, k, v)), None)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of the whole attention; see `forward_with_lse`."""
+    with no_autocast(q):
+        return forward_with_lse(q, k, v, call)
+
+
+@torch.no_grad()
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    call: Call,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the whole attention; see `backward_from_lse`."""
+    with no_autocast(q):
+        found = backward_from_lse(grad, q, k, v, out, lse, call, needs)
+    if k.shape[2] == 1:
+        # A single key has probability 1 for any q and k, so dq and dk are exactly 0. Computed,
+        # they would be the rounding error of a difference of equal numbers.
+        zeros = (None if x is None else torch.zeros_like(x) for x in found[:2])
+        found = (*zeros, found[2])
+    return found
 
 
 def forward_with_lse(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
