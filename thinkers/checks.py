@@ -129,6 +129,28 @@ def check_targets(targets: Any, tokens: Any, lengths: Any, vocab_size: int, igno
     check_ids("targets", targets.where(targets != ignored, 0), vocab_size)
 
 
+def check_due(due: Any, tokens: Any, lengths: Any) -> None:
+    """Raise an error unless `due` holds a thinking step, from 1, for each real token.
+
+    Under torch.compile nothing is checked, as in `check_rows`.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if not isinstance(due, Tensor) or due.dtype != torch.int64:
+        raise UsageTypeError(f"due must be an int64 tensor, got {describe(due)}")
+    b, t = check_shape("tokens", tokens)
+    if due.shape != (b, t):
+        raise UsageError(f"due must have the shape of tokens {[b, t]}, got {list(due.shape)}")
+    if lengths is not None:
+        due = due.where(torch.arange(t, device=due.device) < lengths[:, None], 1)
+    if (due < 1).any():
+        row, column = (int(x) for x in (due < 1).nonzero()[0])
+        raise UsageError(
+            "due must be at least 1 at every real token, "
+            f"got {int(due[row, column])} at row {row}, position {column}"
+        )
+
+
 def check_choices(config: Any) -> None:
     """Raise ValueError unless each field typed as a Literal, or that or None, has such a value."""
     for setting in fields(config):

@@ -14,6 +14,7 @@ import thinkers
 from thinkers.cli import commands, main
 
 ADD = ["train", "add/looped"]
+RANDOM = ["--training.depth=random"]
 TINY = [
     "--model.dim=8",
     "--model.num_heads=2",
@@ -110,9 +111,15 @@ BAD_LINES = [
     ([*ADD, "--training.ema=2"], "ema must be"),
     ([*ADD, "--training.weight_decay=-1"], "weight_decay must be"),
     ([*ADD, "--training.max_minutes=0"], "max_minutes must be"),
-    ([*ADD, "--training.random_steps=[3,2]"], "random_steps must be"),
-    ([*ADD, "--training.random_steps=[1,99]"], "--training.random_steps"),
-    (["train", "add/decoder", "--training.random_steps=[1,2]"], "--training.random_steps"),
+    ([*ADD, *RANDOM, "--training.random_steps=[3,2]"], "random_steps must be"),
+    (
+        [*ADD, *RANDOM, "--training.random_steps=[1,99]"],
+        "--training.random_steps",
+    ),
+    (
+        ["train", "add/decoder", *RANDOM, "--training.random_steps=[1,2]"],
+        "--training.random_steps",
+    ),
     ([*ADD, "--training.device=gpu9"], "device must be"),
     ([*ADD, "--training.device=meta"], "device must be auto, cpu, cuda, cuda:N or mps"),
     ([*ADD, "--training.device=cuda:99"], "'cuda:99' must exist"),
@@ -200,7 +207,7 @@ def test_a_bad_line_ends_with_2_in_three_lines_and_leaves_nothing(line, message,
         ["trian"],
         [*ADD, "--model.dmi=3"],
         ["train", "multiply/thinker", "--training.lr=x"],
-        ["train", "multiply/thinker", "--training.random_steps=[1,99]"],
+        ["train", "multiply/thinker", *RANDOM, "--training.random_steps=[1,99]"],
     ],
 )
 def test_a_mistake_is_reported_within_3_seconds_of_process_time(line, tmp_path):

@@ -58,16 +58,16 @@ def test_the_last_update_of_a_plan_reaches_the_budget(name):
     model, task = MODELS[name](config.model), thinkers.build_task("add", 5, max_digits=1)
     used = []
     for update in range(config.training.num_updates):
-        steps = comparing_steps(update, config.training)
         batch = task.batch(update, config.training.batch_size)
+        steps = comparing_steps(update, config.training, batch)
         used.append(model.batch_flops(batch, steps, training=True))
     assert sum(used) >= 3e8 > sum(used[:-1])
 
 
-def comparing_steps(update, settings):
+def comparing_steps(update, settings, batch):
     from thinkers.training.step import thinking_steps
 
-    return thinking_steps(update, settings)
+    return thinking_steps(update, settings, batch)
 
 
 def asked(**own):

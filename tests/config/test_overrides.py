@@ -70,9 +70,11 @@ def test_flags_override_files_and_later_files_earlier_ones(looped, tmp_path):
 
 def test_values_have_the_types_of_their_fields(looped):
     flags = ["--training.betas=[0.5,0.7]", "--training.random_steps=[2,3]", "--training.ema=0.9"]
+    flags.append("--training.depth=random")
     training = override(looped, flags=flags).training
     assert training.betas == (0.5, 0.7) and training.random_steps == (2, 3) and training.ema == 0.9
-    assert override(looped, flags=["--training.random_steps=null"]).training.random_steps is None
+    flags = ["--training.depth=fixed", "--training.random_steps=null"]
+    assert override(looped, flags=flags).training.random_steps is None
 
 
 def test_changes_name_what_differs(looped):

@@ -33,7 +33,8 @@ def test_looped_is_its_equations(own):
         s = normed(model.core_norm, s)
     for block in model.coda:
         s = block_by_hand(block, s)
-    wanted = normed(model.norm, s) @ model.embedding.weight.T
+    head = model.embedding.weight if model.config.tie_head else model.head.weight
+    wanted = normed(model.norm, s) @ head.T
     torch.testing.assert_close(
         model(tokens[None], num_steps=steps).logits[0], wanted, rtol=1e-12, atol=1e-12
     )

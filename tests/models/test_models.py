@@ -239,3 +239,21 @@ class FirstEdition(MODELS["decoder"]):
 @pytest.mark.misuse
 def test_a_model_with_positional_signatures_has_every_property():
     check_model(FirstEdition(tiny("decoder").config))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_untied_head_is_a_matrix_of_its_own(name):
+    tied, untied = tiny(name), tiny(name, {"tie_head": False})
+    vocab_size, dim = tied.config.vocab_size, tied.config.dim
+    more = sum(x.numel() for x in untied.parameters()) - sum(x.numel() for x in tied.parameters())
+    assert more == vocab_size * dim
+    embedding = next(x for x in untied.modules() if isinstance(x, torch.nn.Embedding)).weight
+    assert untied.output_weights() == {untied.head.weight} and tied.output_weights() == {
+        next(x for x in tied.modules() if isinstance(x, torch.nn.Embedding)).weight
+    }
+    states = untied(ids(1, 5), keep_states=True).states
+    untied.read_out(states.detach()).sum().backward()
+    assert untied.head.weight.grad is not None and embedding.grad is None
+    for variant in ("published",) if hasattr(tied.config, "variant") else ():
+        with pytest.raises(ValueError, match="tie_head must be True, its default"):
+            tiny(name, {"tie_head": False, "variant": variant})

@@ -45,6 +45,7 @@ def others(field: dataclasses.Field, value: Any) -> list[Any]:
 def traits(model: Model) -> Iterator[torch.Tensor]:
     """Everything that a setting may change, for the same weights; cheap things first."""
     batch = dataclasses.replace(lesson(model, 3, T), keys=torch.arange(3))
+    batch = dataclasses.replace(batch, due=torch.arange(T).expand(3, -1) % 4 + 1)
     lengths, prompts = torch.tensor([T, 20, 9]), torch.tensor([7, 9, 4])
     for steps in model.step_counts:
         work = [model.flops(2, T, steps, training) for training in (False, True)]

@@ -12,7 +12,7 @@ from thinkers.config.experiment import TASK_SIZES, resolve_sizes
 from thinkers.errors import UsageError
 from thinkers.recipes.pairs import find
 from thinkers.tasks.text import Text
-from thinkers.training.state import check_random_steps
+from thinkers.training.state import check_depth
 
 PAIRS = [f"{task}/{model}" for task in thinkers.TASKS for model in thinkers.MODELS]
 
@@ -50,7 +50,7 @@ def test_every_pair_can_be_built(pair, built):
     own = {name: value for name, value in small.items() if hasattr(config.model, name)}
     model = models.from_config(resolve_sizes(replace(config.model, **own), task))
     task.check(model)
-    check_random_steps(model, config.training)
+    check_depth(task, model, config.training)
     tokens = torch.arange(min(5, task.vocab_size))[None]
     assert model.loss(thinkers.Batch(tokens, tokens)).total.isfinite()
 

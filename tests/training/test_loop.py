@@ -87,7 +87,9 @@ CASES = {
     "ema": dict(settings=dict(ema=0.8, accumulation=2, evaluate_every=3)),
     "muon": dict(settings=dict(optimizer="muon", schedule="linear")),
     "dropout": dict(dropout=0.3),
-    "depth": dict(model="looped", settings=dict(random_steps=(1, 4), precision="bf16")),
+    "depth": dict(
+        model="looped", settings=dict(depth="random", random_steps=(1, 4), precision="bf16")
+    ),
     "curriculum": dict(
         task=TASKS["copy"].Config(
             max_length=5,

@@ -27,6 +27,7 @@ precision, accumulation, folder, *fails = sys.argv[1:]
 settings = Training(
     num_updates=8, batch_size=12, accumulation=int(accumulation), warmup_updates=3, log_every=1,
     checkpoint_every=3, evaluate_examples=3, device="cpu", precision=precision, lr=1e-2,
+    depth="fixed" if "{model}" == "decoder" else "random",
     random_steps=None if "{model}" == "decoder" else (1, 3),
 )
 task = TASKS["add"].Config(max_digits=2, curriculum=True, window=12, threshold=0.05)

@@ -17,7 +17,7 @@ from thinkers.training.reproduce import reproduce
 
 def config(**own) -> Config:
     settings: dict = dict(num_updates=7, batch_size=3, log_every=2, checkpoint_every=3)
-    settings |= dict(evaluate_examples=11, random_steps=(1, 3), warmup_updates=2)
+    settings |= dict(evaluate_examples=11, depth="random", random_steps=(1, 3), warmup_updates=2)
     training = Training(**(settings | own))
     sizes = dict(dim=8, num_layers=1, num_heads=2, num_steps=2)
     return Config.fit(Looped, Add.Config(max_digits=2), training, **sizes)

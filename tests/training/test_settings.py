@@ -6,6 +6,7 @@ import pytest
 import torch
 from training_cases import lines, losses, make
 
+import thinkers
 from thinkers.config.experiment import build
 from thinkers.config.training import Training
 from thinkers.errors import UsageError
@@ -65,15 +66,31 @@ def test_muon_takes_the_matrices_of_hidden_layers():
 
 
 def test_thinking_steps_are_drawn_from_the_seed_and_the_update():
-    drawn = [thinking_steps(u, settings_of(random_steps=(2, 5))) for u in range(400)]
+    batch = thinkers.Batch(torch.zeros(1, 2).long(), torch.zeros(1, 2).long())
+
+    def steps(**own):
+        settings = settings_of(depth="random", random_steps=(2, 5), **own)
+        return [thinking_steps(u, settings, batch) for u in range(400)]
+
+    drawn = steps()
     assert sorted(set(drawn)) == [2, 3, 4, 5]
     assert all(70 < drawn.count(k) < 130 for k in (2, 3, 4, 5))
-    assert drawn == [thinking_steps(u, settings_of(random_steps=(2, 5))) for u in range(400)]
-    assert drawn != [
-        thinking_steps(u, settings_of(random_steps=(2, 5), seed=1)) for u in range(400)
-    ]
-    assert thinking_steps(0, settings_of()) is None
+    assert drawn == steps() and drawn != steps(seed=1)
+    assert thinking_steps(0, settings_of(), batch) is None
     assert draw(1, 23) != draw(12, 3)
+
+
+def test_steps_that_are_due_follow_the_latest_due_target_of_the_global_batch():
+    zeros = torch.zeros(3, 2).long()
+    settings = settings_of(depth="due", spare_steps=2)
+    taken = [
+        thinking_steps(u, settings, thinkers.Batch(zeros, zeros, due=zeros + latest))
+        for latest in (1, 7)
+        for u in range(300)
+    ]
+    for first, latest in ((0, 1), (300, 7)):
+        counts = [taken[first : first + 300].count(latest + spare) for spare in range(3)]
+        assert sum(counts) == 300 and all(70 < count < 130 for count in counts)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +105,14 @@ def test_thinking_steps_are_drawn_from_the_seed_and_the_update():
         (dict(min_lr_ratio=1.5), "min_lr_ratio must be in 0 .. 1, got 1.5"),
         (dict(betas=(0.9, 1.0)), "betas"),
         (dict(ema=1.0), "ema"),
-        (dict(random_steps=(3, 2)), "random_steps"),
-        (dict(random_steps=(1.5, 2)), "random_steps must be an integer at least 0, got 1.5"),
+        (dict(depth="random", random_steps=(3, 2)), "random_steps"),
+        (dict(depth="random", random_steps=(1.5, 2)), "random_steps must be an integer at least 0"),
+        (dict(depth="random"), "random_steps must be set where depth is random, got None"),
+        (dict(random_steps=(1, 2)), "random_steps must be left out unless depth is random"),
+        (dict(depth="due", random_steps=(1, 2)), "random_steps must be left out unless depth is"),
+        (dict(spare_steps=2), "spare_steps must be left out unless depth is due, got 2"),
+        (dict(depth="due", spare_steps=-1), "spare_steps must be an integer at least 0"),
+        (dict(depth="deep"), "depth must be in .*, got 'deep'"),
         (dict(max_minutes=0), "max_minutes"),
         (dict(max_flops=-1), "max_flops"),
         (dict(weight_decay=-0.1), "weight_decay"),
@@ -117,7 +140,7 @@ def test_invalid_calls_are_refused_and_write_nothing(tmp_path):
     with pytest.raises(UsageError, match="device"):
         train(make(settings=dict(device="abacus")), tmp_path / "a")
     with pytest.raises(UsageError, match="random_steps with 99"):
-        train(make(settings=dict(random_steps=(1, 99))), tmp_path / "a")
+        train(make(settings=dict(depth="random", random_steps=(1, 99))), tmp_path / "a")
     with pytest.raises(UsageError, match="init_from"):
         train(make(settings=dict(init_from=str(tmp_path / "none"))), tmp_path / "a")
     with pytest.raises((ValueError, MemoryError)):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from thinkers import models, tasks
-from thinkers.config.experiment import STEP_SETTINGS, Config, resolve_sizes
+from thinkers.config.experiment import DEPTH_SETTINGS, STEP_SETTINGS, Config, resolve_sizes
 from thinkers.config.overrides import override
 from thinkers.devices import find_device
 from thinkers.errors import usage_error
@@ -27,6 +27,7 @@ from thinkers.models.batch import Batch
 from thinkers.process_state import keep_process_state
 from thinkers.recipes.pairs import base, task_settings
 from thinkers.registry import name_of_config
+from thinkers.tasks import Task
 from thinkers.training.distributed import Ranks
 from thinkers.training.state import TrainState
 from thinkers.training.step import LossModule, step, thinking_steps
@@ -42,7 +43,9 @@ SAMPLE = 100
 """Rows over which the FLOPs of an answer are averaged."""
 CURRICULUM_SAMPLE = 32
 """Updates whose FLOPs are averaged if a curriculum makes them differ."""
-STEP_FLAGS = tuple(f"--model.{field}" for field in STEP_SETTINGS)
+STEP_FLAGS = tuple(f"--model.{field}" for field in STEP_SETTINGS) + tuple(
+    f"--training.{field}" for field in DEPTH_SETTINGS
+)
 WIDEST = 16
 """Largest ratio of feed-forward width to model width; the smallest is 1/4."""
 
@@ -216,16 +219,23 @@ def parameters(model: Any) -> int:
 @lru_cache(maxsize=8)
 def rows_of(task: Any, number: int) -> Batch:
     """Return rows of the validation split, which has every size of the task."""
-    return tasks.from_config(task).batch(0, number, "valid")
+    return _last_stage(task).batch(0, number, "valid")
+
+
+@lru_cache(maxsize=2)
+def _last_stage(task: Any) -> Task:
+    """Build a task and set its curriculum to the last stage."""
+    built = tasks.from_config(task)
+    built.skip_curriculum()
+    return built
 
 
 @lru_cache(maxsize=2)
 def learned_last(task: Any, number: int) -> tuple[Batch, ...]:
-    """Return training batches, of the last stage of a curriculum."""
-    if not getattr(task, "curriculum", False):
+    """Return training batches, of the last stage of a curriculum, as a sample of all updates."""
+    learned = _last_stage(task)
+    if not getattr(task, "curriculum", False) and learned.max_due is None:
         return (rows_of(task, number),)
-    learned = tasks.from_config(task)
-    learned.skip_curriculum()
     return tuple(learned.batch(update, number) for update in range(CURRICULUM_SAMPLE))
 
 
@@ -242,29 +252,37 @@ def work_of(model: Any, task: Any, num_steps: int | None = None) -> float:
 def updates_for(config: Config, flops: float) -> int:
     """Count the updates that a budget of FLOPs allows; the last one reaches or exceeds it.
 
-    The count is exact even if the thinking steps of an update are random, since they depend on the
-    seed alone. With a curriculum, whose rows are shorter at first, training uses fewer FLOPs.
+    The count is exact where the thinking steps of an update follow from the seed alone. Where rows
+    or steps differ by update, it is that of the mean of sampled updates; with a curriculum, whose
+    rows are shorter at first, training uses fewer FLOPs.
     """
     settings, model = config.training, build(config.model)
     batches = learned_last(config.task, settings.batch_size)
 
+    @lru_cache
     def cost(num_steps: int | None) -> float:
         costs = [model.batch_flops(batch, num_steps, training=True) for batch in batches]
         return sum(costs) / len(costs)
 
-    if flops < cost(thinking_steps(0, settings)):
+    if settings.depth == "due":
+        sampled = [
+            model.batch_flops(batch, thinking_steps(update, settings, batch), training=True)
+            for update, batch in enumerate(batches)
+        ]
+        mean = sum(sampled) / len(sampled)
+    else:
+        mean = cost(thinking_steps(0, settings, batches[0]))
+    if flops < mean:
         raise usage_error(
             f"--budget {flops:g} for {model.name}",
-            f"at least one update, {cost(thinking_steps(0, settings)):.3g} FLOPs",
+            f"at least one update, {mean:.3g} FLOPs",
             "increase --budget",
         )
-    if settings.random_steps is None:
-        return ceil(flops / cost(None))
-    low, high = settings.random_steps
-    costs = {num_steps: cost(num_steps) for num_steps in range(low, high + 1)}
+    if settings.depth != "random":
+        return ceil(flops / mean)
     done, used = 0, 0.0
     while used < flops:
-        used += costs[thinking_steps(done, settings)]  # type: ignore[index]
+        used += cost(thinking_steps(done, settings, batches[0]))
         done += 1
     return done
 

@@ -20,6 +20,8 @@ TASK_SIZES = {"vocab_size": "vocabulary", "max_length": "longest row"}
 """{model setting that follows the task if it is None: the property of the task that it holds}."""
 STEP_SETTINGS = ("num_steps", "max_steps")
 """Model settings without effect in a model of one step."""
+DEPTH_SETTINGS: dict[str, Any] = {"depth": "fixed", "random_steps": None, "spare_steps": 0}
+"""{training setting without effect in a model of one step: its value there}."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def resolve_sizes(model: Any, task: Task) -> Any:
                 f"set --model.{field} {least}, or leave it out to follow the task",
             )
     missing = {field: least for field, least in needed.items() if getattr(model, field) is None}
+    if getattr(model, "step_loss", "last") == "wait" and model.wait_token is None:
+        missing["wait_token"] = task.wait_token
     return dataclasses.replace(model, **missing)
 
 

@@ -195,7 +195,10 @@ def _given(value: Any) -> dict[str, Any]:
     settings = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
     for field in dataclasses.fields(value):
         if field.default is None and settings[field.name] is not None:
-            derived = dataclasses.replace(value, **{field.name: None})
+            try:
+                derived = dataclasses.replace(value, **{field.name: None})
+            except UsageError:
+                continue  # None is invalid beside the other settings: the value was given
             if getattr(derived, field.name) == settings[field.name]:
                 settings[field.name] = None
     return settings

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from thinkers.checks import check_int
+from thinkers.checks import added, check_int
 from thinkers.errors import UsageError
 
 PRECISIONS = ("float32", "bf16", "float64")
@@ -43,8 +43,13 @@ class Training:
     ema: float | None = None
     """Decay of an exponential moving average of the weights, which is then the model that is
     scored and saved in model/; None keeps no average."""
+    depth: Literal["fixed", "random", "due"] = added("fixed")
+    """Thinking steps of an update: the model's num_steps; drawn from random_steps; or as many as
+    the latest due target of the update's rows needs, and up to spare_steps more."""
     random_steps: tuple[int, int] | None = None
-    """Lowest and highest number of thinking steps, drawn per update; None means the model's."""
+    """Lowest and highest number of thinking steps, drawn per update where depth is random."""
+    spare_steps: int = added(0)
+    """Most steps beyond the latest due one, drawn per update where depth is due."""
     seed: int = 0
     """Seed of the initial weights, the batches, dropout and the thinking steps."""
     log_every: int = 10
@@ -91,6 +96,15 @@ class Training:
         _check("min_lr_ratio", self.min_lr_ratio, "be in 0 .. 1", 0 <= self.min_lr_ratio <= 1)
         _check("betas", self.betas, "be two numbers in 0 .. 1, below 1", _are_betas(self.betas))
         _check("ema", self.ema, "be in 0 .. 1, below 1", self.ema is None or 0 <= self.ema < 1)
+        check_int("spare_steps", self.spare_steps, 0)
+        for name, value, depth in (
+            ("random_steps", self.random_steps or None, "random"),
+            ("spare_steps", self.spare_steps or None, "due"),
+        ):
+            unused = value is not None and self.depth != depth
+            _check(name, value, f"be left out unless depth is {depth}", not unused)
+        drawn = self.depth != "random" or self.random_steps is not None
+        _check("random_steps", self.random_steps, "be set where depth is random", drawn)
         if self.random_steps is not None:
             steps = self.random_steps
             for num_steps in steps:
@@ -99,6 +113,7 @@ class Training:
             _check("random_steps", steps, "be a low and a high number of steps", low_first)
         for name, known in (
             ("optimizer", ("adamw", "muon")),
+            ("depth", ("fixed", "random", "due")),
             ("schedule", ("cosine", "linear", "constant")),
             ("precision", (*PRECISIONS, "auto")),
         ):

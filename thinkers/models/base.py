@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from thinkers.checks import NOT_CAUSAL, check_int, check_rows
+from thinkers.checks import NOT_CAUSAL, added, check_int, check_rows
 from thinkers.errors import UsageError, usage_error
 from thinkers.files import make_folders, write_file
 from thinkers.json_files import with_digest
@@ -77,6 +77,8 @@ class Config:
     num_heads: int = 4
     num_steps: int = 4
     """Thinking steps taken unless a call says otherwise."""
+    tie_head: bool = added(True)
+    """Compute the logits by the matrix of the token embedding; False: by one of their own."""
     max_length: int | None = 256
     """The most real tokens of a row, prompt and new together."""
     max_steps: int | None = None

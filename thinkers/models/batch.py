@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers.checks import NOT_CAUSAL, check_shape, check_targets, describe
+from thinkers.checks import NOT_CAUSAL, check_due, check_shape, check_targets, describe
 from thinkers.errors import UsageError, UsageTypeError
 
 IGNORED = -100
@@ -27,6 +27,8 @@ class Batch:
         prompt_lengths: Number of tokens of each row's prompt.
         lengths: Number of each row's real tokens; None means all.
         keys: Random key of each row, from which all noise of that row is drawn.
+        due: The thinking step, from 1, after which the target of a position can be known; at a
+            position without a target, the step after which later targets can use it. 0 at padding.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -34,6 +36,7 @@ class Batch:
     prompt_lengths: Int[Tensor, " b"] | None = None
     lengths: Int[Tensor, " b"] | None = None
     keys: Int[Tensor, " b"] | None = None
+    due: Int[Tensor, "b t"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -47,7 +50,7 @@ class Batch:
         return Batch(*(None if x is None else x.to(device) for x in self._fields()))  # type: ignore
 
     def _fields(self) -> tuple[Tensor | None, ...]:
-        return self.tokens, self.targets, self.prompt_lengths, self.lengths, self.keys
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
 def collate(batches: Sequence[Batch]) -> Batch:
@@ -56,7 +59,7 @@ def collate(batches: Sequence[Batch]) -> Batch:
     Rows are padded on the right to the width of the widest batch, and `lengths` is set.
 
     Raises:
-        UsageError: There are none, or some have prompt_lengths or keys and others do not.
+        UsageError: There are none, or some have prompt_lengths, keys or due and others do not.
         UsageTypeError: One of them is no Batch.
     """
     batches = list(batches)
@@ -74,15 +77,17 @@ def collate(batches: Sequence[Batch]) -> Batch:
         rows = (getattr(batch, name) for batch in batches)
         return torch.cat([F.pad(x, (0, width - x.shape[1]), value=padding) for x in rows])
 
-    def of_rows(name: str) -> Tensor | None:
-        found = [getattr(batch, name) for batch in batches]
-        missing = [place for place, x in enumerate(found) if x is None]
-        if missing and len(missing) < len(found):
+    def are_set(name: str) -> bool:
+        missing = [place for place, x in enumerate(batches) if getattr(x, name) is None]
+        if missing and len(missing) < len(batches):
             raise UsageError(
                 f"{name} must be set in all batches or in none, got None in {len(missing)} of "
-                f"{len(found)}, first at {missing[0]}"
+                f"{len(batches)}, first at {missing[0]}"
             )
-        return None if missing else torch.cat(found)
+        return not missing
+
+    def of_rows(name: str) -> Tensor | None:
+        return torch.cat([getattr(x, name) for x in batches]) if are_set(name) else None
 
     lengths = [
         torch.full_like(batch.tokens[:, 0], batch.tokens.shape[1])
@@ -96,6 +101,7 @@ def collate(batches: Sequence[Batch]) -> Batch:
         of_rows("prompt_lengths"),
         torch.cat(lengths),
         of_rows("keys"),
+        joined("due", 0) if are_set("due") else None,
     )
 
 
@@ -146,6 +152,9 @@ def as_batch(batch: Any, model: Any) -> Batch:
         raise UsageTypeError(f"batch must be a Batch or an int64 tensor, got {describe(batch)}")
     tokens, lengths = batch.tokens, batch.lengths
     check_targets(batch.targets, tokens, lengths, model.config.vocab_size, IGNORED)
+    if batch.due is not None:
+        check_due(batch.due, tokens, lengths)
+        batch = dataclasses.replace(batch, due=batch.due.where(real_positions(tokens, lengths), 0))
     return dataclasses.replace(
         batch,
         tokens=model.check_tokens(tokens, lengths, batch.prompt_lengths),

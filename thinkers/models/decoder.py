@@ -14,7 +14,7 @@ from thinkers.models import base
 from thinkers.models.base import Model, Thought
 from thinkers.nn.block import Block, run_blocks
 from thinkers.nn.kv_cache import KeyValueCache
-from thinkers.nn.layers import Rotary, initialize
+from thinkers.nn.layers import Head, Rotary, initialize
 
 
 class Decoder(Model):
@@ -63,6 +63,7 @@ class Decoder(Model):
         self.rotary = Rotary(config.dim // config.num_heads)
         self.blocks = nn.ModuleList(make_block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.head = Head(self.embedding, config.tie_head)
         initialize(self, num_residuals=2 * config.num_layers)
 
     def forward(
@@ -92,7 +93,7 @@ class Decoder(Model):
         return run_blocks(self.blocks, x, self.rotary.table(positions, x.dtype), cache, dropout=p)
 
     def _answer(self, h: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
-        return F.linear(self.norm(h), self.embedding.weight)
+        return self.head(self.norm(h), self.embedding)
 
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
         return self._answer(states)

@@ -29,6 +29,7 @@ from thinkers.nn.block import Attend, Block, Table, causal_attention
 from thinkers.nn.layers import (
     AttentionProjections,
     GELUFeedForward,
+    Head,
     Rotary,
     attention_flops,
     initialize,
@@ -121,6 +122,8 @@ class DeepSight(Model):
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            if self.variant == "published":
+                self.refuse_unused(("tie_head",), "variant is published")
             check_choices(self)
             for name in ("horizon", "num_decoder_layers", "num_cross_heads", "hidden"):
                 if name == "horizon" or getattr(self, name) is not None:
@@ -191,6 +194,7 @@ class DeepSight(Model):
         self.bridge = nn.Linear(dim, dim, bias=config.bias)
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = make_norm(config)
+        self.head = Head(self.embedding, config.tie_head)
         make = TokenLoss if config.plan_loss == "tokens" else PlanLoss
         self.plan_loss: Any = None if config.plan_loss == "none" else make(config)
         self.embedding_loss = None if config.embedding_loss == "none" else EmbeddingLoss(config)
@@ -239,7 +243,7 @@ class DeepSight(Model):
         return e, plan, h - self.positions(positions + 1) if config.subtract_position else h
 
     def read_out(self, states: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
-        return F.linear(states, self.embedding.weight)
+        return self.head(states, self.embedding)
 
     def prefill(
         self,

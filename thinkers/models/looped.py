@@ -1,20 +1,21 @@
 """The looped transformer: one core of layers, applied num_steps times."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from thinkers.checks import check_int
 from thinkers.errors import UsageError
-from thinkers.models import base
 from thinkers.models.base import Model, Thought
+from thinkers.models.batch import Batch, Loss, as_batch
+from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.nn.block import Block, Table, run_blocks
 from thinkers.nn.kv_cache import KeyValueCache
-from thinkers.nn.layers import Rotary, initialize, sinusoidal
+from thinkers.nn.layers import Head, Rotary, initialize, sinusoidal
 
 
 class Looped(Model):
@@ -41,10 +42,11 @@ class Looped(Model):
             "time_code": True,
         },
         {"injection": "add", "backprop_steps": 2, "num_coda_layers": 2},
+        {"step_loss": "due", "tie_head": False},
     )
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(base.Config):
+    class Config(StepLossConfig):
         """Settings; `num_layers` is the depth of the core."""
 
         num_prelude_layers: int = 1
@@ -67,6 +69,11 @@ class Looped(Model):
             for name in ("backprop_steps", "hidden"):
                 if getattr(self, name) is not None:
                     check_int(name, getattr(self, name), 1)
+            if self.backprop_steps and self.step_loss != "last":
+                raise UsageError(
+                    f"backprop_steps must be None where step_loss is {self.step_loss}: steps that "
+                    f"do not learn would be graded, got {self.backprop_steps}"
+                )
             if self.injection == "none" and self.num_prelude_layers and self.backprop_steps:
                 raise UsageError(
                     "backprop_steps must be None where injection is none and there is a prelude, "
@@ -84,6 +91,7 @@ class Looped(Model):
             self.inject = nn.Linear(2 * config.dim, config.dim, bias=False)
         self.core_norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.head = Head(self.embedding, config.tie_head)
         depth = config.num_prelude_layers + config.num_layers + config.num_coda_layers
         initialize(self, num_residuals=2 * depth)
 
@@ -100,6 +108,19 @@ class Looped(Model):
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
         states = self._run(tokens, steps, keep_states)
         return Thought(self._answer(states[:, -1]), states if keep_states else None)
+
+    def loss(
+        self,
+        batch: Batch | Int[Tensor, "b t"],
+        *,
+        num_steps: int | None = None,
+        counts: Mapping[str, int] | None = None,
+    ) -> Loss:
+        batch, steps = as_batch(batch, self), self.check_steps(num_steps)
+        own = self.count_terms(batch)
+        states = self._run(batch.tokens, steps, keep_states=self.config.step_loss != "last")
+        count = (counts or own)["next_token"]
+        return loss_of_states(self, states, batch.targets, batch.due, own, count)
 
     def _run(
         self,
@@ -153,7 +174,7 @@ class Looped(Model):
         return limit is None or step >= steps - limit
 
     def _answer(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
-        return F.linear(self.norm(x), self.embedding.weight)
+        return self.head(self.norm(x), self.embedding)
 
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
         return self._answer(states)
@@ -189,13 +210,13 @@ class Looped(Model):
         step = len(self.core) * layer
         if self.config.injection == "concat":
             step += 2 * rows * 2 * dim * dim
-        once = (
-            len(self.prelude) + len(self.coda)
-        ) * layer + 2 * rows * dim * self.config.vocab_size
+        answer = len(self.coda) * layer + 2 * rows * dim * self.config.vocab_size
+        once = len(self.prelude) * layer
         if not training:
-            return once + steps * step
+            return once + answer + steps * step
+        answers = 1 if self.config.step_loss == "last" else steps
         learned = min(steps, self.config.backprop_steps or steps)
-        return 3 * once + (steps + 2 * learned) * step
+        return 3 * (once + answers * answer) + (steps + 2 * learned) * step
 
 
 class LoopedCache(KeyValueCache):

@@ -14,7 +14,7 @@ from thinkers.models.decoder import Decoder, make_block
 from thinkers.models.reasoning_masks import apply_thought_hook
 from thinkers.nn.block import causal_attention
 from thinkers.nn.kv_cache import KeyValueCache
-from thinkers.nn.layers import Rotary, initialize
+from thinkers.nn.layers import Head, Rotary, initialize
 from thinkers.nn.tracing import AttentionRecord
 from thinkers.ops import masks
 
@@ -55,6 +55,7 @@ class Pause(Model):
         self.rotary = Rotary(config.dim // config.num_heads)
         self.blocks = nn.ModuleList(make_block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.head = Head(self.embedding, config.tie_head)
         initialize(self, num_residuals=2 * config.num_layers)
 
     @property
@@ -106,7 +107,7 @@ class Pause(Model):
         return torch.cat([e, f.expand(*tokens.shape, -1, -1)], 2)
 
     def _answer(self, h: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
-        return F.linear(self.norm(h), self.embedding.weight)
+        return self.head(self.norm(h), self.embedding)
 
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
         return self._answer(states)

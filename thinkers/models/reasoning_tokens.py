@@ -28,6 +28,7 @@ from thinkers.models.reasoning_masks import (
 )
 from thinkers.nn.layers import (
     GELUFeedForward,
+    Head,
     Rotary,
     SwiGLU,
     attention_flops,
@@ -100,6 +101,8 @@ class ReasoningTokens(Model):
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            if self.variant == "published":
+                self.refuse_unused(("tie_head",), "variant is published")
             check_int("window", self.window, 0)
             check_choices(self)
             if self.num_learned is None:
@@ -140,8 +143,10 @@ class ReasoningTokens(Model):
             self.rotary = Rotary(config.head_dim or dim // config.num_heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = make_norm(config)
-        self.head = nn.Linear(dim, self.config.vocab_size, bias=False) if published else None
+        self.head = Head(self.embedding, tied=config.tie_head and not published)
         initialize(self, num_residuals=2 * config.num_layers)
+        if self.head.weight is not None and published:
+            nn.init.normal_(self.head.weight, std=dim**-0.5)
 
     @property
     def step_counts(self) -> tuple[int, ...]:
@@ -247,8 +252,7 @@ class ReasoningTokens(Model):
         return torch.cat([ordinary, rows.expand(*tokens.shape, -1, -1)], 2)
 
     def _answer(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(self.norm(x), weight)
+        return self.head(self.norm(x), self.embedding)
 
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
         return self._answer(states)

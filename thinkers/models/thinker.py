@@ -9,26 +9,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.checks import check_choices, check_int
+from thinkers.checks import check_int
 from thinkers.errors import UsageError
-from thinkers.models import base, thinker_flops
+from thinkers.models import thinker_flops
 from thinkers.models.base import Model, Thought
 from thinkers.models.batch import (
     IGNORED,
     Batch,
     Loss,
     as_batch,
-    correct_predictions,
     graded_targets,
-    next_token_loss,
 )
 from thinkers.models.generation import check_call, choosable, eval_mode
+from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.models.thinker_cache import ThinkerCache
 from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
 from thinkers.models.thinker_tracing import read_out_attention
 from thinkers.nn.latent_noise import Disturb, random_latents, split_keys
 from thinkers.nn.latent_store import LatentStore, Memory
-from thinkers.nn.layers import initialize, swiglu_width
+from thinkers.nn.layers import Head, initialize, swiglu_width
 from thinkers.nn.processor import (
     FixedTextInput,
     Output,
@@ -72,7 +71,7 @@ class Thinker(Model):
     )
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(base.Config):
+    class Config(StepLossConfig):
         """Settings of a Thinker; `num_layers` is the depth of the block."""
 
         variant: Literal["modern", "published"] = "modern"
@@ -105,10 +104,8 @@ class Thinker(Model):
         """Rows of the table of input positions; None means max_length."""
         max_outputs: int | None = None
         """Rows of the table of output queries; None means the larger of max_length and section."""
-        step_loss: Literal["last", "every"] = "last"
-        """Grade the answer after the last step alone, or those after every step."""
         step_weights: Sequence[float] = ()
-        """Weights of the steps in that loss; the last one is repeated; () means equal weights."""
+        """Weights of the steps in step_loss every; the last is repeated; () means equal weights."""
         backprop_steps: int | None = None
         """Number of steps that gradients flow through; None means all."""
         random_latents: bool = False
@@ -125,7 +122,8 @@ class Thinker(Model):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check_choices(self)
+            if self.variant == "published":
+                self.refuse_unused(("tie_head",), "variant is published")
             lowest = {"num_latents": 1, "section": 1, "output_steps": 1}
             lowest |= {"num_knowledge": 0, "num_probes": 0, "add_latents": 0}
             optional = {"rank": 1, "hidden": 1, "backprop_steps": 1, "max_inputs": 1}
@@ -156,8 +154,8 @@ class Thinker(Model):
                     "step_weights must be at least 0 and finite, and the last one above 0, "
                     f"got {weights}"
                 )
-            if self.step_loss == "last":
-                self.refuse_unused(("step_weights",), "step_loss is last")
+            if self.step_loss != "every":
+                self.refuse_unused(("step_weights",), f"step_loss is {self.step_loss}")
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -175,9 +173,9 @@ class Thinker(Model):
         text = TextInput if self.causal else FixedTextInput
         self.text = text(self.config.vocab_size, config.max_inputs or self.config.max_length, dim)
         self.read = Read(self.process, self.text)
-        self.output = Output(
-            self.process, self.text.embedding, config.output_steps, causal=self.causal
-        )
+        embedding = self.text.embedding
+        self.head = Head(embedding, config.tie_head)
+        self.output = Output(self.process, embedding, config.output_steps, self.causal, self.head)
         self.latents = nn.Embedding(config.max_latents or config.num_latents, dim)
         longest = max(self.config.max_length, config.section)
         self.queries = nn.Embedding(config.max_outputs or longest, dim)
@@ -266,7 +264,7 @@ class Thinker(Model):
     def learns(self, s: int, steps: int) -> bool:
         """Return True if the gradient of a graded answer flows through step s."""
         k = self.config.backprop_steps
-        return k is None or self.config.step_loss == "every" or s >= steps - k
+        return k is None or self.config.step_loss != "last" or s >= steps - k
 
     # Writing ----------------------------------------------------------------------------------
 
@@ -418,7 +416,7 @@ class Thinker(Model):
         num_steps: int | None = None,
         counts: Mapping[str, int] | None = None,
     ) -> Loss:
-        """Compute the cross-entropy after the last step, or the weighted mean of those after each.
+        """Compute the cross-entropy after the last step, or the mean of those of graded steps.
 
         In training, noise on the latents is drawn from `batch.keys`; without keys, from
         torch's global generator.
@@ -427,7 +425,7 @@ class Thinker(Model):
         own = self.count_terms(batch)
         tokens, prompts, targets = batch.tokens, batch.prompt_lengths, batch.targets
         sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
-        every = self.config.step_loss == "every"
+        every, due = self.config.step_loss != "last", batch.due
         keys = self._noise_keys(batch) if self.training else None
         if prompts is not None and (room := answer_room(targets, prompts)):
             # Only answers are graded: the states of prompts are not computed.
@@ -437,22 +435,11 @@ class Thinker(Model):
             beyond = positions >= targets.shape[1]
             positions = positions.clamp(max=targets.shape[1] - 1)
             targets = targets.gather(1, positions).masked_fill(beyond, IGNORED)
+            due = None if due is None else due.gather(1, positions)
         else:
             states, _ = self._states(tokens, prompts, sizes, steps, every, keys)
         count = (counts or own)["next_token"]
-        total = torch.zeros((), device=tokens.device)
-        for i, weight in enumerate(self._step_weights(states.shape[1])):
-            if weight:
-                logits = self.output.logits(states[:, i])
-                total = total + weight * next_token_loss(logits, targets, count)
-        correct = correct_predictions(logits, targets)
-        return Loss(total, {"next_token": total.detach()}, own, *correct)
-
-    def _step_weights(self, steps: int) -> list[float]:
-        """Return the weights of the graded steps, which add up to 1."""
-        given = self.config.step_weights or (1.0,)
-        weights = [given[min(i, len(given) - 1)] for i in range(steps)]
-        return [w / sum(weights) for w in weights]
+        return loss_of_states(self, states, targets, due, own, count)
 
     def _noise_keys(self, batch: Batch) -> Int[Tensor, " b"] | None:
         config = self.config

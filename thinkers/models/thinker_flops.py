@@ -68,5 +68,5 @@ def _head(model: Any, positions: int, steps: int, training: bool) -> int:
 
 def _answered_steps(model: Any, steps: int, training: bool) -> range:
     """Return the steps after which an answer is written."""
-    every = training and model.config.step_loss == "every"
+    every = training and model.config.step_loss != "last"
     return range(steps) if every else range(steps - 1, steps)

@@ -10,15 +10,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.checks import check_choices, check_int
+from thinkers.checks import check_int
 from thinkers.errors import UsageError
-from thinkers.models import base
 from thinkers.models.base import Model, Thought
-from thinkers.models.batch import Batch, Loss, as_batch, correct_predictions, next_token_loss
+from thinkers.models.batch import Batch, Loss, as_batch
+from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.models.thought_cache import ChainCache, GenerationCache
 from thinkers.nn.block import Attend, Block, Table
 from thinkers.nn.layers import (
     AttentionProjections,
+    Head,
     Rotary,
     attention_flops,
     initialize,
@@ -54,10 +55,11 @@ class ThoughtsFormer(Model):
         {"causal": False, "num_layers": 1},
         {"causal": False},
         {"thoughts": "words"},
+        {"step_loss": "wait", "wait_token": 1},
     )
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(base.Config):
+    class Config(StepLossConfig):
         """Settings; `num_layers` is the depth of f, 1 in the published model."""
 
         variant: Literal["published", "modern"] = "modern"
@@ -79,7 +81,8 @@ class ThoughtsFormer(Model):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check_choices(self)
+            if self.variant == "published":
+                self.refuse_unused(("tie_head",), "variant is published")
             if not isinstance(self.causal, bool):
                 raise UsageError(f"causal must be True or False, got {self.causal!r}")
             if not 0 < self.word_temperature < float("inf"):
@@ -107,10 +110,11 @@ class ThoughtsFormer(Model):
         self.codes = nn.Embedding(config.num_steps, config.dim)
         if config.variant == "published":
             self.positions = nn.Embedding(self.config.max_length, config.dim)
-            self.head = nn.Linear(config.dim, config.num_classes or self.config.vocab_size)
+            self.head: Any = nn.Linear(config.dim, config.num_classes or self.config.vocab_size)
         else:
             self.rotary = Rotary(config.dim // config.num_heads)
             self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+            self.head = Head(self.embedding, config.tie_head)
         self.blocks = nn.ModuleList(make_block(config) for _ in range(config.num_layers))
         self._initialize()
 
@@ -149,11 +153,10 @@ class ThoughtsFormer(Model):
         steps = self.check_steps(num_steps)
         own = self.count_terms(batch)
         keys = batch.keys if self.training else None
-        states = self.run(batch.tokens, steps, padding(batch.tokens, batch.lengths), keys)
-        logits = self._logits(states[:, -1])
-        total = next_token_loss(logits, batch.targets, (counts or own)["next_token"])
-        correct = correct_predictions(logits, batch.targets)
-        return Loss(total, {"next_token": total.detach()}, own, *correct)
+        hidden, every = padding(batch.tokens, batch.lengths), self.config.step_loss != "last"
+        states = self.run(batch.tokens, steps, hidden, keys, keep_states=every)
+        count = (counts or own)["next_token"]
+        return loss_of_states(self, states, batch.targets, batch.due, own, count)
 
     def run(
         self,
@@ -269,7 +272,7 @@ class ThoughtsFormer(Model):
     def _logits(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
         if self.config.variant == "published":
             return self.head(x)
-        return F.linear(x, self.embedding.weight)
+        return self.head(x, self.embedding)
 
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
         return self._logits(states)
@@ -325,7 +328,8 @@ class ThoughtsFormer(Model):
         block: Any = self.blocks[0]
         answers = config.num_classes or config.vocab_size
         head = 2 * batch_size * length * config.dim * answers
-        forward = head
+        # In training, an answer of each graded step; words of a chain are read out besides.
+        forward = head * (1 if config.step_loss == "last" or not training else steps)
         for step in range(steps):
             elements_so_far = length * (step + 1)
             keys = length + step if self.causal else elements_so_far

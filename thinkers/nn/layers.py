@@ -147,12 +147,32 @@ def angle_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+class Head(nn.Module):
+    """Logits of states, W h, without bias; W is the embedding's matrix E, or one of its own.
+
+    A tied head pushes the embeddings of tokens that are never answers away from every answer.
+
+    Args:
+        embedding: The token embedding E (v, c), which also gives the shape.
+        tied: True for W = E (Press and Wolf 2016, https://arxiv.org/abs/1608.05859).
+    """
+
+    def __init__(self, embedding: nn.Embedding, tied: bool):
+        super().__init__()
+        self.weight = None if tied else nn.Parameter(torch.empty_like(embedding.weight))
+
+    def forward(
+        self, states: Float[Tensor, "*b c"], embedding: nn.Embedding
+    ) -> Float[Tensor, "*b v"]:
+        return F.linear(states, embedding.weight if self.weight is None else self.weight)
+
+
 def initialize(module: nn.Module, num_residuals: int) -> None:
     """Draw all weights with standard deviation 1/sqrt(fan-in), biases 0.
 
     Those at the end of a residual branch are divided by sqrt(num_residuals), so that the stream
-    keeps its size (Radford et al. 2019, GPT-2). Embeddings have 0.02: a tied head then starts with
-    small logits.
+    keeps its size (Radford et al. 2019, GPT-2). Embeddings and heads have 0.02, for small logits at
+    first.
     """
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
@@ -162,5 +182,5 @@ def initialize(module: nn.Module, num_residuals: int) -> None:
             nn.init.normal_(part.weight, std=std)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.Embedding):
+        elif isinstance(part, nn.Embedding | Head) and part.weight is not None:
             nn.init.normal_(part.weight, std=0.02)

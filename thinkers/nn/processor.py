@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.latent_store import LatentStore, Memory
-from thinkers.nn.layers import Rotary, SwiGLU, attention_flops, rotate, sinusoidal
+from thinkers.nn.layers import Head, Rotary, SwiGLU, attention_flops, rotate, sinusoidal
 from thinkers.nn.tracing import record_weights
 
 SelfAttention = Literal["plain", "feed_forward", "none"]
@@ -291,19 +291,26 @@ class Read:
 class Output:
     """Read out memory: output queries pass `steps` times through the block of the processor.
 
-    Not an `nn.Module`: the weights belong to `process` and `embedding`.
+    Not an `nn.Module`: the weights belong to `process`, `embedding` and `head`.
 
     Args:
-        embedding: Token embedding that the output layer is tied to.
+        embedding: Token embedding, whose matrix a tied head uses.
+        head: Output layer; None ties it to the embedding.
         causal: Restrict each query to itself and the queries before it, as generation token by
             token requires.
     """
 
     def __init__(
-        self, process: Process, embedding: nn.Embedding, steps: int = 1, causal: bool = True
+        self,
+        process: Process,
+        embedding: nn.Embedding,
+        steps: int = 1,
+        causal: bool = True,
+        head: Head | None = None,
     ):
         self.process = process
         self.embedding = embedding
+        self.head = Head(embedding, tied=True) if head is None else head
         self.steps, self.causal = steps, causal
 
     def __call__(
@@ -321,7 +328,7 @@ class Output:
 
     def logits(self, states: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
         """Compute the logits of output states."""
-        return F.linear(states, self.embedding.weight)
+        return self.head(states, self.embedding)
 
 
 class Probe(nn.Module):

@@ -17,7 +17,7 @@ STAGED = replace(STORIES, threshold=0.9, whole_kinds=True)
 
 def looped() -> Config:
     """Answer questions on stories, by two layers that are run once or twice."""
-    training = training_settings(9000, lr=5e-4, batch_size=32, random_steps=(1, 2))
+    training = training_settings(9000, lr=5e-4, batch_size=32, depth="random", random_steps=(1, 2))
     return Config.fit(
         Looped,
         STORIES,

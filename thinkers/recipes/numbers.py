@@ -37,7 +37,7 @@ def add_looped() -> Config:
 
     One layer run 2 to 6 times, at the same cost, stayed at 96 % for one seed of three.
     """
-    training = training_settings(2600, lr=3e-3, random_steps=(1, 3))
+    training = training_settings(2600, lr=3e-3, depth="random", random_steps=(1, 3))
     return Config.fit(Looped, Add.Config(max_digits=3), training, dim=64, num_layers=2, num_steps=2)
 
 
@@ -46,7 +46,7 @@ def add_thinker() -> Config:
 
     Training draws 2 to 6 steps, so that the number of steps can be changed afterwards.
     """
-    training = training_settings(3000, random_steps=(2, 6))
+    training = training_settings(3000, depth="random", random_steps=(2, 6))
     return Config.fit(
         Thinker, Add.Config(max_digits=3), training, dim=64, num_layers=1, num_steps=4
     )

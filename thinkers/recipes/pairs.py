@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from thinkers import models, registry
-from thinkers.config.experiment import STEP_SETTINGS, TASK_SIZES, Config
+from thinkers.config.experiment import DEPTH_SETTINGS, STEP_SETTINGS, TASK_SIZES, Config
 from thinkers.errors import nearest, usage_error
 from thinkers.models import MODELS
 from thinkers.recipes import RECIPES
@@ -57,7 +57,9 @@ def base(name: str, task_config: Any) -> Config:
     if not recipe.model.takes_steps:
         # Its one step says nothing about a model that takes steps.
         shared = {name: value for name, value in shared.items() if name not in STEP_SETTINGS}
-    model = kind(**shared | dict.fromkeys(TASK_SIZES))
+    model: Any = kind(**shared | dict.fromkeys(TASK_SIZES))
+    if not model.takes_steps:
+        recipe = replace(recipe, training=replace(recipe.training, **DEPTH_SETTINGS))
     is_own = type(recipe.model) is kind and recipe.task == task_config
     return replace(recipe, recipe=recipe.recipe if is_own else "", model=model, task=task_config)
 

@@ -54,6 +54,11 @@ class Task(Configured, ABC):
     higher_is_better: ClassVar[bool] = True
     """Direction of the primary metric; False for a loss."""
     vocab_size: int
+    max_due: int | None = None
+    """The latest due step of any target (`Batch.due`); None if batches have no due steps."""
+    wait_token: int | None = None
+    """The token that means "not yet", which a model may be trained to answer before a target is
+    due (`step_loss="wait"`); None if the task has none."""
     max_length: int
     """The most tokens that a prompt, its answer and the end token may take together."""
 

@@ -61,12 +61,11 @@ def _measured(config: Config) -> Estimate:
     loss_module = LossModule(model)
 
     task.skip_curriculum()
-    flops = [
-        model.batch_flops(
-            task.batch(update, settings.batch_size), thinking_steps(update, settings), training=True
-        )
-        for update in range(min(COUNTED_UPDATES, settings.num_updates))
-    ]
+    flops = []
+    for update in range(min(COUNTED_UPDATES, settings.num_updates)):
+        batch = task.batch(update, settings.batch_size)
+        num_steps = thinking_steps(update, settings, batch)
+        flops.append(model.batch_flops(batch, num_steps, training=True))
     rates = []
     for update in range(min(TIMED_UPDATES, settings.num_updates)):
         start = time.perf_counter()

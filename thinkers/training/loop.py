@@ -334,9 +334,9 @@ def save(
 
 def _uses_all(state: TrainState) -> bool:
     """Return True if every parameter has a gradient at the fewest steps, and so at any number."""
-    steps = state.config.training.random_steps
-    batch = state.task.batch(0, 1)
-    return uses_all_parameters(state.model, batch, None if steps is None else steps[0])
+    settings = state.config.training
+    fewest = {"fixed": None, "random": (settings.random_steps or (1,))[0], "due": 1}
+    return uses_all_parameters(state.model, state.task.batch(0, 1), fewest[settings.depth])
 
 
 def _is_better(score: float, best: float | None) -> bool:

@@ -145,7 +145,7 @@ def build_on(
     torch.default_generator.manual_seed(settings.seed)
     task, model = build(config, run)
     model = model.to(device)
-    check_random_steps(model, settings)
+    check_depth(task, model, settings)
     task.check(model)
     task.batch(
         0, settings.batch_size
@@ -155,8 +155,8 @@ def build_on(
     return task, model
 
 
-def check_random_steps(model: Model, settings: Training) -> None:
-    """Raise a UsageError unless the model can take every number of steps that may be drawn."""
+def check_depth(task: Task, model: Model, settings: Training) -> None:
+    """Raise a UsageError unless the model can take every number of steps of training."""
     for num_steps in settings.random_steps or ():
         try:
             model.check_steps(num_steps)
@@ -165,6 +165,22 @@ def check_random_steps(model: Model, settings: Training) -> None:
             raise usage_error(
                 f"--training.random_steps with {found}", expected, "choose steps it can take"
             ) from None
+    if settings.depth != "due":
+        return
+    found, fixed = "--training.depth due", "set --training.depth fixed"
+    if not model.config.takes_steps:
+        raise usage_error(f"{found} for {model.name}", "a model that takes thinking steps", fixed)
+    if task.max_due is None:
+        expected = "a task whose targets have a due step, such as cups"
+        raise usage_error(f"{found} for {type(task).__name__}", expected, fixed)
+    most, limit = task.max_due + settings.spare_steps, model.config.max_steps
+    if most > limit:
+        raise usage_error(
+            f"{found} with up to {most} steps: {task.max_due} of the task and "
+            f"{settings.spare_steps} spare ones",
+            f"at most model.max_steps, {limit}",
+            f"set --model.max_steps {most}, or fewer --training.spare_steps",
+        )
 
 
 def load_initial_weights(model: Model, folder: str) -> None:

@@ -90,7 +90,7 @@ def step(
         signals: For each of SIGINT and SIGTERM, True if this rank received it.
     """
     settings = state.config.training
-    num_steps = thinking_steps(state.update, settings)
+    num_steps = thinking_steps(state.update, settings, batch)
     state.flops += state.model.batch_flops(batch, num_steps, training=True)
     result = forward_backward(state, batch, loss_module, num_steps, precision, ranks, signals)
     if not result.is_finite:
@@ -181,12 +181,21 @@ def over_budget(state: TrainState) -> bool:
     return state.minutes >= minutes or state.flops >= flops
 
 
-def thinking_steps(update: int, settings: Training) -> int | None:
-    """Return the number of thinking steps of an update; None for that of the model."""
-    if settings.random_steps is None:
+def thinking_steps(update: int, settings: Training, batch: Batch) -> int | None:
+    """Return the number of thinking steps of an update; None for that of the model.
+
+    Args:
+        batch: The global batch: every rank takes as many steps as the latest due target needs.
+    """
+    if settings.depth == "fixed":
         return None
+    drawn = draw(settings.seed, update)
+    if settings.depth == "due":
+        assert batch.due is not None
+        return int(batch.due.max()) + drawn % (settings.spare_steps + 1)
+    assert settings.random_steps is not None
     low, high = settings.random_steps
-    return low + draw(settings.seed, update) % (high - low + 1)
+    return low + drawn % (high - low + 1)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -1,0 +1,127 @@
+"""Losses after several thinking steps: which answer each step must give, and with which weight."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from thinkers.checks import added, check_choices, check_int
+from thinkers.errors import UsageError
+from thinkers.models import base
+from thinkers.models.batch import IGNORED, Loss, correct_predictions, next_token_loss
+
+StepLoss = Literal["last", "every", "due", "wait"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLossConfig(base.Config):
+    """Settings of a model that can be graded after every thinking step."""
+
+    step_loss: StepLoss = added("last")
+    """Grade a target after the last step alone, after every step, or after every step from the one
+    on that it is due (`Batch.due`); wait: and before that step demand `wait_token` instead."""
+    wait_token: int | None = added(None)
+    """The answer "not yet" of step_loss wait; None follows the task."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
+        if self.step_loss != "wait":
+            self.refuse_unused(("wait_token",), f"step_loss is {self.step_loss}")
+        elif self.vocab_size is not None:
+            # Until the sizes are resolved, wait_token may be None too: both follow the task.
+            if self.wait_token is None:
+                raise UsageError(
+                    "wait_token must be the answer of a target that is not due, since step_loss is "
+                    "wait, got None; set it, or choose a task that has one, such as links"
+                )
+            check_int("wait_token", self.wait_token, 0, self.vocab_size - 1, "vocab_size")
+
+
+def graded_steps(
+    kind: Literal["every", "due", "wait"],
+    targets: Int[Tensor, "b t"],
+    due: Int[Tensor, "b t"] | None,
+    steps: int,
+    wait_token: int | None = None,
+    step_weights: Sequence[float] = (),
+) -> tuple[Int[Tensor, "b k t"], Float[Tensor, "#b k #t"]]:
+    """Return the target of each position after each graded step, and its weight.
+
+    The weights of a position add up to 1. With n the number of steps and d the due step, a target
+    is graded
+
+        every   after every step, by `step_weights` (equal if there are none)
+        due     after the steps min(d, n) .. n, equally
+        wait    after every step, equally; before step d the right answer is `wait_token`
+
+    Args:
+        due: None means that every target is due after the first step.
+        step_weights: Weights of the steps; the last one is repeated.
+    """
+    number = torch.arange(1, steps + 1, device=targets.device)[:, None]
+    wide = targets[:, None].expand(-1, steps, -1)
+    first = torch.ones_like(targets)[:, None] if due is None else due[:, None]
+    if kind == "every":
+        given = step_weights or (1.0,)
+        weights = [given[min(i, len(given) - 1)] for i in range(steps)]
+        shares = torch.tensor([w / sum(weights) for w in weights], dtype=torch.float64)
+        return wide, shares[None, :, None].to(targets.device)
+    if kind == "wait":
+        # A target that is due after step n has no step at which it can be known: it waits.
+        waits = (number < first) & (wide != IGNORED)
+        assert wait_token is not None
+        return wide.masked_fill(waits, wait_token), (number[None] > 0).double() / steps
+    first = first.clamp(max=steps)
+    return wide, (number >= first).double() / (steps + 1 - first)
+
+
+def loss_of_states(
+    model: Any,
+    states: Float[Tensor, "b k t c"],
+    targets: Int[Tensor, "b t"],
+    due: Int[Tensor, "b t"] | None,
+    own: Mapping[str, int],
+    count: int,
+) -> Loss:
+    """Compute the loss of a model by its settings `step_loss`.
+
+    Args:
+        states: The state after each graded step: after the last alone where `step_loss` is last.
+        own: The number of terms of each part of the loss of these rows.
+        count: The graded tokens of the batch, or of a larger one of which these rows are a share.
+    """
+    config, logits = model.config, model.read_out(states)
+    if config.step_loss == "last":
+        total = next_token_loss(logits[:, -1], targets, count)
+    else:
+        weights = getattr(config, "step_weights", ())
+        steps = states.shape[1]
+        graded = graded_steps(config.step_loss, targets, due, steps, config.wait_token, weights)
+        total = step_loss(logits, *graded, count)
+    correct = correct_predictions(logits[:, -1], targets)
+    return Loss(total, {"next_token": total.detach()}, own, *correct)
+
+
+def step_loss(
+    logits: Float[Tensor, "b k t v"],
+    targets: Int[Tensor, "b k t"],
+    weights: Float[Tensor, "#b k #t"],
+    count: int,
+) -> Float[Tensor, ""]:
+    """Sum the weighted cross-entropies of all steps, in nats, and divide by `count`.
+
+    Args:
+        targets: -100 where a position is not graded; weights: its share of each step.
+        count: The graded tokens of the batch, or of a larger one of which these rows are a share.
+    """
+    # Half precision has too few bits for a sum over many tokens, as in next_token_loss.
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    losses = F.cross_entropy(
+        logits.flatten(0, 2), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return (losses.view_as(targets) * weights.to(losses.dtype)).sum() / max(1, count)
