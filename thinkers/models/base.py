@@ -1,9 +1,9 @@
-"""The class that models extend, and the settings and outputs that all models share."""
+"""The class that models extend, and the outputs that all models share."""
 
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from thinkers.checks import NOT_CAUSAL, added, check_int, check_rows
+from thinkers.checks import NOT_CAUSAL, check_int, check_rows
 from thinkers.errors import UsageError, usage_error
 from thinkers.files import make_folders, write_file
 from thinkers.json_files import with_digest
@@ -25,6 +25,8 @@ from thinkers.models.batch import (
     next_token_loss,
     real_positions,
 )
+from thinkers.models.config import SIZES as SIZES
+from thinkers.models.config import Config as Config
 from thinkers.models.generation import classify, generate
 from thinkers.models.names import MODELS, Name
 from thinkers.models.output_weights import find_output_weights
@@ -35,8 +37,6 @@ from thinkers.strict_json import to_json
 from thinkers.user_paths import user_path
 
 FORMAT = 2
-SIZES = ("vocab_size", "max_length")
-"""Settings that follow the task where they are None; a model needs both."""
 
 
 @dataclass(frozen=True)
@@ -60,70 +60,6 @@ class Cache(Protocol):
 
     def select(self, rows: Int[Tensor, " b"]) -> None:
         """Keep only these rows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings that all models share.
-
-    A size that is None follows the task; `thinkers.config.experiment.build` resolves it.
-    """
-
-    vocab_size: int | None = None
-    """Number of token ids."""
-    dim: int = 128
-    """Width of the vectors between layers."""
-    num_layers: int = 2
-    num_heads: int = 4
-    num_steps: int = 4
-    """Thinking steps taken unless a call says otherwise."""
-    tie_head: bool = added(True)
-    """Compute the logits by the matrix of the token embedding; False: by one of their own."""
-    max_length: int | None = 256
-    """The most real tokens of a row, prompt and new together."""
-    max_steps: int | None = None
-    """The most thinking steps that a call may ask for; None means max(4, 4 * num_steps)."""
-
-    least_steps: ClassVar[int] = 1
-    takes_steps: ClassVar[bool] = True
-    """False: the model takes one step; `num_steps` and `max_steps` become 1, whatever is given."""
-
-    def __post_init__(self) -> None:
-        for name in ("dim", "num_layers", "num_heads"):
-            check_int(name, getattr(self, name), 1)
-        for name in SIZES:
-            if getattr(self, name) is not None:
-                check_int(name, getattr(self, name), 1)
-        check_int("num_steps", self.num_steps, self.least_steps)
-        if self.max_steps is None:
-            object.__setattr__(self, "max_steps", max(4, 4 * self.num_steps))
-        check_int("max_steps", self.max_steps, max(1, self.num_steps))
-        if not self.takes_steps:
-            # Every model accepts the common settings; the command line refuses these here.
-            object.__setattr__(self, "num_steps", 1)
-            object.__setattr__(self, "max_steps", 1)
-        self.check_heads()
-
-    def refuse_unused(self, names: Iterable[str], reason: str) -> None:
-        """Raise UsageError if one of these settings, which nothing reads here, was given a value.
-
-        Args:
-            reason: The setting that leaves them without effect: "plan_loss is none".
-        """
-        for setting in dataclasses.fields(self):
-            value = getattr(self, setting.name)
-            if setting.name in names and value != setting.default:
-                raise UsageError(
-                    f"{setting.name} must be {setting.default!r}, its default, where {reason} and "
-                    f"it has no effect, got {value!r}"
-                )
-
-    def check_heads(self) -> None:
-        """Raise ValueError if the width cannot be divided into the heads."""
-        if self.dim % self.num_heads:
-            raise UsageError(
-                f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}"
-            )
 
 
 class Model(Traced, Configured, nn.Module, ABC):

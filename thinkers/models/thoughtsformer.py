@@ -16,12 +16,11 @@ from thinkers.models.base import Model, Thought
 from thinkers.models.batch import Batch, Loss, as_batch
 from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.models.thought_cache import ChainCache, GenerationCache
-from thinkers.nn.block import Attend, Block, Table
+from thinkers.models.thoughtsformer_block import PublishedBlock, drop
+from thinkers.nn.block import Block, Table
 from thinkers.nn.layers import (
-    AttentionProjections,
     Head,
     Rotary,
-    attention_flops,
     initialize,
     sinusoidal,
 )
@@ -348,52 +347,6 @@ def padding(
     if lengths is None:
         return None
     return torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]
-
-
-def drop(x: Float[Tensor, "*b c"], part: Any) -> Float[Tensor, "*b c"]:
-    """Apply dropout with the rate of `part`, in training."""
-    return F.dropout(x, part.dropout) if part.training and part.dropout else x
-
-
-class PublishedBlock(nn.Module):
-    """x <- norm(x + attention(x)); x <- norm(x + W2 relu(W1 x)), as nn.TransformerEncoderLayer."""
-
-    def __init__(self, config: ThoughtsFormer.Config):
-        super().__init__()
-        self.heads = AttentionProjections(config.dim, config.num_heads, bias=True)
-        self.attention_norm = nn.LayerNorm(config.dim)
-        self.feed_forward = FeedForward(config.dim, config.hidden or config.dim, config.dropout)
-        self.feed_forward_norm = nn.LayerNorm(config.dim)
-        self.dropout = config.dropout
-
-    def forward(
-        self, x: Float[Tensor, "b t c"], table: Table, attend: Attend
-    ) -> Float[Tensor, "b t c"]:
-        attended = attend(self.heads.queries(x), *self.heads.keys_values(x))
-        x = self.attention_norm(x + drop(self.heads.merge(attended), self))
-        return self.feed_forward_norm(x + drop(self.feed_forward(x), self))
-
-    def flops(self, batch: int, length: int, keys: int) -> int:
-        """Count the operations of one pass over `length` elements, each attending to `keys`."""
-        rows = batch * length
-        attention = attention_flops(batch, length, keys, self.heads.query.in_features)
-        return self.heads.flops(rows, rows) + attention + self.feed_forward.flops(rows)
-
-
-class FeedForward(nn.Module):
-    """W2 relu(W1 x), with biases."""
-
-    def __init__(self, dim: int, hidden: int, dropout: float):
-        super().__init__()
-        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dropout = dropout
-
-    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        return self.down(drop(self.up(x).relu(), self))
-
-    def flops(self, rows: int) -> int:
-        """Count the operations on `rows` vectors."""
-        return 4 * rows * self.up.in_features * self.up.out_features
 
 
 def make_block(config: ThoughtsFormer.Config) -> PublishedBlock | Block:
