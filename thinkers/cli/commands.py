@@ -100,17 +100,22 @@ def print_run(run: Any) -> None:
 def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
     steps = None
     if options.num_steps is not None:
-        steps = [parse_int("--num_steps", text, 0) for text in options.num_steps.split(",")]
+        steps = [
+            "due" if text.strip() == "due" else parse_int("--num_steps", text, 0)
+            for text in options.num_steps.split(",")
+        ]
     num_examples = parse_int("--num_examples", options.num_examples, 1)
     out = None if options.out is None else output_file(options.out, "--out")
     rows = thinkers.evaluate(
         options.folder, num_steps=steps, num_examples=num_examples, flags=settings
     )
-    metrics = [name for name in rows[0] if name != "num_steps"]
+    metrics = [name for name in rows[0] if name not in ("num_steps", "oracle")]
     show("steps  " + "  ".join(f"{name:>9}" for name in metrics))
     for row in rows:
         values = "  ".join(f"{row[name]:>9.4f}" for name in metrics)
         show(f"{row['num_steps']:>5}  {values}")
+    if any("oracle" in row for row in rows):
+        show("due: each example at as many steps as its answers need, known to an oracle alone")
     if out is not None:
         write_file(out, to_json({"scores": {str(r["num_steps"]): r for r in rows}}))
     warn_of_fall(options.folder, rows, num_examples, settings)
@@ -123,7 +128,7 @@ def warn_of_fall(
     """Print a warning if more thinking scores lower and chance does not explain it."""
     from thinkers.evaluation.evaluate import find_fall
 
-    steps = sorted({row["num_steps"] for row in rows})
+    steps = sorted({row["num_steps"] for row in rows if row["num_steps"] != "due"})
     fall = None
     if len(steps) > 1:
         fall = find_fall(folder, steps, num_examples, flags=settings)

@@ -83,7 +83,11 @@ def add_evaluate(verbs: Subparsers) -> None:
         epilog="--task.test_path FILE scores a run on another text.",
     )
     verb.add_argument("folder", metavar="RUN")
-    verb.add_argument("--num_steps", metavar="1,2,4", help="default: powers of two up to max_steps")
+    verb.add_argument(
+        "--num_steps",
+        metavar="1,2,4",
+        help="default: powers of two up to max_steps; due, an oracle: as many as an answer needs",
+    )
     verb.add_argument("--num_examples", metavar="N", default="2000", help="default: 2000")
     verb.add_argument("--out", metavar="FILE", help="also write the scores to a JSON file")
     add_import_module(verb)

@@ -10,11 +10,12 @@ from thinkers.models.base import Model
 from thinkers.runs.result import RunLike, open_with_task
 from thinkers.tasks import SPLITS
 from thinkers.tasks.base import example_groups
+from thinkers.tasks.due import Steps, check_steps_of_task
 
 
 def evaluate(
     run: RunLike,
-    num_steps: Sequence[int | None] | int | None = None,
+    num_steps: Sequence[Steps] | Steps = None,
     num_examples: int = 2000,
     split: str = "test",
     *,
@@ -24,18 +25,23 @@ def evaluate(
 
     Args:
         run: A run, its folder, or (model, task).
-        num_steps: Numbers of thinking steps; None means all in `model.step_counts`.
+        num_steps: Numbers of thinking steps; None means all in `model.step_counts`. "due" gives
+            each example as many as its answers need, an oracle, and its row {"oracle": True, ..}.
         num_examples: Held-out examples of each row, the same for all.
         flags: Settings of the run's task to change, such as --task.test_path=other.txt.
 
     Raises:
-        UsageError: The model has no task, or there is no such split.
+        UsageError: The model has no task, the task has no due steps, or there is no such split.
     """
     _check(split, num_examples)
     model, task = open_with_task(run, flags=flags)
+    counts = _step_counts(model, num_steps)
+    for k in counts:
+        check_steps_of_task(k, task.max_due)
     return [
-        {"num_steps": k, **task.score(model, split, num_examples, k)}
-        for k in _step_counts(model, num_steps)
+        {"num_steps": k, **({"oracle": True} if k == "due" else {})}
+        | task.score(model, split, num_examples, k)
+        for k in counts
     ]
 
 
@@ -68,9 +74,7 @@ def _check(split: str, num_examples: int) -> None:
     check_int("num_examples", num_examples, 1)
 
 
-def _step_counts(
-    model: Model, num_steps: Sequence[int | None] | int | None
-) -> Sequence[int | None]:
+def _step_counts(model: Model, num_steps: Sequence[Steps] | Steps) -> Sequence[Any]:
     if num_steps is None:
         return model.step_counts
-    return [num_steps] if isinstance(num_steps, int) else num_steps
+    return [num_steps] if isinstance(num_steps, int | str) else num_steps

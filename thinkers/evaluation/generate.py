@@ -16,7 +16,7 @@ from thinkers.models.generation import stream as next_tokens
 from thinkers.runs.result import RunLike, open_with_task
 from thinkers.tasks import Task
 from thinkers.tasks.answers import AnswerTask
-from thinkers.tasks.base import Prompt
+from thinkers.tasks.base import Prompt, Response
 from thinkers.tasks.text import Text
 
 UNFINISHED = " …"
@@ -44,7 +44,7 @@ def answer(run: RunLike, prompt: str, num_steps: int | None = None) -> str:
         raise usage_error(
             f"a prompt of {len(read.tokens)} tokens", f"at most {limit}", "shorten it"
         )
-    written = answer_tokens(model, task, read, room, num_steps)
+    written = respond(model, task, read, room, num_steps).answer
     is_cut = (
         isinstance(task, AnswerTask)
         and task.max_answer_length() > 1  # an answer of one token has no end token
@@ -82,15 +82,10 @@ def fit_prompt(model: Model, task: Task, prompt: str) -> tuple[Prompt, int]:
     return read, min(max(read.longest, usual) - read.begun, limit - count)
 
 
-def answer_tokens(
-    model: Model, task: Task, prompt: Prompt, room: int, num_steps: int | None
-) -> list[int]:
-    """Return `room` tokens that the model generates after the prompt."""
-    device = next(model.parameters()).device
-    row = torch.tensor([prompt.tokens], device=device)
-    lengths = torch.tensor([len(prompt.tokens)], device=device)
+def respond(model: Model, task: Task, prompt: Prompt, room: int, num_steps: int | None) -> Response:
+    """Return the answer of the model to a prompt, of at most `room` tokens after it."""
     with torch.no_grad(), ids_below(task.vocab_size):
-        return model.answer(row, lengths, room, num_steps=num_steps)[0].tolist()
+        return task.respond(model, prompt, room, num_steps)
 
 
 def answer_text(task: Task, prompt: str, begun: int, answer: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers.evaluation.generate import answer_text, answer_tokens, fit_prompt
+from thinkers.evaluation.generate import answer_text, fit_prompt, respond
 from thinkers.inspection.page import write
 from thinkers.inspection.results import Inspection, ReadOut, is_end
 from thinkers.models.base import Model
@@ -97,10 +97,11 @@ def _tokens(
     given = read.tokens
     if read.longest is None:
         return given, None, None
-    answer = answer_tokens(model, task, read, room, num_steps)
-    text = answer_text(task, prompt, read.begun, answer)
-    ends = [i for i, token in enumerate(answer) if is_end(task, token, given[0])]
-    return given + answer[: ends[0] if ends else None], len(given), text
+    found = respond(model, task, read, room, num_steps)
+    text = answer_text(task, prompt, read.begun, found.answer)
+    begins = found.prompt_length
+    ends = [i for i in range(begins, len(found.row)) if is_end(task, found.row[i], given[0])]
+    return found.row[: ends[0] if ends else None], begins, text
 
 
 def read_out(model: Model, states: Float[Tensor, "1 k t c"], vocab_size: int) -> ReadOut:

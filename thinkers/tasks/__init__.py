@@ -16,9 +16,11 @@ from thinkers.tasks.arithmetic import Add, Arithmetic, Multiply, Subtract
 from thinkers.tasks.babi import Babi
 from thinkers.tasks.base import SPLITS as SPLITS
 from thinkers.tasks.base import Task as Task
+from thinkers.tasks.cellular_automaton import Automaton
 from thinkers.tasks.factorise import Factorise
 from thinkers.tasks.sequences import Copy, Jump, Reverse, Rotate, RunningSum, Shift, Sort
 from thinkers.tasks.star_graph import StarGraph
+from thinkers.tasks.state_tracking import Cups, Links
 from thinkers.tasks.text import Text
 
 TASKS: dict[str, type[Task]] = {
@@ -37,6 +39,9 @@ TASKS: dict[str, type[Task]] = {
     "text": Text,
     "star_graph": StarGraph,
     "babi": Babi,
+    "cups": Cups,
+    "automaton": Automaton,
+    "links": Links,
 }
 
 

@@ -16,6 +16,7 @@ from thinkers.models.batch import Batch
 from thinkers.models.generation import eval_mode, ids_below
 from thinkers.prng import Rng, mix_int, row_keys
 from thinkers.tasks.base import IGNORED, Prompt, Task, check_batch, split_of_hash
+from thinkers.tasks.due import Steps, step_groups
 
 SCORING_ROWS = 500
 """Examples of one batch when a model is scored."""
@@ -149,7 +150,7 @@ class AnswerTask(Task):
         model: nn.Module,
         split: str = "test",
         num_examples: int = 2000,
-        num_steps: int | None = None,
+        num_steps: Steps = None,
     ) -> dict[str, float]:
         """Return the shares of answers (`exact`) and of answer tokens (`per_token`) that are right.
 
@@ -164,7 +165,7 @@ class AnswerTask(Task):
         model: nn.Module,
         split: str = "test",
         num_examples: int = 2000,
-        num_steps: int | None = None,
+        num_steps: Steps = None,
     ) -> Float[Tensor, " n"]:
         """Return 1 for each answer that is right to its end token, 0 for the others."""
         batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
@@ -210,7 +211,7 @@ def score_answers(
     batches: Iterable[Batch],
     max_new_tokens: int,
     vocab_size: int,
-    num_steps: int | None = None,
+    num_steps: Steps = None,
 ) -> dict[str, float]:
     """Return the shares of answers, and of their tokens, that `model` gets right.
 
@@ -226,20 +227,23 @@ def grade_answers(
     batches: Iterable[Batch],
     max_new_tokens: int,
     vocab_size: int,
-    num_steps: int | None = None,
+    num_steps: Steps = None,
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Return the number of right tokens of each answer, and its number of tokens."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     right, graded = [], []
     with eval_mode(model), ids_below(vocab_size):
         for batch in batches:
-            prompts, truth = left_padded_prompts(batch), true_answers(batch, max_new_tokens)
-            predicted = model.answer(
-                prompts.to(device),
-                batch.prompt_lengths.to(device),  # type: ignore[union-attr]
-                max_new_tokens,
-                num_steps=num_steps,
-            ).cpu()
+            truth = true_answers(batch, max_new_tokens)
+            predicted = torch.full_like(truth, IGNORED)
+            for rows, steps in step_groups(batch, model, num_steps):
+                some = batch.rows(rows)
+                predicted[rows] = model.answer(
+                    left_padded_prompts(some).to(device),
+                    some.prompt_lengths.to(device),  # type: ignore[union-attr]
+                    max_new_tokens,
+                    num_steps=steps,
+                ).cpu()
             is_graded = truth != IGNORED
             right.append((is_graded & (predicted == truth)).sum(1))
             graded.append(is_graded.sum(1))

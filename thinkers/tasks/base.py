@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int, Int64, UInt64
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.prng import hash_integers
 from thinkers.registry import Configured
+from thinkers.tasks.due import Steps
 
 SPLITS = ("train", "valid", "test")
 IGNORED = -100
@@ -33,6 +35,21 @@ class Prompt:
     tokens: list[int]
     begun: int = 0
     longest: int | None = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """The answer of a model to a prompt.
+
+    Args:
+        answer: Its tokens.
+        row: The tokens that the model read and wrote, prompt and answer.
+        prompt_length: Number of tokens of `row` that are its prompt.
+    """
+
+    answer: list[int]
+    row: list[int]
+    prompt_length: int
 
 
 class Task(Configured, ABC):
@@ -79,9 +96,13 @@ class Task(Configured, ABC):
         model: nn.Module,
         split: str = "test",
         num_examples: int = 2000,
-        num_steps: int | None = None,
+        num_steps: Steps = None,
     ) -> dict[str, float]:
-        """Return {metric: mean over examples of `split`}, the primary metric first."""
+        """Return {metric: mean over examples of `split`}, the primary metric first.
+
+        Args:
+            num_steps: "due" evaluates each example at its largest due step, if the task has any.
+        """
 
     @abstractmethod
     def grade(
@@ -89,7 +110,7 @@ class Task(Configured, ABC):
         model: nn.Module,
         split: str = "test",
         num_examples: int = 2000,
-        num_steps: int | None = None,
+        num_steps: Steps = None,
     ) -> Float[Tensor, " n"]:
         """Return the primary metric of each example, in float64; their mean is the score.
 
@@ -131,6 +152,16 @@ class Task(Configured, ABC):
         cannot be decoded separately.
         """
         return self.decode([*self.encode(prompt), *answer])
+
+    def respond(
+        self, model: Any, prompt: Prompt, room: int, num_steps: int | None = None
+    ) -> Response:
+        """Let the model answer a prompt, here by `room` tokens generated after it."""
+        device = next(model.parameters()).device
+        row = torch.tensor([prompt.tokens], device=device)
+        lengths = torch.tensor([len(prompt.tokens)], device=device)
+        answer = model.answer(row, lengths, room, num_steps=num_steps)[0].tolist()
+        return Response(answer, prompt.tokens + answer, len(prompt.tokens))
 
     def max_answer_length(self) -> int | None:
         """Return the most tokens of an answer, end token included; None for open-ended text."""

@@ -28,6 +28,7 @@ from thinkers.models.generation import eval_mode
 from thinkers.prng import GOLDEN, mix, row_keys
 from thinkers.strict_json import Schema
 from thinkers.tasks.base import SPLITS, Task, check_batch, check_split
+from thinkers.tasks.due import Steps, check_steps_of_task
 from thinkers.tasks.vocabulary_file import VOCABULARY_FILE, load_vocabulary, save_vocabulary
 
 SCORING_TOKENS = 4096
@@ -218,7 +219,7 @@ class Text(Task):
         model: nn.Module,
         split: str = "test",
         num_examples: int = 2000,
-        num_steps: int | None = None,
+        num_steps: Steps = None,
     ) -> dict[str, float]:
         """Return nats per token (`loss`) and `bits_per_byte`.
 
@@ -234,18 +235,19 @@ class Text(Task):
         model: nn.Module,
         split: str = "test",
         num_examples: int = 2000,
-        num_steps: int | None = None,
+        num_steps: Steps = None,
     ) -> Float[Tensor, " n"]:
         """Return the nats per token of each window."""
         nats, _ = self._window_losses(model, split, num_examples, num_steps)
         return nats / self.config.context
 
     def _window_losses(
-        self, model: Any, split: str, num_examples: int, num_steps: int | None
+        self, model: Any, split: str, num_examples: int, num_steps: Steps
     ) -> tuple[Float64[Tensor, " n"], Int64[np.ndarray, " n"]]:
         """Return the summed loss of each window, in nats, and the bytes of its targets."""
         self.check(model)
         check_int("num_examples", num_examples, 1)
+        check_steps_of_task(num_steps, self.max_due)
         tokens, length = self.tokens(split), self.config.context
         count = (len(tokens) - 1) // length
         shown = min(count, num_examples)
