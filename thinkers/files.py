@@ -115,7 +115,16 @@ def open_lock(path: Path) -> TextIO:
         DamagedError: It is a link, not a plain file, or another name of a file elsewhere, whose
             content would be replaced.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.fdopen(_open_own(path, os.O_RDWR), "r+")
+
+
+def open_log(path: Path) -> TextIO:
+    """Open a log for appending; it is created if missing, and errors are those of `open_lock`."""
+    return os.fdopen(_open_own(path, os.O_WRONLY | os.O_APPEND), "a")
+
+
+def _open_own(path: Path, flags: int) -> int:
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     with disk_errors(path), _disk_access(path, DamagedError):
         descriptor = os.open(path, flags, 0o666)
     try:
@@ -125,7 +134,7 @@ def open_lock(path: Path) -> TextIO:
     except BaseException:
         os.close(descriptor)
         raise
-    return os.fdopen(descriptor, "r+")
+    return descriptor
 
 
 def is_at(path: Path, stream: IO[Any]) -> bool:

@@ -1,5 +1,9 @@
 """The cache of tokenized texts: entries follow the text, and damaged ones are made again."""
 
+import hashlib
+import itertools
+import json
+import os
 import threading
 
 import numpy as np
@@ -148,3 +152,26 @@ def test_a_cache_that_cannot_be_written_is_a_usage_error(source, tmp_path, monke
     monkeypatch.setenv("THINKERS_CACHE", str(tmp_path / "file"))
     with pytest.raises(UsageError, match="set THINKERS_CACHE"):
         tokenize(source, ByteTokenizer(), "error")
+
+
+def test_an_entry_is_read_strictly_and_verified_by_its_digests(source, empty_cache):
+    before = tokenize(source, ByteTokenizer(), "error")
+    (entry,) = (x for x in (empty_cache / "text").iterdir() if x.is_dir())
+    metadata, tokens = entry / "metadata.json", entry / "tokens.bin"
+    digest = hashlib.sha256(tokens.read_bytes()).hexdigest()
+    assert json.loads(metadata.read_bytes())["tokens_sha256"] == digest
+    expected = before.tokens.copy()
+    outside = empty_cache.parent / "outside"
+    for file, damage in itertools.product(
+        (metadata, tokens),
+        (
+            lambda file: file.write_bytes(b"[" * 5000),
+            lambda file: file.write_bytes(file.read_bytes()[::-1]),
+            lambda file: (file.rename(outside), file.symlink_to(outside)),
+            lambda file: (file.unlink(), os.mkfifo(file)),
+        ),
+    ):
+        damage(file)
+        token_cache._verified.clear()
+        assert (tokenize(source, ByteTokenizer(), "error").tokens == expected).all()
+        assert file.is_file() and not file.is_symlink()

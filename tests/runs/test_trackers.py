@@ -135,7 +135,13 @@ def test_tensorboard_has_each_number_of_a_resumed_run_once(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = thinkers.train(config(), tmp_path / "a", tracking="tensorboard")
+    others = [
+        run.folder / "tensorboard" / name for name in ("notes.txt", "events.out.tfevents.1.x")
+    ]
+    for file in others:
+        file.write_bytes(b"")
     run = thinkers.resume(run.folder, num_updates=10)
+    assert all(file.exists() for file in others) and len(list(others[0].parent.iterdir())) == 3
     events = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     found = [

@@ -26,7 +26,7 @@ from thinkers.comparison.plan import Plan
 from thinkers.config.experiment import Config
 from thinkers.devices import find_device
 from thinkers.errors import Interrupted, LockedError
-from thinkers.files import exists, write_file
+from thinkers.files import exists, open_log, own_folder, write_file
 from thinkers.json_files import read_with_digest, with_digest
 from thinkers.models.base import Model
 from thinkers.plugins import import_file, imported_files
@@ -162,10 +162,11 @@ def _train(job: Job, config: Config) -> dict[str, float | None]:
         before = read_with_digest(file, USAGE)
     except FileNotFoundError:
         before = {"seconds": 0.0, "memory": 0}
-    file.parent.mkdir(exist_ok=True)
+    own_folder(file.parent, make=True)
+    own_folder(job.home)
     write_file(file, with_digest({"seconds": None, "memory": None}))
     is_begun = exists(job.home / folder.RECORD)
-    with job.log.open("a") as log, contextlib.redirect_stdout(log):
+    with open_log(job.log) as log, contextlib.redirect_stdout(log):
         resets, start = _reset_peak(device), time.process_time()
         try:
             resume(job.home) if is_begun else train(config, job.home, tracking=job.tracking)

@@ -13,7 +13,7 @@ import numpy as np
 
 from thinkers.comparison.plan import Plan
 from thinkers.errors import DamagedError, ThinkersError, describe, exit_code
-from thinkers.files import make_folders, read_file, write_file
+from thinkers.files import own_folder, read_file, write_file
 from thinkers.json_files import read_with_digest, with_digest
 from thinkers.user_paths import user_path
 
@@ -109,8 +109,14 @@ def read(folder: str | Path) -> Comparison:
 
 
 def read_result(home: Path) -> dict[str, Any] | None:
-    """Read the result.json of a run; None if the run is not finished."""
+    """Read the result.json of a run; None if the run is not finished.
+
+    Raises:
+        DamagedError: It has changed since it was written, or the folder is a link.
+    """
     file = home / RESULT
+    if not (own_folder(home.parent) and own_folder(home)):
+        return None
     try:
         record = read_with_digest(file, {"status": str, "model": str, "seed": (int, NoneType)})
     except FileNotFoundError:
@@ -122,7 +128,8 @@ def read_result(home: Path) -> dict[str, Any] | None:
 
 def write_result(home: Path, record: Mapping[str, Any]) -> None:
     """Write the result.json of a run; its folder is created if it is missing."""
-    make_folders(home)
+    own_folder(home.parent, make=True)
+    own_folder(home, make=True)
     write_file(home / RESULT, with_digest(record))
 
 

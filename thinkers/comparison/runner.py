@@ -17,6 +17,7 @@ from thinkers.comparison.plan import Plan
 from thinkers.comparison.results import RESULT, RUNS, Comparison, read, read_result
 from thinkers.comparison.subprocesses import progress_of, run_all
 from thinkers.errors import Interrupted, LockedError, ThinkersError, UsageError, usage_error
+from thinkers.files import own_folder
 from thinkers.models import MODELS
 from thinkers.optional import require
 from thinkers.plugins import imported_files
@@ -189,7 +190,8 @@ def _perform(
         LockedError: Another process owns a run.
     """
     for job in jobs:  # so that a job that dies does not leave an older result behind
-        (job.home / RESULT).unlink(missing_ok=True)
+        if own_folder(job.home.parent, make=True) and own_folder(job.home):
+            (job.home / RESULT).unlink(missing_ok=True)
     if workers == 1:
         with Signals() as signals:
             for job in jobs:
@@ -198,7 +200,6 @@ def _perform(
                     raise Interrupted("interrupted", signals.number)
                 report(job)
     elif jobs:
-        jobs[0].log.parent.mkdir(exist_ok=True)
         commands = [(job.command, job.log) for job in jobs]
         run_all(commands, workers, lambda index, code: _ended(jobs[index], code, report))
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from thinkers.errors import Interrupted
+from thinkers.files import open_file, open_log
 from thinkers.terminal import show
 from thinkers.training.signals import SIGNALS, Signals
 
@@ -67,7 +68,7 @@ def run_all(
 def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     # The same modules are found there as here; in sys.path, "" is the working directory.
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    with log.open("ab") as stream:
+    with open_log(log) as stream:
         return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -98,7 +99,7 @@ def progress_of(folder: Path) -> Iterator[Callable[[str], None]]:
     def follow() -> None:
         while not ended.wait(SECONDS_BETWEEN_LINES):
             since = time.time() - SECONDS_OF_NEWS
-            logs = [x for x in sorted(folder.glob("*.log")) if x.stat().st_mtime > since]
+            logs = [x for x in sorted(folder.glob("*.log")) if x.lstat().st_mtime > since]
             for log in logs:
                 if text := last_progress(log):
                     report(f"{log.stem}: {text}")
@@ -114,7 +115,7 @@ def progress_of(folder: Path) -> Iterator[Callable[[str], None]]:
 
 def last_progress(log: Path) -> str:
     """Return the last complete line of a log about an update; "" if there is none."""
-    with log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - TAIL))
+    with open_file(log) as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
         lines = stream.read().decode(errors="replace").rpartition("\n")[0].splitlines()
     return next((line for line in reversed(lines) if line.startswith("update ")), "")

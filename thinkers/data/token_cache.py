@@ -1,14 +1,14 @@
 """Cache of tokenized texts and of trained tokenizers, in `$THINKERS_CACHE/text`.
 
     KEY/tokens.bin      the tokens, in the smallest unsigned type that holds them
-    KEY/metadata.json   their type, number and CRC-32, and the SHA-256 of this file itself
+    KEY/metadata.json   their type, number and SHA-256, and the SHA-256 of this file itself
     KEY.json            a tokenizer that was made from a text
 
 KEY is a hash of all that an entry was made from: the SHA-256 of the text, the tokenizer, the
 treatment of bad bytes and FORMAT. So a changed text gets an entry of its own, and the same text
 under another name does not.
 
-An entry is verified before each use, by size and checksums, and made again if it is damaged; it is
+An entry is verified before each use, by sizes and digests, and made again if it is damaged; it is
 written under a temporary name and renamed when it is complete, so a killed process leaves nothing
 that looks finished. Anything in the folder may be deleted while no process uses it.
 """
@@ -16,9 +16,9 @@ that looks finished. Anything in the folder may be deleted while no process uses
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import sys
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +29,6 @@ import numpy as np
 from jaxtyping import Integer
 
 from thinkers.data.sources import (
-    PIECE_BYTES,
     FileRange,
     FileStats,
     Source,
@@ -47,14 +46,33 @@ from thinkers.data.tokenizers import (
     distinct_characters,
     tokenizer_from_state,
 )
-from thinkers.errors import ResourceError, system_errno, usage_error
-from thinkers.files import disk_errors, make_folders, write_file
+from thinkers.errors import (
+    DamagedError,
+    FormatError,
+    ResourceError,
+    system_errno,
+    usage_error,
+)
+from thinkers.files import disk_errors, make_folders, open_file, write_file
+from thinkers.json_files import read_with_digest, with_digest
+from thinkers.strict_json import Schema
 from thinkers.terminal import show
 
-FORMAT = 2
+FORMAT = 3
 TRAIN_SHARE = 0.9
 """Share of a text's bytes that is trained on where no validation text is given."""
 METADATA, TOKENS = "metadata.json", "tokens.bin"
+TYPES = ("uint8", "uint16", "uint32")
+SCHEMA: Schema = {
+    "format": int,
+    "dtype": str,
+    "tokens": int,
+    "num_train": int,
+    "tokens_sha256": str,
+    "bad_bytes": int,
+    "text": str,
+}
+"""Types of metadata.json."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +146,15 @@ def tokenizer_for(
     key = _key(text=source.digest(), kind=kind, bad_bytes=bad_bytes, **own)
     folder = cache_folder() / "text"
     file = folder / f"{key}.json"
-    found = _read_json(file)
+    schema: Schema = {"format": int, "tokenizer": dict}
+    found = _read_json(file, schema)
     if found is None:
         with _locked(folder, key):
-            found = _read_json(file)
+            found = _read_json(file, schema)
             if found is None:
                 made = _make_tokenizer(source, kind, bpe_size, bad_bytes, share)
                 found = {"format": FORMAT, "tokenizer": made.state()}
-                _write_json(file, found)
+                write_file(file, with_digest(found))
     return tokenizer_from_state(found["tokenizer"], str(file))
 
 
@@ -186,11 +205,11 @@ def _fill_entry(
             "dtype": writer.dtype.name,
             "tokens": writer.num_tokens,
             "num_train": num_train,
-            "crc32": writer.crc,
+            "tokens_sha256": writer.digest.hexdigest(),
             "bad_bytes": writer.bad_bytes,
             "text": digest,
         }
-        _write_json(temporary / METADATA, metadata)
+        write_file(temporary / METADATA, with_digest(metadata))
         _remove(final)
         temporary.rename(final)
     finally:
@@ -208,7 +227,8 @@ class _TokenWriter:
     def __init__(self, stream: BinaryIO, tokenizer: Tokenizer):
         self.stream, self.tokenizer = stream, tokenizer
         self.dtype = np.dtype(np.min_scalar_type(len(tokenizer) - 1))
-        self.num_tokens = self.bad_bytes = self.crc = 0
+        self.num_tokens = self.bad_bytes = 0
+        self.digest = hashlib.sha256()
 
     def add(self, part: FileRange, bad_bytes: str) -> None:
         rest, num_characters = "", 0
@@ -234,7 +254,7 @@ class _TokenWriter:
                 "use a text like it, or set --task.vocabulary to byte or bpe",
             ) from None
         content = tokens.tobytes()
-        self.crc = zlib.crc32(content, self.crc)
+        self.digest.update(content)
         self.stream.write(content)
         self.num_tokens += len(tokens)
         return len(text)
@@ -242,17 +262,20 @@ class _TokenWriter:
 
 def _read_entry(folder: Path) -> TokenizedText | None:
     """Return the text of a cache entry; None if it is missing, damaged or of another format."""
-    metadata = _read_json(folder / METADATA)
+    metadata = _read_json(folder / METADATA, SCHEMA)
+    if metadata is None or metadata["dtype"] not in TYPES:
+        return None
+    dtype = np.dtype(metadata["dtype"])
     try:
-        if metadata is None:
-            return None
-        file, dtype = folder / TOKENS, np.dtype(metadata["dtype"])
-        size = metadata["tokens"] * dtype.itemsize
-        if file.stat().st_size != size or _crc32(file) != metadata["crc32"]:
-            return None
-        # An empty file cannot be mapped.
-        tokens = np.memmap(file, dtype, "r") if size else np.zeros(0, np.uint8)
-    except FileNotFoundError:
+        with open_file(folder / TOKENS) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != metadata["tokens"] * dtype.itemsize:
+                return None
+            if hashlib.file_digest(stream, "sha256").hexdigest() != metadata["tokens_sha256"]:
+                return None
+            # Of the file that was verified; an empty one cannot be mapped.
+            tokens = np.memmap(stream, dtype, "r") if size else np.zeros(0, np.uint8)
+    except (FileNotFoundError, DamagedError):
         return None
     # A plain view: slices of np.memmap are slow, since each one is a memmap of its own.
     return TokenizedText(
@@ -260,19 +283,12 @@ def _read_entry(folder: Path) -> TokenizedText | None:
     )
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
-    """Return what `_write_json` wrote; None if it is missing, damaged or of another format."""
+def _read_json(file: Path, schema: Schema) -> dict[str, Any] | None:
+    """Return the content of a file; None if it is missing, damaged or of another format."""
     try:
-        found = json.loads(file.read_bytes())
-        digest = found.pop("digest")
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, AttributeError):
+        return read_with_digest(file, schema, FORMAT)
+    except (FileNotFoundError, DamagedError, FormatError):
         return None
-    is_valid = digest == _sha256(found) and found["format"] == FORMAT
-    return found if is_valid else None
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    write_file(file, json.dumps(value | {"digest": _sha256(value)}).encode())
 
 
 def _key(**made_from: Any) -> str:
@@ -281,14 +297,6 @@ def _key(**made_from: Any) -> str:
 
 def _sha256(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _crc32(file: Path) -> int:
-    crc = 0
-    with file.open("rb") as stream:
-        while piece := stream.read(PIECE_BYTES):
-            crc = zlib.crc32(piece, crc)
-    return crc
 
 
 @contextmanager

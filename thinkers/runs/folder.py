@@ -42,9 +42,9 @@ MODEL = "model"
 STATUS = "status.json"
 PARTS = (
     *(RECORD, LOCK, MODEL, VOCABULARY_FILE, "checkpoints", "metrics.jsonl", "result.json"),
-    *("grades.npz", "tensorboard", STATUS),
+    *("grades.npz", "tensorboard", STATUS, "runs"),
 )
-"""The parts of a run folder, none of which may be a link."""
+"""The parts of the folder of a run or a comparison, none of which may be a link."""
 SCHEMA: Schema = {
     "format": int,
     "run": str,

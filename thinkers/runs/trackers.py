@@ -4,7 +4,6 @@ import importlib
 import json
 import logging
 import os
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,8 @@ Tracking = str
 Line = Mapping[str, Any]
 STORE = "sqlite:///mlflow.db"
 """The default store of `mlflow ui`; MLFLOW_TRACKING_URI names another."""
+EVENTS = ".thinkers"
+"""End of the names of TensorBoard's files that are written here."""
 METRICS_PER_CALL = 1000
 """MLflow's limit of metrics per log_batch; its limit of parameters is a tenth of that."""
 
@@ -136,9 +137,13 @@ class TensorBoard(Tracker):
     def __init__(self, folder: Path, record: Mapping[str, Any]):
         super().__init__(folder, record)
         boards = require(self.module, "tensorboard", "--tracking tensorboard")
-        # Event files can only be appended to, and lines after the checkpoint will come again.
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        self._writer = boards.SummaryWriter(str(folder / "tensorboard"))
+        place = folder / "tensorboard"
+        # Event files can only be appended to, and lines after the checkpoint will come again. Files
+        # that others have put beside them stay.
+        for file in place.glob(f"events.out.tfevents.*{EVENTS}") if own_folder(place) else ():
+            if not file.is_dir():
+                file.unlink()
+        self._writer = boards.SummaryWriter(str(place), filename_suffix=EVENTS)
         settings = json.dumps(record["config"], indent=1)
         # Markdown shows lines indented by four verbatim.
         self._writer.add_text("config", "    " + settings.replace("\n", "\n    "))
