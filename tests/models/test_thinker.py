@@ -2,64 +2,20 @@
 
 import pytest
 import torch
+from thinker_definition import (
+    DIM,
+    VOCAB,
+    defined_answer,
+    defined_memories,
+    memory_of,
+    rows,
+    thinker,
+)
 from torch.nn import functional as F
 
 from thinkers.models import build_model
 from thinkers.models.batch import Batch
 from thinkers.nn.latent_store import Memory
-
-VOCAB, DIM = 13, 26
-
-
-def thinker(seed=0, **own):
-    torch.manual_seed(seed)
-    own = {"num_heads": 1, "num_layers": 2, "num_steps": 3, "num_latents": 3, "section": 5} | own
-    return build_model("thinker", vocab_size=VOCAB, dim=DIM, max_length=48, **own).double()
-
-
-def rows(b, t, seed=1):
-    return torch.randint(VOCAB, (b, t), generator=torch.Generator().manual_seed(seed))
-
-
-def memory_of(model, pieces):
-    parts = model.process.project(torch.cat(pieces, 1))
-    return Memory(parts[::2], parts[1::2])
-
-
-def defined_memories(model, tokens, steps):
-    """Compute M_1 .. M_steps of one row of tokens by the definition."""
-    config = model.config
-    inputs = DIM**0.5 * (
-        model.text.embedding(tokens) + model.text.position.weight[: tokens.shape[1]]
-    )
-    latent, past, memories = model.latents.weight[None], [], []
-    memory = memory_of(model, [inputs])
-    for s in range(steps):
-        latent = model.process(latent, memory)
-        past.append(latent)
-        pieces = []
-        if config.read_steps is None or s < config.read_steps:
-            pieces.append(inputs)
-        kept = len(past) if config.memory_steps is None else config.memory_steps
-        pieces += past[max(0, len(past) - kept) :]
-        if config.num_knowledge:
-            pieces.append(model.knowledge.weight[None])
-        memory = memory_of(model, pieces)
-        memories.append(memory)
-    return memories
-
-
-def defined_answer(model, memory, given, first):
-    """Compute the logits after each token of an answer, whose first has position `first`."""
-    offsets = torch.arange(given.shape[1])
-    x = model.queries.weight[offsets][None]
-    if model.config.output == "autoregressive":
-        places = first + offsets
-        x = x + DIM**0.5 * (model.text.embedding(given) + model.text.position.weight[places])
-    for _ in range(model.config.output_steps):
-        x = model.process(x, memory, causal=True)
-    return x @ model.text.embedding.weight.T
-
 
 VARIANTS = [
     {},

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.checks import check_int
+from thinkers.checks import added, check_int
 from thinkers.errors import UsageError
 from thinkers.models import thinker_flops
 from thinkers.models.base import Model, Thought
@@ -23,20 +23,13 @@ from thinkers.models.batch import (
 from thinkers.models.generation import check_call, choosable, eval_mode
 from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.models.thinker_cache import ThinkerCache
+from thinkers.models.thinker_input import read_text, text_input
 from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
 from thinkers.models.thinker_tracing import read_out_attention
 from thinkers.nn.latent_noise import Disturb, random_latents, split_keys
 from thinkers.nn.latent_store import LatentStore, Memory
 from thinkers.nn.layers import Head, initialize, swiglu_width
-from thinkers.nn.processor import (
-    FixedTextInput,
-    Output,
-    Probe,
-    Process,
-    Read,
-    SelfAttention,
-    TextInput,
-)
+from thinkers.nn.processor import Output, Probe, Process, Read, SelfAttention
 from thinkers.nn.tracing import AttentionRecord
 from thinkers.ops import masks
 
@@ -44,13 +37,16 @@ from thinkers.ops import masks
 class Thinker(Model):
     """A few latent vectors that are updated over a memory, from which the output is read.
 
+        input   = layers(x + conv(x)), x = embedded tokens and positions
         latent_(s+1) = block(latent_s, M_s), s = 0 .. n - 1
         M_0     = [input]
         M_(s+1) = [input if s < read_steps] + [the last `memory_steps` latents] + [knowledge]
         logits  = E output(queries, M_n)
 
     n is `num_steps`; latent_s is (b, l, c), and latent_0 is learned. The memory M_s is a set of
-    vectors (b, m, c): the embedded input, the latents after earlier steps, and learned knowledge.
+    vectors (b, m, c): the input, the latents after earlier steps, and learned knowledge. In the
+    input, conv(x)_i = sum_j w_j * x_(i-j), j = 0 .. `mixing` - 1, within a section or the prompt,
+    and layers are `num_input_layers` causal ones over all text so far (`CausalMixing`).
     block attends from the latents to M_s. output() passes one query per predicted token
     `output_steps` times through the same block, over M_n. Idea and toy model:
     https://github.com/domguia/thinker.
@@ -68,6 +64,7 @@ class Thinker(Model):
         {"output": "parallel", "output_steps": 2, "self_attention": "feed_forward", "rank": 5},
         {"self_attention": "none", "step_loss": "every", "backprop_steps": 2, "section": 5},
         {"noise": 0.1, "drop": 0.1, "replace": 0.1, "add_latents": 2, "random_latents": True},
+        {"mixing": 3, "num_input_layers": 1, "section": 5},
     )
 
     @dataclass(frozen=True, kw_only=True)
@@ -81,6 +78,10 @@ class Thinker(Model):
         num_latents: int = 8
         section: int = 16
         """Tokens of a section, at whose end the latents think."""
+        mixing: int = added(0)
+        """Width of a causal depth-wise convolution over the text that is read; 0 means none."""
+        num_input_layers: int = added(0)
+        """Causal layers that this text passes before it is projected into memory."""
         read_steps: int | None = None
         """Number of steps after the first that read the input again; None means all."""
         memory_steps: int | None = None
@@ -95,7 +96,7 @@ class Thinker(Model):
         """Linear scalars of every output state, in `extra["probes"]`."""
         self_attention: SelfAttention = "plain"
         rank: int | None = None
-        """Rank of the attention projections; None means full."""
+        """Rank of the attention projections of the block; None means full."""
         hidden: int | None = None
         """Hidden size of the feed-forwards; None means 8/3 of dim."""
         max_latents: int | None = None
@@ -123,9 +124,11 @@ class Thinker(Model):
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.variant == "published":
-                self.refuse_unused(("tie_head",), "variant is published")
+                unused = ("tie_head", "mixing", "num_input_layers")
+                self.refuse_unused(unused, "variant is published")
             lowest = {"num_latents": 1, "section": 1, "output_steps": 1}
             lowest |= {"num_knowledge": 0, "num_probes": 0, "add_latents": 0}
+            lowest |= {"mixing": 0, "num_input_layers": 0}
             optional = {"rank": 1, "hidden": 1, "backprop_steps": 1, "max_inputs": 1}
             optional |= {"read_steps": 0, "memory_steps": 0}
             optional |= {"max_latents": self.num_latents, "max_outputs": self.section}
@@ -170,8 +173,7 @@ class Thinker(Model):
             normed=config.variant == "modern",
         )
         self.causal = config.variant == "modern"
-        text = TextInput if self.causal else FixedTextInput
-        self.text = text(self.config.vocab_size, config.max_inputs or self.config.max_length, dim)
+        self.text = text_input(self.config)
         self.read = Read(self.process, self.text)
         embedding = self.text.embedding
         self.head = Head(embedding, config.tie_head)
@@ -272,7 +274,7 @@ class Thinker(Model):
         self, tokens: Int[Tensor, "b t"], positions: Int[Tensor, "*b t"]
     ) -> Float[Tensor, "b t c"]:
         """Embed tokens at positions in the row; padding may lie beyond the last position."""
-        return self.text(tokens, positions.clamp(max=self.config.max_length - 1))
+        return self.text.embed(tokens, positions.clamp(max=self.config.max_length - 1))
 
     def _queries(
         self,
@@ -318,8 +320,7 @@ class Thinker(Model):
             columns = torch.arange(finished, device=device)
             ends = torch.arange(size, finished + 1, size, device=device)
             # Gathered, since a compiler would take the strides of a slice as a rule for the length.
-            whole = tokens.index_select(1, columns)
-            inputs = self.process.project(self.embed(whole, columns))
+            inputs = read_text(self, tokens.index_select(1, columns), size)
             memories, latents = self.think(
                 [x.repeat_interleave(sections, 0) for x in inputs],
                 (columns >= ends[:, None]).repeat(b, 1),
@@ -353,9 +354,8 @@ class Thinker(Model):
         """
         (longest, room), device = sizes, tokens.device
         check_room(self.config, room)
-        columns = torch.arange(longest, device=device)
-        inputs = self.process.project(self.embed(tokens[:, :longest], columns))
-        hidden = columns >= prompt_lengths[:, None]
+        inputs = read_text(self, tokens[:, :longest])
+        hidden = torch.arange(longest, device=device) >= prompt_lengths[:, None]
         memories, latents = self.think(inputs, hidden, steps, keep_states, keys)
         offsets = torch.arange(room, device=device)
         positions = prompt_lengths[:, None] - 1 + offsets
@@ -478,10 +478,8 @@ class Thinker(Model):
         cache = ThinkerCache(self, lengths, num_steps, prompted, capacity)
         (b, t), size = tokens.shape, self.config.section
         if prompted:
-            columns = torch.arange(t, device=tokens.device)
-            inputs = self.process.project(self.embed(tokens, columns))
-            hidden = columns >= lengths[:, None]
-            cache.begin(self.think(inputs, hidden, num_steps)[0][-1])
+            hidden = torch.arange(t, device=tokens.device) >= lengths[:, None]
+            cache.begin(self.think(read_text(self, tokens), hidden, num_steps)[0][-1])
             positions = lengths[:, None] - 1
         else:
             # Without prompt lengths all rows have t tokens.

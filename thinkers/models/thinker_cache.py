@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from thinkers.models.thinker_input import read_text
+from thinkers.nn.causal_mixing import TextCache
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.latent_store import Memory
 
@@ -34,6 +36,7 @@ class ThinkerCache:
         self.room = capacity if prompted else config.section
         self.heads, self.head_dim = config.num_heads, config.dim // config.num_heads
         self.inputs: list[Tensor] = []
+        self.text = TextCache()
         self.pending = lengths.new_zeros(len(lengths), 0)
         # Query 0 of the first section would predict the first token, which is always given.
         self.begin(model.initial_memory(len(lengths)), offset=1)
@@ -70,8 +73,7 @@ class ThinkerCache:
     def read(self, model: Any, tokens: Int[Tensor, "b m"]) -> None:
         """Add finished sections to the input, and think."""
         past = self.inputs[0].shape[2] if self.inputs else 0
-        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
-        parts = model.process.project(model.embed(tokens, positions))
+        parts = read_text(model, tokens, self.section, past, self.text)
         if self.inputs:
             parts = [torch.cat(pair, 2) for pair in zip(self.inputs, parts, strict=True)]
         self.inputs = parts
@@ -81,4 +83,5 @@ class ThinkerCache:
         """Keep only these rows."""
         self.memory, self.inputs = self.memory.select(rows), [x[rows] for x in self.inputs]
         self.lengths, self.pending = self.lengths[rows], self.pending[rows]
+        self.text.select(rows)
         self.written.select(rows)

@@ -13,25 +13,25 @@ def sectioned(model: Any, batch_size: int, length: int, steps: int, training: bo
         total *= 3
     if sections:
         rows, read = batch_size * sections, sections * size
-        total += _thinking(model, rows, read, batch_size * read, size, steps, training)
+        total += _thinking(model, rows, read, batch_size, size, steps, training)
     return total + _head(model, batch_size * length, steps, training)
 
 
 def prompted(model: Any, rows: int, longest: int, room: int, steps: int, training: bool) -> int:
     """Count the operations of reading prompts and writing answers of `room` positions."""
-    thinking = _thinking(model, rows, longest, rows * longest, room, steps, training)
+    thinking = _thinking(model, rows, longest, rows, room, steps, training)
     return thinking + _head(model, rows * room, steps, training)
 
 
 def _thinking(
-    model: Any, rows: int, read: int, projected: int, queries: int, steps: int, training: bool
+    model: Any, rows: int, read: int, texts: int, queries: int, steps: int, training: bool
 ) -> int:
     """Count the thinking steps and the read-outs.
 
     Args:
         rows: Rows that think, one per section or prompt.
         read: Tokens in the memory of a row.
-        projected: Tokens projected into memory, over all rows.
+        texts: Texts of that length that are mixed and projected, shared by the rows.
         queries: Output queries per row.
     """
     config, process = model.config, model.process
@@ -52,7 +52,8 @@ def _thinking(
             step += process.project_flops(rows * latents)
         # A step without gradient has no backward pass, which would cost twice the forward.
         thinking += 3 * step if training and model.learns(s, steps) else step
-    rest = process.project_flops(projected + config.num_knowledge)
+    rest = model.text.flops(texts, read)
+    rest += process.project_flops(texts * read + config.num_knowledge)
     for s in _answered_steps(model, steps, training):
         rest += config.output_steps * process.flops(rows, queries, memory(s + 1))
     return thinking + (3 * rest if training else rest)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.nn.kv_cache import KeyValueCache
+from thinkers.nn.kv_cache import KeepsKeys
 from thinkers.nn.layers import (
     AttentionProjections,
     GELUFeedForward,
@@ -93,7 +93,7 @@ def causal_attention(
     k: Float[Tensor, "b g t d"],
     v: Float[Tensor, "b g t d"],
     *,
-    cache: KeyValueCache | None = None,
+    cache: KeepsKeys | None = None,
     slot: int = 0,
     dropout: float = 0.0,
     name: str = "words",
@@ -124,7 +124,7 @@ def run_blocks(
     blocks: nn.ModuleList,
     x: Float[Tensor, "b t c"],
     table: Table,
-    cache: KeyValueCache | None = None,
+    cache: KeepsKeys | None = None,
     slot: int = 0,
     dropout: float = 0.0,
 ) -> Float[Tensor, "b t c"]:

@@ -5,9 +5,24 @@ each layer and step that attends. Generation drops finished rows by `select`. Al
 take the same number of thinking steps: no model halts a row before the others.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+@runtime_checkable
+class KeepsKeys(Protocol):
+    """A store of keys and values that causal attention writes to and reads from."""
+
+    def keep(
+        self, layer: int, k: Float[Tensor, "b g t d"], v: Float[Tensor, "b g t d"]
+    ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b g s d"], Float[Tensor, "*b t s"] | None]:
+        """Store keys and values; return all so far, and the mask to be added to their scores.
+
+        The mask is None where `k` and `v` are the first, whose attention is causal.
+        """
 
 
 class KeyValueCache:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thinkers.nn.causal_mixing import CausalMixing, TextCache
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.latent_store import LatentStore, Memory
 from thinkers.nn.layers import Head, Rotary, SwiGLU, attention_flops, rotate, sinusoidal
@@ -220,21 +221,41 @@ class Input(nn.Module):
 
 
 class TextInput(Input):
-    """Text: sqrt(c) * (embedding + learned position)."""
+    """Text: mix(sqrt(c) * (embedding + learned position)).
 
-    def __init__(self, vocab_size: int, max_length: int, dim: int):
+    Args:
+        mix: Lets each token read those before it; None leaves the embedded tokens as they are.
+    """
+
+    def __init__(self, vocab_size: int, max_length: int, dim: int, mix: CausalMixing | None = None):
         super().__init__()
         self.scale = math.sqrt(dim)
         self.embedding = nn.Embedding(vocab_size, dim)
         self.position = nn.Embedding(max_length, dim)
+        self.mix = mix
+
+    def embed(
+        self, tokens: Int[Tensor, "b m"], positions: Int[Tensor, "*b m"]
+    ) -> Float[Tensor, "b m c"]:
+        """Embed tokens at these positions, each by itself."""
+        return self.scale * (self.embedding(tokens) + self.position(positions))
 
     def forward(  # type: ignore[override]
-        self, tokens: Int[Tensor, "b m"], positions: Int[Tensor, "*b m"] | None = None
+        self,
+        tokens: Int[Tensor, "b m"],
+        positions: Int[Tensor, "*b m"] | None = None,
+        section: int | None = None,
+        past: TextCache | None = None,
     ) -> Float[Tensor, "b m c"]:
-        """Embed tokens; `positions` None means 0, 1, 2, .."""
+        """Embed and mix a text; see `CausalMixing`. `positions` None means 0, 1, 2, .."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return self.scale * (self.embedding(tokens) + self.position(positions))
+        x = self.embed(tokens, positions)
+        return x if self.mix is None else self.mix(x, positions, section, past)
+
+    def flops(self, batch: int, length: int) -> int:
+        """Return the floating-point operations of reading texts of this length."""
+        return 0 if self.mix is None else self.mix.flops(batch, length)
 
 
 class FixedTextInput(TextInput):
@@ -250,11 +271,9 @@ class FixedTextInput(TextInput):
         del self.position
         self.register_buffer("table", sinusoidal(torch.arange(max_length), dim, torch.float32))
 
-    def forward(  # type: ignore[override]
-        self, tokens: Int[Tensor, "b m"], positions: Int[Tensor, "*b m"] | None = None
+    def embed(
+        self, tokens: Int[Tensor, "b m"], positions: Int[Tensor, "*b m"]
     ) -> Float[Tensor, "b m c"]:
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
         return self.scale * self.embedding(tokens) + self.table[positions]
 
 
@@ -272,13 +291,17 @@ class Read:
         self.process = process
         self.source = source
 
-    def vectors(self, *inputs: Tensor) -> Float[Tensor, "b m c"]:
+    def vectors(self, *inputs: Any) -> Float[Tensor, "b m c"]:
         """Embed the input, m vectors per row."""
         return inputs[0] if self.source is None else self.source(*inputs)
 
-    def __call__(self, latent: Float[Tensor, "b l c"], *inputs: Tensor) -> Float[Tensor, "b l c"]:
+    def project(self, *inputs: Any) -> list[Float[Tensor, "b h m d"]]:
+        """Embed the input, and project it into the keys and values of every layer."""
+        return self.process.project(self.vectors(*inputs))
+
+    def __call__(self, latent: Float[Tensor, "b l c"], *inputs: Any) -> Float[Tensor, "b l c"]:
         """Return the latents after one step whose memory is this input alone."""
-        parts = self.process.project(self.vectors(*inputs))
+        parts = self.project(*inputs)
         return self.process(latent, Memory(parts[::2], parts[1::2]))
 
     def into(
