@@ -11,13 +11,13 @@ config = replace(  # sums of up to 2 digits instead of 3: half a minute of one C
     training=replace(config.training, num_updates=800, batch_size=64),
 )
 run = thinkers.train(config, out="runs/first")
-print(thinkers.answer(run, "57+68="))  # 57+68=125
+print(thinkers.answer(run, "48+69="))  # 48+69=117
 for row in thinkers.evaluate(run, num_steps=[1, 2]):  # on 2,000 held-out sums
     print(row["num_steps"], "steps:", row["exact"])
 
 model, task = thinkers.open_run(run)  # or its folder
-prompt = torch.tensor([task.encode("57+68=")])
+prompt = torch.tensor([task.encode("48+69=")])
 thought = model(prompt, num_steps=2, keep_states=True)
-logits = model.read_out(thought.states)  # (1, 2, 6, vocab_size): after each thinking step
+logits = model.read_out(thought.states)  # (1, 2, 7, vocab_size): after each thinking step
 for step in logits[0, :, -1].argmax(-1):
-    print(task.decode([step]))  # the last digit, written first: 1 after one step, 5 after two
+    print(task.decode([step]))  # the last digit, written first: 5 after one step, 7 after two

@@ -37,7 +37,7 @@ def test_the_example_of_the_readme_is_short_and_ends_in_a_right_answer(
     monkeypatch.chdir(tmp_path)
     found = runpy.run_path(str(file))
     out = capsys.readouterr().out
-    assert "57+68=125\n" in out and out.endswith("\n1\n5\n")
+    assert "48+69=117\n" in out and out.endswith("\n5\n7\n")
     assert found["run"].scores["exact"] > 0.9
 
 

@@ -15,6 +15,7 @@ from thinkers.errors import UsageError
 from thinkers.evaluation.generate import UNFINISHED, fit_prompt
 from thinkers.models import MODELS
 from thinkers.tasks import TASKS, build_task
+from thinkers.tasks.babi import MARKS
 from thinkers.tasks.number_task import NumberTask
 from thinkers.tasks.number_tokens import END, EQUALS
 
@@ -104,7 +105,7 @@ def test_any_beginning_of_the_answer_gives_the_same_text(name, row, data):
     task = build_task(name)
     batch = task.batch(row, 1, "test")
     question = task.decode(batch.tokens[0, : batch.prompt_lengths[0]])
-    answer = task.encode(solve(name, question))
+    answer = task.without_start(task.encode(solve(name, question)))
     begun = task.decode([*task.encode(question), *answer[: data.draw(st.integers(0, len(answer)))]])
     spaced = re.sub(r"([-+*,=])", r" \1 ", begun)
     assert ask(begun, name) == ask(spaced, name) == question + solve(name, question)
@@ -170,18 +171,18 @@ def test_a_number_without_factors_is_refused(number):
 @pytest.mark.parametrize(
     ("name", "prompt", "needed"),
     [
-        ("add", "123+456=", 8 + 5),
-        ("subtract", "100-999=", 8 + 5),
-        ("multiply", "1000*1000=", 10 + 9),
-        ("arithmetic", "9*9*9*9*9*9=", 12 + 7),
-        ("copy", "12345678901=", 12 + 12),
-        ("rotate", "12345678901,1=", 14 + 12),
+        ("add", "123+456=", 9 + 5),
+        ("subtract", "100-999=", 9 + 5),
+        ("multiply", "1000*1000=", 11 + 9),
+        ("arithmetic", "9*9*9*9*9*9=", 13 + 7),
+        ("copy", "12345678901=", 13 + 12),
+        ("rotate", "12345678901,1=", 15 + 12),
     ],
 )
 def test_an_answer_is_whole_or_refused(name, prompt, needed):
     task = {"add": {"max_digits": 2}}.get(name, {})
     assert ask(prompt, name, max_length=needed, **task) == prompt + solve(name, prompt)
-    for limit in (needed - 1, len(prompt) + 1):
+    for limit in (needed - 1, len(prompt) + 2):
         with pytest.raises(UsageError, match=rf"at most {limit} together, the max_length"):
             ask(prompt, name, max_length=limit, **task)
 
@@ -228,15 +229,20 @@ WIDE = [
 ]
 
 
+def prefer_ids_from(first, model):
+    """Make the tokens from `first` on the likeliest."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if len(weight) == model.config.vocab_size:
+                weight[first:] *= 20
+
+
 @pytest.mark.parametrize(("name", "own"), WIDE)
 def test_ids_beyond_the_vocabulary_of_the_task_are_never_chosen(name, own):
     task = build_task("add", max_digits=2)
     model = tiny(name, own, vocab_size=9 * task.vocab_size, max_length=task.max_length)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if len(weight) == model.config.vocab_size:
-                weight[task.vocab_size :] *= 20  # tokens beyond the task's are the likeliest
-    row, length = torch.tensor([task.encode("12+34=")]), torch.tensor([6])
+    prefer_ids_from(task.vocab_size, model)
+    row, length = torch.tensor([task.encode("12+34=")]), torch.tensor([7])
     assert model.answer(row, length, 4).max() >= task.vocab_size  # as the model itself may
     for prompt in ("1+2=", "12+34=", "98+7=6"):
         thinkers.answer((model, task), prompt)
@@ -258,10 +264,12 @@ def test_a_non_causal_model_chooses_a_word_of_the_task():
     model = tiny(
         "thoughtsformer", {"causal": False}, vocab_size=5 * task.vocab_size, max_length=100
     )
+    prefer_ids_from(task.vocab_size, model)
     row = torch.tensor([task.encode("Anna ran to the attic. Where is Anna?")])
     assert model.answer(row, torch.tensor([row.shape[1]]), 1).max() >= task.vocab_size
     said = thinkers.answer((model, task), "Anna ran to the attic. Where is Anna?")
-    assert said.startswith("Anna ran to the attic. Where is Anna? ") and UNFINISHED not in said
+    word = said.removeprefix("Anna ran to the attic. Where is Anna?").strip()
+    assert word in (*MARKS, *task.words)
     assert task.score(model, num_examples=10)["exact"] <= 1
 
 
@@ -315,10 +323,10 @@ def test_what_is_no_star_is_refused(graph):
 
 def test_a_path_longer_than_those_of_training_is_whole_or_refused():
     graph = "3,7|7,4|4,9|9,1|1,2|/3,2="
-    assert len(build_task("star_graph", num_labels=20).encode(graph)) == 19
-    with pytest.raises(UsageError, match="answer and its end may take 7\nexpected: at most 25"):
-        star(graph, max_length=25)
-    star(graph, max_length=26)
+    assert len(build_task("star_graph", num_labels=20).encode(graph)) == 20
+    with pytest.raises(UsageError, match="answer and its end may take 7\nexpected: at most 26"):
+        star(graph, max_length=26)
+    star(graph, max_length=27)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +343,7 @@ def test_a_story_is_printed_as_it_was_typed_with_its_answer_after_a_space():
 
     class Word(Right):
         def answer(self, tokens, prompt_lengths, max_new_tokens, num_steps=None):
-            return torch.tensor([[*task.encode("attic"), task.end_token]])
+            return torch.tensor([[*task.without_start(task.encode("attic")), task.end_token]])
 
     story = "Anna ran to the Attic. Where is Anna?"
     assert thinkers.answer((Word("", task), task), story + "\n") == f"{story} attic"

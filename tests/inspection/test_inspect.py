@@ -58,14 +58,14 @@ def test_an_inspection_agrees_with_the_model(name, steps):
     model, task = adder(name)
     steps = steps if thinks(model) else None
     seen = inspect((model, task), "12+34=", steps)
-    assert seen.tokens[:6] == task.encode("12+34=") and seen.first == 5
+    assert seen.tokens[:7] == task.encode("12+34=") and seen.first == 6
     said = model.answer(
-        torch.tensor([seen.tokens[:6]]), torch.tensor([6]), task.max_answer_length(), steps
+        torch.tensor([seen.tokens[:7]]), torch.tensor([7]), task.max_answer_length(), steps
     )[0]
     assert seen.answer == task.decode(said)
-    assert seen.tokens[6:] == said[: len(seen.tokens) - 6].tolist()
+    assert seen.tokens[7:] == said[: len(seen.tokens) - 7].tolist()
     with torch.no_grad():
-        lengths = torch.tensor([6])
+        lengths = torch.tensor([7])
         thought = model(
             torch.tensor([seen.tokens]), num_steps=steps, prompt_lengths=lengths, keep_states=True
         )
@@ -138,10 +138,11 @@ def test_a_model_can_be_inspected_with_no_steps(tmp_path):
 
 def test_tokens_without_a_text_have_a_label():
     task = thinkers.build_task("add", max_digits=2)
-    one = task.encode("1+1=")[0]
+    start, one = task.encode("1+1=")[:2]
     (end,) = [x for x in range(task.vocab_size) if is_end(task, x, one)]
     assert label(task, end, one) == "[end]" and label(task, one, one) == "1"
-    silent = [x for x in range(task.vocab_size) if task.decode([x]) == "" and x != end]
+    assert label(task, start, one) == "[start]"
+    silent = [x for x in range(task.vocab_size) if not task.decode([x]) and x not in (start, end)]
     assert [label(task, x, one) for x in silent] == [f"[{x}]" for x in silent]
     assert label(Lines(SimpleNamespace()), 12, 0) == "␣"
 

@@ -231,10 +231,10 @@ def test_the_slider_works_by_keyboard_and_mouse(tab, pages, name):
     texts = tab.run(
         "[...document.querySelectorAll('.prediction')].map((x) => x.lastChild.textContent.trim())"
     )
-    assert len(texts) == 5 and state(tab) == ("5 of 5", "5", texts[4], "Position 6, after step 5")
+    assert len(texts) == 5 and state(tab) == ("5 of 5", "5", texts[4], "Position 7, after step 5")
     tab.run("document.getElementById('step').focus()")
     tab.press("ArrowLeft", "ArrowLeft")
-    assert state(tab) == ("3 of 5", "3", texts[2], "Position 6, after step 3")
+    assert state(tab) == ("3 of 5", "3", texts[2], "Position 7, after step 3")
     tab.press("Home")
     assert state(tab)[:2] == ("1 of 5", "1")
     box = tab.run(
@@ -313,10 +313,10 @@ def test_the_table_works_by_keyboard_and_mouse(tab, pages):
     assert tab.run("document.querySelectorAll('#grid td[tabindex=\"0\"]').length") == 1
     tab.run("document.querySelector('#grid td[tabindex=\"0\"]').focus()")
     tab.press("ArrowUp", "ArrowLeft")
-    assert state(tab)[1] == "4" and state(tab)[3] == "Position 5, after step 4"
+    assert state(tab)[1] == "4" and state(tab)[3] == "Position 6, after step 4"
     assert tab.run("document.activeElement.className").endswith("now chosen")
     tab.press("Home")
-    assert state(tab)[3] == "Position 5, after step 1"
+    assert state(tab)[3] == "Position 6, after step 1"
     x, y = tab.run(
         "(() => { const b = document.querySelector('#grid').rows[2].cells[2];"
         "b.scrollIntoView({block: 'center'}); const r = b.getBoundingClientRect();"

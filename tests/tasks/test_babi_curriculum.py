@@ -81,7 +81,7 @@ def test_stages_go_by_kind_and_number_of_statements_and_resume():
     own = dict(kinds=(2, 1), num_stories=60, num_held_out=10, curriculum=True, window=20)
     task = Babi(Babi.Config(**own), seed=3)
     plain = Babi(Babi.Config(**own | dict(curriculum=False)), seed=3)
-    stop, things = task.encode(".")[0], set(task.encode("apple book coin lamp rope spoon"))
+    stop, things = task.encode(".")[-1], set(task.encode("apple book coin lamp rope spoon"))
 
     def bucket(batch):
         """The kind (2 asks for things) and the number of statements that all rows have."""

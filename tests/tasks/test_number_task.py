@@ -12,7 +12,7 @@ from number_oracles import DIGITS, in_base, solve, split_prompt
 from thinkers.errors import UsageError
 from thinkers.tasks import TASKS, bigint, build_task
 from thinkers.tasks.number_task import NumberTask
-from thinkers.tasks.number_tokens import END, VOCAB_SIZE
+from thinkers.tasks.number_tokens import END, START, VOCAB_SIZE
 
 ANY_BASE = dict(min_in_base=2, max_in_base=16, min_out_base=2, max_out_base=16)
 NUMBERS = [name for name, task in TASKS.items() if issubclass(task, NumberTask)]
@@ -93,25 +93,27 @@ def test_every_number_of_digits_and_operators_is_equally_likely():
 
 def test_elements_and_bases_are_equally_likely():
     task = build_task("copy", min_length=7, max_length=7)
-    given = task.batch(0, 5000).tokens[:, :7].ravel().bincount(minlength=10)
+    given = task.batch(0, 5000).tokens[:, 1:8].ravel().bincount(minlength=10)
     assert (given[:10] / given.sum()).tolist() == pytest.approx([0.1] * 10, abs=0.01)
     task = build_task("copy", **ANY_BASE)
-    for column in (0, 1):
+    for column in (1, 2):
         bases = task.batch(0, 5000).tokens[:, column].bincount() / 5000
         assert bases[bases > 0].tolist() == pytest.approx([1 / 15] * 15, abs=0.02)
 
 
 def test_known_examples_in_text_and_in_tokens():
     add = build_task("add")
-    assert add.encode("12+305=317") == [2, 1, 16, 5, 0, 3, 20, 7, 1, 3]
-    assert add.decode([2, 1, 16, 5, 0, 3, 20, 7, 1, 3, END, 4, 4]) == "12+305=317"
-    assert build_task("reverse").encode("1205=5021") == [1, 2, 0, 5, 20, 5, 0, 2, 1]
+    assert add.encode("12+305=317") == [START, 2, 1, 16, 5, 0, 3, 20, 7, 1, 3]
+    text = [2, 1, 16, 5, 0, 3, 20, 7, 1, 3]
+    assert add.decode([START, *text, END, 4, 4]) == add.decode(text) == "12+305=317"
+    assert build_task("reverse").encode("1205=5021") == [START, 1, 2, 0, 5, 20, 5, 0, 2, 1]
     subtract = build_task("subtract")
-    assert subtract.encode("3-40=-37") == [3, 17, 0, 4, 20, 22, 7, 3]
+    assert subtract.encode("3-40=-37") == [START, 3, 17, 0, 4, 20, 22, 7, 3]
     assert subtract.decode([22, 7, 3]) == "-37"
     task = build_task("multiply", **ANY_BASE)
-    assert task.encode("16>2:a*B=") == [40, 26, 10, 18, 11, 20]
-    assert build_task("add", blanks=True).encode("_12+345=") == [2, 1, 23, 16, 5, 4, 3, 20]
+    assert task.encode("16>2:a*B=") == [START, 40, 26, 10, 18, 11, 20]
+    padded = [START, 2, 1, 23, 16, 5, 4, 3, 20]
+    assert build_task("add", blanks=True).encode("_12+345=") == padded
 
 
 @pytest.mark.parametrize("name, own", CASES, ids=lambda x: x if isinstance(x, str) else None)
@@ -176,8 +178,8 @@ def test_bases_in_text_are_checked(text, said):
 
 
 def test_decode_refuses_ids_beyond_the_vocabulary():
-    with pytest.raises(UsageError, match="token 1 must be in 0 .. 40, got 41"):
-        build_task("add").decode([3, 41])
+    with pytest.raises(UsageError, match="token 1 must be in 0 .. 41, got 42"):
+        build_task("add").decode([3, 42])
 
 
 def as_limbs(numbers, limbs):

@@ -25,7 +25,7 @@ class Parity(AnswerTask):
 
     def __init__(self, config=None, seed=0):
         super().__init__(config, seed)
-        self.max_length = self.config.num_bits + len("=1") + 1  # and the end token
+        self.max_length = self.config.num_bits + len("=1") + 2  # and the start and end tokens
 
     def max_answer_length(self):
         return 2
@@ -74,9 +74,10 @@ def test_targets_are_the_answer_and_its_end_after_the_prompt():
     batch = task.batch(0, 50)
     assert batch.tokens.shape == batch.targets.shape == (50, task.max_length - 1)
     for row, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
-        answer = sum(row[:10]) % 2
-        assert row[10:] == [task.symbols.index("="), answer]
-        assert targets == [-100] * 10 + [answer, task.end_token]
+        answer = sum(row[1:11]) % 2
+        assert row[0] == task.start_token
+        assert row[11:] == [task.symbols.index("="), answer]
+        assert targets == [-100] * 11 + [answer, task.end_token]
 
 
 def test_splits_share_no_prompt_at_any_seed_and_hold_all():
@@ -93,16 +94,16 @@ def test_splits_share_no_prompt_at_any_seed_and_hold_all():
 
 def test_text_and_tokens_are_inverse():
     task = build_task("parity")
-    assert task.encode("0110=0") == [0, 1, 1, 0, 2, 0]
+    assert task.encode("0110=0") == [task.start_token, 0, 1, 1, 0, 2, 0]
     assert task.decode([0, 1, 2, 1, task.end_token, 0, 0]) == "01=1"
-    assert task.decode([task.pad_token, 1]) == "1"
+    assert task.decode([task.pad_token, task.start_token, 1]) == "1"
 
 
 def test_equal_prompts_are_one_group():
     task = build_task("parity", num_bits=6)
     groups = task.groups("test", 100).tolist()
     texts = [
-        task.decode(row[:7])
+        task.decode(row[:8])
         for batch in task.evaluation_batches("test", 100)
         for row in batch.tokens
     ]
@@ -128,9 +129,13 @@ class TooLongAnswer(Parity):
     ("call", "error", "words"),
     [
         (lambda: Parity().encode("01x"), UsageError, "character 2 of '01x' must be .*, got 'x'"),
-        (lambda: Parity().decode([9]), UsageError, "token 0 must be an integer in 0 .. 4, got 9"),
+        (lambda: Parity().decode([9]), UsageError, "token 0 must be an integer in 0 .. 5, got 9"),
         (lambda: WithoutExamples().batch(0, 1), NotImplementedError, "must define example"),
-        (lambda: TooLong().batch(0, 50), UsageError, "max_length must be at least 1[4-9]"),
+        (
+            lambda: TooLong().batch(0, 50),
+            UsageError,
+            "max_length must be at least (1[5-9]|[23][0-9])",
+        ),
         (lambda: TooLongAnswer().batch(0, 1), UsageError, "max_answer_length must be at least 3"),
     ],
 )

@@ -37,7 +37,7 @@ class OracleModel(nn.Module):
         out = torch.full((len(tokens), max_new_tokens), 7)
         for i, (row, length) in enumerate(zip(tokens, prompt_lengths, strict=True)):
             prompt = self.task.decode(row[-length:])
-            given = [*self.task.encode(solve(self.name, prompt)), END]
+            given = [*self.task.without_start(self.task.encode(solve(self.name, prompt))), END]
             if self.corrupt:
                 self.corrupt(prompt, given)
             out[i, : len(given)] = torch.tensor(given)

@@ -101,7 +101,7 @@ def test_held_out_graphs_are_disjoint_whatever_the_order_of_edges():
     for split in ("train", "valid", "test"):
         for seed in (1, 2):
             rows = StarGraph(config, seed).batch(0, 2500, split).tokens
-            edges = rows[:, : 3 * task.num_edges].view(len(rows), -1, 3)[:, :, :2].tolist()
+            edges = rows[:, 1 : 1 + 3 * task.num_edges].reshape(len(rows), -1, 3)[:, :, :2].tolist()
             ends = rows[:, task.prompt_length - 3 : task.prompt_length - 1].tolist()
             for pairs, ask in zip(edges, ends, strict=True):
                 content = (frozenset(map(tuple, pairs)), tuple(ask))
@@ -147,7 +147,8 @@ class SolverModel(torch.nn.Module):
         rows = []
         for row, n in zip(tokens, prompt_lengths, strict=True):
             path, _ = solve(self.task.decode(row[len(row) - int(n) :]))
-            rows.append([*self.task.encode(self.change(path)), self.task.end_token])
+            answer = self.task.without_start(self.task.encode(self.change(path)))
+            rows.append([*answer, self.task.end_token])
         return torch.tensor(rows)
 
 
@@ -185,9 +186,10 @@ def test_text_and_tokens_are_inverse():
     for question, answer in texts(task, task.batch(0, 20)):
         assert task.decode(task.encode(question + answer)) == question + answer
         assert task.decode([*task.encode(question), task.pad_token]) == question
-    assert task.encode("3,7|12,9|/3,9=3,12") == [3, 7, 13, 12, 9, 13, 14, 3, 9, 15, 3, 12]
+    tokens = [task.start_token, 3, 7, 13, 12, 9, 13, 14, 3, 9, 15, 3, 12]
+    assert task.encode("3,7|12,9|/3,9=3,12") == tokens
     assert task.decode([3, 12, task.end_token, 4]) == "3,12"
-    assert task.encode("") == [] and task.decode([]) == ""
+    assert task.encode("") == [task.start_token] and task.decode([]) == ""
 
 
 @pytest.mark.parametrize(

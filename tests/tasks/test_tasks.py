@@ -248,7 +248,7 @@ def test_running_accuracy_is_an_exponential_mean_over_the_window():
     assert task.difficulty == 3
 
 
-@pytest.mark.parametrize("name, width", [("add", 8), ("rotate", 13), ("factorise", 4)])
+@pytest.mark.parametrize("name, width", [("add", 9), ("rotate", 14), ("factorise", 5)])
 def test_blanks_pad_prompts_to_the_largest_size(name, width):
     task = build_task(name, curriculum=True, blanks=True)
     assert task.difficulty == 1 and set(task.batch(0, 99).prompt_lengths.tolist()) == {width}

@@ -10,7 +10,7 @@ from typing import Any
 
 from thinkers import checks, models, tasks
 from thinkers.config.training import Training
-from thinkers.errors import UsageError, nearest, usage_error
+from thinkers.errors import FormatError, UsageError, nearest, usage_error
 from thinkers.models import MODELS, Model
 from thinkers.registry import class_named, name_of_config
 from thinkers.tasks import TASKS, Task
@@ -85,12 +85,27 @@ def build(config: Config, run: Path | None = None) -> tuple[Task, Model]:
 
     Raises:
         UsageError: A size that was given is smaller than the task needs.
+        FormatError: The run is of an older version, whose task had fewer tokens.
     """
     if run is None:
         task = tasks.from_config(config.task, config.training.seed)
     else:
         task = tasks.from_run(config.task, config.training.seed, run)
+        check_vocabulary(config.model.vocab_size, task, run)
     return task, models.from_config(resolve_sizes(config.model, task))
+
+
+def check_vocabulary(vocab_size: int | None, task: Task, run: Path) -> None:
+    """Check that the model of a run has all tokens of its task.
+
+    Raises:
+        FormatError: It has fewer, as before rows began with a start token.
+    """
+    if vocab_size is not None and vocab_size < task.vocab_size:
+        raise FormatError(
+            f"{run} has a model of {vocab_size} tokens, of an older version; its task has "
+            f"{task.vocab_size} here: train again, or use the version of thinkers that wrote it"
+        )
 
 
 def resolve_sizes(model: Any, task: Task) -> Any:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from thinkers.evaluation.generate import answer_text, fit_prompt, respond
 from thinkers.inspection.page import write
-from thinkers.inspection.results import Inspection, ReadOut, is_end
+from thinkers.inspection.results import Inspection, ReadOut, is_end, token_with_text
 from thinkers.models.base import Model
 from thinkers.models.generation import eval_mode
 from thinkers.nn.tracing import record_attention
@@ -100,7 +100,8 @@ def _tokens(
     found = respond(model, task, read, room, num_steps)
     text = answer_text(task, prompt, read.begun, found.answer)
     begins = found.prompt_length
-    ends = [i for i in range(begins, len(found.row)) if is_end(task, found.row[i], given[0])]
+    other = token_with_text(task, given)
+    ends = [i for i in range(begins, len(found.row)) if is_end(task, found.row[i], other)]
     return found.row[: ends[0] if ends else None], begins, text
 
 

@@ -1,7 +1,7 @@
 """Results of inspecting and ablating a model, which the page and the commands show."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,13 +101,17 @@ class Inspection:
 
     def label(self, token: int) -> str:
         """Return the text that a token is shown as."""
-        other = next((x for x in self.tokens if self.task.decode([x])), self.tokens[0])
-        return label(self.task, token, other)
+        return label(self.task, token, token_with_text(self.task, self.tokens))
 
     @property
     def first(self) -> int:
         """The first position with a reported prediction: the last of a prompt."""
         return 0 if self.prompt_length is None else self.prompt_length - 1
+
+
+def token_with_text(task: Task, tokens: Sequence[int]) -> int:
+    """Return the first of these tokens that has a text, to recognise the end token by."""
+    return next((token for token in tokens if task.decode([token])), tokens[0])
 
 
 def is_end(task: Task, token: int, other: int) -> bool:
@@ -124,6 +128,8 @@ def label(task: Task, token: int, other: int) -> str:
     text = task.decode([token])
     if text:
         return text.replace(" ", "␣")
+    if token == task.start_token:
+        return "[start]"
     return "[end]" if is_end(task, token, other) else f"[{token}]"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from thinkers import tasks
-from thinkers.config.experiment import parts_of
+from thinkers.config.experiment import check_vocabulary, parts_of
 from thinkers.config.overrides import override_task
 from thinkers.devices import find_device
 from thinkers.errors import DataError, UsageError, usage_error
@@ -89,6 +89,7 @@ def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | 
         UsageError: There is no such run, or flags were given without one.
         DataError: The run has saved no model.
         DamagedError: A file of the run is not as it was written.
+        FormatError: Another version wrote it.
     """
     if isinstance(run, Model | tuple):
         if flags:
@@ -105,7 +106,12 @@ def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | 
         raise UsageError(f"flags must be left out for a model outside a run, got {list(flags)}")
     # The task first: it is quick to read, and its errors name the run folder.
     task = None if home is None else _task_of(home, flags)
-    return load(path).to(find_device("auto")), task
+    model = load(path)
+    if home is not None and task is not None:
+        # Flags may enlarge the vocabulary; only the run's own task shows the version of a run.
+        own_task = _task_of(home, ()) if flags else task
+        check_vocabulary(model.config.vocab_size, own_task, home)
+    return model.to(find_device("auto")), task
 
 
 def _checked_pair(pair: tuple[Any, ...]) -> tuple[Any, Task]:

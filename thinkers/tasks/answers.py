@@ -36,8 +36,8 @@ class AnswerTask(Task):
 
     primary_metric = "exact"
     symbols: ClassVar[str] = ""
-    """The characters of its texts; character i is token i, then come the end token and padding.
-    Empty for a task that sets `vocab_size` and overrides `encode` and `decode`."""
+    """The characters of its texts; character i is token i, then come the end token, padding and the
+    start token. Empty for a task that sets `vocab_size` and overrides `encode` and `decode`."""
     prompt_end: ClassVar[str] = ""
     """Text that a complete prompt must contain, such as `=`."""
     causal_fix: ClassVar[str] = "set causal=True"
@@ -46,8 +46,9 @@ class AnswerTask(Task):
     def __init__(self, config: Any = None, seed: int = 0):
         super().__init__(config, seed)
         if self.symbols:
-            self.end_token, self.pad_token = len(self.symbols), len(self.symbols) + 1
-            self.vocab_size = len(self.symbols) + 2
+            count = len(self.symbols)
+            self.end_token, self.pad_token, self.start_token = range(count, count + 3)
+            self.vocab_size = count + 3
 
     @abstractmethod
     def max_answer_length(self) -> int: ...
@@ -78,15 +79,16 @@ class AnswerTask(Task):
                 f"{type(self).__name__} must have prompts for {split}, got none in {ATTEMPTS:,} "
                 "draws; allow more different prompts"
             )
-        tokens, target = self.encode(prompt), [*self.encode(answer), self.end_token]
+        tokens = self.encode(prompt)
+        target = [*self.without_start(self.encode(answer)), self.end_token]
         for name, needed, limit in (
             ("max_length", len(tokens) + len(target), self.max_length),
             ("max_answer_length", len(target), self.max_answer_length()),
         ):
             if needed > limit:
                 raise UsageError(
-                    f"{name} must be at least {needed}, the end token of {prompt!r} {answer!r} "
-                    f"included, got {limit}"
+                    f"{name} must be at least {needed}, the tokens of {prompt!r} {answer!r} with "
+                    f"start and end, got {limit}"
                 )
         return tokens, target
 
@@ -96,7 +98,7 @@ class AnswerTask(Task):
             yield self.batch(i, min(SCORING_ROWS, num_examples - start), split)
 
     def encode(self, text: str) -> list[int]:
-        """Return the token of each character of `text`.
+        """Return the start token and the token of each character of `text`.
 
         Raises:
             UsageError: naming the first character that is not in `symbols`.
@@ -107,16 +109,17 @@ class AnswerTask(Task):
                     f"character {position} of {text!r} must be one of {' '.join(self.symbols)}, "
                     f"got {character!r}"
                 )
-        return [self.symbols.index(character) for character in text]
+        assert self.start_token is not None
+        return [self.start_token, *(self.symbols.index(character) for character in text)]
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
-        """Return the text of `tokens`, up to the end token and without padding."""
+        """Return the text of `tokens`, up to the end token, without start tokens and padding."""
         text = ""
         for position, token in enumerate(int(token) for token in tokens):
             check_int(f"token {position}", token, 0, self.vocab_size - 1)
             if token == self.end_token:
                 break
-            text += self.symbols[token] if token != self.pad_token else ""
+            text += self.symbols[token : token + 1]  # start token and padding are beyond
         return text
 
     def read_prompt(self, text: str) -> Prompt:
@@ -135,8 +138,7 @@ class AnswerTask(Task):
         if not self.prompt_end:
             return read
         end = text.rindex(self.prompt_end) + len(self.prompt_end)
-        # The tokens of the question are counted, not those after it: `encode` may add a first token
-        # to every text.
+        # The tokens of the question are counted, not those after it: `encode` adds a start token.
         begun = len(read.tokens) - len(self.encode(text[:end]))
         return replace(read, begun=begun)
 

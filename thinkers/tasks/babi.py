@@ -28,11 +28,12 @@ from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.vocabulary_file import load_vocabulary, save_vocabulary
 
 SCORING_ROWS = 250
-LONGEST = 8 * babi_worlds.MAX_LINES + 2
-"""The most tokens of a generated story with a question, its answer and the end token."""
+LONGEST = 1 + 8 * babi_worlds.MAX_LINES + 2
+"""The most tokens of a generated story with a question and its answer, start and end included."""
 MARKS = (".", "?", ",")
 END, PAD, FIRST = 0, 1, 2
-"""Tokens: the end of an answer, padding, then from FIRST on the marks and all words, sorted."""
+"""Tokens: the end of an answer, padding, then from FIRST on the marks and all words, sorted. After
+the last word comes the start token."""
 STATE: Schema = {
     "words": list,
     "max_length": int,
@@ -45,7 +46,10 @@ _PART = re.compile(r"[^\s.?,]+|[.?,]")
 
 
 class Example(NamedTuple):
-    """Tokens of a question after the statements before it, and of its answer with the end token."""
+    """Tokens of a question after the statements before it, and of its answer with the end token.
+
+    The prompt begins with the start token.
+    """
 
     prompt: list[int]
     answer: list[int]
@@ -107,6 +111,7 @@ class Babi(CurriculumTask):
                 raise UsageError(f"kinds must be among {known} without a path, got {unknown[0]}")
 
     config: Config
+    start_token: int
     end_token, pad_token = END, PAD
     causal_fix = "set answers=chosen, or causal=True"
 
@@ -137,7 +142,8 @@ class Babi(CurriculumTask):
             stories = [x for split in SPLITS for kind in self.stories(split) for x in kind]
             self.words = words_in(stories, whole_answers=self.config.answers == "chosen")
         self.tokens_of = {x: token for token, x in enumerate((*MARKS, *self.words), FIRST)}
-        self.vocab_size = FIRST + len(self.tokens_of)
+        self.start_token = FIRST + len(self.tokens_of)
+        self.vocab_size = self.start_token + 1
         self.max_length = LONGEST
         self._answer_length = 1 if self.config.answers == "chosen" else 2
         if run is not None:
@@ -190,7 +196,7 @@ class Babi(CurriculumTask):
         return self._examples[split]
 
     def _examples_of(self, story: Story, kind: int, number: int) -> Iterator[Example]:
-        facts: list[int] = []
+        facts = [self.start_token]
         count = 0
         for line in story:
             tokens = self._tokenize(line.text)
@@ -286,7 +292,7 @@ class Babi(CurriculumTask):
         Raises:
             UsageError: naming the first word that is not in the vocabulary, and the nearest.
         """
-        tokens = []
+        tokens = [self.start_token]
         for found in _PART.finditer(text.lower()):
             if found[0] not in self.tokens_of:
                 word = found[0][:50]  # enough of it for matching and messages
@@ -299,15 +305,18 @@ class Babi(CurriculumTask):
         return tokens
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
-        """Return the text of `tokens`, up to the end token and without padding, in lower case."""
-        words = ("", "", *MARKS, *self.words)
+        """Return the text of `tokens` in lower case, up to the end token.
+
+        Start tokens and padding have no text.
+        """
+        words = ("", "", *MARKS, *self.words, "")
         text = ""
         for position, token in enumerate(int(token) for token in tokens):
             check_int(f"token {position}", token, 0, self.vocab_size - 1)
             if token == END:
                 break
-            no_space = not text or words[token] in MARKS or text[-1] == ","
-            text += words[token] if no_space or token == PAD else f" {words[token]}"
+            no_space = not text or not words[token] or words[token] in MARKS or text[-1] == ","
+            text += words[token] if no_space else f" {words[token]}"
         return text
 
     def with_answer(self, prompt: str, answer: Iterable[int]) -> str:

@@ -77,7 +77,11 @@ class Task(Configured, ABC):
     """The token that means "not yet", which a model may be trained to answer before a target is
     due (`step_loss="wait"`); None if the task has none."""
     max_length: int
-    """The most tokens that a prompt, its answer and the end token may take together."""
+    """The most tokens that a prompt and its answer may take together, start and end included."""
+    start_token: int | None = None
+    """The first token of every row, added by `encode` and dropped by `decode`; None for rows that
+    begin with their text. Without one, attention over equal leading tokens averages equal values:
+    a model without absolute positions cannot distinguish `11+` from `111+`."""
 
     def __init__(self, config: Any = None, seed: int = 0):
         self.config = self.Config() if config is None else self.own_config(config)
@@ -120,7 +124,7 @@ class Task(Configured, ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of `text`.
+        """Return the tokens of `text`, the start token first if the task has one.
 
         Raises:
             UsageError: naming the first part of `text` that has no token.
@@ -128,7 +132,10 @@ class Task(Configured, ABC):
 
     @abstractmethod
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
-        """Return the text of `tokens`, up to the end token if the task has one."""
+        """Return the text of `tokens`, up to the end token if the task has one.
+
+        Start tokens and padding have no text.
+        """
 
     def read_prompt(self, text: str) -> Prompt:
         """Parse a prompt, which may end in the beginning of its answer.
@@ -137,7 +144,7 @@ class Task(Configured, ABC):
             UsageError: It is not a prompt of this task; the message names the position.
         """
         tokens = self.encode(text)
-        if not tokens:
+        if not self.without_start(tokens):
             raise usage_error(
                 "an empty prompt",
                 "a question such as 12+34=, or the beginning of a text",
@@ -152,6 +159,10 @@ class Task(Configured, ABC):
         cannot be decoded separately.
         """
         return self.decode([*self.encode(prompt), *answer])
+
+    def without_start(self, tokens: list[int]) -> list[int]:
+        """Return `tokens` without the start token that `encode` puts first."""
+        return tokens[1:] if tokens[:1] == [self.start_token] else tokens
 
     def respond(
         self, model: Any, prompt: Prompt, room: int, num_steps: int | None = None

@@ -31,7 +31,7 @@ from thinkers.tasks.base import (
 )
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.number_prompts import PromptReader
-from thinkers.tasks.number_tokens import BASE, BLANK, END, EQUALS, PAD
+from thinkers.tasks.number_tokens import BASE, BLANK, END, EQUALS, PAD, START
 
 TokenBlocks = list[Int64[np.ndarray, "n _"]]
 """Tokens of n rows in blocks of columns; -1 is no token and is removed when blocks are joined."""
@@ -129,7 +129,7 @@ class NumberTask(CurriculumTask):
     """True if exchanging the numbers of a question gives the same question for the split."""
 
     vocab_size = number_tokens.VOCAB_SIZE
-    end_token, pad_token = END, PAD
+    end_token, pad_token, start_token = END, PAD, START
 
     def __init__(self, config: Any = None, seed: int = 0):
         super().__init__(config, seed)
@@ -147,7 +147,7 @@ class NumberTask(CurriculumTask):
 
     @abstractmethod
     def prompt_tokens(self, questions: Questions) -> TokenBlocks:
-        """Return the tokens of the prompts, without bases and `=`."""
+        """Return the tokens of the prompts, without start token, bases and `=`."""
 
     @abstractmethod
     def answer_tokens(self, questions: Questions) -> TokenBlocks:
@@ -253,7 +253,8 @@ class NumberTask(CurriculumTask):
         if self.config.bases_written:
             bases = np.column_stack([questions.in_base, questions.out_base])
             prompt = [BASE + bases, *prompt]
-        return [*prompt, np.full((len(questions.in_base), 1), EQUALS)]
+        first, last = (np.full((len(questions.in_base), 1), x) for x in (START, EQUALS))
+        return [first, *prompt, last]
 
     def with_blanks(self, digits: Int64[np.ndarray, "n w"]) -> Int64[np.ndarray, "n _"]:
         """Return the digits of a prompt: with `blanks`, padded to the width of the largest size."""
@@ -273,7 +274,8 @@ class NumberTask(CurriculumTask):
 
     def _widths_of(self, size: int) -> tuple[int, int]:
         shown = self.config.sizes[-1] if self.config.blanks else size
-        prompt = self.prompt_width(shown) + 1 + 2 * self.config.bases_written
+        bases, start_and_equals = 2 * self.config.bases_written, 2
+        prompt = self.prompt_width(shown) + bases + start_and_equals
         return prompt, self.answer_width(size) + 1
 
     def _check_splits(self) -> None:
@@ -307,7 +309,7 @@ class NumberTask(CurriculumTask):
         return self.answer_width(self.config.sizes[-1]) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text such as `12+34=` or `12+34=46`, without the end token.
+        """Return the tokens of a text such as `12+34=` or `12+34=46`: a start, but no end token.
 
         Spaces between numbers and symbols are left out. With `blanks`, blanks need not be typed.
 
@@ -357,7 +359,7 @@ class NumberTask(CurriculumTask):
         return question.replace("_", "") + equals + answered  # blanks as they would be typed
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
-        """Return the text of `tokens`, up to the end token and without padding."""
+        """Return the text of `tokens`, up to the end token, without start tokens and padding."""
         return number_tokens.decode(tokens, reverse=self.least_significant_first)
 
 

@@ -18,7 +18,9 @@ PLUS, MINUS, TIMES, POWER, EQUALS, COMMA = range(16, 22)
 NEGATIVE, BLANK, END, PAD = range(22, 26)
 BASE = 24
 """Token of base b, 2 .. 16, less b."""
-VOCAB_SIZE = BASE + 17
+START = BASE + 17
+"""First token of every row."""
+VOCAB_SIZE = START + 1
 SYMBOL_TOKENS = {"+": PLUS, "-": MINUS, "*": TIMES, "^": POWER, "=": EQUALS, ",": COMMA, "_": BLANK}
 
 _TEXT = dict(enumerate(DIGITS)) | {token: x for x, token in SYMBOL_TOKENS.items()} | {NEGATIVE: "-"}
@@ -38,7 +40,7 @@ def encode(
     reverse: bool,
     width: int = 0,
 ) -> list[int]:
-    """Return the tokens of `text`.
+    """Return the tokens of `text`, the start token first.
 
     Args:
         symbols: The allowed characters besides digits and blanks.
@@ -51,7 +53,7 @@ def encode(
         UsageError: naming the first character that is not allowed, its position, and what is.
     """
     written, places = without_spaces(text)
-    tokens: list[int] = []
+    tokens = [START]
     start, in_base, out_base = 0, max(in_bases), max(out_bases)
     if len(in_bases) * len(out_bases) > 1 and (">" in written or "=" in written):
         start, in_base, out_base = read_bases(written, in_bases, out_bases)
@@ -105,18 +107,20 @@ def _with_blanks(body: str, width: int, reverse: bool) -> str:
 
 
 def decode(tokens: Iterable[int] | Int[Tensor, " t"], *, reverse: bool) -> str:
-    """Return the text of `tokens`, up to the end token and without padding."""
+    """Return the text of `tokens`, up to the end token, without start tokens and padding."""
     bases, body = [], ""
     for position, token in enumerate(int(token) for token in tokens):
         if not 0 <= token < VOCAB_SIZE:
             raise UsageError(f"token {position} must be in 0 .. {VOCAB_SIZE - 1}, got {token}")
         if token == END:
             break
+        if token in (START, PAD):
+            continue
         if token > PAD and not body:
             bases.append(str(token - BASE))
         elif token > PAD:
             body += f"<{token - BASE}>"  # a base in an answer is wrong: it is shown at its place
-        elif token != PAD:
+        else:
             body += _TEXT[token]
     head = ">".join(bases) + ":" if bases else ""
     return head + (_reverse_runs(body) if reverse else body)

@@ -76,17 +76,17 @@ class StarGraph(AnswerTask):
             return 1 + self.degree * (self.path_length - 1)
 
     config: Config
+    start_token: int
     prompt_end = "="
 
     def __init__(self, config: Any = None, seed: int = 0):
         super().__init__(config, seed)
         labels = self.config.num_labels
-        self.bar, self.slash, self.equals, self.end_token, self.pad_token = range(
-            labels, labels + 5
-        )
-        self.vocab_size = labels + 5
+        self.bar, self.slash, self.equals = range(labels, labels + 3)
+        self.end_token, self.pad_token, self.start_token = range(labels + 3, labels + 6)
+        self.vocab_size = labels + 6
         self.num_edges = self.config.num_nodes - 1
-        self.prompt_length = 3 * self.num_edges + 4
+        self.prompt_length = 1 + 3 * self.num_edges + 4
         self.max_length = self.prompt_length + self.max_answer_length()
         self._block: tuple[tuple[int, int], Batch] | None = None
 
@@ -123,7 +123,8 @@ class StarGraph(AnswerTask):
             edges, paths = self._draw_graphs(keys, split)
         n = len(keys)
         row = np.empty((n, self.max_length), np.int64)
-        row[:, : 3 * self.num_edges] = np.concatenate(
+        row[:, 0] = self.start_token
+        row[:, 1 : 1 + 3 * self.num_edges] = np.concatenate(
             [edges, np.full((n, self.num_edges, 1), self.bar)], 2
         ).reshape(n, -1)
         row[:, self.prompt_length - 4] = self.slash
@@ -182,7 +183,7 @@ class StarGraph(AnswerTask):
             UsageError: naming the first character or label that is not allowed.
         """
         marks = {"|": self.bar, "/": self.slash, "=": self.equals}
-        tokens = []
+        tokens = [self.start_token]
         for found in re.finditer("[0-9]+|.", text, re.DOTALL):
             part = found[0]
             if part in marks:
@@ -208,9 +209,10 @@ class StarGraph(AnswerTask):
             UsageError: It is not a star, or its arms do not lead to the goal.
         """
         read = super().read_prompt(text)
-        end = read.tokens.index(self.slash)
-        start, goal = read.tokens[end + 1 : end + 3]
-        edges = list(zip(read.tokens[:end:3], read.tokens[1:end:3], strict=True))
+        tokens = self.without_start(read.tokens)
+        end = tokens.index(self.slash)
+        start, goal = tokens[end + 1 : end + 3]
+        edges = list(zip(tokens[:end:3], tokens[1:end:3], strict=True))
         after = dict(edges)
         arms = [[start, node] for origin, node in edges if origin == start]
         for arm in arms:
@@ -225,7 +227,7 @@ class StarGraph(AnswerTask):
         return replace(read, longest=max(map(len, arms)) + 1)
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
-        """Return the text of `tokens`, up to the end token and without padding."""
+        """Return the text of `tokens`, up to the end token, without start tokens and padding."""
         marks = {self.bar: "|", self.slash: "/", self.equals: "="}
         text = ""
         for position, token in enumerate(int(token) for token in tokens):
@@ -234,7 +236,7 @@ class StarGraph(AnswerTask):
                 break
             if token in marks:
                 text += marks[token]
-            elif token != self.pad_token:
+            elif token < self.bar:
                 text += f",{token}" if text[-1:].isdigit() else str(token)
         return text
 

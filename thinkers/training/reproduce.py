@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from thinkers import tasks
-from thinkers.config.experiment import Config
+from thinkers.config.experiment import Config, check_vocabulary
 from thinkers.errors import UsageError, usage_error
 from thinkers.files import exists, open_file
 from thinkers.process_state import keep_process_state
@@ -62,6 +62,7 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
     Raises:
         UsageError: The run has no metrics yet, or a record without its plans.
         DamagedError: Its record or metrics cannot be read.
+        FormatError: Another version wrote it.
     """
     folder = user_path(run, "run")
     record = run_folder.read_record(folder)
@@ -78,6 +79,7 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
     target = user_path(out, "out") if out is not None else folder.with_name(f"{folder.name}-again")
     # A run may be untrusted: its task may read only files that it was trained on.
     task = tasks.from_run(config.task, config.training.seed, folder)
+    check_vocabulary(config.model.vocab_size, task, folder)
     task.save_to_run(folder)
     torch.set_num_threads(record["threads"])
     precision = record.get("precision", config.training.precision)

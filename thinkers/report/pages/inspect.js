@@ -197,7 +197,7 @@
     pen.textBaseline = "middle";
     if (!left) return;
     pen.textAlign = "right";
-    positions.forEach((text, p) => pen.fillText(text.slice(0, 6), left - 4, (p + 0.5) * cell));
+    positions.forEach((text, p) => pen.fillText(text.slice(0, 7), left - 4, (p + 0.5) * cell));
     pen.textAlign = "center";
     for (let n = 0; below && n < width; n++) {
       const text = width === height ? positions[n].slice(0, 2) : String(n + 1);
@@ -207,7 +207,7 @@
   const layouts = data.attention.map(({ rows: height, columns: width }) => {
     const cell = Math.max(1, Math.min(22, Math.floor(384 / Math.max(width, height))));
     const named = cell >= 11 && height === positions.length;
-    return { cell, left: named ? 48 : 0, below: named ? 18 : 0 };
+    return { cell, left: named ? 54 : 0, below: named ? 18 : 0 };
   });
   data.attention.forEach(({ rows: height, columns: width, weights }, index) => {
     const { cell, left, below } = layouts[index];
