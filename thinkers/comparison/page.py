@@ -270,6 +270,10 @@ def steps_figure(findings: Findings, by_flops: bool) -> "Figure":
             markersize=9,
         )
         ticks |= set(scores)
+    drawn = np.concatenate([line.get_xdata() for line in axes.lines])
+    if drawn.min() == drawn.max():
+        # The width that matplotlib chooses around one place is rounding error for some numbers.
+        axes.set_xlim(drawn.min() / 2, drawn.max() * 2)
     if by_flops:
         low, high = axes.get_xlim()
         marks = [digit * 10.0**power for power in range(20) for digit in (1, 2, 5)]
