@@ -91,10 +91,12 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]
     run = thinkers.resume(folder) if resumed else thinkers.train(config, out=folder)
     cpu_minutes = (time.process_time() - start) / 60
     rows = thinkers.evaluate(run, num_examples=options.num_examples)
-    default = [row for row in rows if row["num_steps"] == run.model.config.num_steps] or rows
+    _, task = thinkers.open_run(run)
+    judged = task.judged_at or run.model.config.num_steps
+    default = [row for row in rows if row["num_steps"] == judged] or rows
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
-        "scores": {metric: x for metric, x in default[0].items() if metric != "num_steps"},
+        "scores": {metric: x for metric, x in default[0].items() if metric in run.scores},
         "steps": rows,
         "minutes": round(max(line["minutes"] for line in lines if "minutes" in line), 2),
         "cpu_minutes": None if resumed else round(cpu_minutes, 2),

@@ -10,6 +10,7 @@ import thinkers
 from thinkers.cli.main import main
 from thinkers.config.experiment import build
 from thinkers.errors import UsageError
+from thinkers.evaluation.evaluate import find_fall
 from thinkers.tasks import TASKS
 
 PROMPTS = {"cups": "12 35 14", "automaton": "3:01101001", "links": "1+3 2+0 3+4 1+1"}
@@ -81,6 +82,25 @@ def test_evaluate_at_due_steps_says_that_it_is_an_oracle(run, tmp_path, capsys):
     assert "oracle" in shown[3]
     scores = json.loads(out.read_text())["scores"]
     assert scores["due"]["oracle"] is True and "oracle" not in scores["4"]
+
+
+def test_an_automaton_is_judged_at_due_steps(tmp_path, monkeypatch):
+    """More steps are more updates: there is no loss of score to warn of either."""
+    asked = []
+    score = TASKS["automaton"].score
+    monkeypatch.setattr(
+        TASKS["automaton"], "score", lambda *args: asked.append(args[2:]) or score(*args)
+    )
+    config = make("looped", TASKS["automaton"].Config(), max_steps=8)
+    run = thinkers.train(config, tmp_path / "a")
+    assert asked == [("test", 3, "due")]
+    rows = thinkers.evaluate(run, num_examples=20)
+    assert [row["num_steps"] for row in rows] == ["due", 1, 2, 4, 8]
+    assert find_fall(run, num_examples=20) is None
+    plain = thinkers.evaluate(built("automaton", "decoder"), num_examples=20)
+    assert [row["num_steps"] for row in plain] == [1]
+    with pytest.raises(UsageError, match="max_steps 7, but rows of up to 8 updates"):
+        thinkers.train(make("looped", config.task, max_steps=7), tmp_path / "b")
 
 
 def test_more_steps_than_the_model_takes_are_refused():

@@ -25,8 +25,9 @@ def evaluate(
 
     Args:
         run: A run, its folder, or (model, task).
-        num_steps: Numbers of thinking steps; None means all in `model.step_counts`. "due" gives
-            each example as many as its answers need, an oracle, and its row {"oracle": True, ..}.
+        num_steps: Numbers of thinking steps; None means all in `model.step_counts`, and "due" where
+            the task is judged by it. "due" gives each example as many as its answers need, an
+            oracle; its row is {"num_steps": "due", "oracle": True, ..}.
         num_examples: Held-out examples of each row, the same for all.
         flags: Settings of the run's task to change, such as --task.test_path=other.txt.
 
@@ -36,6 +37,8 @@ def evaluate(
     _check(split, num_examples)
     model, task = open_with_task(run, flags=flags)
     counts = _step_counts(model, num_steps)
+    if num_steps is None and task.judged_at == "due" and model.config.takes_steps:
+        counts = ["due", *counts]
     for k in counts:
         check_steps_of_task(k, task.max_due)
     return [
@@ -55,11 +58,15 @@ def find_fall(
 ) -> Fall | None:
     """Return the largest significant loss of score from fewer to more steps; None if there is none.
 
+    None too for a task that is judged at due steps, where more of them ask for something else.
+
     The arguments are those of `evaluate`. The same examples are graded at every number of steps, so
     that the differences are paired.
     """
     _check(split, num_examples)
     model, task = open_with_task(run, flags=flags)
+    if task.judged_at == "due":
+        return None
     sign = 1 if task.higher_is_better else -1
     grades = {}
     for k in _step_counts(model, num_steps):

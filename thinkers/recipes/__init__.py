@@ -9,7 +9,7 @@ from typing import Any
 
 from thinkers.config.experiment import Config
 from thinkers.errors import UsageError
-from thinkers.recipes import babi, numbers, star_graph, text
+from thinkers.recipes import babi, numbers, star_graph, state_tracking, text
 from thinkers.tasks.text import Text
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -49,6 +49,17 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "babi/looped": babi.looped,
         "babi/thoughtsformer": babi.thoughtsformer,
         "babi/thinker": babi.thinker,
+        "cups/looped": state_tracking.cups_looped,
+        "cups/decoder": state_tracking.cups_decoder,
+        "cups/deep_decoder": state_tracking.cups_deep_decoder,
+        "cups/written": state_tracking.cups_written,
+        "cups/thinker": state_tracking.cups_thinker,
+        "cups/thoughtsformer": state_tracking.cups_thoughtsformer,
+        "automaton/looped": state_tracking.automaton_looped,
+        "automaton/decoder": state_tracking.automaton_decoder,
+        "automaton/deep_decoder": state_tracking.automaton_deep_decoder,
+        "links/looped": state_tracking.links_looped,
+        "links/decoder": state_tracking.links_decoder,
     }.items()
 }
 

@@ -46,6 +46,7 @@ class Automaton(StateTask):
 
     config: Config
     num_leading = 2
+    judged_at = "due"
     prompt_example = "3:01101001"
 
     def __init__(self, config: Any = None, seed: int = 0):
@@ -56,6 +57,15 @@ class Automaton(StateTask):
         self.max_length = 3 + self.config.width
         self.max_due = self.config.max_updates
         self._check_splits()
+
+    def check(self, model: Any) -> None:
+        most, limit = self.max_due or 0, model.config.max_steps
+        if model.config.takes_steps and limit < most:
+            raise usage_error(
+                f"model.max_steps {limit}, but rows of up to {most} updates",
+                "a step for each update",
+                f"set --model.max_steps {most}, or a smaller --task.max_updates",
+            )
 
     def draw(
         self, draws: Draws, sizes: Int64[np.ndarray, " n"], split: str

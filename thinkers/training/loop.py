@@ -307,7 +307,8 @@ def _newest(folder: Path, run_id: str) -> int:
 def evaluate_split(state: TrainState, split: str) -> dict[str, float]:
     """Score the resulting model: {metric: value}, the same on every rank."""
     model = state.result.eval()
-    scores = state.task.score(model, split, state.config.training.evaluate_examples)
+    task, num_examples = state.task, state.config.training.evaluate_examples
+    scores = task.score(model, split, num_examples, task.judged_at)
     state.model.train()
     return scores
 
