@@ -105,6 +105,7 @@ VARIANTS = [
     ("looped", {"injection": "add", "time_code": True, "backprop_steps": 1}),
     ("reasoning_tokens", {"prediction": "all", "window": 2, "far_key": 0.5, "near_query": -2.0}),
     ("reasoning_tokens", {"variant": "published", "far_value": (0.0, 1.0, 0.5, 1.0)}),
+    ("thinker", {"mixing": 3, "num_input_layers": 1, "section": 5}),
     ("thoughtsformer", {"thoughts": "words"}),
 ]
 
@@ -152,7 +153,7 @@ WHOLE = [
     ("thoughtsformer", {}, "plain"),
     ("thoughtsformer", {"causal": False}, "padded"),
     ("thinker", {"section": 5, "num_knowledge": 2, "backprop_steps": 1}, "plain"),
-    ("thinker", {"memory_steps": 1, "read_steps": 1}, "prompted"),
+    ("thinker", {"memory_steps": 1, "read_steps": 1, "mixing": 3}, "prompted"),
 ]
 """Models whose store or chain has a form of its own for compilers: (name, settings, call)."""
 
