@@ -128,7 +128,7 @@ BAD_LINES = [
     ([*ADD, "--out=latin.yaml"], "but is a file"),
     ([*ADD, "--out=latin.yaml/x"], "found: latin.yaml/x: Not a directory\nfix"),
     ([*ADD, *TINY, "--out=.", "--training.lr=1"], "but exists"),
-    ([*ADD, "--training.init_from=nowhere"], "--training.init_from nowhere"),
+    ([*ADD, "--training.init_from=nowhere"], "--training.init_from /.*/nowhere"),
     # files
     ([*ADD, "--config=nowhere.yaml"], "nowhere.yaml: No such file"),
     ([*ADD, "--config=."], "is a folder"),

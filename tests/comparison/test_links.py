@@ -61,3 +61,17 @@ def test_files_beside_a_run_are_not_followed_and_its_failure_says_so(finished, t
     found = compare(out=folder, resume=True)
     assert content(target) == before
     assert found.exit_code == 4 and "is a link" in found.failures[0]["error"]
+
+
+def test_a_comparison_with_a_relative_path_is_resumed_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("THINKERS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "text.txt").write_text("some words on a line\n" * 40)
+    monkeypatch.chdir(tmp_path)
+    settings = {"task.path": "text.txt", "task.context": 8, "model.dim": 8, "model.num_heads": 2}
+    asked = dict(settings=settings | {"training.batch_size": 2}, num_examples=3)
+    compare("text", ["decoder"], budget="1 updates", seeds=1, out="a", **asked)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(compare(out="../a", resume=True, seeds=2).results["decoder"]) == 2
+    named = asked["settings"] | {"task.path": "../text.txt"}
+    assert compare(out="../a", resume=True, settings=named).plan.seeds == 2

@@ -86,7 +86,7 @@ def test_mlflow_has_each_number_of_a_resumed_run_once(tmp_path, store):
     assert found.data.params["model.dim"] == "8" and found.data.params["task.name"] == '"add"'
     before = set(logged(client))
 
-    run = thinkers.resume(run.folder, num_updates=10)  # the record holds its tracker
+    run = thinkers.resume(run.folder, num_updates=10, tracking="mlflow")
     after = logged(client)
     assert len(set(after)) == len(after) and set(after) == before | written(run.folder)
     found = only_run(client)
@@ -113,7 +113,7 @@ def test_a_failing_store_does_not_end_training_and_receives_all_later(
     assert "tracking failed: ConnectionError: nobody there" in capsys.readouterr().out
     assert logged(store()) == []
     broken = False
-    thinkers.resume(run.folder)
+    thinkers.resume(run.folder, tracking="mlflow")
     assert sorted(logged(store())) == sorted(written(run.folder))
 
 
@@ -140,7 +140,7 @@ def test_tensorboard_has_each_number_of_a_resumed_run_once(tmp_path):
     ]
     for file in others:
         file.write_bytes(b"")
-    run = thinkers.resume(run.folder, num_updates=10)
+    run = thinkers.resume(run.folder, num_updates=10, tracking="tensorboard")
     assert all(file.exists() for file in others) and len(list(others[0].parent.iterdir())) == 3
     events = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
@@ -184,12 +184,14 @@ def own(monkeypatch):
     return Mine.got
 
 
-def test_a_tracker_of_a_user_has_every_line(tmp_path, own):
+def test_a_tracker_of_a_user_has_every_line(tmp_path, own, capsys):
     run = thinkers.train(config(), tmp_path / "a", tracking="mine")
     lines = [json.loads(x) for x in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert own == [*lines, ("FINISHED", "a", "add")] and len(lines) > 7
     del own[:]
-    thinkers.resume(run.folder, num_updates=9)
+    thinkers.resume(run.folder, num_updates=8)  # what a folder names is not used
+    assert own == [] and "add --tracking mine" in capsys.readouterr().out
+    thinkers.resume(run.folder, num_updates=9, tracking="mine")
     assert [x["update"] for x in own[:-1] if "loss" in x] == list(range(1, 10))
     assert own[-1][0] == "FINISHED"
 

@@ -1,6 +1,7 @@
 """`reproduce`: a run trained again is equal bit for bit, and a difference is reported."""
 
 import json
+import shutil
 
 import pytest
 
@@ -25,6 +26,7 @@ def config(**own) -> Config:
 
 def edit(folder, change):
     """Change the first line of metrics.jsonl."""
+    shutil.rmtree(folder / "checkpoints")  # which hold the digest of the lines
     file = folder / "metrics.jsonl"
     first, *rest = [json.loads(line) for line in file.read_text().splitlines()]
     change(first)
@@ -69,6 +71,8 @@ def test_an_unfinished_run_is_compared_up_to_its_last_line(tmp_path):
     run = thinkers.train(config(), tmp_path / "a")
     file = run.folder / "metrics.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+    for name in ("00000006", "00000007"):  # which were saved later
+        shutil.rmtree(run.folder / "checkpoints" / name)
     found = reproduce(run.folder)
     assert found.equal and found.weights_equal is None and (found.last, found.num_lines) == (4, 2)
 
@@ -122,3 +126,38 @@ def test_runs_without_plans_or_valid_metrics_are_refused(tmp_path):
         reproduce(run.folder)
     with pytest.raises(UsageError, match="holds no config.json"):
         reproduce(tmp_path)
+
+
+def test_metrics_that_changed_since_they_were_saved_are_damage_and_no_difference(tmp_path):
+    run = thinkers.train(config(), tmp_path / "a")
+    file = run.folder / "metrics.jsonl"
+    file.write_text(file.read_text().replace("loss", "lass", 1))
+    with pytest.raises(DamagedError, match="metrics.jsonl has changed"):
+        reproduce(run.folder)
+    assert not (tmp_path / "a-again").exists()
+
+
+def test_a_run_does_not_choose_the_weights_that_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    thinkers.train(config(), tmp_path / "given")
+    begun = config(init_from="given", num_updates=3)
+    assert begun.training.init_from == str(tmp_path / "given")
+    run = thinkers.train(begun, tmp_path / "a")
+    with pytest.raises(UsageError, match="add --init_from"):
+        reproduce(run.folder)
+    assert reproduce(run.folder, init_from="given").equal
+    shutil.rmtree(run.folder / "checkpoints")
+    with pytest.raises(UsageError, match="add --training.init_from"):
+        thinkers.resume(run.folder)
+    with pytest.raises(UsageError, match="with --resume"):
+        thinkers.resume(run.folder, init_from="other")
+    assert main.main(["train", "--resume=a", "--training.init_from=given"]) == 0
+    thinkers.resume(run.folder)  # which has a checkpoint again
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 10**9])
+def test_a_record_asks_for_a_possible_number_of_threads(tmp_path, threads):
+    record = run_folder.new_record(config()) | {"threads": threads}
+    run_folder.write_record(tmp_path, record)
+    with pytest.raises(DamagedError, match="threads must be in 1 .. 1024"):
+        run_folder.read_record(tmp_path)

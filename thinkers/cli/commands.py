@@ -73,8 +73,10 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
 
 def resume(options: argparse.Namespace, settings: list[str]) -> int:
     """Continue a run; only its number of updates may change."""
-    other = [word for word in settings if not word.startswith("--training.num_updates=")]
-    own = ("out", "config", "recipe", "tracking")
+    given = dict(word[2:].split("=", 1) for word in settings)
+    allowed = ("training.num_updates", "training.init_from")
+    other = [word for word in settings if word[2:].partition("=")[0] not in allowed]
+    own = ("out", "config", "recipe")
     other += [f"--{name}" for name in own if getattr(options, name)]
     if other or options.print_config or options.dry_run:
         raise usage_error(
@@ -82,11 +84,14 @@ def resume(options: argparse.Namespace, settings: list[str]) -> int:
             "no other flag, except --training.num_updates N, which extends the run",
             "leave it out; the settings of a run are in its config.json",
         )
-    num_updates = None
-    if settings:
-        text = settings[-1].partition("=")[2]
-        num_updates = parse_int("--training.num_updates", text, 1)
-    print_run(thinkers.resume(options.resume, num_updates=num_updates))
+    num_updates = parse_optional("--training.num_updates", given.get(allowed[0]), 1)
+    run = thinkers.resume(
+        options.resume,
+        num_updates=num_updates,
+        tracking=options.tracking,
+        init_from=given.get(allowed[1]),
+    )
+    print_run(run)
     return 0
 
 
@@ -183,7 +188,7 @@ def print_samples(pieces: Iterator[list[str]], prompt: str) -> None:
 
 
 def reproduce(options: argparse.Namespace, settings: list[str]) -> int:
-    found = thinkers.reproduce(options.folder, options.out)
+    found = thinkers.reproduce(options.folder, options.out, init_from=options.init_from)
     for change in found.changes:
         show(f"{change}: the last bits may differ")
     lines = f"{found.num_lines} lines of metrics up to update {found.last}"

@@ -121,6 +121,9 @@ def add_reproduce(verbs: Subparsers) -> None:
     )
     verb.add_argument("folder", metavar="RUN")
     verb.add_argument("--out", metavar="DIR", help="the new run folder (default: RUN-again)")
+    verb.add_argument(
+        "--init_from", metavar="DIR", help="the weights that RUN began with, if it names some"
+    )
     add_import_module(verb)
     verb.set_defaults(run=commands.reproduce)
 

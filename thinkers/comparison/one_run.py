@@ -169,7 +169,9 @@ def _train(job: Job, config: Config) -> dict[str, float | None]:
     with open_log(job.log) as log, contextlib.redirect_stdout(log):
         resets, start = _reset_peak(device), time.process_time()
         try:
-            resume(job.home) if is_begun else train(config, job.home, tracking=job.tracking)
+            resume(job.home, tracking=job.tracking) if is_begun else train(
+                config, job.home, tracking=job.tracking
+            )
         finally:
             now = time.process_time() - start, _peak(device) if resets else None
             known = {key: before[key] is not None for key in before}

@@ -22,6 +22,7 @@ from thinkers.comparison.matching import (
     updates_for,
 )
 from thinkers.config.experiment import Config
+from thinkers.data.sources import absolute_path
 from thinkers.errors import UsageError, nearest, usage_error
 from thinkers.files import read_file
 from thinkers.json_files import LARGEST_JSON, read_with_digest
@@ -258,7 +259,7 @@ def _checked(
         seeds=3 if seeds is None else seeds,
         lrs=tuple(float(lr) for lr in lrs),
         controls=tuple(controls),
-        settings={key: _text(value) for key, value in sorted(settings.items())},
+        settings={key: _setting(key, value) for key, value in sorted(settings.items())},
         num_examples=2000 if num_examples is None else num_examples,
     )
 
@@ -334,6 +335,15 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if isfinite(value) and value > 0 else None
+
+
+def _setting(key: str, value: Any) -> str:
+    """Return a setting as text; a path is absolute, the same from every working folder."""
+    text = _text(value)
+    if not (key.startswith("task.") and key.endswith("path")):
+        return text
+    place = absolute_path(text, f"--{key}")
+    return str(Path(place).resolve()) if place.startswith("/") else place
 
 
 def _text(value: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from thinkers.checks import added, check_int
 from thinkers.errors import UsageError
+from thinkers.user_paths import user_path
 
 PRECISIONS = ("float32", "bf16", "float64")
 
@@ -71,6 +72,9 @@ class Training:
     """Folder of a model or run whose weights training begins with; None means random weights."""
 
     def __post_init__(self) -> None:
+        if self.init_from is not None:  # absolute, so that a run finds it from every folder
+            place = user_path(self.init_from, "--training.init_from").absolute()
+            object.__setattr__(self, "init_from", str(place))
         for name in ("num_updates", "batch_size", "accumulation", "log_every", "keep_last"):
             check_int(name, getattr(self, name), 1)
         for name in ("checkpoint_every", "evaluate_examples"):

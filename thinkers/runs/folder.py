@@ -57,6 +57,7 @@ SCHEMA: Schema = {
 }
 LATER: Schema = {"precision": str, "device": str, "ranks": int, "plans": list, "tracking": str}
 """What training adds to the record."""
+MOST_THREADS = 1024
 BEGUN = {LOCK, f".{RECORD}.tmp", VOCABULARY_FILE, f".{VOCABULARY_FILE}.tmp", STATUS}
 """Files that a run may leave if it is killed before it has written its record."""
 
@@ -252,6 +253,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     if record.get("precision", PRECISIONS[0]) not in PRECISIONS:
         raise DamagedError(
             f"{file}: precision must be in {PRECISIONS}, got {record['precision']!r}"
+        )
+    if not 1 <= record["threads"] <= MOST_THREADS:
+        raise DamagedError(
+            f"{file}: threads must be in 1 .. {MOST_THREADS}, got {record['threads']}"
         )
     for plan in record.get("plans", []):
         check_schema(plan, {"from": int, "num_updates": int}, f"{file}: plans")

@@ -66,7 +66,7 @@ def train(
         until: Stop after this update, as if the time were used up; the learning-rate schedule still
             covers all updates.
         overrides: Changes of the recipe, as they were typed; kept in config.json.
-        tracking: Store of the metrics in addition to metrics.jsonl; a resumed run keeps it.
+        tracking: Store of the metrics in addition to metrics.jsonl.
         callbacks: Functions f(state, result), called in order after each update, on the first rank.
             They read the `TrainState` and the `StepResult`, and must change neither. An error in
             one ends the run, which can be resumed.
@@ -99,6 +99,8 @@ def resume(
     *,
     num_updates: int | None = None,
     until: int | None = None,
+    tracking: Tracking | None = None,
+    init_from: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Continue a run from its newest intact checkpoint, then score it.
@@ -108,6 +110,9 @@ def resume(
     Args:
         num_updates: The updates to extend the run to; at least as many as were planned.
         until, callbacks: As in `train`; a run does not keep its callbacks.
+        tracking: As in `train`. What is named in the folder is not used unless it is named again:
+            whoever wrote the folder does not choose what is sent elsewhere.
+        init_from: The folder that the training began with, for a run that has saved nothing yet.
 
     Raises:
         DamagedError: No checkpoint of the run is intact, or config.json was edited.
@@ -118,9 +123,35 @@ def resume(
     with _owned(home, new=False):
         record = run_folder.read_record(home)
         config = Config.from_dict(record["config"])
+        _check_named_again(config, home, init_from)
+        if tracking is None and "tracking" in record and is_first():
+            name = record["tracking"]
+            show(f"the metrics are not sent to {name} unless you add --tracking {name}")
+        record = {key: x for key, x in record.items() if key != "tracking"}
+        if tracking is not None:
+            trackers.check(tracking)
+            record["tracking"] = tracking
         if num_updates is not None:
             config = _extended(config, num_updates)
         return _join_and_train(config, home, record, until, callbacks)
+
+
+def _check_named_again(config: Config, home: Path, init_from: str | Path | None) -> None:
+    """Raise a UsageError if a run would begin with weights that only its record names."""
+    recorded = config.training.init_from
+    given = None if init_from is None else str(user_path(init_from, "init_from").absolute())
+    if given is not None and given != recorded:
+        raise usage_error(
+            f"--training.init_from {given} with --resume",
+            f"{recorded}, as in config.json of the run",
+            "leave it out",
+        )
+    if given is None and recorded is not None and not checkpoint.saved(home / "checkpoints"):
+        raise usage_error(
+            f"{home}, which has saved nothing yet and begins with the weights of {recorded}",
+            "that you name these weights too: a run does not choose what is read",
+            f"add --training.init_from {recorded}",
+        )
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from thinkers.config.experiment import Config, check_vocabulary
 from thinkers.errors import UsageError, usage_error
 from thinkers.files import exists, open_file
 from thinkers.process_state import keep_process_state
+from thinkers.runs import checkpoint
 from thinkers.runs import folder as run_folder
+from thinkers.runs.metrics import read_kept
 from thinkers.strict_json import check_schema, parse_json
 from thinkers.training.loop import resume, train
 from thinkers.user_paths import user_path
@@ -50,7 +52,9 @@ class Reproduction:
 
 
 @keep_process_state()
-def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
+def reproduce(
+    run: str | Path, out: str | Path | None = None, *, init_from: str | Path | None = None
+) -> Reproduction:
     """Train again from the config.json of `run`, up to the last update that it recorded.
 
     A limit of minutes is ignored, since it would stop at another update. A run that was extended is
@@ -58,10 +62,12 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
 
     Args:
         out: The folder of the new run; that of the old one with "-again" if None.
+        init_from: The folder that the run began with; a run does not choose what is read.
 
     Raises:
-        UsageError: The run has no metrics yet, or a record without its plans.
-        DamagedError: Its record or metrics cannot be read.
+        UsageError: The run has no metrics yet, a record without its plans, or began with weights
+            that are not named here.
+        DamagedError: Its record or metrics cannot be read, or have changed.
         FormatError: Another version wrote it.
     """
     folder = user_path(run, "run")
@@ -76,6 +82,18 @@ def reproduce(run: str | Path, out: str | Path | None = None) -> Reproduction:
             "train it again; runs of this version can be reproduced",
         )
     config = Config.from_dict(record["config"])
+    recorded = config.training.init_from
+    given = None if init_from is None else str(user_path(init_from, "init_from").absolute())
+    if given != recorded:
+        raise usage_error(
+            f"{folder}, which began with the weights of {recorded}, and {given} as init_from",
+            "the same folder in both: a run does not choose what is read",
+            "leave --init_from out" if recorded is None else f"add --init_from {recorded}",
+        )
+    saved = checkpoint.saved(folder / "checkpoints")
+    kept = checkpoint.metrics_digest(saved[-1]) if saved else None
+    if kept is not None:
+        read_kept(folder / "metrics.jsonl", kept)
     target = user_path(out, "out") if out is not None else folder.with_name(f"{folder.name}-again")
     # A run may be untrusted: its task may read only files that it was trained on.
     task = tasks.from_run(config.task, config.training.seed, folder)
