@@ -4,12 +4,21 @@ A registry is a plain dict that users extend, so it is checked at each look-up.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import functools
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 from weakref import WeakSet
 
-from thinkers.errors import UsageError, nearest, usage_error
+from thinkers.errors import UsageError, UsageTypeError, nearest, usage_error
 
+SCALARS: dict[Any, tuple[str, type]] = {
+    float: ("a number", Real),
+    bool: ("True or False", bool),
+    str: ("a text", str),
+}
+T = TypeVar("T")
 _owned: WeakSet[type] = WeakSet()
 """The `Config` types that belong to a class."""
 
@@ -31,6 +40,8 @@ class Configured:
         if given in _owned:
             names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config"}
             given = cls.Config = type("Config", (given,), names | {"__doc__": given.__doc__})
+        elif dataclasses.is_dataclass(given):
+            typed(given)
         _owned.add(given)
 
     @classmethod
@@ -47,6 +58,55 @@ class Configured:
             return cls.Config(**given)
         expected, got = cls.Config.__qualname__, type(config).__qualname__
         raise UsageError(f"config must be a {expected}, got a {got}")
+
+
+def typed(config: T) -> T:
+    """Let a dataclass refuse numbers, texts and switches of another type, before it uses them.
+
+    Integers are left to its `__post_init__`, which knows their range.
+
+    Raises:
+        UsageTypeError: As the dataclass is constructed: a value is not of its type.
+    """
+    construct = config.__init__  # type: ignore
+
+    @functools.wraps(construct)
+    def checked(self: Any, *given: Any, **named: Any) -> None:
+        known = [x for x in dataclasses.fields(self) if x.init]
+        values = dict(zip((x.name for x in known if not x.kw_only), given, strict=False)) | named
+        for field in known:
+            if field.name in values and not _fits(values[field.name], field.type):
+                raise UsageTypeError(
+                    f"{field.name} must be {_words(field.type)}, got {values[field.name]!r}"
+                )
+        construct(self, *given, **named)
+
+    config.__init__ = checked  # type: ignore
+    return config
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return False if `kind` is a type of SCALARS, or made of them, and the value is of no such."""
+    if kind in SCALARS:
+        is_switch = isinstance(value, bool)
+        return is_switch == (kind is bool) and isinstance(value, SCALARS[kind][1])
+    parts = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, part) for part in parts if part is not NoneType) or (
+            value is None and NoneType in parts
+        )
+    if get_origin(kind) in (tuple, Sequence):
+        return isinstance(value, tuple | list) and all(_fits(x, parts[0]) for x in value)
+    return True
+
+
+def _words(kind: Any) -> str:
+    if kind in SCALARS:
+        return SCALARS[kind][0]
+    if get_origin(kind) in (tuple, Sequence):
+        return "a tuple or a list, each value of its type"
+    parts = ["None" if part is NoneType else _words(part) for part in get_args(kind)]
+    return " or ".join(parts) if parts else getattr(kind, "__name__", str(kind))
 
 
 def _fields(config: type) -> tuple[Any, ...]:

@@ -233,6 +233,13 @@ def _checked(
     num_examples: int | None,
 ) -> Plan:
     """Check the settings, and return a plan that has no contenders yet."""
+    for name, given in (("models", models), ("lrs", lrs), ("controls", controls)):
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise usage_error(f"{name} {given!r}", "a list", f"change {name}")
+    if not isinstance(settings, Mapping):
+        raise usage_error(f"settings {settings!r}", "a dict, by setting", "change settings")
+    if not isinstance(match, str | None):
+        raise usage_error(f"match {match!r}", f"one of {', '.join(DEFAULTS)}", "change match")
     registry.check(MODELS, "model")
     registry.check(TASKS, "task")
     _known("task", task, TASKS)
@@ -247,7 +254,7 @@ def _checked(
         if value is not None:
             check_int(name, value, 1)
     for lr in lrs:
-        if not 0 < lr < float("inf"):
+        if not isinstance(lr, int | float) or not 0 < lr < float("inf"):
             raise usage_error(f"--lrs {lr}", "learning rates above 0", "change --lrs")
     for key in settings:
         _check_setting(key, match)
@@ -265,7 +272,7 @@ def _checked(
 
 
 def _known(kind: str, name: Any, known: Any) -> None:
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         found = f"no {kind}" if name is None else f"unknown {kind} {name!r}"
         expected = nearest(str(name), known) if name is not None else ", ".join(known)
         raise usage_error(found, expected, f"choose from {', '.join(known)}")

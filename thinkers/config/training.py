@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 from thinkers.checks import added, check_int
 from thinkers.errors import UsageError
+from thinkers.registry import typed
 from thinkers.user_paths import user_path
 
 PRECISIONS = ("float32", "bf16", "float64")
 
 
+@typed
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """The settings of the training loop; an update is one step of the optimiser."""

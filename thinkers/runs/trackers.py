@@ -186,7 +186,7 @@ def open_tracker(name: str | None, folder: Path, record: Mapping[str, Any]) -> T
 
 def check(name: str) -> None:
     """Raise a UsageError unless there is a tracker of this name, and it is installed."""
-    if name not in TRACKERS:
+    if not isinstance(name, str) or name not in TRACKERS:
         raise usage_error(
             f"--tracking {name}", f"one of {', '.join(TRACKERS)}", "change --tracking"
         )

@@ -86,6 +86,10 @@ def train(
     if tracking is not None:
         trackers.check(tracking)
     _check_callbacks(callbacks)
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence):
+        raise usage_error(
+            f"overrides {overrides!r}", 'texts, such as ["training.lr=0.001"]', "change overrides"
+        )
     folder = user_path(out, "out") if out is not None else run_folder.default_folder(config)
     record = run_folder.new_record(config, overrides)
     if tracking is not None:
@@ -173,6 +177,8 @@ def _extended(config: Config, num_updates: int) -> Config:
 
 
 def _check_callbacks(callbacks: Sequence[Callback]) -> None:
+    if not isinstance(callbacks, Sequence):
+        raise UsageError(f"callbacks must be a sequence of functions, got {callbacks!r}")
     for found in callbacks:
         if not callable(found):
             raise UsageError(f"callbacks must be functions f(state, result), got {found!r}")
