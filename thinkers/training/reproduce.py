@@ -82,18 +82,8 @@ def reproduce(
             "train it again; runs of this version can be reproduced",
         )
     config = Config.from_dict(record["config"])
-    recorded = config.training.init_from
-    given = None if init_from is None else str(user_path(init_from, "init_from").absolute())
-    if given != recorded:
-        raise usage_error(
-            f"{folder}, which began with the weights of {recorded}, and {given} as init_from",
-            "the same folder in both: a run does not choose what is read",
-            "leave --init_from out" if recorded is None else f"add --init_from {recorded}",
-        )
-    saved = checkpoint.saved(folder / "checkpoints")
-    kept = checkpoint.metrics_digest(saved[-1]) if saved else None
-    if kept is not None:
-        read_kept(folder / "metrics.jsonl", kept)
+    _check_named_again(config, folder, init_from)
+    _verify_metrics(folder)
     target = user_path(out, "out") if out is not None else folder.with_name(f"{folder.name}-again")
     # A run may be untrusted: its task may read only files that it was trained on.
     task = tasks.from_run(config.task, config.training.seed, folder)
@@ -126,6 +116,30 @@ def reproduce(
         _same_weights(folder, target) if finished else None,
         run_folder.changes(record, here),
     )
+
+
+def _check_named_again(config: Config, folder: Path, init_from: str | Path | None) -> None:
+    """Raise a UsageError if the weights that a run began with are not named by the user too."""
+    recorded = config.training.init_from
+    given = None if init_from is None else str(user_path(init_from, "init_from").absolute())
+    if given != recorded:
+        raise usage_error(
+            f"{folder}, which began with the weights of {recorded}, and {given} as init_from",
+            "the same folder in both: a run does not choose what is read",
+            "leave --init_from out" if recorded is None else f"add --init_from {recorded}",
+        )
+
+
+def _verify_metrics(folder: Path) -> None:
+    """Compare metrics.jsonl with its digest in the newest checkpoint, if there is one.
+
+    Raises:
+        DamagedError: It has changed since it was saved.
+    """
+    saved = checkpoint.saved(folder / "checkpoints")
+    kept = checkpoint.metrics_digest(saved[-1]) if saved else None
+    if kept is not None:
+        read_kept(folder / "metrics.jsonl", kept)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
