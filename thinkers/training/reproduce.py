@@ -57,16 +57,15 @@ def reproduce(
 ) -> Reproduction:
     """Train again from the config.json of `run`, up to the last update that it recorded.
 
-    A limit of minutes is ignored, since it would stop at another update. A run that was extended is
-    extended at the same updates: the learning rate depends on the planned number.
+    A limit of minutes is ignored, since it would stop at another update. A run that was extended
+    is extended at the same updates, since the learning rate depends on the planned number.
 
     Args:
         out: The folder of the new run; that of the old one with "-again" if None.
         init_from: The folder that the run began with; a run does not choose what is read.
 
     Raises:
-        UsageError: The run has no metrics yet, a record without its plans, or began with weights
-            that are not named here.
+        UsageError: The run lacks metrics or plans, or began with weights not named here.
         DamagedError: Its record or metrics cannot be read, or have changed.
         FormatError: Another version wrote it.
     """
@@ -84,19 +83,15 @@ def reproduce(
     config = Config.from_dict(record["config"])
     _check_named_again(config, folder, init_from)
     _verify_metrics(folder)
-    target = user_path(out, "out") if out is not None else folder.with_name(f"{folder.name}-again")
+    target = _beside(folder) if out is None else user_path(out, "out")
     # A run may be untrusted: its task may read only files that it was trained on.
     task = tasks.from_run(config.task, config.training.seed, folder)
     check_vocabulary(config.model.vocab_size, task, folder)
     task.save_to_run(folder)
     torch.set_num_threads(record["threads"])
     precision = record.get("precision", config.training.precision)
-    training = replace(
-        config.training,
-        num_updates=plans[0]["num_updates"],
-        max_minutes=None,
-        precision=precision,
-    )
+    planned = plans[0]["num_updates"]
+    training = replace(config.training, num_updates=planned, max_minutes=None, precision=precision)
     ends = [after["from"] for _, after in pairwise(plans)] + [last]
     train(replace(config, training=training), target, until=ends[0])
     for plan, end in zip(plans[1:], ends[1:], strict=True):
@@ -104,10 +99,9 @@ def reproduce(
             resume(target, num_updates=plan["num_updates"], until=end)
     made = run_folder.read_record(target)
     here = {key: made.get(key) for key in ("versions", "threads", "device", "ranks")}
-    after = read_metrics(target)
     finished = any("test" in line for line in before)
-    if not finished:  # the new run has finished; its final score has no counterpart
-        after = [line for line in after if "test" not in line]
+    # The new run has finished; without this, its final score would have no counterpart.
+    after = [line for line in read_metrics(target) if finished or "test" not in line]
     return Reproduction(
         target,
         last,
@@ -116,6 +110,12 @@ def reproduce(
         _same_weights(folder, target) if finished else None,
         run_folder.changes(record, here),
     )
+
+
+def _beside(folder: Path) -> Path:
+    """Return the folder's path with "-again" at the end; . and .. are called by their names."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(f"{named.name}-again")
 
 
 def _check_named_again(config: Config, folder: Path, init_from: str | Path | None) -> None:
