@@ -48,6 +48,23 @@ def test_the_figures_of_a_page_have_ids_of_their_own(tmp_path):
     assert used and {a or b for a, b in used} <= set(ids)
 
 
+def test_a_heat_map_has_a_cell_for_each_step_and_size_and_no_image():
+    cells = [[0.25, 1.0, 0.5], [0.75, 0.0, 1.0]]
+    figure = html.heat_figure({"looped": cells, "decoder": [[0.5, 0.2, 0.1]]})
+    looped, decoder, _ = figure.axes
+    for axes, values in ((looped, cells), (decoder, [[0.5, 0.2, 0.1]])):
+        assert axes.collections[0].get_array().tolist() == values
+        assert axes.yaxis_inverted() and axes.collections[0].get_clim() == (0, 1)
+    assert "<image" not in html.drawing(figure)
+
+
+def test_lines_of_shares_are_drawn_on_the_whole_range():
+    figure = html.line_figure({"a": [(0, 0.2), (1, 0.9)], "b": [(0, 0.1)]}, "x", "y")
+    (axes,) = figure.axes
+    assert axes.get_ylim() == (0, 1)
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[0.2, 0.9], [0.1]]
+
+
 def test_what_a_script_reads_cannot_end_its_element(tmp_path):
     value = {"a": ["</script><script>alert(1)</script>", "<!--", "\u2028&amp;", 1.5, None]}
     write_page(tmp_path / "a.html", "a", "b", [], data=value)
@@ -118,11 +135,12 @@ def test_the_demo_writes_a_picture_and_a_report_and_keeps_the_one_before(
     *_, page, work, last = capsys.readouterr().out.splitlines()
     assert page == "comparison runs/demo/compared/report.html" and Path(page.split()[1]).exists()
     assert re.fullmatch(r"work: \d+ s", work)
-    assert re.fullmatch(r"accuracy \d\.\d{3} at \d+ steps, report runs/demo/report.html", last)
+    scores = r"16 swaps: looped \d\.\d{3}, decoder \d\.\d{3}"
+    assert re.fullmatch(rf"{scores}, report runs/demo/report.html", last)
     assert Path("runs/demo/accuracy.png").read_bytes().startswith(PNG)
     page = Path("runs/demo/report.html").read_text()
-    assert stands_alone(page) and "23 held-out sums" in page and "compared/runs" in page
-    assert all(name in page for name in ("decoder", "looped", "thinker"))
+    assert stands_alone(page) and "23 held-out rows" in page and "compared/runs" in page
+    assert all(name in page for name in ("decoder", "looped", "Ten stories", "Learning curves"))
 
     assert demo("--budget", "0") == 2 and Path("runs/demo/report.html").exists()  # where it was
     Path("runs/demo/report.html").unlink()  # as if it had been interrupted

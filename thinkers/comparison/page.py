@@ -318,16 +318,16 @@ def _line(axes: "Axes", i: int, name: str, points: Sequence[Point]) -> None:
 
 
 def _finish(figure: "Figure", axes: "Axes", is_share: bool) -> None:
-    # Bands of few seeds can be so wide that the lines would look flat.
     values = np.concatenate([line.get_ydata() for line in axes.lines])
-    room = max(0.02, 0.15 * float(np.ptp(values)))
     low, high = float(values.min()), float(values.max())
     if is_share and 0 <= low and high <= 1:
-        # A share has no values beyond 0 and 1; marks on the border are drawn whole.
-        axes.set_ylim(max(0.0, low - room), min(1.0, high + room))
+        # The whole range of shares, so that pages can be compared; marks on the border are drawn.
+        axes.set_ylim(0, 1)
         for line in axes.lines:
             line.set_clip_on(False)
     else:
+        # Bands of few seeds can be so wide that the lines would look flat.
+        room = max(0.02, 0.15 * float(np.ptp(values)))
         axes.set_ylim(low - room, high + room)
     legend = figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK)
     for text in legend.get_texts():

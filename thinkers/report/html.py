@@ -81,6 +81,64 @@ def accuracy_figure(
     return drawn
 
 
+def heat_figure(shares: Mapping[str, Sequence[Sequence[float]]], ink: str = INK) -> "Figure":
+    """Draw the accuracy of models by thinking step and by difficulty, a heat map for each.
+
+    Args:
+        shares: {model: accuracy after each step (rows) at each difficulty (columns)}, both from 1.
+        ink: Colour of lines and text.
+    """
+    drawn = figure(figsize=(5.0 * len(shares), 3.9))
+    panels = drawn.subplots(1, len(shares), squeeze=False)[0]
+    for axes, (name, values) in zip(panels, shares.items(), strict=True):
+        steps, sizes = len(values), len(values[0])
+        # Rectangles, since the policy of a page forbids embedded images.
+        edges = ([i + 0.5 for i in range(n + 1)] for n in (sizes, steps))
+        image = axes.pcolormesh(*edges, values, vmin=0, vmax=1, cmap="viridis")
+        axes.invert_yaxis()
+        if steps > 1:
+            most = min(steps, sizes)
+            axes.plot([1, most], [1, most], "--", color="white", linewidth=1)
+            axes.set_yticks(_ticks(steps))
+        else:
+            axes.set_yticks([1])
+        axes.set_xticks(_ticks(sizes))
+        axes.set_title(name, color=ink, fontsize=10)
+        axes.set_xlabel("swaps", color=ink)
+        axes.set_ylabel("thinking steps", color=ink)
+        axes.tick_params(colors=ink)
+    # With 50 colours or more, matplotlib would draw the bar as an image.
+    levels = [i / 20 for i in range(21)]
+    bar = drawn.colorbar(image, ax=list(panels), shrink=0.9, boundaries=levels)
+    bar.set_ticks([0, 0.25, 0.5, 0.75, 1])
+    bar.set_label("right answers", color=ink)
+    bar.ax.tick_params(colors=ink)
+    return drawn
+
+
+def _ticks(count: int) -> list[int]:
+    """Return the numbers 1 and every fourth up to `count`."""
+    return [1, *range(4, count + 1, 4)]
+
+
+def line_figure(
+    lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, ink: str = INK
+) -> "Figure":
+    """Draw shares in 0 .. 1 as lines, {name: points (x, y)}."""
+    drawn = figure(figsize=(5.2, 3.2))
+    axes = drawn.add_subplot()
+    for (name, points), colour in zip(lines.items(), (MARK, "#d07a2d", "#4f9a5b"), strict=False):
+        axes.plot(*zip(*points, strict=True), color=colour, label=name, linewidth=1.4)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel(x_label, color=ink)
+    axes.set_ylabel(y_label, color=ink)
+    axes.tick_params(colors=ink)
+    axes.legend(frameon=False, labelcolor=ink)
+    for side, spine in axes.spines.items():
+        spine.set(visible=side in ("left", "bottom"), color=ink)
+    return drawn
+
+
 def figure(figsize: tuple[float, float]) -> "Figure":
     """Make an empty figure, of this size in inches."""
     return require("matplotlib.figure", "report", "a report").Figure(
