@@ -179,7 +179,7 @@ def curves_section(compared: Comparison) -> Section:
     for name in MODELS:
         written = (run_of(compared, name) / "metrics.jsonl").read_text().splitlines()
         read = [x for x in map(json.loads, written) if "token_accuracy" in x]
-        last = max(x["update"] for x in read)
+        last = max((x["update"] for x in read), default=1)
         lines[name] = [(x["update"] / last, x["token_accuracy"]) for x in read]
     return Section(
         heading="Learning curves",

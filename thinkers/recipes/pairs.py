@@ -44,7 +44,7 @@ def task_settings(task: str, names: Sequence[str]) -> Any:
 
 
 def base(name: str, task_config: Any) -> Config:
-    """Return the recipe of a model on a task, else on another task, its sizes those of the task.
+    """Return the recipe of a model on a task, else on another task, with the sizes of this one.
 
     A model without recipes uses those of the class that it extends, or else add/decoder.
     """
@@ -57,10 +57,10 @@ def base(name: str, task_config: Any) -> Config:
     if not recipe.model.takes_steps:
         # Its one step says nothing about a model that takes steps.
         shared = {name: value for name, value in shared.items() if name not in STEP_SETTINGS}
-    model: Any = kind(**shared | dict.fromkeys(TASK_SIZES))
+    is_own = type(recipe.model) is kind and recipe.task == task_config
+    model: Any = kind(**shared | ({} if is_own else dict.fromkeys(TASK_SIZES)))
     if not model.takes_steps:
         recipe = replace(recipe, training=replace(recipe.training, **DEPTH_SETTINGS))
-    is_own = type(recipe.model) is kind and recipe.task == task_config
     return replace(recipe, recipe=recipe.recipe if is_own else "", model=model, task=task_config)
 
 
