@@ -70,6 +70,9 @@ class Training:
     precision: Literal["float32", "bf16", "float64", "auto"] = "float32"
     """Precision of matrix products (bf16 keeps weights in float32); auto measures once, before
     the first update, whether float32 or bf16 is faster."""
+    compile: bool = added(False)
+    """Compile the layers, for any length: seconds to minutes before the first update, faster
+    updates. The last bits of a result differ from those of plain layers."""
     init_from: str | None = None
     """Folder of a model or run whose weights training begins with; None means random weights."""
 

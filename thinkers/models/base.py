@@ -72,6 +72,8 @@ class Model(Traced, Configured, nn.Module, ABC):
 
     name: ClassVar[str]
     """Key in MODELS; for a class that is not in MODELS, the name that it defines."""
+    compiled_methods: ClassVar[tuple[str, ...]] = ("forward",)
+    """Methods of the layers that `Training.compile` compiles."""
     test_variants: ClassVar[tuple[dict[str, Any], ...]] = ()
     causal: bool = True
 

@@ -45,6 +45,8 @@ class ThoughtsFormer(Model):
     """
 
     name = "thoughtsformer"
+    # Not the attention between them, which writes into chains: each step would be other code.
+    compiled_methods = ("before_attention", "after_attention")
     mask_caption = (
         "Each token is followed by its chain of thoughts, which attends to tokens and itself."
     )

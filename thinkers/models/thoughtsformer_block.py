@@ -29,7 +29,18 @@ class PublishedBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t c"], table: Table, attend: Attend
     ) -> Float[Tensor, "b t c"]:
-        attended = attend(self.heads.queries(x), *self.heads.keys_values(x))
+        return self.after_attention(x, attend(*self.before_attention(x, table)))
+
+    def before_attention(
+        self, x: Float[Tensor, "b t c"], table: Table
+    ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h t d"], Float[Tensor, "b h t d"]]:
+        """Compute queries, keys and values; positions are in `x`."""
+        return self.heads.queries(x), *self.heads.keys_values(x)
+
+    def after_attention(
+        self, x: Float[Tensor, "b t c"], attended: Float[Tensor, "b h t d"]
+    ) -> Float[Tensor, "b t c"]:
+        """Add the attention and the feed-forward to the stream, each before its norm."""
         x = self.attention_norm(x + drop(self.heads.merge(attended), self))
         return self.feed_forward_norm(x + drop(self.feed_forward(x), self))
 

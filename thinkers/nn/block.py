@@ -61,17 +61,30 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t c"], table: Table, attend: Attend
     ) -> Float[Tensor, "b t c"]:
-        return self.add_feed_forward(self.add_attention(x, table, attend))
+        return self.after_attention(x, attend(*self.before_attention(x, table)))
+
+    def before_attention(
+        self, x: Float[Tensor, "b t c"], table: Table
+    ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b g t d"], Float[Tensor, "b g t d"]]:
+        """Compute queries, keys and values."""
+        n = self.attention_norm(x)
+        q, (k, v) = self.heads.queries(n), self.heads.keys_values(n)
+        if table is not None:
+            q, k = rotate(q, table), rotate(k, table)
+        return q, k, v
+
+    def after_attention(
+        self, x: Float[Tensor, "b t c"], attended: Float[Tensor, "b h t d"]
+    ) -> Float[Tensor, "b t c"]:
+        """Add the attention and the feed-forward to the stream."""
+        return self.add_feed_forward(x + self.drop(self.heads.merge(attended)))
 
     def add_attention(
         self, x: Float[Tensor, "b t c"], table: Table, attend: Attend
     ) -> Float[Tensor, "b t c"]:
         """Compute the first half of the block."""
-        n = self.attention_norm(x)
-        q, (k, v) = self.heads.queries(n), self.heads.keys_values(n)
-        if table is not None:
-            q, k = rotate(q, table), rotate(k, table)
-        return x + self.drop(self.heads.merge(attend(q, k, v)))
+        attended = attend(*self.before_attention(x, table))
+        return x + self.drop(self.heads.merge(attended))
 
     def add_feed_forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
         """Compute the second half of the block."""

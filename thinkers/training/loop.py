@@ -32,16 +32,19 @@ from thinkers.runs.result import Run
 from thinkers.runs.trackers import Tracking
 from thinkers.terminal import show
 from thinkers.training import status
+from thinkers.training.compiled import CompiledLayers
 from thinkers.training.distributed import Ranks, is_first, join
 from thinkers.training.signals import Signals
 from thinkers.training.state import TrainState, build_on
 from thinkers.training.step import (
     LossModule,
     StepResult,
+    autocast,
     faster_precision,
     over_budget,
     require_finite,
     step,
+    thinking_steps,
     uses_all_parameters,
 )
 from thinkers.user_paths import user_path
@@ -217,7 +220,7 @@ def _train(
     failure: status.FailureRecord,
 ) -> Run:
     """Train from the newest checkpoint, if there is one, to update `last`; then score."""
-    state, precision, kept = _prepare(config, folder, record, ranks)
+    state, precision, kept, update = _prepare(config, folder, record, ranks)
     settings, task, failure.state = config.training, state.task, state
     home, tracker = None, None
     if ranks.is_writer:
@@ -233,7 +236,7 @@ def _train(
         while state.update < last and not stop:
             batch = task.batch(state.update, settings.batch_size)
             state.minutes = (time.monotonic() - start) / 60
-            result = step(state, batch, loss_module, precision, ranks, signals.received())
+            result = update(state, batch, loss_module, precision, ranks, signals.received())
             done = result.update
             progress = partial(task.progress, batch, result.values())
             if done % settings.log_every == 0 or not result.is_finite:
@@ -271,10 +274,11 @@ def _train(
 
 def _prepare(
     config: Config, folder: Path, record: dict[str, Any], ranks: Ranks
-) -> tuple[TrainState, str, Mapping[str, Any] | None]:
+) -> tuple[TrainState, str, Mapping[str, Any] | None, Callable[..., StepResult]]:
     """Return the state of the newest intact checkpoint, or a new one, and the precision.
 
-    The third is the digest of metrics.jsonl at that checkpoint.
+    The third is the digest of metrics.jsonl at that checkpoint, the fourth makes an update: `step`,
+    with compiled layers if the settings ask for them.
     """
     settings = config.training
     parts = ranks.world * settings.accumulation
@@ -294,6 +298,15 @@ def _prepare(
         precision = _agreed_precision(model, rows, ranks)
     if precision == "float64":
         model.double()
+    make_update = step
+    if settings.compile:
+        layers = CompiledLayers(model)
+        make_update = layers.used()(step)
+        # Before the state is loaded: a curriculum would give another batch.
+        first = task.batch(0, settings.batch_size)
+        rows = first.rows(slice(ranks.rank, None, parts)).to(ranks.device)
+        with autocast(precision, ranks.device):
+            layers.warm_up(rows, thinking_steps(0, settings, first))
     state = TrainState.new(config, task, model)
     kept = None
     if update:
@@ -304,7 +317,7 @@ def _prepare(
         if update:
             # A run that was killed after the checkpoint has the model of an earlier one, or none.
             run_folder.write_model(folder, state.result)
-    return state, precision, kept
+    return state, precision, kept, make_update
 
 
 def _agreed_precision(model: Model, rows: Batch, ranks: Ranks) -> str:
