@@ -286,6 +286,8 @@ class NumberTask(CurriculumTask):
             count = self.num_examples(size)
             found: set[int] = set()
             for stream in range(8 if count < EXHAUSTIVE_BELOW else 0):
+                if len(found) == len(SPLITS):
+                    break
                 keys = row_keys(0, stream, np.arange(1), EXHAUSTIVE_BELOW // 2)[0]
                 drawn = self.draw(Draws(keys), size)
                 found |= set(self.split_of(drawn)[drawn.valid].tolist())
