@@ -6,17 +6,22 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 py
 BIN := .venv/bin
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
+FAST := not slow and not gpu
 # Annotated types and shapes are checked in every call; compiled code cannot be checked so.
-SHAPES := $(PYTEST) -n 2 -m "not misuse and not slow and not gpu and not alone" \
-	--jaxtyping-packages=thinkers.models,thinkers.nn,beartype.beartype \
-	--ignore tests/models/test_compile.py --ignore tests/models/test_flops.py tests/models tests/nn
+SHAPES := $(PYTEST) --jaxtyping-packages=thinkers.models,thinkers.nn,beartype.beartype
+# The files of the tests that are marked so: collecting the others would take as long as running it.
+ALONE = $(shell grep -rl "mark\.alone" tests)
 TRITON := triton==3.9.0
 LINT := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && \
 	$(BIN)/python tools/docs_tables.py --check
 
-# Run $(1), print how long it took, and exit with its status.
-timed = start=$$(date +%s); $(1); status=$$?; \
-	echo "work: $$(( $$(date +%s) - start )) s"; exit $$status
+# Without these files every process would compile all sources anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Run $(1), print the seconds and the CPU seconds that it took, and exit with its status.
+timed = start=$$(date +%s); $(1); status=$$?; times >.venv/times; \
+	echo "work: $$(( $$(date +%s) - start )) s, CPU $$(awk -F '[ms ]+' \
+	'NR == 2 { printf "%d", 60 * ($$1 + $$3) + $$2 + $$4 }' .venv/times) s"; exit $$status
 
 .PHONY: help setup demo test test-shapes test-long test-gpu test-triton lint format
 
@@ -35,10 +40,12 @@ demo: setup
 	@$(BIN)/python examples/demo.py --out runs/demo
 
 test: setup
-	@$(call timed,$(LINT) && $(PYTEST) -n 2 --durations 10 && $(PYTEST) -m alone && $(SHAPES))
+	@$(call timed,$(LINT) && \
+	$(PYTEST) -n 2 --durations 10 -m "$(FAST) and not alone and not shapes" && \
+	$(SHAPES) -m "$(FAST) and (shapes or alone)" tests/models tests/nn $(ALONE))
 
 test-shapes: setup
-	@$(call timed,$(SHAPES))
+	@$(call timed,$(SHAPES) -m "$(FAST) and shapes" tests/models tests/nn)
 
 test-long: setup
 	@$(call timed,$(PYTEST) -n 2 -m slow --durations 10)

@@ -1,5 +1,19 @@
-"""One torch thread for every test: two workers share two cores."""
+"""One torch thread for every test, and the tests in which annotated shapes are checked."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # two workers share two cores
+
+ROOMS = [Path(__file__).parent / name for name in ("models", "nn")]
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of models and layers that `make test` runs with checks of every call."""
+    for item in items:
+        unchecked = any(item.get_closest_marker(name) for name in ("misuse", "unchecked"))
+        if not unchecked and any(item.path.is_relative_to(room) for room in ROOMS):
+            item.add_marker("shapes")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from model_cases import NAMES, SIZE, ids, tiny
 
+pytestmark = pytest.mark.unchecked
 LONGEST = SIZE["max_length"]
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 SECTION = 8

@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from thinkers.models import MODELS
 
+pytestmark = pytest.mark.unchecked
+
 
 def visible_thoughts(q, base_k, base_v, chain_k, chain_v, *, causal=True, **_):
     """The products of `thought_attention` over what is visible, causality not halved."""

@@ -85,6 +85,7 @@ def test_answers_after_prompts_are_graded_by_their_own_due_steps():
     torch.testing.assert_close(model.loss(batch).total, sum(losses) / len(losses))
 
 
+@pytest.mark.misuse
 def test_padding_has_no_due_step_and_real_tokens_have_one():
     model = tiny("looped", {"step_loss": "due"})
     batch = rows_with_due(model)
@@ -106,6 +107,7 @@ def test_padding_has_no_due_step_and_real_tokens_have_one():
             model.loss(Batch(batch.tokens, batch.targets, lengths=batch.lengths, due=due))
 
 
+@pytest.mark.misuse
 @pytest.mark.parametrize(
     ("own", "message"),
     [
