@@ -17,6 +17,7 @@ from training_cases import make
 
 import thinkers
 from thinkers import published
+from thinkers.comparison.one_run import Job
 from thinkers.models import load_model
 from thinkers.runs.folder import read_record, write_record
 from thinkers.testing import check_model
@@ -128,6 +129,14 @@ def compared(workers=1, **own):
     return thinkers.compare("add", names, settings=SMALL, workers=workers, **(asked | own))
 
 
+def compared_by_others(runs):
+    """Each job is a process that ends at once: how this one fares is asked, not what they find."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "command", property(lambda job: [sys.executable, "-S", "-c", "exit(3)"]))
+        found = compared(workers=2, controls=[])
+    assert len(found.failures) == 2
+
+
 def imported(runs):
     settings, groups = read_golden("thinker_a")
     model = published.load("thinker", groups["weights"], settings)
@@ -173,7 +182,7 @@ CALLS = {
     "compare with a search and FLOPs": lambda runs: compared(
         match="flops", budget=3e6, lrs=[1e-3, 1e-2], controls=[]
     ),
-    "compare with workers": lambda runs: compared(workers=2, controls=[]),
+    "compare with workers": compared_by_others,
     "check_model": lambda runs: check_model(thinkers.load(runs / "numbers")),
     "task.batch": lambda runs: thinkers.build_task("add").batch(3, 5),
     "published": imported,

@@ -3,12 +3,14 @@
 import json
 
 import torch
+from safetensors.torch import save_file
 
 import thinkers
 from thinkers import published
 from thinkers.cli import commands, main
 from thinkers.models.thinker import Thinker
 
+MODEL = "model.safetensors"
 SETTINGS = {
     "vocab_size": 11,
     "d_model": 12,
@@ -26,7 +28,7 @@ SETTINGS = {
 
 
 def checkpoint(folder):
-    """Write a checkpoint as the author's script saves it, and its settings; return the weights."""
+    """Write a checkpoint with the author's names, and its settings; return the weights."""
     config = Thinker.Config(
         variant="published",
         output="parallel",
@@ -41,7 +43,8 @@ def checkpoint(folder):
     )
     torch.manual_seed(0)
     weights = published.dump(Thinker(config))
-    torch.save({f"_orig_mod.{name}": x for name, x in weights.items()}, folder / "model.pt")
+    named = {f"_orig_mod.{name}": x.contiguous().clone() for name, x in weights.items()}
+    save_file(named, folder / MODEL)  # a pickle is read in a process of its own, which takes longer
     (folder / "settings.json").write_text(json.dumps(SETTINGS))
     return weights
 
@@ -49,7 +52,7 @@ def checkpoint(folder):
 def test_the_command_makes_a_model_folder(tmp_path, capsys):
     weights = checkpoint(tmp_path)
     out = tmp_path / "out"
-    words = ["import", "thinker", str(tmp_path / "model.pt"), "--settings"]
+    words = ["import", "thinker", str(tmp_path / MODEL), "--settings"]
     assert main.main([*words, str(tmp_path / "settings.json"), "--out", str(out)]) == 0
     assert "thinker with" in capsys.readouterr().out
     dumped = published.dump(thinkers.load(out))
@@ -61,11 +64,11 @@ def test_a_bad_system_or_checkpoint_is_refused(tmp_path, capsys):
     checkpoint(tmp_path)
     out, settings = tmp_path / "out", str(tmp_path / "settings.json")
     rest = ["--settings", settings, "--out", str(out)]
-    assert main.main(["import", "thinkr", str(tmp_path / "model.pt"), *rest]) == 2
+    assert main.main(["import", "thinkr", str(tmp_path / MODEL), *rest]) == 2
     assert "thinker" in capsys.readouterr().err
-    assert main.main(["import", "thinker", str(tmp_path / "absent.pt"), *rest]) == 3
-    (tmp_path / "model.pt").write_bytes(b"no checkpoint")
-    assert main.main(["import", "thinker", str(tmp_path / "model.pt"), *rest]) == 3
+    assert main.main(["import", "thinker", str(tmp_path / "absent.safetensors"), *rest]) == 3
+    (tmp_path / MODEL).write_bytes(b"no checkpoint")
+    assert main.main(["import", "thinker", str(tmp_path / MODEL), *rest]) == 3
     assert len(capsys.readouterr().err.strip().splitlines()) <= 6
     assert not out.exists()
 

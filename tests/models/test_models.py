@@ -25,7 +25,7 @@ def test_every_model_has_every_property_in_float64(name, own):
 @pytest.mark.misuse
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_has_every_property_in_float32(name):
-    check_model(tiny(name))
+    check_model(tiny(name, {"max_steps": 3}))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from golden import read_golden
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from thinkers import load_model, published
 from thinkers.errors import DataError, UsageError
@@ -259,19 +259,31 @@ class Trap:
         return subprocess.call, (["touch", str(self.path)],)
 
 
+def convert(source: Path, target: Path) -> None:
+    """Run in this process what reads a file in the child, without its limit of memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["unpickle", str(source), str(target)])
+        patch.setattr(unpickle.resource, "setrlimit", lambda *_: None)
+        unpickle.main()
+
+
 def test_files_from_before_torch_1_6_are_read_too(tmp_path):
     weights = {"a": torch.arange(6.0).view(2, 3)}
     torch.save(weights, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert torch.equal(unpickle.read_weights(tmp_path / "old.pt")["a"], weights["a"])
+    convert(tmp_path / "old.pt", tmp_path / "new.safetensors")
+    assert torch.equal(load_file(tmp_path / "new.safetensors")["a"], weights["a"])
 
 
 @pytest.mark.parametrize("archive", [True, False])
 def test_a_file_that_runs_code_is_refused_and_runs_nothing(tmp_path, archive):
     weights = {"a": torch.ones(2), "b": Trap(tmp_path / "sprung")}
-    path = tmp_path / "trap.pt"
+    path, says = tmp_path / "trap.pt", "nothing but tensors and plain values, got .*call"
     torch.save(weights, path, _use_new_zipfile_serialization=archive)
-    with pytest.raises(DataError, match="nothing but tensors and plain values, got .*call"):
-        unpickle.read_weights(path)
+    with pytest.raises(SystemExit, match=says):
+        convert(path, tmp_path / "new.safetensors")
+    if archive:
+        with pytest.raises(DataError, match=f"trap.pt cannot be read: it must hold {says}"):
+            unpickle.read_weights(path)
     assert not (tmp_path / "sprung").exists()
 
 
