@@ -128,7 +128,8 @@ def line_figure(
     drawn = figure(figsize=(5.2, 3.2))
     axes = drawn.add_subplot()
     for (name, points), colour in zip(lines.items(), (MARK, "#d07a2d", "#4f9a5b"), strict=False):
-        axes.plot(*zip(*points, strict=True), color=colour, label=name, linewidth=1.4)
+        x, y = ([point[i] for point in points] for i in range(2))
+        axes.plot(x, y, color=colour, label=name, linewidth=1.4)
     axes.set_ylim(0, 1)
     axes.set_xlabel(x_label, color=ink)
     axes.set_ylabel(y_label, color=ink)
