@@ -234,8 +234,6 @@ def _last_stage(task: Any) -> Task:
 def learned_last(task: Any, number: int) -> tuple[Batch, ...]:
     """Return training batches, of the last stage of a curriculum, as a sample of all updates."""
     learned = _last_stage(task)
-    if not getattr(task, "curriculum", False) and learned.max_due is None:
-        return (rows_of(task, number),)
     return tuple(learned.batch(update, number) for update in range(CURRICULUM_SAMPLE))
 
 

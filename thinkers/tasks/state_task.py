@@ -39,9 +39,9 @@ Layout = tuple[Int64[np.ndarray, "n t"], Int64[np.ndarray, "n t"], Int64[np.ndar
 class StateTask(AnswerTask):
     """Follow a state: the answer at each position needs as many steps as changes led to it.
 
-    The rows of a training batch have one size, a function of seed and update; those of held-out
-    batches have all sizes. Rows are held out by a hash of their inputs: 80 % of all rows are for
-    training, 10 % each for valid and test.
+    The rows of a training batch have one size, a function of seed and update, and consecutive
+    batches all sizes in turn; the rows of a held-out batch have all sizes. Rows are held out by a
+    hash of their inputs: 80 % of all rows are for training, 10 % each for valid and test.
     """
 
     whole_rows: ClassVar[bool] = True
@@ -103,9 +103,10 @@ class StateTask(AnswerTask):
     def _generate(self, update: int, count: int, batch_size: int, split: str) -> Batch:
         updates = np.arange(update, update + count)
         keys = row_keys(self.seed, SPLITS.index(split), updates, batch_size)
-        # The first row's key decides for all rows of an update, so that the batch size does not.
-        deciding = np.broadcast_to(keys[:, :1], keys.shape) if split == "train" else keys
-        sizes = self.sizes[0] + Draws(mix(deciding.ravel())).below(len(self.sizes), 1)[:, 0]
+        if split == "train":
+            sizes = np.repeat(self._sizes_of(updates), batch_size)
+        else:
+            sizes = self.sizes[0] + Draws(mix(keys.ravel())).below(len(self.sizes), 1)[:, 0]
         tokens, targets, due = self.layout(self._inputs(keys.ravel(), sizes, split), sizes)
         lengths = (tokens >= 0).sum(1)
         columns = [np.where(tokens < 0, self.pad_token, tokens), targets, due]
@@ -119,6 +120,16 @@ class StateTask(AnswerTask):
             keys=torch.from_numpy(keys.ravel().view(np.int64)),
             due=None if self.max_due is None else arrays[2],
         )
+
+    def _sizes_of(self, updates: Int64[np.ndarray, " u"]) -> Int64[np.ndarray, " u"]:
+        """Return the size of the rows of each update."""
+        # Consecutive updates take all sizes in random order before one is taken again, so that the
+        # FLOPs of a training hardly depend on its seed, and a few updates are a fair sample.
+        number = len(self.sizes)
+        cycles, place = np.divmod(updates, number)
+        keys = row_keys(self.seed, len(SPLITS), cycles, 1)[:, 0]
+        order = np.argsort(Draws(keys).below(2**32 - 1, number), 1, kind="stable")
+        return self.sizes[0] + order[np.arange(len(updates)), place]
 
     def prompt_lengths(self, lengths: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Return the lengths of the prompts of rows of these lengths: whole rows."""
