@@ -76,9 +76,9 @@ def trained(monkeypatch):
         names.append(home.name)
         return train(config, home, **own)
 
-    def resumed(home):
+    def resumed(home, **own):
         names.append(f"{home.name} resumed")
-        return resume(home)
+        return resume(home, **own)
 
     monkeypatch.setattr(one_run, "train", trained)
     monkeypatch.setattr(one_run, "resume", resumed)
@@ -194,9 +194,9 @@ def test_an_interrupted_comparison_is_resumed(tmp_path, monkeypatch, capsys):
             raise Interrupted("stopped", 15)
         return train(config, out, **own)
 
-    def resumed(folder):
+    def resumed(folder, **own):
         came.append(folder)
-        return resume(folder)
+        return resume(folder, **own)
 
     monkeypatch.setattr(one_run, "train", stopped)
     monkeypatch.setattr(one_run, "resume", resumed)
