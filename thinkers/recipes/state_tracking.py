@@ -90,7 +90,7 @@ def links_decoder() -> Config:
 
     Pilot runs stayed at lessons of 5 and 6 links, whose rows are shorter.
     """
-    return _decoder(LINKS, 3200)
+    return _decoder(LINKS, 3800)
 
 
 _SIZES: dict[str, Any] = dict(dim=48, num_heads=4, max_length=64, tie_head=False)
