@@ -34,12 +34,14 @@ from thinkers.config.overrides import override
 from thinkers.evaluation.by_step import accuracy_by_step
 from thinkers.files import write_file
 from thinkers.models.base import Model
+from thinkers.report import html
 
 RATES = (3e-3, 1e-3, 5e-4)
 EXAMPLES = 2000
 CUPS = (4, 8, 12, 16)
 UPDATES = (1, 2, 4, 8, 12, 16)
 DEPTHS = (4, 8, 12, 16)
+FIGURE = {"cups/looped": "swaps", "automaton/looped": "updates", "links/looped": "links"}
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,11 @@ def links(config: Config, model: Model) -> tuple[dict[str, float], list[list[flo
 
 
 def write_results(out: Path, folder: Path) -> None:
-    """Write state_tracking.json, the results of all cases by seed, and print their table."""
+    """Write state_tracking.json, the results of all cases by seed, and print their table.
+
+    state_tracking.png has the accuracy of the looped models by step and difficulty, mean over
+    seeds.
+    """
     found: dict[str, dict[str, Any]] = {}
     for name in CASES:
         files = sorted(out.glob(f"{name.replace('/', '-')}-[0-9]*.json"))
@@ -253,6 +259,16 @@ def write_results(out: Path, folder: Path) -> None:
             row.append(f"{key}: {values.mean():.3f}{spread}")
         row.append(f"{max(x['cpu_minutes'] for x in seeds.values()):.1f} CPU minutes at most")
         print(" | ".join(row))
+    maps, sizes = {}, []
+    for name, size in FIGURE.items():
+        if name in found:
+            by_step = [
+                torch.tensor(x["by_step"], dtype=torch.float64) for x in found[name].values()
+            ]
+            maps[name] = torch.stack(by_step).mean(0).tolist()
+            sizes.append(size)
+    if maps:
+        html.write_png(html.heat_figure(maps, sizes, ink="black"), folder / "state_tracking.png")
     write_file(folder / "state_tracking.json", (json.dumps(found, indent=1) + "\n").encode())
 
 

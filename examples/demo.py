@@ -10,6 +10,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def main() -> int:
     task = opened(compared, "looped")[1]
     scores = {name: last_answers(models[name], task, options.num_examples) for name in MODELS}
     by_step = {name: by_swaps(models[name], task, options.num_examples) for name in MODELS}
-    figure = html.heat_figure({name: x.tolist() for name, x in by_step.items()}, ink="black")
+    figure = heat_figure(by_step, ink="black")
     html.write_png(figure, options.out / "accuracy.png")
     minutes = (time.monotonic() - start) / 60
     report = options.out / "report.html"
@@ -160,6 +161,11 @@ def by_swaps(model: Model, task: Task, num_examples: int) -> Tensor:
     return accuracy_by_step(model, [batch], min(STEPS, model.config.max_steps))[:, 1:]
 
 
+def heat_figure(by_step: dict[str, Tensor], **options: str) -> Any:
+    maps = {name: shares.tolist() for name, shares in by_step.items()}
+    return html.heat_figure(maps, ["swaps"] * len(maps), **options)
+
+
 def heat_section(by_step: dict[str, Tensor]) -> Section:
     looped = by_step["looped"]
     diagonal = ", ".join(
@@ -169,7 +175,7 @@ def heat_section(by_step: dict[str, Tensor]) -> Section:
         text=f"Accuracy after each thinking step (down) and each swap (across). The looped model "
         f"is right where there are as many steps as swaps; the decoder has one pass. Training rows "
         f"had at most {TRAINED} swaps: all that is right of the line was never trained.",
-        drawing=html.heat_figure({name: x.tolist() for name, x in by_step.items()}),
+        drawing=heat_figure(by_step),
         caption=f"Accuracy of the looped model with as many steps as swaps: {diagonal}",
     )
 

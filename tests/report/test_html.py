@@ -50,7 +50,7 @@ def test_the_figures_of_a_page_have_ids_of_their_own(tmp_path):
 
 def test_a_heat_map_has_a_cell_for_each_step_and_size_and_no_image():
     cells = [[0.25, 1.0, 0.5], [0.75, 0.0, 1.0]]
-    figure = html.heat_figure({"looped": cells, "decoder": [[0.5, 0.2, 0.1]]})
+    figure = html.heat_figure({"looped": cells, "decoder": [[0.5, 0.2, 0.1]]}, ["swaps", "links"])
     looped, decoder, _ = figure.axes
     for axes, values in ((looped, cells), (decoder, [[0.5, 0.2, 0.1]])):
         assert axes.collections[0].get_array().tolist() == values

@@ -81,30 +81,33 @@ def accuracy_figure(
     return drawn
 
 
-def heat_figure(shares: Mapping[str, Sequence[Sequence[float]]], ink: str = INK) -> "Figure":
+def heat_figure(
+    shares: Mapping[str, Sequence[Sequence[float]]], sizes: Sequence[str], ink: str = INK
+) -> "Figure":
     """Draw the accuracy of models by thinking step and by difficulty, a heat map for each.
 
     Args:
-        shares: {model: accuracy after each step (rows) at each difficulty (columns)}, both from 1.
+        shares: {title: accuracy after each step (rows) at each difficulty (columns)}, both from 1.
+        sizes: What the difficulty of each map is: "swaps".
         ink: Colour of lines and text.
     """
     drawn = figure(figsize=(5.0 * len(shares), 3.9))
     panels = drawn.subplots(1, len(shares), squeeze=False)[0]
-    for axes, (name, values) in zip(panels, shares.items(), strict=True):
-        steps, sizes = len(values), len(values[0])
+    for axes, (name, values), size in zip(panels, shares.items(), sizes, strict=True):
+        steps, width = len(values), len(values[0])
         # Rectangles, since the policy of a page forbids embedded images.
-        edges = ([i + 0.5 for i in range(n + 1)] for n in (sizes, steps))
+        edges = ([i + 0.5 for i in range(n + 1)] for n in (width, steps))
         image = axes.pcolormesh(*edges, values, vmin=0, vmax=1, cmap="viridis")
         axes.invert_yaxis()
         if steps > 1:
-            most = min(steps, sizes)
+            most = min(steps, width)
             axes.plot([1, most], [1, most], "--", color="white", linewidth=1)
             axes.set_yticks(_ticks(steps))
         else:
             axes.set_yticks([1])
-        axes.set_xticks(_ticks(sizes))
+        axes.set_xticks(_ticks(width))
         axes.set_title(name, color=ink, fontsize=10)
-        axes.set_xlabel("swaps", color=ink)
+        axes.set_xlabel(size, color=ink)
         axes.set_ylabel("thinking steps", color=ink)
         axes.tick_params(colors=ink)
     # With 50 colours or more, matplotlib would draw the bar as an image.
