@@ -232,9 +232,9 @@ def shown_section() -> Section:
         text="Thinking steps let a small model follow as many swaps as it takes steps, where a "
         "model of fixed depth, of equal size and with equal training FLOPs, guesses. It does not "
         "show that thinking helps on other tasks, nor that nothing else solves this one: the "
-        "looped model was told in training after how many steps an answer is due, spends more "
-        "FLOPs on an answer, and a decoder that writes every state down solves it too "
-        "(docs/evidence.md). One seed is an example, no measurement.",
+        "loss of the looped model contains the step at which an answer is due, an answer costs it "
+        "more FLOPs, and a decoder that writes every state down solves it too (docs/evidence.md). "
+        "One seed is an example, no measurement.",
     )
 
 

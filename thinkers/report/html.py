@@ -88,7 +88,7 @@ def heat_figure(
 
     Args:
         shares: {title: accuracy after each step (rows) at each difficulty (columns)}, both from 1.
-        sizes: What the difficulty of each map is: "swaps".
+        sizes: Name of the difficulty of each map: "swaps".
         ink: Colour of lines and text.
     """
     drawn = figure(figsize=(5.0 * len(shares), 3.9))
