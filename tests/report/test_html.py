@@ -131,7 +131,7 @@ def test_the_demo_writes_a_picture_and_a_report_and_keeps_the_one_before(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    assert demo("--budget", "5e9") == 0
+    assert demo("--budget", "2e9") == 0
     *_, page, work, last = capsys.readouterr().out.splitlines()
     assert page == "comparison runs/demo/compared/report.html" and Path(page.split()[1]).exists()
     assert re.fullmatch(r"work: \d+ s", work)
@@ -144,7 +144,7 @@ def test_the_demo_writes_a_picture_and_a_report_and_keeps_the_one_before(
 
     assert demo("--budget", "0") == 2 and Path("runs/demo/report.html").exists()  # where it was
     Path("runs/demo/report.html").unlink()  # as if it had been interrupted
-    assert demo("--budget", "5e9") == 0 and Path("runs/demo/report.html").exists()
+    assert demo("--budget", "2e9") == 0 and Path("runs/demo/report.html").exists()
     assert [path.name for path in Path("runs").iterdir()] == ["demo"]
     functions = runpy.run_path(str(ROOT / "examples" / "demo.py"))
     assert functions["move_aside"](Path("runs/demo"), Path("runs/demo/compared")).exists()
