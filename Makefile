@@ -8,9 +8,13 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 FAST := not slow and not gpu
 # Annotated types and shapes are checked in every call; compiled code cannot be checked so.
-SHAPES := $(PYTEST) --jaxtyping-packages=thinkers.models,thinkers.nn,beartype.beartype
-# The files of the tests that are marked so: collecting the others would take as long as running it.
-ALONE = $(shell grep -rl "mark\.alone" tests)
+SHAPES := $(PYTEST) --jaxtyping-packages=thinkers.models,thinkers.nn,beartype.beartype \
+	-m "$(FAST) and shapes" tests/models tests/nn
+# In the files of the tests that are marked so: to collect all others would take longer.
+ALONE = $(PYTEST) -m "$(FAST) and alone" $(shell grep -rl "mark\.alone" tests)
+# By another name than MAKE, whose commands `make -n` would run.
+ITSELF := $(MAKE)
+HALVES := $(ITSELF) --no-print-directory -j 2 -k with-shapes without
 TRITON := triton==3.9.0
 LINT := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && \
 	$(BIN)/python tools/docs_tables.py --check
@@ -23,7 +27,8 @@ timed = start=$$(date +%s); $(1); status=$$?; times >.venv/times; \
 	echo "work: $$(( $$(date +%s) - start )) s, CPU $$(awk -F '[ms ]+' \
 	'NR == 2 { printf "%d", 60 * ($$1 + $$3) + $$2 + $$4 }' .venv/times) s"; exit $$status
 
-.PHONY: help setup demo test test-shapes test-long test-gpu test-triton lint format
+.PHONY: help setup demo test test-shapes test-long test-gpu test-triton lint format \
+	without with-shapes
 
 help:
 	@echo "make demo       train three small models, two of which think, and write a report"
@@ -40,12 +45,17 @@ demo: setup
 	@$(BIN)/python examples/demo.py --out runs/demo
 
 test: setup
-	@$(call timed,$(LINT) && \
-	$(PYTEST) -n 2 --durations 10 -m "$(FAST) and not alone and not shapes" && \
-	$(SHAPES) -m "$(FAST) and (shapes or alone)" tests/models tests/nn $(ALONE))
+	@$(call timed,$(LINT) && $(HALVES) && $(ALONE))
 
 test-shapes: setup
-	@$(call timed,$(SHAPES) -m "$(FAST) and shapes" tests/models tests/nn)
+	@$(call timed,$(SHAPES))
+
+# The two halves of the tests, one process each: workers would collect all tests anew.
+without:
+	@$(PYTEST) -m "$(FAST) and not alone and not shapes" --durations 10
+with-shapes:
+	@mkdir -p .pytest_cache; $(SHAPES) >.pytest_cache/shapes 2>&1; status=$$?; \
+	echo; cat .pytest_cache/shapes; exit $$status
 
 test-long: setup
 	@$(call timed,$(PYTEST) -n 2 -m slow --durations 10)
