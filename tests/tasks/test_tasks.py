@@ -151,7 +151,7 @@ def test_splits_are_disjoint_and_cover_all_examples(name):
     found = {}
     for split in SPLITS:
         task = build_task(name, seed=SPLITS.index(split), **SMALL[name])
-        drawn = set().union(*(different_prompts(task, u, 4096, split) for u in range(4)))
+        drawn = set().union(*(different_prompts(task, u, 4096, split) for u in range(2)))
         found[split] = {canonical(name, prompt) for prompt in drawn}
         assert found[split]
     assert not found["train"] & (found["valid"] | found["test"])
@@ -225,12 +225,14 @@ def test_curriculum_grows_with_accuracy_and_resumes(name):
         task.observe(right)
     assert list(seen) == list(sizes)
     assert all(a < b for a, b in pairwise(widths)) and widths[-1] == task.max_length - 1
+    plain = build_task(name, seed=2)
+    held_out = plain.batch(0, 29, "test")
     for state, update, batch in seen.values():
         fresh = build_task(name, seed=2, **own)
         fresh.load_state_dict(state)
         assert fresh.state_dict() == state and equal(fresh.batch(update, 53), batch)
-        assert equal(fresh.batch(0, 29, "test"), build_task(name, seed=2).batch(0, 29, "test"))
-        assert fresh.max_length == build_task(name).max_length
+        assert equal(fresh.batch(0, 29, "test"), held_out)
+        assert fresh.max_length == plain.max_length
 
 
 def test_running_accuracy_is_an_exponential_mean_over_the_window():

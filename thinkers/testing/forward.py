@@ -228,11 +228,11 @@ def scores(model: Model) -> None:
         return
     for steps in fewest_and_most(model):
         logits = model(rows.tokens, num_steps=steps, lengths=rows.lengths).logits
+        log_probs = logits - logits.logsumexp(-1, keepdim=True)
         expected = torch.zeros_like(logits[:, 1:, 0])
         for row, length in enumerate(rows.lengths.tolist()):
-            for i in range(length - 1):
-                log_probs = logits[row, i] - logits[row, i].logsumexp(0)
-                expected[row, i] = log_probs[rows.tokens[row, i + 1]]
+            places = torch.arange(length - 1, device=logits.device)
+            expected[row, : length - 1] = log_probs[row, places, rows.tokens[row, 1:length]]
         found = model.score(rows.tokens, lengths=rows.lengths, num_steps=steps)
         close(found, expected, f"{call(steps)}, score and log-softmax of the logits")
         for fill in (0, 10**12):
