@@ -1,5 +1,6 @@
 """One torch thread for every test, and the tests in which annotated shapes are checked."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         unchecked = any(item.get_closest_marker(name) for name in ("misuse", "unchecked"))
         if not unchecked and any(item.path.is_relative_to(room) for room in ROOMS):
             item.add_marker("shapes")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported, and the tests, out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()

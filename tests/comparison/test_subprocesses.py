@@ -142,22 +142,35 @@ def plugin(tmp_path):
     del MODELS["mine"]
 
 
+def with_one_and_two_workers(folder, **own):
+    """The comparison of a model that a file adds, trained here and in other processes."""
+    asked = dict(budget=2e7, seeds=1, num_examples=31, settings=SMALL) | own
+    return (
+        compare("add", ["mine"], out=folder / "one", **asked),
+        compare("add", ["mine"], out=folder / "two", workers=2, **asked),
+    )
+
+
 def test_a_comparison_is_the_same_with_two_workers(plugin, tmp_path):
-    """Of a model that a file adds, and with a learning rate that no model can be trained with."""
-    asked = dict(budget=2e7, seeds=1, num_examples=31, settings=SMALL, lrs=[1e-3, 1e30])
-    one = compare("add", ["mine"], out=tmp_path / "one", **asked)
-    two = compare("add", ["mine"], out=tmp_path / "two", workers=2, **asked)
+    one, two = with_one_and_two_workers(tmp_path)
     own = ("seconds", "memory")  # which differ from one call to the next
     (a,), (b,) = one.results["mine"], two.results["mine"]
     records = [{k: v for k, v in x.record.items() if k not in own} for x in (a, b)]
     assert records[0] == records[1] and (a.points == b.points).all()
-    assert b.record["seconds"] > 0 and b.record["lr"] == 1e-3
-    failed = [read_result(x.folder / "runs" / "mine-search-1e+30") for x in (one, two)]
-    assert failed[0] == failed[1] and "NonFiniteError" in failed[0]["error"]
+    assert b.record["seconds"] > 0
     assert (two.folder / "report.html").exists()
     logs = [(x.folder / "runs" / "mine-0.log").read_text() for x in (one, two)]
     saved = [re.findall("(?m)^saved update=.*", log) for log in logs]
     assert saved[0] == saved[1] != [] and "Error" not in logs[1] and "error" not in logs[1]
+
+
+def test_a_search_that_fails_is_the_same_with_two_workers(plugin, tmp_path):
+    """With a learning rate that no model can be trained with."""
+    both = with_one_and_two_workers(tmp_path, lrs=[1e30])
+    failed = [read_result(x.folder / "runs" / "mine-search-1e+30") for x in both]
+    assert failed[0] == failed[1] and "NonFiniteError" in failed[0]["error"]
+    assert [x.results["mine"] for x in both] == [[], []]
+    assert both[0].failures == both[1].failures
 
 
 def test_a_run_in_a_process_of_its_own_saves_when_asked_to_stop(tmp_path):

@@ -96,7 +96,11 @@ def check_compiled(model, backend, *shapes, dynamic=None):
                 torch.testing.assert_close(x, y, rtol=0, atol=limit, msg=key)
 
 
-@pytest.mark.parametrize("name", NAMES)
+OPERATORS = ("looped", "reasoning_tokens", "thoughtsformer")
+"""A model of PyTorch's own operations, and those with operations of ours; all are in slow tests."""
+
+
+@pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_model_has_the_values_and_every_gradient_of_the_model(name):
     check_compiled(tiny(name, num_layers=1), "aot_eager", (3, T), dynamic=False)

@@ -5,7 +5,7 @@ The property suite cannot run there as a whole, since it passes wrong types on p
 
 import pytest
 import torch
-from model_cases import CASES, SIZE, ids, tiny
+from model_cases import CASES, SIZE, ids, lesson, tiny
 
 from thinkers.nn.tracing import record_attention
 from thinkers.testing.helpers import training_batch
@@ -40,6 +40,7 @@ def test_loss_and_counts(name, own):
     loss.total.backward()
     assert loss.total.shape == () and loss.correct.shape == (len(batch),)
     assert model.batch_flops(batch, training=True) > 0
+    assert model.batch_flops(lesson(model, B, T)) > 0 and model.flops(B, T) > 0
 
 
 @pytest.mark.parametrize("name, own", CASES)
