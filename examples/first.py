@@ -20,4 +20,4 @@ prompt = torch.tensor([task.encode("48+69=")])
 thought = model(prompt, num_steps=2, keep_states=True)
 logits = model.read_out(thought.states)  # (1, 2, 7, vocab_size): after each thinking step
 for step in logits[0, :, -1].argmax(-1):
-    print(task.decode([step]))  # the last digit, written first: 5 after one step, 7 after two
+    print(task.decode([step]))  # the last digit, written first, after one step and after two: 7

@@ -181,6 +181,7 @@ FILES = {
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A working folder that holds only the files that BAD_LINES name."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of modules that a line imports
     monkeypatch.chdir(tmp_path)
     for name, content in FILES.items():
         (tmp_path / name).write_bytes(content)
