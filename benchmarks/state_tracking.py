@@ -51,13 +51,15 @@ class Case:
     share: float = 1.0
     rates: Sequence[float] = ()
     flags: Sequence[str] = ()
+    rate_of: str = ""
+    """The case whose best rate it takes; empty for its own."""
 
 
 CASES = {
     "cups/looped": Case("cups/looped"),
     "cups/decoder": Case("cups/decoder"),
     "cups/deep_decoder": Case("cups/deep_decoder", rates=RATES),
-    "cups/deep_decoder_3x": Case("cups/deep_decoder", 3.0, RATES),
+    "cups/deep_decoder_3x": Case("cups/deep_decoder", 3.0, rate_of="cups/deep_decoder"),
     "cups/written": Case("cups/written"),
     "cups/thinker": Case("cups/thinker"),
     "cups/thoughtsformer": Case("cups/thoughtsformer"),
@@ -110,6 +112,10 @@ def run_job(job: tuple[str, int, Path]) -> str:
 def config_of(name: str, seed: int, out: Path) -> Config:
     """Return the configuration of a case: its share of the updates, and its best rate."""
     case = CASES[name]
+    if case.rate_of:
+        config = config_of(case.rate_of, seed, out)
+        updates = round(case.share * config.training.num_updates)
+        return replace(config, training=replace(config.training, num_updates=updates))
     config = override(recipes.RECIPES[case.recipe](), flags=case.flags)
     updates = round(case.share * config.training.num_updates)
     config = replace(config, training=replace(config.training, num_updates=updates, seed=0))
