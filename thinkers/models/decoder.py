@@ -1,5 +1,6 @@
 """The modern causal transformer: the baseline, which answers after one pass."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.checks import check_int
+from thinkers.checks import added, check_int
 from thinkers.errors import UsageError
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
@@ -39,12 +40,17 @@ class Decoder(Model):
         """Key and value heads; None means one for each query head."""
         hidden: int | None = None
         """Width of the feed-forward; None means 8/3 of dim."""
+        rotary_base: float = added(10_000.0)
+        """Base b of the frequencies b^(-2i/d). Distances beyond those of training resemble short
+        ones where a frequency completes a turn there: a larger base leaves fewer such."""
         dropout: float = 0.0
 
         takes_steps: ClassVar[bool] = False
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            if not 1 < self.rotary_base < math.inf:
+                raise UsageError(f"rotary_base must be above 1 and finite, got {self.rotary_base}")
             groups = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
             check_int("num_kv_heads", groups, 1, self.num_heads, "num_heads")
             if self.num_heads % groups:
@@ -60,7 +66,7 @@ class Decoder(Model):
     def __init__(self, config: Config):
         super().__init__(config)
         self.embedding = nn.Embedding(self.config.vocab_size, config.dim)
-        self.rotary = Rotary(config.dim // config.num_heads)
+        self.rotary = Rotary(config.dim // config.num_heads, config.rotary_base)
         self.blocks = nn.ModuleList(make_block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.head = Head(self.embedding, config.tie_head)

@@ -1,5 +1,6 @@
 """The looped transformer: one core of layers, applied num_steps times."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from thinkers.checks import check_int
+from thinkers.checks import added, check_int
 from thinkers.errors import UsageError
 from thinkers.models.base import Model, Thought
 from thinkers.models.batch import Batch, Loss, as_batch
@@ -59,9 +60,14 @@ class Looped(Model):
         """Number of last steps that gradients flow through; None means all."""
         hidden: int | None = None
         """Width of the feed-forward; None means 8/3 of dim."""
+        rotary_base: float = added(10_000.0)
+        """Base b of the frequencies b^(-2i/d). Distances beyond those of training resemble short
+        ones where a frequency completes a turn there: a larger base leaves fewer such."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            if not 1 < self.rotary_base < math.inf:
+                raise UsageError(f"rotary_base must be above 1 and finite, got {self.rotary_base}")
             check_int("num_prelude_layers", self.num_prelude_layers, 0)
             check_int("num_coda_layers", self.num_coda_layers, 0)
             if self.injection not in ("concat", "add", "none"):
@@ -83,7 +89,7 @@ class Looped(Model):
     def __init__(self, config: Config):
         super().__init__(config)
         self.embedding = nn.Embedding(self.config.vocab_size, config.dim)
-        self.rotary = Rotary(config.dim // config.num_heads)
+        self.rotary = Rotary(config.dim // config.num_heads, config.rotary_base)
         self.prelude = make_blocks(config, config.num_prelude_layers)
         self.core = make_blocks(config, config.num_layers)
         self.coda = make_blocks(config, config.num_coda_layers)

@@ -52,7 +52,7 @@ class Pause(Model):
         self.fillers: nn.Parameter | None = None
         if config.num_steps:
             self.fillers = nn.Parameter(0.02 * torch.randn(config.num_steps, config.dim))
-        self.rotary = Rotary(config.dim // config.num_heads)
+        self.rotary = Rotary(config.dim // config.num_heads, config.rotary_base)
         self.blocks = nn.ModuleList(make_block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.head = Head(self.embedding, config.tie_head)

@@ -96,22 +96,22 @@ class Rotary(ComputedBuffers):
     """Positions as rotations of queries and keys (Su et al. 2021, arxiv.org/abs/2104.09864).
 
     Entry i of the first half of a head and entry i of the second are rotated by position times
-    10000^(-2i/d). The frequencies are computed in float32 for any dtype, as published
+    base^(-2i/d). The frequencies are computed in float32 for any dtype, as published
     checkpoints have them, and the angles in float32 or float64: bfloat16 holds integers up to 256.
     """
 
     frequencies: Tensor
 
-    def __init__(self, head_dim: int):
+    def __init__(self, head_dim: int, base: float = 10_000.0):
         super().__init__()
         if head_dim % 2:
             raise UsageError(f"dim / num_heads must be even for rotary positions, got {head_dim}")
-        self.head_dim = head_dim
+        self.head_dim, self.base = head_dim, base
         self.compute_buffers()
 
     def constants(self) -> dict[str, Tensor]:
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
-        return {"frequencies": 1.0 / 10000.0**exponents}
+        return {"frequencies": 1.0 / self.base**exponents}
 
     def table(
         self, positions: Int[Tensor, "*b t"], dtype: torch.dtype
