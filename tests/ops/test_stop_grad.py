@@ -26,10 +26,17 @@ from thinkers.ops import dense, masks, stop_grad_attention, tiled
 SHAPES = [(2, 6, 3, 37, 37, 5), (1, 4, 4, 19, 41, 3), (3, 4, 1, 41, 19, 2), (2, 2, 2, 1, 23, 7)]
 
 
+MASKS = ["none", "bool", "float", "padding", "nothing"]
+CASES = [
+    pytest.param(SHAPES[(i + j) % len(SHAPES)], stops, mask, id=f"{stops}-{mask}")
+    for i, stops in enumerate(STOPS)
+    for j, mask in enumerate(MASKS)
+]
+"""Every stop with every mask, each of both at every shape; the property test draws all three."""
+
+
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("stops", STOPS)
-@pytest.mark.parametrize("mask", ["none", "bool", "float", "padding", "nothing"])
+@pytest.mark.parametrize(("shape", "stops", "mask"), CASES)
 def test_agrees_with_dense_in_value_and_gradient(shape, stops, mask):
     b, h, g, t, s, d = shape
     tensors = leaves(*shape)
@@ -43,7 +50,7 @@ def test_agrees_with_dense_in_value_and_gradient(shape, stops, mask):
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("mask", ["none", "bool", "float", "padding", "nothing"])
+@pytest.mark.parametrize("mask", MASKS)
 def test_query_blocks_give_output_and_log_sum_exp(causal, mask):
     for b, h, g, t, s, d in SHAPES:
         q, k, v = (x.detach() for x in leaves(b, h, g, t, s, d))
@@ -68,7 +75,7 @@ sizes = st.tuples(
 @given(
     sizes=sizes,
     causal=st.booleans(),
-    mask=st.sampled_from(["none", "bool", "float", "padding", "nothing"]),
+    mask=st.sampled_from(MASKS),
     stops=st.sampled_from(sorted(STOPS)),
     layout=st.sampled_from(["plain", "transposed", "sliced", "expanded"]),
     backend=st.sampled_from(["auto", "block"]),
