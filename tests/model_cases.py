@@ -27,8 +27,8 @@ NAMES = list(MODELS)
 
 def tiny(name: str, own: dict[str, Any] | None = None, **more: Any) -> Model:
     """A small model of this name in evaluation mode, the same one every time."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(0)  # without those of devices, which takes longer
         return thinkers.build_model(name, **{**SIZE, **(own or {}), **more}).eval()
 
 

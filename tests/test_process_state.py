@@ -183,7 +183,7 @@ CALLS = {
         match="flops", budget=3e6, lrs=[1e-3, 1e-2], controls=[]
     ),
     "compare with workers": compared_by_others,
-    "check_model": lambda runs: check_model(thinkers.load(runs / "numbers")),
+    "check_model": lambda runs: check_model(thinkers.load(runs / "text")),
     "task.batch": lambda runs: thinkers.build_task("add").batch(3, 5),
     "published": imported,
 }

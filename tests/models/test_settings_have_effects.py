@@ -56,7 +56,7 @@ def traits(model: Model) -> Iterator[torch.Tensor]:
             found = model.eval()(ids(3, T), num_steps=steps, keep_states=True)
             prompted = model(ids(3, T), lengths=lengths, prompt_lengths=prompts)
         yield from (found.logits, found.states, *found.extra.values(), prompted.logits)
-        torch.manual_seed(0)  # dropout
+        torch.default_generator.manual_seed(0)  # dropout
         model.train().zero_grad()
         loss = model.loss(batch, num_steps=steps).total
         loss.backward()

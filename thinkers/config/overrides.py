@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import jsonargparse
@@ -19,22 +20,28 @@ LARGEST_FILE = 1_000_000
 
 
 def parser(config: Config, prog: str = "thinkers train RECIPE") -> jsonargparse.ArgumentParser:
-    """Build a parser with a flag for each field of `config`, whose values are the defaults."""
+    """Build a parser with a flag for each field of `config`, whose values are the defaults.
+
+    It is that of the last call for the same classes, with other defaults: use it at once.
+    """
+    parts = {part: getattr(config, part) for part in PARTS}
+    result = _flags_of(prog, *(type(value) for value in parts.values()))
+    for part, value in parts.items():
+        result.set_defaults({f"{part}.{k}": v for k, v in _given(value).items()})
+    return result
+
+
+@lru_cache(maxsize=64)
+def _flags_of(prog: str, *kinds: type) -> jsonargparse.ArgumentParser:
+    """Build a parser with a flag for each field of these classes, one class for each part."""
     result = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, add_help=False)
-    for part in PARTS:
-        value = getattr(config, part)
+    for part, kind in zip(PARTS, kinds, strict=True):
         # The sizes are added below, with a help that explains null.
         skip = set(TASK_SIZES) if part == "model" else set()
-        result.add_class_arguments(type(value), part, skip=skip, instantiate=False)  # type: ignore
-        given = _given(value)
-        result.set_defaults({f"{part}.{k}": v for k, v in given.items() if k not in skip})
+        result.add_class_arguments(kind, part, skip=skip, instantiate=False)  # type: ignore
     for field, meaning in TASK_SIZES.items():
-        result.add_argument(
-            f"--model.{field}",
-            type=int | None,
-            default=getattr(config.model, field),
-            help=f"null: the {meaning} of the task",
-        )
+        help = f"null: the {meaning} of the task"
+        result.add_argument(f"--model.{field}", type=int | None, default=None, help=help)
     return result
 
 

@@ -7,6 +7,7 @@ import torch
 
 from thinkers.errors import UsageError
 from thinkers.models.base import Model
+from thinkers.prng import seed_generators
 from thinkers.process_state import keep_process_state
 from thinkers.testing.forward import (
     batch_independence,
@@ -64,7 +65,7 @@ def check_model(model: Model) -> None:
         )
     for name, check in PROPERTIES.items():
         with keep_process_state(weight.device):
-            torch.manual_seed(20011)
+            seed_generators(weight.device, 20011)
             try:
                 check(copy.deepcopy(model).eval())
             except AssertionError as error:
