@@ -22,6 +22,7 @@ from thinkers.errors import DamagedError, Interrupted, UsageError
 from thinkers.json_files import with_digest
 from thinkers.models import MODELS
 from thinkers.models.looped import Looped
+from thinkers.report import html
 from thinkers.runs import folder as run_folder
 from thinkers.runs import trackers
 from thinkers.tasks.base import example_groups
@@ -43,6 +44,12 @@ def quick_disk():
         patch.setattr("os.fsync", lambda _: None)
         patch.setattr(plan, "POINTS", 3)
         yield
+
+
+@pytest.fixture(autouse=True)
+def plain_pages(monkeypatch):
+    """Figures take longer than the runs; those of `finished`, which is made before, are drawn."""
+    monkeypatch.setattr(html, "drawing", lambda *_, **__: "<svg></svg>")
 
 
 def records(folder):
