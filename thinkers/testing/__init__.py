@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 
-import torch
 
 from thinkers.errors import UsageError
 from thinkers.models.base import Model
