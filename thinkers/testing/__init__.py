@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 
-
 from thinkers.errors import UsageError
 from thinkers.models.base import Model
 from thinkers.prng import seed_generators
