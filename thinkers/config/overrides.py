@@ -25,14 +25,14 @@ def parser(config: Config, prog: str = "thinkers train RECIPE") -> jsonargparse.
     It is that of the last call for the same classes, with other defaults: use it at once.
     """
     parts = {part: getattr(config, part) for part in PARTS}
-    result = _flags_of(prog, *(type(value) for value in parts.values()))
+    result = _flags_of(prog, tuple(type(value) for value in parts.values()))
     for part, value in parts.items():
         result.set_defaults({f"{part}.{k}": v for k, v in _given(value).items()})
     return result
 
 
 @lru_cache(maxsize=64)
-def _flags_of(prog: str, *kinds: type) -> jsonargparse.ArgumentParser:
+def _flags_of(prog: str, kinds: tuple[type, ...]) -> jsonargparse.ArgumentParser:
     """Build a parser with a flag for each field of these classes, one class for each part."""
     result = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, add_help=False)
     for part, kind in zip(PARTS, kinds, strict=True):
