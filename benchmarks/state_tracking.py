@@ -7,7 +7,7 @@
 The recipes of a task have equal training FLOPs, within 3 %; a name says what has more. The learning
 rate of deep decoders is searched on validation rows with seed 0. It can be stopped and
 started again: finished runs are kept, others resume. One thread for each run. `--page FOLDER`
-writes the tables and the figure of what was measured: FOLDER/state_tracking.json and .png.
+writes state_tracking.json and the figures of what was measured.
 
 Machine: scores, which another machine's roundings change as another seed does; CPU minutes.
 Asked and measured: docs/state_tracking.md.
@@ -40,7 +40,15 @@ EXAMPLES = 2000
 CUPS = (4, 8, 12, 16)
 UPDATES = (1, 2, 4, 8, 12, 16)
 DEPTHS = (4, 8, 12, 16)
-FIGURE = {"cups/looped": "swaps", "automaton/looped": "updates", "links/looped": "links"}
+FIGURES = {
+    "cups.png": {"cups/looped": "swaps", "cups/decoder": "swaps"},
+    "state_tracking.png": {
+        "cups/looped": "swaps",
+        "automaton/looped": "updates",
+        "links/looped": "links",
+    },
+}
+"""{file: {case: its difficulty}} of the heat maps."""
 
 
 @dataclass(frozen=True)
@@ -222,11 +230,16 @@ def links(config: Config, model: Model) -> tuple[dict[str, float], list[list[flo
     return scores, matrix
 
 
+def mean_by_step(seeds: dict[str, dict[str, Any]]) -> list[list[float]]:
+    """Return the accuracy by step and difficulty, mean over seeds."""
+    tables = [torch.tensor(x["by_step"], dtype=torch.float64) for x in seeds.values()]
+    return torch.stack(tables).mean(0).tolist()
+
+
 def write_results(out: Path, folder: Path) -> None:
     """Write state_tracking.json, the results of all cases by seed, and print their table.
 
-    state_tracking.png has the accuracy of the looped models by step and difficulty, mean over
-    seeds.
+    The figures show the accuracy by step and difficulty, mean over seeds.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in CASES:
@@ -242,16 +255,11 @@ def write_results(out: Path, folder: Path) -> None:
             row.append(f"{key}: {values.mean():.3f}{spread}")
         row.append(f"{max(x['cpu_minutes'] for x in seeds.values()):.1f} CPU minutes at most")
         print(" | ".join(row))
-    maps, sizes = {}, []
-    for name, size in FIGURE.items():
-        if name in found:
-            by_step = [
-                torch.tensor(x["by_step"], dtype=torch.float64) for x in found[name].values()
-            ]
-            maps[name] = torch.stack(by_step).mean(0).tolist()
-            sizes.append(size)
-    if maps:
-        html.write_png(html.heat_figure(maps, sizes, ink="black"), folder / "state_tracking.png")
+    for file, cases in FIGURES.items():
+        sizes = [size for name, size in cases.items() if name in found]
+        maps = {name: mean_by_step(found[name]) for name in cases if name in found}
+        if maps:
+            html.write_png(html.heat_figure(maps, sizes, ink="black"), folder / file)
     write_file(folder / "state_tracking.json", (json.dumps(found, indent=1) + "\n").encode())
 
 

@@ -25,7 +25,7 @@ from thinkers.tasks.state_task import BLOCK_ROWS, LONGEST, Layout, StateTask, ch
 
 
 class Cups(StateTask):
-    """Follow a ball under cups that are swapped in pairs: `12 35 14`, answer `3`.
+    """Follow a ball under cups that are swapped in pairs: `12 23 14`, answer `3`.
 
     The ball begins under cup 1; each token exchanges two cups, `12` the first and the second. The
     target after each swap is the cup of the ball. With five cups the swaps generate S_5, whose word
@@ -57,7 +57,7 @@ class Cups(StateTask):
 
     config: Config
     whole_rows = False
-    prompt_example = "12 35 14"
+    prompt_example = "12 23 14"
 
     def __init__(self, config: Any = None, seed: int = 0):
         super().__init__(config, seed)
