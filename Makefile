@@ -31,7 +31,7 @@ timed = start=$$(date +%s); $(1); status=$$?; times >.venv/times; \
 	without with-shapes
 
 help:
-	@echo "make demo       train three small models, two of which think, and write a report"
+	@echo "make demo       train a model that thinks and one that does not, and write a report"
 	@echo "make test       format, lint, types, and the tests that take minutes in all"
 	@echo "make test-long  the slow tests       make test-gpu  the tests that need a CUDA device"
 	@echo "make test-triton  the GPU kernels on the CPU, in Triton's interpreter: minutes"

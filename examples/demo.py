@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import os
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,12 +31,14 @@ from thinkers.runs import folder as run_folder
 from thinkers.tasks import Task
 
 MODELS = ("looped", "decoder")
-BUDGET = 1.85e12
+BUDGET = 2.2e12
 """FLOPs of each training: one to two minutes on one core."""
 TRAINED, LONGEST = 16, 24
 """Most swaps of a training row, and of the rows that are shown."""
 STEPS = 26
 """Thinking steps that are shown."""
+SMOOTHED = 15
+"""Logged updates, every tenth, that a point of a learning curve is the mean of."""
 STORIES = (3, 4, 6, 8, 8, 10, 12, 14, 16, 16)
 """Numbers of swaps of the stories."""
 MEANING = (
@@ -68,11 +71,11 @@ def main() -> int:
         f"thinking steps; a decoder of equal size, trained with equal FLOPs, in "
         f"{scores['decoder']:.1%}, where guessing gives 20 %.",
         sections=[
-            heat_section(by_step),
+            *heat_sections(by_step),
             curves_section(compared),
+            settings_section(compared, minutes),
             stories_section(models["looped"], task),
             shown_section(),
-            settings_section(compared, minutes),
         ],
     )
     print(f"comparison {compared.folder / PAGE}")
@@ -166,18 +169,30 @@ def heat_figure(by_step: dict[str, Tensor], **options: str) -> Any:
     return html.heat_figure(maps, ["swaps"] * len(maps), **options)
 
 
-def heat_section(by_step: dict[str, Tensor]) -> Section:
-    looped = by_step["looped"]
+def heat_sections(by_step: dict[str, Tensor]) -> list[Section]:
+    looped, decoder = by_step["looped"], by_step["decoder"]
+    shown = (4, 8, 12, 16, 24)
     diagonal = ", ".join(
-        f"{float(looped[min(n, len(looped)) - 1, n - 1]):.3f} at {n}" for n in (4, 8, 12, 16, 24)
+        f"{float(looped[min(n, len(looped)) - 1, n - 1]):.3f} at {n}" for n in shown
     )
-    return Section(
-        text=f"Accuracy after each thinking step (down) and each swap (across). The looped model "
-        f"is right where there are as many steps as swaps; the decoder has one pass. Training rows "
-        f"had at most {TRAINED} swaps: all that is right of the line was never trained.",
-        drawing=heat_figure(by_step),
-        caption=f"Accuracy of the looped model with as many steps as swaps: {diagonal}",
-    )
+    only = ", ".join(f"{float(decoder[0, n - 1]):.3f} at {n}" for n in shown)
+    return [
+        Section(
+            half=True,
+            text="Accuracy after each thinking step (down) and each swap (across). The looped "
+            "model is right from as many steps as swaps on (dashed), and sooner where few swaps "
+            f"move the ball. Training rows had at most {TRAINED} swaps.",
+            drawing=heat_figure({"looped": looped}),
+            caption=f"Looped model, with as many steps as swaps: {diagonal} swaps",
+        ),
+        Section(
+            half=True,
+            text="The decoder has one pass: it follows the first swaps, and guesses after more. "
+            "Guessing gives 20 %. It has the same size, and cost the same FLOPs to train.",
+            drawing=heat_figure({"decoder": decoder}),
+            caption=f"Decoder: {only} swaps",
+        ),
+    ]
 
 
 def curves_section(compared: Comparison) -> Section:
@@ -186,12 +201,15 @@ def curves_section(compared: Comparison) -> Section:
         written = (run_of(compared, name) / "metrics.jsonl").read_text().splitlines()
         read = [x for x in map(json.loads, written) if "token_accuracy" in x]
         last = max((x["update"] for x in read), default=1)
-        lines[name] = [(x["update"] / last, x["token_accuracy"]) for x in read]
+        points = [(x["update"] / last, x["token_accuracy"]) for x in read]
+        # Rows of an update have one number of swaps, so single updates jump up and down.
+        windows = [points[max(0, i - SMOOTHED) : i] for i in range(1, len(points) + 1)]
+        lines[name] = [(x[-1][0], statistics.mean(y for _, y in x)) for x in windows]
     return Section(
         heading="Learning curves",
         half=True,
-        text="Share of right answers on the rows of an update, before they are learned from. Both "
-        "trainings cost the same FLOPs.",
+        text="Share of right answers on the rows of an update, before they are learned from, as "
+        f"running means over {10 * SMOOTHED} updates. Both trainings cost the same FLOPs.",
         drawing=html.line_figure(lines, "share of the training FLOPs", "right answers"),
         caption=f"Learning curves of {' and '.join(MODELS)}",
     )

@@ -5,6 +5,7 @@ python tools/docs_tables.py --check    exit with 1 if a page would change
 """
 
 import ast
+import json
 import re
 import statistics
 import sys
@@ -16,6 +17,7 @@ PAGES = {
     "docs/layout.md": ("tree",),
     "docs/recipes.md": ("recipes",),
     "docs/babi.md": ("steps",),
+    "docs/state_tracking.md": ("cups", "automaton", "links"),
 }
 """{page: names of its generated parts}; the function of that name below renders a part."""
 
@@ -123,6 +125,39 @@ def steps() -> str:
             spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
             rows[-1].append(f"{statistics.mean(scores):.3f}{spread}" if scores else "-")
     return table(["recipe", "seeds", *(f"{n} steps" for n in counts)], rows)
+
+
+def cups() -> str:
+    """The results of benchmarks/state_tracking.py on cups, by the number of swaps."""
+    return _state_tracking("cups", {f"{n} swaps": f"{n}" for n in (4, 8, 12, 16, 24)})
+
+
+def automaton() -> str:
+    return _state_tracking("automaton", {f"{n} updates": f"{n}" for n in (1, 2, 4, 8, 12, 16)})
+
+
+def links() -> str:
+    columns = {f"{n} links, {n} steps": f"{n}" for n in (4, 8, 12)}
+    columns |= {f"{n} links, 12 steps": f"{n} at 12 steps" for n in (4, 8, 12)}
+    return _state_tracking("links", columns)
+
+
+def _state_tracking(task: str, columns: dict[str, str]) -> str:
+    """A row for each model: parameters, FLOPs, minutes, and scores over seeds."""
+    found = json.loads((ROOT / "docs" / "state_tracking.json").read_text())
+    rows = []
+    for name, seeds in found.items():
+        if name.partition("/")[0] != task:
+            continue
+        first, runs = seeds["0"], list(seeds.values())
+        minutes = statistics.mean(run["cpu_minutes"] for run in runs)
+        row = [f"`{name}`", f"{first['parameters']:,}", f"{first['flops']:.2g}", str(len(runs))]
+        for key in columns.values():
+            values = [run["scores"][key] for run in runs]
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            row.append(f"{statistics.mean(values):.3f}{spread}")
+        rows.append([*row, f"{minutes:.1f}"])
+    return table(["model", "parameters", "FLOPs", "seeds", *columns, "CPU minutes"], rows)
 
 
 def _sort_key(path: Path) -> tuple[object, ...]:

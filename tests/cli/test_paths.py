@@ -53,7 +53,7 @@ def home(tmp_path_factory):
     """A home with a run, a text, settings and a module, each also by a name that begins with -."""
     home = tmp_path_factory.mktemp("home")
     settings = dict(num_updates=1, warmup_updates=0)
-    model = dict(dim=8, num_heads=2, num_layers=1)
+    model = dict(dim=8, num_heads=2, num_layers=1, tie_head=False)  # as the recipe has it
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda _: None)
         train(make("decoder", settings=settings, **model), home / "run")

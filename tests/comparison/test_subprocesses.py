@@ -189,7 +189,7 @@ def test_a_run_in_a_process_of_its_own_saves_when_asked_to_stop(tmp_path):
     assert "saved update" in log and "rror" not in log
     resumed = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_run, "resume", resumed.append)
+        patch.setattr(one_run, "resume", lambda home, tracking: resumed.append(home))
         perform(job)
     assert resumed == [job.home]
 

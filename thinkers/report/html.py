@@ -97,7 +97,8 @@ def heat_figure(
         steps, width = len(values), len(values[0])
         # Rectangles, since the policy of a page forbids embedded images.
         edges = ([i + 0.5 for i in range(n + 1)] for n in (width, steps))
-        image = axes.pcolormesh(*edges, values, vmin=0, vmax=1, cmap="viridis")
+        image = axes.pcolormesh(*edges, values, vmin=0, vmax=1, cmap="viridis", linewidth=0.3)
+        image.set_edgecolor("face")  # without edges, a viewer shows gaps between the cells
         axes.invert_yaxis()
         if steps > 1:
             most = min(steps, width)
