@@ -16,8 +16,8 @@ ALONE = $(PYTEST) -m "$(FAST) and alone" $(shell grep -rl "mark\.alone" tests)
 ITSELF := $(MAKE)
 HALVES := $(ITSELF) --no-print-directory -j 2 -k with-shapes without
 TRITON := triton==3.9.0
-LINT := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && \
-	$(BIN)/python tools/docs_tables.py --check
+STATIC := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+LINT := $(STATIC) && $(BIN)/python tools/docs_tables.py --check
 
 # Without these files every process would compile all sources anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -45,7 +45,7 @@ demo: setup
 	@$(BIN)/python examples/demo.py --out runs/demo
 
 test: setup
-	@$(call timed,$(LINT) && $(HALVES) && $(ALONE))
+	@$(call timed,$(STATIC) && $(HALVES) && $(ALONE))
 
 test-shapes: setup
 	@$(call timed,$(SHAPES))

@@ -59,6 +59,12 @@ def test_the_commands_of_the_pages_name_flags_that_exist(command, capsys, tmp_pa
         assert main.main(own) == 0
 
 
+def test_parts_of_pages_that_repeat_the_code_are_its(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["docs_tables.py", "--check"])
+    tables = runpy.run_path(str(ROOT / "tools" / "docs_tables.py"))
+    assert tables["main"]() == 0, capsys.readouterr().err
+
+
 def test_the_pages_show_every_command():
     assert {command.split()[1] for command in COMMANDS} == set(command_line()[1])
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,17 +143,14 @@ def plugin(tmp_path):
     del MODELS["mine"]
 
 
-def with_one_and_two_workers(folder, **own):
-    """The comparison of a model that a file adds, trained here and in other processes."""
+def compared(folder, **own):
+    """A comparison of a model that a file adds."""
     asked = dict(budget=2e7, seeds=1, num_examples=31, settings=SMALL) | own
-    return (
-        compare("add", ["mine"], out=folder / "one", **asked),
-        compare("add", ["mine"], out=folder / "two", workers=2, **asked),
-    )
+    return compare("add", ["mine"], out=folder, **asked)
 
 
 def test_a_comparison_is_the_same_with_two_workers(plugin, tmp_path):
-    one, two = with_one_and_two_workers(tmp_path)
+    one, two = compared(tmp_path / "one"), compared(tmp_path / "two", workers=2)
     own = ("seconds", "memory")  # which differ from one call to the next
     (a,), (b,) = one.results["mine"], two.results["mine"]
     records = [{k: v for k, v in x.record.items() if k not in own} for x in (a, b)]
@@ -164,13 +162,23 @@ def test_a_comparison_is_the_same_with_two_workers(plugin, tmp_path):
     assert saved[0] == saved[1] != [] and "Error" not in logs[1] and "error" not in logs[1]
 
 
-def test_a_search_that_fails_is_the_same_with_two_workers(plugin, tmp_path):
-    """With a learning rate that no model can be trained with."""
-    both = with_one_and_two_workers(tmp_path, lrs=[1e30])
-    failed = [read_result(x.folder / "runs" / "mine-search-1e+30") for x in both]
-    assert failed[0] == failed[1] and "NonFiniteError" in failed[0]["error"]
-    assert [x.results["mine"] for x in both] == [[], []]
-    assert both[0].failures == both[1].failures
+def test_a_run_of_a_search_that_fails_is_the_same_by_the_words_of_its_command(
+    plugin, tmp_path, monkeypatch
+):
+    """With a learning rate that no model can be trained with, and one that trains."""
+    asked = compared(tmp_path / "a", lrs=[1e30, 1e-3])
+    assert asked.results["mine"][0].record["lr"] == 1e-3 and asked.failures == []
+    monkeypatch.setattr(one_run, "_stop_with_parent", lambda: None)
+    found = []
+    for lr, status in ((1e30, "failed"), (1e-3, "done")):
+        job = Job(str(asked.folder), "mine", None, lr)
+        found.append(read_result(job.home))
+        assert found[-1]["status"] == status
+        shutil.rmtree(job.home)
+        job.home.with_name(f"{job.home.name}.usage.json").unlink()
+        assert one_run.main(job.command[-1]) == 0
+        assert read_result(job.home) == found[-1]
+    assert "NonFiniteError" in found[0]["error"]
 
 
 def test_a_run_in_a_process_of_its_own_saves_when_asked_to_stop(tmp_path):
