@@ -154,8 +154,8 @@ def _state_tracking(task: str, columns: dict[str, str]) -> str:
         row = [f"`{name}`", f"{first['parameters']:,}", f"{first['flops']:.2g}", str(len(runs))]
         for key in columns.values():
             values = [run["scores"][key] for run in runs]
-            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            row.append(f"{statistics.mean(values):.3f}{spread}")
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            row.append(f"{statistics.mean(values):.4f}{spread}")
         rows.append([*row, f"{minutes:.1f}"])
     return table(["model", "parameters", "FLOPs", "seeds", *columns, "CPU minutes"], rows)
 
