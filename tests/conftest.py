@@ -25,3 +25,13 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(autouse=True)
+def imported_files_are_forgotten():
+    """Files that a test imports are not imported again by the runs of a later test."""
+    from thinkers import plugins  # here, since the checks of shapes must be set up before
+
+    before = list(plugins._files)
+    yield
+    plugins._files[:] = before
