@@ -1,6 +1,7 @@
 """One torch thread for every test, and the tests in which annotated shapes are checked."""
 
 import gc
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,4 +35,6 @@ def imported_files_are_forgotten():
 
     before = list(plugins._files)
     yield
+    for file in plugins._files[len(before) :]:
+        sys.modules.pop(Path(file).stem, None)
     plugins._files[:] = before
