@@ -20,7 +20,7 @@ from thinkers.tasks.state_tracking import Cups, Links
 CUPS, AUTOMATON, LINKS = Cups.Config(), Automaton.Config(), Links.Config(curriculum=True)
 ROTARY_BASE = 1e6
 """No rotary frequency of the cups recipes completes its first turn between 17 and 60 swaps. With
-10,000 one does, at 29: rows of 24 swaps were followed with some seeds and not with others."""
+10,000 one does, at 29: in pilots, rows of 24 swaps were followed with some seeds alone."""
 CUPS_DECAY = 0.1
 """Weight decay on cups, with which longer rows than those of training are followed in more seeds;
 automaton is not learned with it."""
@@ -72,7 +72,7 @@ def cups_thoughtsformer() -> Config:
 def automaton_looped() -> Config:
     """Update the cells of rule 110 up to 8 times: two layers, the second once for each update.
 
-    With a head of its own, and 1,000 updates, one seed had not learned 3 updates.
+    A pilot with a head of its own and 1,000 updates had not learned 3 updates.
     """
     return _looped(AUTOMATON, 1500, dict(num_steps=8, tie_head=True))
 
