@@ -42,6 +42,7 @@ def plain(config: Config, folder: Path) -> None:
     torch.manual_seed(settings.seed)
     task, model = build(config)
     tables = {model.embedding.weight}
+    answers = model.embedding.weight if config.model.tie_head else model.head.weight
     decayed = [p for p in model.parameters() if p.ndim >= 2 and p not in tables]
     rest = [p for p in model.parameters() if p.ndim < 2 or p in tables]
     groups = [
@@ -60,7 +61,7 @@ def plain(config: Config, folder: Path) -> None:
             table = model.rotary.table(torch.arange(x.shape[1]), x.dtype)
             for block in model.blocks:
                 x = block(x, table, causal_attention)
-            logits = F.linear(model.norm(x), model.embedding.weight)
+            logits = F.linear(model.norm(x), answers)
             loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
