@@ -39,7 +39,11 @@ def start(arguments: list[str], checkout: Path, folder: str):
 
     def call() -> None:
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         expected = 2 if "-m" in arguments else 0
         if done.returncode != expected:
