@@ -30,6 +30,20 @@ def test_each_row_of_the_table_is_a_pass_of_so_many_steps(name):
         assert shares.isnan().tolist() == [not x for x in graded.tolist()]
 
 
+def test_prompts_are_read_as_prompts():
+    model = tiny("thinker", {"num_steps": 2}).double()
+    batch = some_batch(40)
+    prompted = Batch(batch.tokens, batch.targets, batch.lengths - 2, batch.lengths)
+    found = accuracy_by_step(model, [prompted])
+    for step, shares in enumerate(found, 1):
+        lengths = dict(lengths=prompted.lengths, prompt_lengths=prompted.prompt_lengths)
+        with torch.no_grad():
+            answers = model.eval()(batch.tokens, num_steps=step, **lengths).logits.argmax(-1)
+        wanted = (answers == batch.targets).double().mean(0)
+        assert shares.double()[3:].tolist() == pytest.approx(wanted[3:].tolist())
+    assert not torch.equal(accuracy_by_step(model, [batch])[:, 3:], found[:, 3:])
+
+
 def test_no_batches_have_no_accuracy():
     with pytest.raises(UsageError, match="batches must hold at least one batch, got none"):
         accuracy_by_step(tiny("looped"), [])

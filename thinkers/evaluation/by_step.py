@@ -37,7 +37,11 @@ def accuracy_by_step(
             for start in range(0, len(batch), ROWS):
                 rows = batch.rows(slice(start, start + ROWS)).to(device)
                 states = model(
-                    rows.tokens, num_steps=steps, lengths=rows.lengths, keep_states=True
+                    rows.tokens,
+                    num_steps=steps,
+                    lengths=rows.lengths,
+                    prompt_lengths=rows.prompt_lengths,
+                    keep_states=True,
                 ).states
                 answers = model.read_out(states).argmax(-1)
                 is_graded = rows.targets != IGNORED
