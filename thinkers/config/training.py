@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from thinkers.checks import added, check_int
+from thinkers.checks import added, check_choices, check_int
 from thinkers.errors import UsageError
 from thinkers.registry import typed
 from thinkers.user_paths import user_path
@@ -120,13 +120,7 @@ class Training:
                 check_int("random_steps", num_steps, 0)
             low_first = len(steps) == 2 and 0 <= steps[0] <= steps[1]
             _check("random_steps", steps, "be a low and a high number of steps", low_first)
-        for name, known in (
-            ("optimizer", ("adamw", "muon")),
-            ("depth", ("fixed", "random", "due")),
-            ("schedule", ("cosine", "linear", "constant")),
-            ("precision", (*PRECISIONS, "auto")),
-        ):
-            _check(name, repr(getattr(self, name)), f"be in {known}", getattr(self, name) in known)
+        check_choices(self)
 
 
 def _are_betas(betas: tuple[float, float]) -> bool:

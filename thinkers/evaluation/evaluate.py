@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from thinkers.checks import check_int
-from thinkers.errors import UsageError
 from thinkers.evaluation.statistics import Fall, worst_fall
 from thinkers.models.base import Model
 from thinkers.runs.result import RunLike, open_with_task
-from thinkers.tasks import SPLITS
-from thinkers.tasks.base import example_groups
+from thinkers.tasks.base import check_split, example_groups
 from thinkers.tasks.due import Steps, check_steps_of_task
 
 
@@ -76,8 +74,7 @@ def find_fall(
 
 
 def _check(split: str, num_examples: int) -> None:
-    if split not in SPLITS:
-        raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    check_split(split)
     check_int("num_examples", num_examples, 1)
 
 

@@ -16,8 +16,7 @@ from thinkers.inspection.results import Ablation, Effect
 from thinkers.models.base import Model
 from thinkers.models.generation import eval_mode
 from thinkers.runs.result import RunLike, open_with_task
-from thinkers.tasks import SPLITS
-from thinkers.tasks.base import example_groups
+from thinkers.tasks.base import check_split, example_groups
 from thinkers.user_paths import output_file
 
 CALLS = ("answer", "forward", "generate", "loss", "score")
@@ -87,8 +86,7 @@ def ablate(
     Raises:
         UsageError: The model has no thought to replace.
     """
-    if split not in SPLITS:
-        raise usage_error(f"split {split!r}", ", ".join(SPLITS), "choose one")
+    check_split(split)
     check_int("num_examples", num_examples, 2)
     target = None if out is None else output_file(out)
     model, task = open_with_task(run)

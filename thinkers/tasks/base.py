@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from thinkers.checks import check_int
 from thinkers.errors import UsageError, usage_error
+from thinkers.models.batch import IGNORED as IGNORED
 from thinkers.models.batch import Batch
 from thinkers.prng import hash_integers
 from thinkers.registry import Configured
 from thinkers.tasks.due import Steps
 
 SPLITS = ("train", "valid", "test")
-IGNORED = -100
-"""Target of a position that is not graded."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +185,8 @@ class Task(Configured, ABC):
     ) -> Int64[np.ndarray, " n"] | None:
         """Return a group number for each example of `grade`; None if examples are independent.
 
-        Examples of one group, such as a question that was drawn twice, are correlated; confidence
-        intervals resample groups instead of examples.
+        Examples of one group, such as a question that was drawn twice, are correlated: confidence
+        intervals are over groups, not examples.
         """
         return None
 
