@@ -1,7 +1,7 @@
 """Exceptions, each with the exit code of the command line; `usage_error` builds a message.
 
-A message has the value found, the rule and the fix. Other exceptions, such as torch's, get their
-exit code from `exit_code` in cli/main.py.
+A message has the value found, the rule and the fix. `exit_code` gives every other exception, such
+as one of torch or of the operating system, its exit code too.
 """
 
 import difflib
@@ -35,7 +35,7 @@ class DataError(ThinkersError, ValueError):
 
 
 class DamagedError(ThinkersError):
-    """A checkpoint, model or store that changed since it was written, or has another format."""
+    """A file of a run, a model or a comparison that is not as it was written."""
 
     exit_code = 4
 

@@ -65,7 +65,7 @@ def test_planning_a_comparison_builds_few_tasks(constructed):
     small = {"task.max_digits": 1, "model.dim": 16, "training.batch_size": 7}
     asked = dict(match=None, seeds=None, lrs=(), controls=(), settings=small, num_examples=None)
     matching.rows_of.cache_clear()  # another test may have counted the same rows
-    matching.learned_last.cache_clear()
+    matching.last_stage_batches.cache_clear()
     matching._last_stage.cache_clear()
     Plan.of(task="add", models=["decoder", "thinker"], budget="1e9", **asked)
     # One for sizes, one whose rows are counted, and one for each model that is timed.

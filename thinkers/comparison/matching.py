@@ -231,10 +231,10 @@ def _last_stage(task: Any) -> Task:
 
 
 @lru_cache(maxsize=2)
-def learned_last(task: Any, number: int) -> tuple[Batch, ...]:
+def last_stage_batches(task: Any, number: int) -> tuple[Batch, ...]:
     """Return training batches, of the last stage of a curriculum, as a sample of all updates."""
-    learned = _last_stage(task)
-    return tuple(learned.batch(update, number) for update in range(CURRICULUM_SAMPLE))
+    built = _last_stage(task)
+    return tuple(built.batch(update, number) for update in range(CURRICULUM_SAMPLE))
 
 
 def answer_flops(config: Config, num_steps: int | None = None) -> float:
@@ -255,7 +255,7 @@ def updates_for(config: Config, flops: float) -> int:
     rows are shorter at first, training uses fewer FLOPs.
     """
     settings, model = config.training, build(config.model)
-    batches = learned_last(config.task, settings.batch_size)
+    batches = last_stage_batches(config.task, settings.batch_size)
 
     @lru_cache
     def cost(num_steps: int | None) -> float:

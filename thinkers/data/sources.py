@@ -239,9 +239,8 @@ def read_pieces(part: FileRange, bad_bytes: str) -> Iterator[tuple[str, int]]:
 def download(name: str, max_bytes: int | None) -> Path:
     """Return a cached file of the texts of a data set's training split, concatenated.
 
-    A line break follows each text. The data set is
-    streamed on the first call only; the file is named by (name, max_bytes), and is not checked
-    against the hub again.
+    A line break follows each text. The data set is streamed on the first call only; the file is
+    named by (name, max_bytes), and is not checked against the hub again.
     """
     final = _data_set_file(name, max_bytes)
     folder, key = final.parent, final.stem

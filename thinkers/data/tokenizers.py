@@ -132,8 +132,8 @@ def _code_points(text: str) -> UInt32[np.ndarray, " t"]:
 class BPETokenizer(Tokenizer):
     """Byte-pair encoding within words (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909).
 
-    The library `tokenizers` (extra `text`) trains and merges. No token
-    crosses the words of its pre-tokenizer, nor a multiple of LONGEST_WORD bytes within a word.
+    The library `tokenizers` (extra `text`) trains and merges. No token crosses the words of its
+    pre-tokenizer, nor a multiple of LONGEST_WORD bytes within a word.
     """
 
     kind = "bpe"

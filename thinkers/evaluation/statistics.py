@@ -49,7 +49,10 @@ class Interval:
 def mean(
     grades: Grades | ModelGrades, questions: Questions = None, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Return the mean over seeds and examples; its interval lies in 0 .. 1 if all grades do."""
+    """Return the mean over seeds and examples.
+
+    Its interval is clipped to 0 .. 1 if all grades are 0 or 1.
+    """
     found = _interval([by_question(grades, questions)], [1], confidence)
     return _within(found, 0.0, [grades])
 

@@ -125,9 +125,8 @@ def principal_plane(
     variances, directions = torch.linalg.eigh(flat.T @ flat)
     variances, directions = variances.flip(0).clamp(min=0), directions.flip(1)[:, :2]
     largest = directions.abs().argmax(0, keepdim=True)
-    directions = (
-        directions * directions.gather(0, largest).sign()
-    )  # an eigenvector has no sign of its own
+    # An eigenvector has no sign of its own: without this, pictures would flip between machines.
+    directions = directions * directions.gather(0, largest).sign()
     plane, shares = flat @ directions, variances[:2] / variances.sum().clamp(min=1e-300)
     missing = 2 - plane.shape[1]
     plane, shares = F.pad(plane, (0, missing)), F.pad(shares, (0, missing))

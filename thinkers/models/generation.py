@@ -66,7 +66,7 @@ def generate(
 
 
 @dataclass(frozen=True)
-class New:
+class NextTokens:
     """The next tokens of the rows that have not ended.
 
     Args:
@@ -117,7 +117,7 @@ def stream(
     stop_token: int | None = None,
     use_cache: bool = True,
     vocab_size: int | None = None,
-) -> Iterator[New]:
+) -> Iterator[NextTokens]:
     """Yield the tokens of `Model.generate`, each as soon as it is chosen.
 
     The model stays in evaluation mode until the iterator is exhausted or closed. Only ids below
@@ -137,7 +137,7 @@ def stream(
         for _ in range(max_new_tokens):
             logits = writer.logits()
             chosen = choose(logits[:, :vocab_size], temperature, top_k, top_p, generator)
-            yield New(alive, chosen, logits)
+            yield NextTokens(alive, chosen, logits)
             if stop_token is not None:
                 # Rows that ended leave the batch. Their number is read from the device, which is
                 # waited for.

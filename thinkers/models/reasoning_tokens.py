@@ -235,10 +235,10 @@ class ReasoningTokens(Model):
         return masks.table(visible_pairs(self.config, steps), length * (steps + 1))[0]
 
     def attention(
-        self, watch: AttentionRecord, length: int, num_steps: int, prompt_length: int | None = None
+        self, record: AttentionRecord, length: int, num_steps: int, prompt_length: int | None = None
     ) -> dict[str, Float[Tensor, "k t n"]]:
         """Return the weights of the tokens, the same at every step: there is one pass."""
-        weights = torch.cat([x[:, :: x.shape[1] // length] for x in watch.named("elements")])
+        weights = torch.cat([x[:, :: x.shape[1] // length] for x in record.named("elements")])
         by_place = weights.mean(0).unflatten(-1, (length, -1)).expand(max(1, num_steps), -1, -1, -1)
         return {"words": by_place[..., 0], "thoughts by position": by_place[..., 1:].sum(-1)}
 

@@ -10,7 +10,7 @@ from thinkers.recipes.numbers import training_settings
 from thinkers.tasks.star_graph import StarGraph
 
 
-def planned(lr: float, **own: Any) -> Training:
+def _training(lr: float, **own: Any) -> Training:
     """Return the settings of both recipes: many updates of few graphs.
 
     With 64 graphs per update, pilot runs had not learned to look up an edge when they were stopped;
@@ -26,7 +26,7 @@ def decoder() -> Config:
     learned nothing but the labels of a graph after 14,000 updates.
     """
     settings = dict(dim=128, num_layers=3, num_heads=8)
-    return Config.fit(Decoder, StarGraph.Config(), planned(1e-3), **settings)
+    return Config.fit(Decoder, StarGraph.Config(), _training(1e-3), **settings)
 
 
 def deepsight() -> Config:
@@ -34,7 +34,7 @@ def deepsight() -> Config:
     return Config.fit(
         DeepSight,
         StarGraph.Config(),
-        planned(4e-3, betas=(0.9, 0.95)),
+        _training(4e-3, betas=(0.9, 0.95)),
         dim=64,
         num_layers=5,
         num_decoder_layers=1,

@@ -1,8 +1,8 @@
 """Recipes on states that are followed through a row: cups, automaton and links.
 
-On each task all models have about 61,500 parameters, `deep_decoder` apart, whose layers are as many
-as the looped model applies; and all are trained with the same FLOPs, within 3 %, those of `looped`.
-On links, where lessons decide how long rows are, `decoder` is trained with at least as many.
+On each task all models have about 61,500 parameters, except `deep_decoder`, whose layers are as
+many as the looped model applies; and all are trained with the FLOPs of `looped`, within 3 %. On
+links, where lessons decide how long rows are, `decoder` is trained with at least as many.
 """
 
 from dataclasses import replace

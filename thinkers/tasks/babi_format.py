@@ -115,9 +115,7 @@ def parse_stories(data: bytes, source: str) -> list[Story]:
     for place, raw in enumerate(data.splitlines(), 1):
         where = f"{source}, line {place}"
         try:
-            text = raw.decode(
-                "utf-8-sig" if place == 1 else "utf-8"
-            )  # a byte order mark is dropped
+            text = raw.decode("utf-8-sig" if place == 1 else "utf-8")  # without a byte order mark
         except UnicodeDecodeError as error:
             found = f"byte {error.start} is {raw[error.start]:#04x}"
             raise data_error(where, found, "UTF-8", "convert the file") from None

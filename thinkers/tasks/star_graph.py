@@ -38,8 +38,7 @@ class StarGraph(AnswerTask):
 
     The training set is `num_graphs` graphs, each with a fixed order of edges. Graphs are held out
     by a hash of their edges, start and goal, which ignores the order of edges: 10 % of all graphs
-    each
-    for valid and test. `exact` is the share of paths right in every node.
+    each for valid and test. `exact` is the share of paths right in every node.
     """
 
     @dataclass(frozen=True, kw_only=True)

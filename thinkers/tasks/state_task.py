@@ -37,7 +37,7 @@ Layout = tuple[Int64[np.ndarray, "n t"], Int64[np.ndarray, "n t"], Int64[np.ndar
 
 
 class StateTask(AnswerTask):
-    """Follow a state: the answer at each position needs as many steps as changes led to it.
+    """Follow a state: an answer after n changes needs n steps, one after another.
 
     The rows of a training batch have one size, a function of seed and update, and consecutive
     batches all sizes in turn; the rows of a held-out batch have all sizes. Rows are held out by a

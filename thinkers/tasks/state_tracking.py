@@ -1,6 +1,6 @@
-"""Tasks whose answers need as many steps as changes led to them: cups and links.
+"""Tasks in which an answer after n changes needs n steps, one after another: cups and links.
 
-Each carries a state through a row, in which later values depend on earlier ones one after another.
+Each carries a state through a row: every value depends on an earlier one.
 """
 
 from collections.abc import Iterable, Sequence

@@ -220,7 +220,7 @@ def _train(
     failure: status.FailureRecord,
 ) -> Run:
     """Train from the newest checkpoint, if there is one, to update `last`; then score."""
-    state, precision, kept, update = _prepare(config, folder, record, ranks)
+    state, precision, kept, make_update = _prepare(config, folder, record, ranks)
     settings, task, failure.state = config.training, state.task, state
     home, tracker = None, None
     if ranks.is_writer:
@@ -236,7 +236,7 @@ def _train(
         while state.update < last and not stop:
             batch = task.batch(state.update, settings.batch_size)
             state.minutes = (time.monotonic() - start) / 60
-            result = update(state, batch, loss_module, precision, ranks, signals.received())
+            result = make_update(state, batch, loss_module, precision, ranks, signals.received())
             done = result.update
             progress = partial(task.progress, batch, result.values())
             if done % settings.log_every == 0 or not result.is_finite:

@@ -147,9 +147,8 @@ def build_on(
     model = model.to(device)
     check_depth(task, model, settings)
     task.check(model)
-    task.batch(
-        0, settings.batch_size
-    )  # a batch that cannot be made fails before anything is written
+    # A batch that cannot be made fails here, before anything is written.
+    task.batch(0, settings.batch_size)
     if initialize and settings.init_from is not None:
         load_initial_weights(model, settings.init_from)
     return task, model
