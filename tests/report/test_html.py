@@ -13,9 +13,10 @@ from paths import ROOT
 
 from thinkers.errors import UsageError
 from thinkers.report import html
-from thinkers.report.html import Section, accuracy_figure, write_page, write_png
+from thinkers.report.html import Section, line_figure, write_page, write_png
 
-SCORES = {1: 0.125, 2: 0.5, 4: 0.994, 16: 0.871}
+LINES = {"looped": [(1, 0.125), (2, 0.5), (4, 0.994)], "decoder": [(1, 0.25)]}
+LABELS = ("thinking steps", "right answers")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -24,7 +25,7 @@ def test_a_page_stands_alone_and_escapes_all_text(tmp_path):
     section = Section(
         heading=bad, text=bad, caption=bad, columns=[bad], rows=[[bad], [7]], marked=1
     )
-    drawn = Section(drawing=accuracy_figure(SCORES, 4), caption='a "caption"')
+    drawn = Section(drawing=line_figure(LINES, *LABELS), caption='a "caption"')
     write_page(tmp_path / "a.html", bad, bad, [section, drawn])
     page = (tmp_path / "a.html").read_text()
     assert stands_alone(page)
@@ -32,14 +33,14 @@ def test_a_page_stands_alone_and_escapes_all_text(tmp_path):
     assert 'class="marked"><td>7</td>' in page
 
 
-def test_a_drawing_says_every_score_and_takes_the_ink_of_the_page():
-    svg = html.drawing(accuracy_figure(SCORES, 4))
-    assert all(f"{score:.3f}" in svg for score in SCORES.values())
-    assert "as trained" in svg and "currentColor" in svg and html.INK not in svg
+def test_a_drawing_names_axes_and_lines_and_takes_the_ink_of_the_page():
+    svg = html.drawing(line_figure(LINES, *LABELS))
+    assert all(f">{text}<" in svg for text in (*LABELS, *LINES))
+    assert "currentColor" in svg and html.INK not in svg
 
 
 def test_the_figures_of_a_page_have_ids_of_their_own(tmp_path):
-    drawn = [Section(drawing=accuracy_figure(SCORES, 4), caption=f"{n}") for n in range(3)]
+    drawn = [Section(drawing=line_figure(LINES, *LABELS), caption=f"{n}") for n in range(3)]
     write_page(tmp_path / "a.html", "a", "b", drawn)
     page = (tmp_path / "a.html").read_text()
     ids = [a["id"] for _, a in Reader(page).tags if "id" in a]
@@ -103,19 +104,19 @@ def test_all_text_of_a_page_can_be_seen(tmp_path):
 
 
 def test_a_drawing_is_the_same_bytes_every_time():
-    first, second = (html.drawing(accuracy_figure(SCORES, 4)) for _ in range(2))
+    first, second = (html.drawing(line_figure(LINES, *LABELS)) for _ in range(2))
     assert first == second
 
 
 def test_a_png_is_a_png(tmp_path):
-    write_png(accuracy_figure(SCORES, ink="black"), tmp_path / "a.png")
+    write_png(line_figure(LINES, *LABELS, ink="black"), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
 
 
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UsageError, match=r'pip install "thinkers\[report\]"'):
-        accuracy_figure(SCORES)
+        line_figure(LINES, *LABELS)
 
 
 def demo(*line):
@@ -165,8 +166,7 @@ def test_the_demo_moves_nothing_that_is_not_a_demo(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize("width", [1280, 390])
 def test_figures_stand_side_by_side_where_there_is_room(tab, tmp_path, width):
     drawn = [
-        Section(heading=f"{n}", drawing=accuracy_figure({1: 0.5, 2: 1.0}), half=True)
-        for n in range(2)
+        Section(heading=f"{n}", drawing=line_figure(LINES, *LABELS), half=True) for n in range(2)
     ]
     write_page(tmp_path / "a.html", "a", "b", drawn)
     tab.open(tmp_path / "a.html", width)

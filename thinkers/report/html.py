@@ -53,34 +53,6 @@ class Section:
     half: bool = False
 
 
-def accuracy_figure(
-    scores: Mapping[int, float], trained_at: int | None = None, ink: str = INK
-) -> "Figure":
-    """Draw the accuracy at each number of thinking steps, with the trained number highlighted.
-
-    Args:
-        scores: {thinking steps: accuracy}.
-        ink: Colour of lines and text.
-    """
-    drawn = figure(figsize=(5.2, 3))
-    axes = drawn.add_subplot()
-    steps = sorted(scores)
-    values = [scores[n] for n in steps]
-    colours = [MARK if n == trained_at or trained_at is None else PALE for n in steps]
-    bars = axes.bar(range(len(steps)), values, color=colours, width=0.7)
-    axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=3, color=ink)
-    axes.set_xticks(range(len(steps)), [str(n) for n in steps])
-    axes.set_ylim(0, 1.1)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    note = "" if trained_at is None else f" (as trained: {trained_at})"
-    axes.set_xlabel(f"thinking steps{note}", color=ink)
-    axes.set_ylabel("exact answers", color=ink)
-    axes.tick_params(colors=ink)
-    for side, spine in axes.spines.items():
-        spine.set(visible=side in ("left", "bottom"), color=ink)
-    return drawn
-
-
 def heat_figure(
     shares: Mapping[str, Sequence[Sequence[float]]], sizes: Sequence[str], ink: str = INK
 ) -> "Figure":
