@@ -133,7 +133,9 @@ def cups() -> str:
 
 
 def automaton() -> str:
-    return _state_tracking("automaton", {f"{n} updates": f"{n}" for n in (1, 2, 4, 8, 12, 16)})
+    return _state_tracking(
+        "automaton", {f"{n} update{'s' * (n > 1)}": f"{n}" for n in (1, 2, 4, 8, 12, 16)}
+    )
 
 
 def links() -> str:
