@@ -73,8 +73,9 @@ class Task(Configured, ABC):
     max_due: int | None = None
     """The latest due step of any target (`Batch.due`); None if batches have no due steps."""
     judged_at: ClassVar[Steps] = None
-    """The steps of the score by which runs on this task are judged; None means the model's own
-    number, "due" an oracle's, where more steps would ask for something else."""
+    """The steps of the scores of training, and the first row of `evaluate`: None means the model's
+    own number, "due" an oracle's, where more steps ask for something else. `compare` and `ablate`
+    take the model's own number."""
     wait_token: int | None = None
     """The token that means "not yet", which a model may be trained to answer before a target is
     due (`step_loss="wait"`); None if the task has none."""
