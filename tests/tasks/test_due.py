@@ -11,7 +11,7 @@ from thinkers.errors import UsageError
 from thinkers.models import MODELS, Batch, build_model
 from thinkers.models.base import Thought
 from thinkers.tasks import build_task
-from thinkers.tasks.answers import grade_answers
+from thinkers.tasks.answers import generated_answers
 from thinkers.tasks.due import step_groups
 
 NAMES = list(SOLVE)
@@ -134,14 +134,14 @@ def test_answers_of_a_task_with_due_steps_are_graded_at_them():
     lengths = torch.tensor([2, 3, 3])
     batch = Batch(tokens, targets, lengths, lengths, due=due)
     model = Recorder()
-    right, graded = grade_answers(model, [batch], 1, 10, "due")
-    assert right.tolist() == [1, 0, 1] and graded.tolist() == [1, 1, 1]
+    ((predicted, truth),) = generated_answers(model, [batch], 1, 10, "due")
+    assert (predicted == truth).tolist() == [[True], [False], [True]]
     assert model.asked == [
         (2, [[0, 7, 8], [7, 8, 8]], [2, 3]),
         (4, [[7, 9, 9]], [3]),
     ]
-    grade_answers(plain := Recorder(takes_steps=False), [batch], 1, 10, "due")
-    grade_answers(plain, [batch], 1, 10, 6)
+    list(generated_answers(plain := Recorder(takes_steps=False), [batch], 1, 10, "due"))
+    list(generated_answers(plain, [batch], 1, 10, 6))
     assert [(steps, len(rows)) for steps, rows, _ in plain.asked] == [(None, 3), (6, 3)]
 
 

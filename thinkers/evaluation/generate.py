@@ -84,7 +84,7 @@ def fit_prompt(model: Model, task: Task, prompt: str) -> tuple[Prompt, int]:
 
 def respond(model: Model, task: Task, prompt: Prompt, room: int, num_steps: int | None) -> Response:
     """Return the answer of the model to a prompt, of at most `room` tokens after it."""
-    with torch.no_grad(), ids_below(task.vocab_size):
+    with torch.no_grad(), ids_below(task.num_output_tokens):
         return task.respond(model, prompt, room, num_steps)
 
 

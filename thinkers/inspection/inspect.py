@@ -59,11 +59,11 @@ def inspect_model(
         assert thought.states is not None
         attention = model.attention(record, len(tokens), num_steps, prompt_length)
         others = {
-            name: read_out(model, x.reshape(1, -1, *x.shape[-2:]), task.vocab_size)
+            name: read_out(model, x.reshape(1, -1, *x.shape[-2:]), task.num_output_tokens)
             for name, x in thought.extra.items()
             if x.ndim >= 3 and x.shape[-1] == model.config.dim and x.numel()
         }
-        answers = read_out(model, thought.states, task.vocab_size)
+        answers = read_out(model, thought.states, task.num_output_tokens)
     states = thought.states[0].double()
     before = torch.cat([states[:1], states[:-1]])
     distance = (states - before).norm(dim=-1)

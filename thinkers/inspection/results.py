@@ -130,7 +130,7 @@ def label(task: Task, token: int, other: int) -> str:
         return text.replace(" ", "␣")
     if token == task.start_token:
         return "[start]"
-    return "[end]" if is_end(task, token, other) else f"[{token}]"
+    return "[end]" if is_end(task, token, other) else f"[{task.token_name(token)}]"
 
 
 DESCRIPTIONS = {

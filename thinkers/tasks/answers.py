@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
 from thinkers.checks import NOT_CAUSAL, check_int
@@ -159,8 +159,12 @@ class AnswerTask(Task):
         Both include the end token: `exact` counts an answer only if it also ends at the right
         place.
         """
-        batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
-        return score_answers(model, batches, self.max_answer_length(), self.vocab_size, num_steps)
+        exact, right, graded = [], 0, 0
+        for predicted, truth in self._answers(model, split, num_examples, num_steps):
+            exact.append(self.is_exact(predicted, truth))
+            right += int(((predicted == truth) & (truth != IGNORED)).sum())
+            graded += int((truth != IGNORED).sum())
+        return {"exact": float(torch.cat(exact).double().mean()), "per_token": right / graded}
 
     def grade(
         self,
@@ -170,11 +174,22 @@ class AnswerTask(Task):
         num_steps: Steps = None,
     ) -> Float[Tensor, " n"]:
         """Return 1 for each answer that is right to its end token, 0 for the others."""
+        found = self._answers(model, split, num_examples, num_steps)
+        return torch.cat([self.is_exact(predicted, truth) for predicted, truth in found]).double()
+
+    def is_exact(
+        self, predicted: Int[Tensor, "n a"], truth: Int[Tensor, "n a"]
+    ) -> Bool[Tensor, " n"]:
+        """Return True for the answers that are right; `truth` has -100 after their end."""
+        return ((predicted == truth) | (truth == IGNORED)).all(1)
+
+    def _answers(
+        self, model: nn.Module, split: str, num_examples: int, num_steps: Steps
+    ) -> Iterator[tuple[Int[Tensor, "n a"], Int[Tensor, "n a"]]]:
+        """Yield the answers of the model to held-out prompts, and the right ones."""
         batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
-        right, graded = grade_answers(
-            model, batches, self.max_answer_length(), self.vocab_size, num_steps
-        )
-        return (right == graded).double()
+        length, choices = self.max_answer_length(), self.num_output_tokens
+        return generated_answers(model, batches, length, choices, num_steps)
 
     def groups(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
         """Return the number of each example's prompt: equal prompts are one group."""
@@ -208,32 +223,21 @@ def answer_batch(
     return Batch(*(torch.from_numpy(x) for x in (tokens, targets, prompts, lengths, keys)))
 
 
-def score_answers(
+def generated_answers(
     model: Any,
     batches: Iterable[Batch],
     max_new_tokens: int,
     vocab_size: int,
     num_steps: Steps = None,
-) -> dict[str, float]:
-    """Return the shares of answers, and of their tokens, that `model` gets right.
+) -> Iterator[tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]]:
+    """Yield for each batch the answers of `model` and the right ones, -100 after their end.
 
     `model` answers in evaluation mode without gradients; its mode is restored.
+
+    Args:
+        vocab_size: The model chooses among the ids below.
     """
-    right, graded = grade_answers(model, batches, max_new_tokens, vocab_size, num_steps)
-    exact = (right == graded).double().mean()
-    return {"exact": float(exact), "per_token": float(right.sum() / graded.sum())}
-
-
-def grade_answers(
-    model: Any,
-    batches: Iterable[Batch],
-    max_new_tokens: int,
-    vocab_size: int,
-    num_steps: Steps = None,
-) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Return the number of right tokens of each answer, and its number of tokens."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    right, graded = [], []
     with eval_mode(model), ids_below(vocab_size):
         for batch in batches:
             truth = true_answers(batch, max_new_tokens)
@@ -246,10 +250,7 @@ def grade_answers(
                     max_new_tokens,
                     num_steps=steps,
                 ).cpu()
-            is_graded = truth != IGNORED
-            right.append((is_graded & (predicted == truth)).sum(1))
-            graded.append(is_graded.sum(1))
-    return torch.cat(right), torch.cat(graded)
+            yield predicted, truth
 
 
 def left_padded_prompts(batch: Batch) -> Int[Tensor, "b p"]:
@@ -262,9 +263,13 @@ def left_padded_prompts(batch: Batch) -> Int[Tensor, "b p"]:
 
 
 def true_answers(batch: Batch, length: int) -> Int[Tensor, "b n"]:
-    """Return the right answers, end token included, padded to `length` with -100."""
+    """Return the right answers, end token included, padded to `length` with -100.
+
+    Positions before a prompt's last may be graded in training; they are no answer.
+    """
     assert batch.prompt_lengths is not None
-    lengths = (batch.targets != IGNORED).sum(1)
+    answered = torch.arange(batch.targets.shape[1]) >= batch.prompt_lengths[:, None] - 1
+    lengths = ((batch.targets != IGNORED) & answered).sum(1)
     if (lengths > length).any():
         # If answers were graded by their first tokens alone, wrong ones could count as right.
         raise UsageError(

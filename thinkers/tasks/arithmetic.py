@@ -12,10 +12,19 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int64
 
-from thinkers.checks import check_int
-from thinkers.errors import UsageError
+from thinkers.checks import added, check_int
+from thinkers.errors import UsageError, usage_error
 from thinkers.prng import Draws
 from thinkers.tasks import bigint
+from thinkers.tasks.intermediate_results import (
+    MOST_OPERATORS,
+    Place,
+    Result,
+    multiply_by_digits,
+    places_of_chain,
+    places_of_products,
+    work_out_chain,
+)
 from thinkers.tasks.number_prompts import PromptReader
 from thinkers.tasks.number_task import NumberTask, Questions, TokenBlocks
 from thinkers.tasks.number_tokens import (
@@ -25,8 +34,11 @@ from thinkers.tasks.number_tokens import (
     SYMBOL_TOKENS,
     TIMES,
 )
+from thinkers.tasks.worked_task import WorkedTask
 
 LONGEST = 1000
+SHARES = 1 << 16
+"""Resolution of `product_share`."""
 
 
 class OperandTask(NumberTask):
@@ -188,12 +200,14 @@ class Subtract(OperandTask):
         return least - most, most - least
 
 
-class Multiply(OperandTask):
-    """Multiply two numbers: `12*34=408`."""
+class Multiply(WorkedTask, OperandTask):
+    """Multiply two numbers: `12*34=408`, or with the products of digits `12*34=48,36,408`."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(OperandTask.Config):
+    class Config(WorkedTask.Config, OperandTask.Config):
         max_digits: int = 2
+
+    config: Config
 
     text_symbols = "*="
     operator = TIMES
@@ -202,20 +216,33 @@ class Multiply(OperandTask):
     def compute(self, operands, operators, limbs):
         return bigint.multiply(*operands, limbs)
 
+    def places(self, size: int) -> list[Place]:
+        return places_of_products("p", size, size, 1, self.config.max_in_base)
+
+    def results(self, questions: Questions) -> list[Result]:
+        base, digits = self.config.max_in_base, questions.digits
+        limbs = bigint.num_limbs(base ** digits.shape[2])
+        number = bigint.from_digits(digits[:, 0], questions.in_base, limbs)
+        needed = np.ones(len(digits), bool)
+        return multiply_by_digits(number, digits[:, 1], needed, self.largest_places, base)
+
     def bounds(self, least, most):
         return least**2, most**2
 
 
-class Arithmetic(OperandTask):
+class Arithmetic(WorkedTask, OperandTask):
     """Evaluate a chain of + - *, products first: `12-3*45=-123`."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(OperandTask.Config):
+    class Config(WorkedTask.Config, OperandTask.Config):
         max_digits: int = 2
         min_operators: int = 1
         """Every number of operators is equally likely, and so is each operator."""
         max_operators: int = 2
         operators: str = "+-*"
+        product_share: float | None = added(None)
+        """Probability that an operator of a training row is *; None: as the others. The operators
+        of held-out rows are always equally likely."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -224,6 +251,20 @@ class Arithmetic(OperandTask):
             given = set(self.operators)
             if not given or not given <= set("+-*") or len(given) < len(self.operators):
                 raise UsageError(f"operators must be some of +-*, got {self.operators!r}")
+            share = self.product_share
+            if share is not None and not (0 < share < 1 and "*" in given and len(given) > 1):
+                raise UsageError(
+                    "product_share must be above 0 and below 1, and operators must be * and "
+                    f"others, got {share} and {self.operators!r}"
+                )
+            worked = self.scratch or self.registers
+            if worked and self.max_operators > MOST_OPERATORS:
+                raise usage_error(
+                    f"max_operators {self.max_operators} with "
+                    f"{'scratch' if self.scratch else 'registers'}",
+                    f"at most {MOST_OPERATORS}",
+                    "leave intermediate results out of longer chains",
+                )
 
     config: Config
     text_symbols = "+-*="
@@ -248,6 +289,18 @@ class Arithmetic(OperandTask):
         questions.digits[:, 1:][beyond] = -1
         return questions
 
+    def draw_training(self, draws: Draws, size: int) -> Questions:
+        questions, share = self.draw(draws, size), self.config.product_share
+        if share is None:
+            return questions
+        others = [SYMBOL_TOKENS[x] for x in self.config.operators if x != "*"]
+        count = self.config.max_operators
+        is_product = draws.below(SHARES, count) < round(share * SHARES)
+        other = np.array(others)[draws.below(len(others), count)]
+        operators = np.where(is_product, TIMES, other)
+        questions.choices = np.where(questions.choices < 0, -1, operators)
+        return questions
+
     def prompt_tokens(self, questions: Questions) -> TokenBlocks:
         prompt = [self.with_blanks(questions.digits[:, 0])]
         for i in range(self.config.max_operators):
@@ -269,6 +322,15 @@ class Arithmetic(OperandTask):
             negative = np.where(finished, operator == MINUS, negative)
             term = np.where(finished, operand, np.where(operator == TIMES, product, term))
         return bigint.carry(total + np.where(negative, -term, term))
+
+    def places(self, size: int) -> list[Place]:
+        config = self.config
+        return places_of_chain(size, config.max_operators, config.operators, config.max_in_base)
+
+    def results(self, questions: Questions) -> list[Result]:
+        places, base = self.largest_places, self.config.max_in_base
+        digits, size = questions.digits, self.config.sizes[-1]
+        return work_out_chain(digits, questions.choices, places, size, base)
 
     def bounds(self, least, most):
         return self.bounds_of_chain(least, most, self.config.max_operators)

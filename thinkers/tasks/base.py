@@ -90,6 +90,11 @@ class Task(Configured, ABC):
         self.config = self.Config() if config is None else self.own_config(config)
         self.seed = seed
 
+    @property
+    def num_output_tokens(self) -> int:
+        """Number of tokens, from 0 on, that a model may write; those above are input alone."""
+        return self.vocab_size
+
     @abstractmethod
     def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
         """Return the examples of one update, over all ranks: rank r of w trains on rows r::w.
@@ -139,6 +144,10 @@ class Task(Configured, ABC):
 
         Start tokens and padding have no text.
         """
+
+    def token_name(self, token: int) -> str:
+        """Return the name of a token that has no text."""
+        return str(token)
 
     def read_prompt(self, text: str) -> Prompt:
         """Parse a prompt, which may end in the beginning of its answer.

@@ -123,6 +123,8 @@ class NumberTask(CurriculumTask):
     prompt_end = "="
     text_symbols: ClassVar[str] = "="
     """Symbols of this task's text, besides digits and blanks."""
+    answer_symbols: str = ""
+    """Symbols that answers alone may have."""
     least_significant_first: ClassVar[bool] = True
     """True if digits are those of numbers, False if they are elements of a sequence."""
     commutative: ClassVar[bool] = False
@@ -144,6 +146,10 @@ class NumberTask(CurriculumTask):
     @abstractmethod
     def draw(self, draws: Draws, size: int) -> Questions:
         """Return one random question per row of `draws`, all sizes up to `size` equally likely."""
+
+    def draw_training(self, draws: Draws, size: int) -> Questions:
+        """Return questions as `draw` does, in the shares that they have in training."""
+        return self.draw(draws, size)
 
     @abstractmethod
     def prompt_tokens(self, questions: Questions) -> TokenBlocks:
@@ -209,7 +215,12 @@ class NumberTask(CurriculumTask):
         targets = np.where(graded, row, IGNORED)[:, 1:]
         tokens = np.where(row == END, PAD, row)[:, :-1]
         arrays = (tokens, targets, prompt_lengths, lengths - 1, keys.view(np.int64))
-        return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+        batch = Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+        return self.graded(batch, questions)
+
+    def graded(self, batch: Batch, questions: Questions) -> Batch:
+        """Return the batch of these questions with what is graded besides answers: nothing."""
+        return batch
 
     def _questions(self, keys: UInt64[np.ndarray, " n"], split: str, size: int) -> Questions:
         """Return for each key the first question drawn from it that belongs to `split`."""
@@ -217,8 +228,9 @@ class NumberTask(CurriculumTask):
         # how often other rows were rejected.
         pending = np.arange(len(keys))
         questions = None
+        draw = self.draw_training if split == "train" else self.draw
         for attempt in range(100_000):
-            drawn = self.draw(Draws(mix(keys[pending] + np.uint64(attempt + 1))), size)
+            drawn = draw(Draws(mix(keys[pending] + np.uint64(attempt + 1))), size)
             good = drawn.valid & (self.split_of(drawn) == SPLITS.index(split))
             if questions is None:
                 questions = drawn
@@ -320,7 +332,7 @@ class NumberTask(CurriculumTask):
         """
         return number_tokens.encode(
             text,
-            symbols=self.text_symbols,
+            symbols=self.text_symbols + self.answer_symbols,
             in_bases=self.config.in_bases,
             out_bases=self.config.out_bases,
             reverse=self.least_significant_first,
