@@ -5,15 +5,19 @@ import torch
 from thinkers.models import Model
 
 
-def attention(block, x):
-    """Return causal attention by loops over heads and positions, without the residual."""
+def attention(block, x, positions=None, window=None):
+    """Return causal attention by loops over heads and positions, without the residual.
+
+    A query sees keys not after it in the row, and within the window of its position.
+    """
     heads, t, dim = block.heads, x.shape[0], x.shape[1]
     size = heads.head_dim
     normed = block.attention_norm.weight * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     q = (normed @ heads.query.weight.T).view(t, -1, size)
     k, v = (normed @ heads.key_value.weight.T).view(t, 2, -1, size).unbind(1)
     frequencies = 10000.0 ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
-    angles = torch.arange(t)[:, None] * frequencies.double()
+    places = list(range(t)) if positions is None else positions
+    angles = torch.tensor(places)[:, None] * frequencies.double()
     turns = torch.polar(torch.ones_like(angles), angles)[:, None]
 
     def turned(x):
@@ -25,14 +29,17 @@ def attention(block, x):
     for h in range(q.shape[1]):
         g = h * k.shape[1] // q.shape[1]
         for i in range(t):
-            p = (k[: i + 1, g] @ q[i, h] / size**0.5).softmax(0)
-            out[i, h] = p @ v[: i + 1, g]
+            seen = [
+                j for j in range(i + 1) if window is None or abs(places[i] - places[j]) <= window
+            ]
+            p = (k[seen, g] @ q[i, h] / size**0.5).softmax(0)
+            out[i, h] = p @ v[seen, g]
     return out.reshape(t, dim) @ heads.output.weight.T
 
 
-def block_by_hand(block, x):
+def block_by_hand(block, x, positions=None, window=None):
     """Return one pass of `thinkers.nn.block.Block` over a row, from its equations."""
-    x = x + attention(block, x)
+    x = x + attention(block, x, positions, window)
     norm = block.feed_forward_norm.weight
     normed = norm * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     gate, up = (normed @ block.feed_forward.gate_up.weight.T).chunk(2, -1)

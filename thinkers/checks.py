@@ -151,6 +151,33 @@ def check_due(due: Any, tokens: Any, lengths: Any) -> None:
         )
 
 
+def check_positions(positions: Any, tokens: Any, lengths: Any) -> None:
+    """Raise an error unless `positions` holds a number, from 0, for each real token.
+
+    Under torch.compile nothing is checked, as in `check_rows`.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if not isinstance(positions, Tensor) or positions.dtype != torch.int64:
+        raise UsageTypeError(f"positions must be an int64 tensor, got {describe(positions)}")
+    b, t = check_shape("tokens", tokens)
+    if positions.shape != (b, t):
+        raise UsageError(
+            f"positions must have the shape of tokens {[b, t]}, got {list(positions.shape)}"
+        )
+    if lengths is not None:
+        columns = torch.arange(t, device=positions.device)
+        positions = positions.where(columns < lengths[:, None], 0)
+    low, high = positions.aminmax()
+    if low < 0 or high >= 2**31:
+        wrong = (positions < 0) | (positions >= 2**31)
+        row, column = (int(x) for x in wrong.nonzero()[0])
+        raise UsageError(
+            "positions must be in 0 .. 2**31 - 1 at every real token, "
+            f"got {int(positions[row, column])} at row {row}, column {column}"
+        )
+
+
 def check_choices(config: Any) -> None:
     """Raise ValueError unless each field typed as a Literal, or that or None, has such a value."""
     for setting in fields(config):

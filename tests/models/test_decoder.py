@@ -9,14 +9,18 @@ from thinkers.nn.layers import initialize
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("groups", [None, 2, 1])
-def test_decoder_is_its_equations(groups):
-    model, tokens = vary(tiny("decoder", num_kv_heads=groups).double()), ids(7)
+@pytest.mark.parametrize("positions", [None, [0, 1, 2, 0, 1, 2, 3], [5, 0, 9, 2, 2, 0, 7]])
+@pytest.mark.parametrize("window", [None, 1, 2])
+@pytest.mark.parametrize("groups", [None, 1])
+def test_decoder_is_its_equations(groups, window, positions):
+    model, tokens = vary(tiny("decoder", num_kv_heads=groups, window=window).double()), ids(7)
     x = model.embedding.weight[tokens]
     for block in model.blocks:
-        x = block_by_hand(block, x)
+        x = block_by_hand(block, x, positions, window)
     wanted = normed(model.norm, x) @ model.embedding.weight.T
-    torch.testing.assert_close(model(tokens[None]).logits[0], wanted, rtol=1e-12, atol=1e-12)
+    places = None if positions is None else torch.tensor([positions])
+    found = model(tokens[None], positions=places).logits[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_a_decoder_takes_one_step():

@@ -9,14 +9,18 @@ from model_cases import ids, tiny
 
 from thinkers.models import MODELS
 
+COUPLED = [0, 1, 2, 0, 1, 2, 3]
+
 
 @torch.no_grad()
+@pytest.mark.parametrize("positions", [None, COUPLED])
 @pytest.mark.parametrize("own", [{}, *MODELS["looped"].test_variants])
-def test_looped_is_its_equations(own):
+def test_looped_is_its_equations(own, positions):
     model, tokens, steps = vary(tiny("looped", own).double()), ids(7), 3
+    seen = positions, model.config.window
     e = model.embedding.weight[tokens]
     for block in model.prelude:
-        e = block_by_hand(block, e)
+        e = block_by_hand(block, e, *seen)
     s = e
     for step in range(steps):
         if model.config.injection == "concat":
@@ -29,15 +33,15 @@ def test_looped_is_its_equations(own):
             code = [math.sin(a) for a in turns] + [math.cos(a) for a in turns]
             s = s + torch.tensor(code, dtype=torch.float64)
         for block in model.core:
-            s = block_by_hand(block, s)
+            s = block_by_hand(block, s, *seen)
         s = normed(model.core_norm, s)
     for block in model.coda:
-        s = block_by_hand(block, s)
+        s = block_by_hand(block, s, *seen)
     head = model.embedding.weight if model.config.tie_head else model.head.weight
     wanted = normed(model.norm, s) @ head.T
-    torch.testing.assert_close(
-        model(tokens[None], num_steps=steps).logits[0], wanted, rtol=1e-12, atol=1e-12
-    )
+    places = None if positions is None else torch.tensor([positions])
+    found = model(tokens[None], num_steps=steps, positions=places).logits[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_looped_differentiates_its_last_steps_alone(monkeypatch):

@@ -33,8 +33,8 @@ def breaks(*properties):
 
 @breaks("causality")
 class SeesOneTokenAhead(Decoder):
-    def _run(self, tokens, cache=None):
-        return super()._run(tokens, cache) + 1e-6 * self.embedding(tokens.roll(-1, 1))
+    def _run(self, tokens, *rest, **settings):
+        return super()._run(tokens, *rest, **settings) + 1e-6 * self.embedding(tokens.roll(-1, 1))
 
 
 @breaks("causality")
@@ -147,8 +147,7 @@ class ReadsTheLastColumn(Decoder):
 @breaks("caching", "generation")
 class KeepsOneStepForAll(Looped):
     def extend(self, tokens, cache):
-        cache.grow()
-        x = self._run(tokens[:, None], 1, cache=cache)
+        x = self._run(tokens[:, None], 1, cache=cache, positions=cache.grow())
         return self._answer(x[:, -1, 0])
 
 
@@ -166,8 +165,10 @@ class ReadsPadding(Decoder):
         super().check_tokens(tokens, *rest)
         return tokens % self.config.vocab_size
 
-    def _run(self, tokens, cache=None):
-        return super()._run(tokens, cache) + self.embedding(tokens).mean(1, keepdim=True)
+    def _run(self, tokens, *rest, **settings):
+        return super()._run(tokens, *rest, **settings) + self.embedding(tokens).mean(
+            1, keepdim=True
+        )
 
 
 @breaks("generation", "batch_independence")

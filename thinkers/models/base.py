@@ -30,6 +30,7 @@ from thinkers.models.config import Config as Config
 from thinkers.models.generation import classify, generate
 from thinkers.models.names import MODELS, Name
 from thinkers.models.output_weights import find_output_weights
+from thinkers.models.positions import Positions, option, refuse_positions
 from thinkers.models.weights_file import pack
 from thinkers.nn.tracing import Traced
 from thinkers.registry import Configured, check
@@ -76,6 +77,8 @@ class Model(Traced, Configured, nn.Module, ABC):
     """Methods of the layers that `Training.compile` compiles."""
     test_variants: ClassVar[tuple[dict[str, Any], ...]] = ()
     causal: bool = True
+    takes_positions: ClassVar[bool] = False
+    """True if `forward`, `prefill` and `extend` take `positions`, coupled ones."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -125,6 +128,9 @@ class Model(Traced, Configured, nn.Module, ABC):
         Args:
             prompted: True if the rows are prompts to be answered, False if they are text.
             capacity: Tokens of a row, prompt and new together, that the cache has room for.
+
+        A model that takes positions has a keyword `positions`, (b, t) or None, here, and (b,) or
+        None in `extend`.
 
         Returns:
             The logits after each row's last real token, and the cache.
@@ -193,6 +199,7 @@ class Model(Traced, Configured, nn.Module, ABC):
             num_steps=num_steps,
             lengths=batch.lengths,
             prompt_lengths=batch.prompt_lengths,
+            **option(batch.positions),
         ).logits
         total = next_token_loss(logits, batch.targets, (counts or own)["next_token"])
         correct = correct_predictions(logits, batch.targets)
@@ -212,6 +219,7 @@ class Model(Traced, Configured, nn.Module, ABC):
         pad_token: int = 0,
         use_cache: bool = True,
         return_logits: bool = False,
+        positions: Positions | None = None,
     ) -> Any:
         """Continue prompts, padded on the left, by `max_new_tokens` tokens each.
 
@@ -222,6 +230,8 @@ class Model(Traced, Configured, nn.Module, ABC):
             stop_token: Ends a row, which is then filled with `pad_token`.
             use_cache: False computes whole rows again for every token, for comparison.
             return_logits: Also return the raw logits of each new token, zeros once a row has ended.
+            positions: Coupled positions: a function from left-aligned tokens (b, t) to positions
+                (b, t), called on the tokens so far; or for one new token those of the prompts.
         """
         return generate(
             self,
@@ -237,6 +247,7 @@ class Model(Traced, Configured, nn.Module, ABC):
             pad_token=pad_token,
             use_cache=use_cache,
             return_logits=return_logits,
+            positions=positions,
         )
 
     def answer(
@@ -245,14 +256,19 @@ class Model(Traced, Configured, nn.Module, ABC):
         prompt_lengths: Int[Tensor, " b"],
         max_new_tokens: int,
         num_steps: int | None = None,
+        positions: Positions | None = None,
     ) -> Int[Tensor, "b n"]:
         """Answer prompts, padded on the left, greedily: what tasks score.
 
         A model that is not causal answers with one token, predicted at the end of the prompt.
+
+        Args:
+            positions: As in `generate`.
         """
+        refuse_positions(self, positions)
         if not self.causal and max_new_tokens == 1:
             return classify(self, tokens, prompt_lengths, num_steps)
-        out = self.generate(tokens, max_new_tokens, num_steps, prompt_lengths)
+        out = self.generate(tokens, max_new_tokens, num_steps, prompt_lengths, **option(positions))
         return out[:, tokens.shape[1] :]
 
     def score(
@@ -261,11 +277,14 @@ class Model(Traced, Configured, nn.Module, ABC):
         *,
         lengths: Int[Tensor, " b"] | None = None,
         num_steps: int | None = None,
+        positions: Positions | None = None,
     ) -> Float[Tensor, "b t-1"]:
         """Compute the log-probability of each token after the first, in nats; 0 for padding."""
+        refuse_positions(self, positions)
         if not self.causal:
             raise UsageError(NOT_CAUSAL.format(what="score"))
-        logits = self(tokens, num_steps=num_steps, lengths=lengths).logits[:, :-1]
+        thought = self(tokens, num_steps=num_steps, lengths=lengths, **option(positions))
+        logits = thought.logits[:, :-1]
         nexts = tokens[:, 1:]
         if lengths is not None:
             real = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from thinkers.checks import NOT_CAUSAL, check_due, check_shape, check_targets, describe
 from thinkers.errors import UsageError, UsageTypeError
+from thinkers.models.positions import find_positions
 
 IGNORED = -100
 """The target of positions that are not graded."""
@@ -29,6 +30,8 @@ class Batch:
         keys: Random key of each row, from which all noise of that row is drawn.
         due: The thinking step, from 1, after which the target of a position can be known; at a
             position without a target, the step after which later targets can use it. 0 at padding.
+        positions: Coupled position of each token, of a model that takes them; 0 at padding. None
+            means the order of the tokens.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -37,6 +40,7 @@ class Batch:
     lengths: Int[Tensor, " b"] | None = None
     keys: Int[Tensor, " b"] | None = None
     due: Int[Tensor, "b t"] | None = None
+    positions: Int[Tensor, "b t"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -59,7 +63,8 @@ def collate(batches: Sequence[Batch]) -> Batch:
     Rows are padded on the right to the width of the widest batch, and `lengths` is set.
 
     Raises:
-        UsageError: There are none, or some have prompt_lengths, keys or due and others do not.
+        UsageError: There are none, or some have prompt_lengths, keys, due or
+            positions and others do not.
         UsageTypeError: One of them is no Batch.
     """
     batches = list(batches)
@@ -102,6 +107,7 @@ def collate(batches: Sequence[Batch]) -> Batch:
         torch.cat(lengths),
         of_rows("keys"),
         joined("due", 0) if are_set("due") else None,
+        joined("positions", 0) if are_set("positions") else None,
     )
 
 
@@ -142,6 +148,7 @@ def as_batch(batch: Any, model: Any) -> Batch:
     Raises:
         TypeError: It is neither a Batch nor a tensor, or one of its tensors is not int64.
         ValueError: A shape, an id or a length is invalid; the message names it and its position.
+            Or it has positions, and the model takes none.
     """
     if isinstance(batch, Tensor):
         if not model.causal:
@@ -159,6 +166,7 @@ def as_batch(batch: Any, model: Any) -> Batch:
         batch,
         tokens=model.check_tokens(tokens, lengths, batch.prompt_lengths),
         targets=graded_targets(batch),
+        positions=find_positions(model, batch.positions, tokens, lengths),
     )
 
 

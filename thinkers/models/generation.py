@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thinkers.checks import NOT_CAUSAL, check_ids, check_int, check_lengths, check_shape
-from thinkers.errors import UsageError
+from thinkers.errors import UsageError, usage_error
+from thinkers.models.positions import Places, Positions, option, refuse_positions
 
 
 def generate(
@@ -29,6 +30,7 @@ def generate(
     pad_token: int,
     use_cache: bool,
     return_logits: bool,
+    positions: Positions | None,
 ) -> Any:
     """Implement `Model.generate`."""
     check_shape("tokens", tokens)
@@ -45,6 +47,7 @@ def generate(
         generator=generator,
         stop_token=stop_token,
         use_cache=use_cache,
+        positions=positions,
     )
     (b, t), chosen, kept = tokens.shape, [], []
     for new in written:
@@ -117,6 +120,7 @@ def stream(
     stop_token: int | None = None,
     use_cache: bool = True,
     vocab_size: int | None = None,
+    positions: Positions | None = None,
 ) -> Iterator[NextTokens]:
     """Yield the tokens of `Model.generate`, each as soon as it is chosen.
 
@@ -127,11 +131,12 @@ def stream(
         raise UsageError(NOT_CAUSAL.format(what="generate"))
     rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
     check_sampling(temperature, top_k, top_p)
+    positions = continued(model, positions, tokens, lengths, max_new_tokens)
     if stop_token is not None:
         check_int("stop_token", stop_token, 0, model.config.vocab_size - 1, "vocab_size - 1")
     with eval_mode(model):
         writer = (Cached if use_cache else Recomputed)(
-            model, rows, lengths, steps, prompt_lengths is not None, max_new_tokens
+            model, rows, lengths, steps, prompt_lengths is not None, max_new_tokens, positions
         )
         alive = torch.arange(len(tokens), device=tokens.device)
         for _ in range(max_new_tokens):
@@ -181,39 +186,62 @@ class Cached:
     """Decoding with a cache: each token is computed once."""
 
     def __init__(
-        self, model: Any, rows: Tensor, lengths: Tensor, steps: int, prompted: bool, room: int
+        self,
+        model: Any,
+        rows: Tensor,
+        lengths: Tensor,
+        steps: int,
+        prompted: bool,
+        room: int,
+        positions: Positions | None = None,
     ):
         self.model = model
         self.next: Any = None
         self.cache: Any = None
+        self.places = None if positions is None else Places(model, positions, rows, lengths, room)
         if room:
+            places = None if self.places is None else self.places.whole()
             self.next, self.cache = model.prefill(
-                rows, lengths, steps, prompted, rows.shape[1] + room
+                rows, lengths, steps, prompted, rows.shape[1] + room, **option(places)
             )
         self.pending: Tensor | None = None
 
     def logits(self) -> Float[Tensor, "b v"]:
         """Return the logits of the next token of each row."""
         if self.pending is not None:
-            self.next, self.pending = self.model.extend(self.pending, self.cache), None
+            newest = None if self.places is None else self.places.newest()
+            self.next = self.model.extend(self.pending, self.cache, **option(newest))
+            self.pending = None
         return self.next
 
     def write(self, tokens: Int[Tensor, " b"]) -> None:
         """Append a token to each row."""
         self.pending = tokens
+        if self.places is not None:
+            self.places.write(tokens)
 
     def select(self, rows: Int[Tensor, " b"]) -> None:
         """Keep only these rows."""
         self.cache.select(rows)
+        if self.places is not None:
+            self.places.select(rows)
 
 
 class Recomputed:
     """Decoding without a cache: whole rows are computed for every token, as a reference."""
 
     def __init__(
-        self, model: Any, rows: Tensor, lengths: Tensor, steps: int, prompted: bool, room: int
+        self,
+        model: Any,
+        rows: Tensor,
+        lengths: Tensor,
+        steps: int,
+        prompted: bool,
+        room: int,
+        positions: Positions | None = None,
     ):
         self.model, self.steps, self.lengths = model, steps, lengths
+        self.positions = positions
         self.prompts = lengths if prompted else None
         self.rows = torch.cat([rows, rows.new_zeros(len(rows), room)], 1)
 
@@ -225,6 +253,7 @@ class Recomputed:
             num_steps=self.steps,
             lengths=self.lengths,
             prompt_lengths=self.prompts,
+            **option(self.positions),
         )
         return thought.logits[torch.arange(len(self.rows)), self.lengths - 1]
 
@@ -264,11 +293,47 @@ def check_call(
     # Callers pad on the left, where a new token is the next column; models on the right, where a
     # position is a column.
     columns = torch.arange(t, device=tokens.device)
-    first = (t - lengths)[:, None]
-    tokens = tokens.where(columns >= first, 0)
+    tokens = tokens.where(columns >= (t - lengths)[:, None], 0)
     check_ids("tokens", tokens, model.config.vocab_size)
-    rows = tokens.gather(1, (columns + first).clamp(max=t - 1))[:, :longest]
+    rows = left_aligned(tokens, lengths)[:, :longest]
     return model.check_tokens(rows, lengths), lengths, steps
+
+
+def left_aligned(columns: Int[Tensor, "b t"], lengths: Int[Tensor, " b"]) -> Int[Tensor, "b t"]:
+    """Move the last `lengths` columns of each row to its beginning; others hold what they may."""
+    t = columns.shape[1]
+    index = torch.arange(t, device=columns.device) + (t - lengths)[:, None]
+    return columns.gather(1, index.clamp(max=t - 1))
+
+
+def continued(
+    model: Any,
+    positions: Positions | None,
+    tokens: Int[Tensor, "b t"],
+    lengths: Int[Tensor, " b"],
+    max_new_tokens: int,
+) -> Positions | None:
+    """Check the positions of prompts that are continued; return those of a tensor left-aligned.
+
+    Raises:
+        TypeError: A tensor is not int64.
+        ValueError: The model takes none, a shape is wrong, or a tensor is to be continued.
+    """
+    refuse_positions(model, positions)
+    if not isinstance(positions, Tensor):
+        return positions
+    if max_new_tokens > 1:
+        raise usage_error(
+            f"a tensor of positions for {max_new_tokens} new tokens",
+            "a function of the tokens so far, which gives the positions of new ones as well",
+            "pass a function from tokens (b, t) to positions (b, t), such as task.positions",
+        )
+    shape = check_shape("positions", positions)
+    if shape != tuple(tokens.shape):
+        raise UsageError(
+            f"positions must have the shape of tokens {list(tokens.shape)}, got {list(shape)}"
+        )
+    return left_aligned(positions, lengths)[:, : int(lengths.max())]
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from thinkers.checks import added, check_int
 from thinkers.errors import UsageError
 from thinkers.models.base import Model, Thought
 from thinkers.models.batch import Batch, Loss, as_batch
+from thinkers.models.positions import Positions, find_positions, in_order
 from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.nn.block import Block, Table, run_blocks
-from thinkers.nn.kv_cache import KeyValueCache
+from thinkers.nn.kv_cache import KeepsKeys, KeyValueCache
 from thinkers.nn.layers import Head, Rotary, initialize, sinusoidal
+from thinkers.nn.window import WholeRows, grow, make_cache
 
 
 class Looped(Model):
@@ -27,7 +29,9 @@ class Looped(Model):
 
     n is `num_steps`; e and s_k are (b, t, c). Prelude, core and coda are stacks of
     `thinkers.nn.block.Block` with causal attention. inject(s, e) is W [s, e], s + e or s, by the
-    setting `injection`; with `time_code`, a sinusoidal code of k is added to it.
+    setting `injection`; with `time_code`, a sinusoidal code of k is added to it. With `window` a
+    token attends to those before it whose position, coupled or in order, is at most so far away:
+    see `thinkers.nn.window`.
 
     Prelude, core and coda are those of Geiping et al. 2025 (https://arxiv.org/abs/2502.05171), who
     start from a random state instead. Without prelude, coda and injection, and with a time code, it
@@ -35,6 +39,7 @@ class Looped(Model):
     """
 
     name = "looped"
+    takes_positions = True
     test_variants = (
         {
             "num_prelude_layers": 0,
@@ -42,7 +47,7 @@ class Looped(Model):
             "injection": "none",
             "time_code": True,
         },
-        {"injection": "add", "backprop_steps": 2, "num_coda_layers": 2},
+        {"injection": "add", "backprop_steps": 2, "num_coda_layers": 2, "window": 3},
         {"step_loss": "due", "tie_head": False},
     )
 
@@ -63,11 +68,15 @@ class Looped(Model):
         rotary_base: float = added(10_000.0)
         """Base b of the frequencies b^(-2i/d). Distances beyond those of training resemble short
         ones where a frequency completes a turn there: a larger base leaves fewer such."""
+        window: int | None = added(None)
+        """Attend only to tokens whose position is at most so far away; None means to all before."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if not 1 < self.rotary_base < math.inf:
                 raise UsageError(f"rotary_base must be above 1 and finite, got {self.rotary_base}")
+            if self.window is not None:
+                check_int("window", self.window, 1)
             check_int("num_prelude_layers", self.num_prelude_layers, 0)
             check_int("num_coda_layers", self.num_coda_layers, 0)
             if self.injection not in ("concat", "add", "none"):
@@ -109,10 +118,12 @@ class Looped(Model):
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
+        positions: Positions | None = None,
     ) -> Thought:
         steps = self.check_steps(num_steps)
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
-        states = self._run(tokens, steps, keep_states)
+        places = find_positions(self, positions, tokens, lengths)
+        states = self._run(tokens, steps, keep_states, positions=places)
         return Thought(self._answer(states[:, -1]), states if keep_states else None)
 
     def loss(
@@ -124,7 +135,8 @@ class Looped(Model):
     ) -> Loss:
         batch, steps = as_batch(batch, self), self.check_steps(num_steps)
         own = self.count_terms(batch)
-        states = self._run(batch.tokens, steps, keep_states=self.config.step_loss != "last")
+        is_graded_once = self.config.step_loss == "last"
+        states = self._run(batch.tokens, steps, not is_graded_once, positions=batch.positions)
         count = (counts or own)["next_token"]
         return loss_of_states(self, states, batch.targets, batch.due, own, count)
 
@@ -134,24 +146,29 @@ class Looped(Model):
         steps: int,
         keep_states: bool = False,
         cache: KeyValueCache | None = None,
+        positions: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b k t c"]:
-        """Compute the output of the coda after the last step, or with `keep_states` after each."""
-        if cache is None or cache.visible is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        else:
-            positions = cache.lengths[:, None] - 1
+        """Compute the output of the coda after the last step, or with `keep_states` after each.
+
+        Positions None means those of whole rows.
+        """
         x = self.embedding(tokens)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        keeps: KeepsKeys | None = cache
+        if cache is None and self.config.window is not None:
+            keeps = WholeRows(positions, self.config.window, x)
         table = self.rotary.table(positions, x.dtype)
-        e = run_blocks(self.prelude, x, table, cache, 0)
+        e = run_blocks(self.prelude, x, table, keeps, 0)
         slot, s, states = len(self.prelude), e, []
         for step in range(steps):
             if step:
                 s = self.thought_hook(s, step - 1)
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(step, steps)):
-                s = self._think(s, e, step, table, cache, slot)
+                s = self._think(s, e, step, table, keeps, slot)
             slot += len(self.core)
             if keep_states or step == steps - 1:
-                states.append(run_blocks(self.coda, s, table, cache, slot))
+                states.append(run_blocks(self.coda, s, table, keeps, slot))
         return torch.stack(states, 1)
 
     def _think(
@@ -160,7 +177,7 @@ class Looped(Model):
         e: Float[Tensor, "b t c"],
         step: int,
         table: Table,
-        cache: KeyValueCache | None,
+        cache: KeepsKeys | None,
         slot: int,
     ) -> Float[Tensor, "b t c"]:
         """Compute s_k from s_(k-1), with `step` = k - 1."""
@@ -185,6 +202,10 @@ class Looped(Model):
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
         return self._answer(states)
 
+    def mask(self, length: int, num_steps: int | None = None) -> Bool[Tensor, "t s"]:
+        seen = super().mask(length, num_steps)
+        return seen if self.config.window is None else seen.triu(-self.config.window)
+
     def prefill(
         self,
         tokens: Int[Tensor, "b t"],
@@ -192,19 +213,29 @@ class Looped(Model):
         num_steps: int,
         prompted: bool,
         capacity: int,
-    ) -> tuple[Float[Tensor, "b v"], "LoopedCache"]:
-        heads = self.config.num_heads
+        *,
+        positions: Int[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b v"], KeyValueCache]:
+        config = self.config
+        heads = config.num_heads, config.dim // config.num_heads
         num_layers = len(self.prelude) + num_steps * len(self.core) + len(self.coda)
-        weight = self.norm.weight
-        head_dim = self.config.dim // heads
-        cache = LoopedCache(num_layers, lengths, capacity, heads, head_dim, weight)
-        cache.num_steps = num_steps
-        x = self._run(tokens, num_steps, cache=cache)[:, -1]
+        places = in_order(tokens) if positions is None else positions
+        like = self.norm.weight
+        cache = make_cache(num_layers, places, lengths, capacity, *heads, like, config.window)
+        x = self._run(tokens, num_steps, cache=cache, positions=positions)[:, -1]
         return self._answer(x[torch.arange(len(x)), lengths - 1]), cache
 
-    def extend(self, tokens: Int[Tensor, " b"], cache: "LoopedCache") -> Float[Tensor, "b v"]:
-        cache.grow()
-        x = self._run(tokens[:, None], cache.num_steps, cache=cache)
+    def extend(
+        self,
+        tokens: Int[Tensor, " b"],
+        cache: KeyValueCache,
+        *,
+        positions: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b v"]:
+        # Each step has keys of its own in the cache.
+        num_steps = (len(cache.layers) - len(self.prelude) - len(self.coda)) // len(self.core)
+        places = grow(cache, positions)
+        x = self._run(tokens[:, None], num_steps, cache=cache, positions=places)
         return self._answer(x[:, -1, 0])
 
     def flops(
@@ -223,12 +254,6 @@ class Looped(Model):
         answers = 1 if self.config.step_loss == "last" else steps
         learned = min(steps, self.config.backprop_steps or steps)
         return 3 * (once + answers * answer) + (steps + 2 * learned) * step
-
-
-class LoopedCache(KeyValueCache):
-    """Keys and values of every layer at every step, and the number of steps."""
-
-    num_steps: int
 
 
 def make_blocks(config: Looped.Config, number: int) -> nn.ModuleList:

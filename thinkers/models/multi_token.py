@@ -37,6 +37,7 @@ class MultiToken(Decoder):
     """
 
     name = "multi_token"
+    takes_positions = False
     test_variants = ({"num_future": 2, "num_kv_heads": 2}, {"num_future": 1})
 
     @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class MultiToken(Decoder):
         def __post_init__(self) -> None:
             super().__post_init__()
             check_int("num_future", self.num_future, 1, self.max_length, "max_length")
+            self.refuse_unused(("window",), "the model is multi_token")
 
     def __init__(self, config: Config):
         super().__init__(config)

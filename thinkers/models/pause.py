@@ -46,6 +46,10 @@ class Pause(Model):
         least_steps: ClassVar[int] = 0
         takes_steps: ClassVar[bool] = True
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.refuse_unused(("window",), "the model is pause")
+
     def __init__(self, config: Config):
         super().__init__(config)
         self.embedding = nn.Embedding(self.config.vocab_size, config.dim)

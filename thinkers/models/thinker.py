@@ -21,6 +21,7 @@ from thinkers.models.batch import (
     graded_targets,
 )
 from thinkers.models.generation import check_call, choosable, eval_mode
+from thinkers.models.positions import Positions, refuse_positions
 from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.models.thinker_cache import ThinkerCache
 from thinkers.models.thinker_input import read_text, text_input
@@ -457,8 +458,10 @@ class Thinker(Model):
         prompt_lengths: Int[Tensor, " b"],
         max_new_tokens: int,
         num_steps: int | None = None,
+        positions: Positions | None = None,
     ) -> Int[Tensor, "b n"]:
         """Generate greedily; with parallel output, predict all tokens of the answer at once."""
+        refuse_positions(self, positions)
         if self.config.output != "parallel" or max_new_tokens == 0:
             return super().answer(tokens, prompt_lengths, max_new_tokens, num_steps)
         rows, lengths, steps = check_call(self, tokens, max_new_tokens, num_steps, prompt_lengths)
