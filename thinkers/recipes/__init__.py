@@ -9,7 +9,7 @@ from typing import Any
 
 from thinkers.config.experiment import Config
 from thinkers.errors import UsageError
-from thinkers.recipes import babi, numbers, star_graph, state_tracking, text
+from thinkers.recipes import arithmetic, babi, numbers, star_graph, state_tracking, text
 from thinkers.tasks.text import Text
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -34,8 +34,28 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "add/deepsight": numbers.add_deepsight,
         "copy/thinker": numbers.copy_thinker,
         "sort/thinker": numbers.sort_thinker,
-        "arithmetic/looped": numbers.arithmetic_looped,
         "multiply/thinker": numbers.multiply_thinker,
+        "multiply/direct": arithmetic.multiply_direct,
+        "multiply/direct_decoder": arithmetic.multiply_direct_decoder,
+        "multiply/looped": arithmetic.multiply_looped,
+        "multiply/decoder": arithmetic.multiply_decoder,
+        "multiply/free": arithmetic.multiply_free,
+        "multiply/written": arithmetic.multiply_written,
+        "multiply/written_decoder": arithmetic.multiply_written_decoder,
+        "multiply/direct_3x3": arithmetic.large_direct,
+        "multiply/direct_decoder_3x3": arithmetic.large_direct_decoder,
+        "multiply/looped_3x3": arithmetic.large_looped,
+        "multiply/decoder_3x3": arithmetic.large_decoder,
+        "multiply/free_3x3": arithmetic.large_free,
+        "multiply/written_3x3": arithmetic.large_written,
+        "multiply/written_decoder_3x3": arithmetic.large_written_decoder,
+        "arithmetic/direct": arithmetic.arithmetic_direct,
+        "arithmetic/direct_decoder": arithmetic.arithmetic_direct_decoder,
+        "arithmetic/looped": arithmetic.arithmetic_looped,
+        "arithmetic/decoder": arithmetic.arithmetic_decoder,
+        "arithmetic/free": arithmetic.arithmetic_free,
+        "arithmetic/written": arithmetic.arithmetic_written,
+        "arithmetic/written_decoder": arithmetic.arithmetic_written_decoder,
         "factorise/thinker": numbers.factorise_thinker,
         "shakespeare/decoder": text.decoder,
         "shakespeare/looped": text.looped,

@@ -1,4 +1,4 @@
-"""Recipes on number tasks: arithmetic, sorting and copying of digits."""
+"""Recipes on number tasks: sums, products and factors, sorting and copying of digits."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from thinkers.models.looped import Looped
 from thinkers.models.reasoning_tokens import ReasoningTokens
 from thinkers.models.thinker import Thinker
 from thinkers.models.thoughtsformer import ThoughtsFormer
-from thinkers.tasks.arithmetic import Add, Arithmetic, Multiply
+from thinkers.tasks.arithmetic import Add, Multiply
 from thinkers.tasks.factorise import Factorise
 from thinkers.tasks.sequences import Copy, Sort
 
@@ -91,23 +91,6 @@ def sort_thinker() -> Config:
     """Sort up to 10 digits: each digit of the answer depends on all of the question."""
     training = training_settings(1500, lr=2e-3)
     return fit(Thinker, Sort.Config(max_length=10), training, num_layers=1, num_steps=4)
-
-
-def arithmetic_looped() -> Config:
-    """Compute terms of two operators (+ - *) on numbers up to 99, by a curriculum from 9 on.
-
-    The curriculum and the narrow model helped; docs/measured.md has the attempts that did not.
-    """
-    training = training_settings(18000, lr=3e-3, batch_size=64)
-    task = Arithmetic.Config(
-        max_digits=2,
-        min_operators=2,
-        max_operators=2,
-        curriculum=True,
-        threshold=0.8,
-        window=1000,
-    )
-    return fit(Looped, task, training, num_layers=1, num_steps=4)
 
 
 def multiply_thinker() -> Config:
