@@ -33,13 +33,17 @@ def built(name, model="looped", **own):
 def test_an_answer_is_read_from_one_forward_pass(name, model):
     made, task = built(name, model)
     row = torch.tensor([task.encode(PROMPTS[name])])
+    # A prompt of automaton says how many updates it asks for, each a thinking step.
+    asked = 3 if name == "automaton" and made.config.takes_steps else None
     with torch.no_grad():
-        found = made(row, prompt_lengths=torch.tensor([row.shape[1]])).logits.argmax(-1)[0]
+        ends = torch.tensor([row.shape[1]])
+        found = made(row, num_steps=asked, prompt_lengths=ends).logits.argmax(-1)[0]
     first = {"cups": -1, "automaton": 2, "links": 1}[name]
     wanted = f"{PROMPTS[name]} -> {task.decode(found[first:])}"
     assert thinkers.answer((made, task), f" {PROMPTS[name]} ") == wanted
     seen = thinkers.inspect((made, task), PROMPTS[name])
     assert seen.answer == task.decode(found[first:]) and seen.prompt_length == row.shape[1]
+    assert seen.requested_steps == (asked or made.config.num_steps)
     assert seen.tokens == [*row[0].tolist(), *found[-1:].tolist() * (name == "cups")]
 
 
@@ -59,7 +63,8 @@ def test_a_chain_of_states_is_written_between_the_swaps():
 def test_a_prompt_may_have_any_length_that_the_model_takes():
     made, task = built("automaton")
     text = "2:" + "01" * 10
-    answer = thinkers.answer((made, task), text).removeprefix(f"{text} -> ")
+    answer = thinkers.answer((made, task), text, made.config.num_steps)
+    answer = answer.removeprefix(f"{text} -> ")
     assert len(answer.replace(":", "")) == 20  # of any tokens, since it has learned nothing
     with pytest.raises(UsageError, match="a prompt of 33 tokens"):
         thinkers.answer((made, task), "2:" + "1" * 31)
@@ -101,6 +106,15 @@ def test_an_automaton_is_judged_at_due_steps(tmp_path, monkeypatch):
     assert [row["num_steps"] for row in plain] == [1]
     with pytest.raises(UsageError, match="max_steps 7, but rows of up to 8 updates"):
         thinkers.train(make("looped", config.task, max_steps=7), tmp_path / "b")
+
+
+def test_thoughts_are_replaced_at_the_steps_that_a_task_is_judged_by():
+    made, task = built("automaton", max_updates=4)
+    found = thinkers.ablate((made, task), num_examples=60)
+    assert found.num_steps == "due"
+    assert found.score == pytest.approx(task.grade(made, "test", 60, "due").mean().item())
+    fixed = thinkers.ablate((made, task), 4, num_examples=60)
+    assert fixed.num_steps == 4 and fixed.score == task.grade(made, "test", 60, 4).mean()
 
 
 def test_more_steps_than_the_model_takes_are_refused():

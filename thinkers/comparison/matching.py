@@ -28,6 +28,7 @@ from thinkers.process_state import keep_process_state
 from thinkers.recipes.pairs import base, task_settings
 from thinkers.registry import name_of_config
 from thinkers.tasks import Task
+from thinkers.tasks.due import Steps, step_groups
 from thinkers.training.distributed import Ranks
 from thinkers.training.state import TrainState
 from thinkers.training.step import LossModule, step, thinking_steps
@@ -237,14 +238,16 @@ def last_stage_batches(task: Any, number: int) -> tuple[Batch, ...]:
     return tuple(built.batch(update, number) for update in range(CURRICULUM_SAMPLE))
 
 
-def answer_flops(config: Config, num_steps: int | None = None) -> float:
-    """Count the FLOPs of reading one row and writing its answer."""
+def answer_flops(config: Config, num_steps: Steps = None) -> float:
+    """Count the FLOPs of reading one row and writing its answer, in the mean of a sample."""
     return work_of(config.model, config.task, num_steps)
 
 
-def work_of(model: Any, task: Any, num_steps: int | None = None) -> float:
+def work_of(model: Any, task: Any, num_steps: Steps = None) -> float:
     """Count the same as `answer_flops`, given the Configs of a model and a task."""
-    return build(model).batch_flops(rows_of(task, SAMPLE), num_steps) / SAMPLE
+    built, batch = build(model), rows_of(task, SAMPLE)
+    groups = step_groups(batch, built, num_steps)
+    return sum(built.batch_flops(batch.rows(rows), steps) for rows, steps in groups) / SAMPLE
 
 
 def updates_for(config: Config, flops: float) -> int:

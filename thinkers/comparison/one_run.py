@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,8 @@ from thinkers.runs import checkpoint, folder
 from thinkers.runs.result import load
 from thinkers.runs.trackers import Tracking
 from thinkers.strict_json import Schema
-from thinkers.tasks.base import example_groups
+from thinkers.tasks.base import Task, example_groups
+from thinkers.tasks.due import Steps
 from thinkers.terminal import show
 from thinkers.training.loop import resume, train
 
@@ -109,16 +110,20 @@ def _identity(job: Job) -> dict[str, Any]:
 
 
 def _evaluated(job: Job) -> dict[str, Any]:
-    """Train a run, and grade it on the test split at every number of steps and checkpoint."""
+    """Train a run, and grade it on the test split at every number of steps and checkpoint.
+
+    On a task that is judged at due steps, the score and the checkpoints are graded at them.
+    """
     plan = Plan.read(Path(job.folder))
     assert job.seed is not None
     config = plan.config(plan.contender(job.name), job.seed, job.lr)
     usage = _train(job, config)
     model = load(job.home).to(find_device(config.training.device))
     task = tasks.from_config(config.task, EXAMPLES_SEED)
-    grades = {k: task.grade(model, "test", plan.num_examples, k).numpy() for k in model.step_counts}
-    usual = usual_steps(model)
-    curve, points = _curve(job.home, model, task, min(POINT_EXAMPLES, plan.num_examples))
+    usual = usual_steps(model, task)
+    counts: dict[Steps, None] = dict.fromkeys([usual, *model.step_counts])
+    grades = {k: task.grade(model, "test", plan.num_examples, k).numpy() for k in counts}
+    curve, points = _curve(job.home, model, task, min(POINT_EXAMPLES, plan.num_examples), usual)
     questions = example_groups(task, "test", plan.num_examples, grades[usual])
     digest = results.write_grades(job.home, grades, points, questions)
     checkpoint.prune(job.home / "checkpoints", 1)
@@ -145,7 +150,7 @@ def _search(job: Job) -> dict[str, Any]:
     usage = _train(job, config)
     task = tasks.from_config(config.task, EXAMPLES_SEED)
     model = load(job.home).to(find_device(config.training.device))
-    scores = task.score(model, "valid", plan.num_examples)
+    scores = task.score(model, "valid", plan.num_examples, usual_steps(model, task))
     return {"lr": job.lr, "score": task.objective(scores), **usage}
 
 
@@ -211,7 +216,7 @@ def _peak(device: torch.device) -> int:
 
 
 def _curve(
-    home: Path, model: Model, task: Any, num_examples: int
+    home: Path, model: Model, task: Task, num_examples: int, num_steps: Steps
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Return ([{update, flops, score}], grades) of each checkpoint of a run, oldest first.
 
@@ -223,16 +228,18 @@ def _curve(
     for path in [x for x in paths if int(x.name) % every == 0 or x == paths[-1]]:
         saved = checkpoint.read(path)
         model.load_state_dict(saved.tensors.get("ema", saved.tensors["weights"]))
-        grades = task.grade(model, "test", num_examples).numpy()
+        grades = task.grade(model, "test", num_examples, num_steps).numpy()
         flops = saved.state["flops"]
         curve.append({"update": saved.update, "flops": flops, "score": float(grades.mean())})
         points.append(grades)
     return curve, np.stack(points)
 
 
-def usual_steps(model: Model) -> int:
-    """Return the number of steps that the model was built for, as one of `step_counts`."""
+def usual_steps(model: Model, task: Task) -> int | Literal["due"]:
+    """Return "due" if the task is judged so, else the steps of the model, one of `step_counts`."""
     counts = model.step_counts
+    if task.judged_at == "due" and model.config.takes_steps:
+        return "due"
     return model.config.num_steps if model.config.num_steps in counts else counts[0]
 
 

@@ -258,18 +258,19 @@ def steps_figure(findings: Findings, by_flops: bool) -> "Figure":
     ticks = set()
     for i, (name, scores) in enumerate(findings.scores.items()):
         flops = findings.results[name][0].record["answer_flops"]
+        counts, usual = sorted(k for k in scores if k != "due"), findings.usual[name]
         # 0 steps have no place on a logarithmic scale.
-        places = {k: flops[str(k)] if by_flops else max(k, 0.5) for k in scores}
-        _line(axes, i, name, [(places[k], scores[k]) for k in sorted(scores)])
-        usual = findings.usual[name]
-        axes.plot(
-            [places[usual]],
-            [scores[usual].value],
-            MARKERS[i % len(MARKERS)],
-            color=COLOURS[i % len(COLOURS)],
-            markersize=9,
-        )
-        ticks |= set(scores)
+        places = {k: flops[str(k)] if by_flops else max(k, 0.5) for k in counts}
+        _line(axes, i, name, [(places[k], scores[k]) for k in counts])
+        if by_flops or usual != "due":  # due steps differ by row: no one place among the numbers
+            axes.plot(
+                [flops[str(usual)] if by_flops else places[usual]],
+                [scores[usual].value],
+                MARKERS[i % len(MARKERS)],
+                color=COLOURS[i % len(COLOURS)],
+                markersize=9,
+            )
+        ticks |= set(counts)
     drawn = np.concatenate([line.get_xdata() for line in axes.lines])
     if drawn.min() == drawn.max():
         # The width that matplotlib chooses around one place is rounding error for some numbers.

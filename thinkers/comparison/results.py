@@ -15,6 +15,7 @@ from thinkers.comparison.plan import Plan
 from thinkers.errors import DamagedError, ThinkersError, describe, exit_code
 from thinkers.files import own_folder, read_file, write_file
 from thinkers.json_files import read_with_digest, with_digest
+from thinkers.tasks.due import Steps
 from thinkers.user_paths import user_path
 
 RUNS, RESULT, PAGE, GRADES = "runs", "result.json", "report.html", "grades.npz"
@@ -28,13 +29,13 @@ class Result:
 
     Args:
         record: The content of its result.json.
-        grades: {thinking steps: the primary metric of each held-out example}.
+        grades: {thinking steps, or "due": the primary metric of each held-out example}.
         points: Grades at the configured number of steps, for each checkpoint in record["curve"].
         questions: Index of each example's question; repeated questions share one.
     """
 
     record: Mapping[str, Any]
-    grades: Mapping[int, np.ndarray]
+    grades: Mapping[Steps, np.ndarray]
     points: np.ndarray
     questions: np.ndarray
 
@@ -141,7 +142,7 @@ def failure(error: Exception) -> dict[str, Any]:
 
 
 def write_grades(
-    home: Path, grades: Mapping[int, np.ndarray], points: np.ndarray, questions: np.ndarray
+    home: Path, grades: Mapping[Steps, np.ndarray], points: np.ndarray, questions: np.ndarray
 ) -> str:
     """Write the arrays of a `Result` beside its result.json; return their SHA-256 for it."""
     buffer = io.BytesIO()
@@ -162,7 +163,9 @@ def _with_grades(home: Path, record: Mapping[str, Any]) -> Result:
         raise DamagedError(f"{file} has changed since it was written: its SHA-256 differs")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as found:
-            grades = {int(k): found[f"steps_{k}"] for k in record["scores"]}
+            grades: dict[Steps, np.ndarray] = {
+                "due" if k == "due" else int(k): found[f"steps_{k}"] for k in record["scores"]
+            }
             return Result(record, grades, found["points"], found["questions"])
     except Exception as error:  # of zip, zlib or numpy, which raise many kinds
         raise DamagedError(f"{file} must hold the grades of a run: {error}") from None

@@ -1,6 +1,7 @@
 """Scores and differences of a comparison, each with its interval, and conclusions from them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +17,10 @@ class Findings:
     """The scores and differences of a comparison, each with its interval.
 
     Attributes:
-        scores: {contender: {thinking steps: score}}.
+        scores: {contender: {thinking steps, or "due": score}}.
         differences: {contender: improvement over the baseline}, of all but the baseline.
-        thinking: {contender: improvement of the configured number of steps over the fewest}.
+        thinking: {contender: improvement of the configured number of steps over the fewest}; none
+            for a contender that is judged at due steps, where more steps ask for something else.
         curves: {contender: [(training FLOPs, score)]}.
     """
 
@@ -41,7 +43,7 @@ class Findings:
         self.thinking = {
             name: self._better(x[self.usual[name]], x[min(x)], same_runs=True)
             for name, x in self.grades.items()
-            if min(x) < self.usual[name]
+            if self.usual[name] != "due" and min(x) < self.usual[name]
         }
         self.curves = {name: _curve(runs) for name, runs in self.results.items()}
 
@@ -134,6 +136,11 @@ def limits(findings: Findings) -> list[str]:
             f"{'pair' if number == 1 else 'pairs'} tested here, about {number} in 100 such pages "
             f"{'shows' if number == 1 else 'show'} a difference where there is none."
         )
+    if oracles := [name for name, steps in findings.usual.items() if steps == "due"]:
+        sentences.append(
+            f"{_listed(oracles)} {_is(oracles)} graded with as many steps as each row's answers "
+            "need: an oracle's number, since more steps ask for something else here."
+        )
     for name, difference in findings.thinking.items():
         sentences.append(_thinking(findings, name, difference))
     sentences += [sentence for name in findings.results if (sentence := _falls(findings, name))]
@@ -165,10 +172,14 @@ def _thinking(findings: Findings, name: str, difference: Interval) -> str:
 
 def _falls(findings: Findings, name: str) -> str:
     """Report in how many runs, each tested alone, more thinking is significantly worse."""
+    if findings.usual[name] == "due":
+        return ""
     sign = 1 if findings.comparison.plan.higher_is_better else -1
     runs = findings.results[name]
     found = [
-        statistics.worst_fall({k: sign * x for k, x in run.grades.items()}, run.questions)
+        statistics.worst_fall(
+            {k: sign * x for k, x in run.grades.items() if isinstance(k, int)}, run.questions
+        )
         for run in runs
     ]
     falls = [fall for fall in found if fall is not None]
@@ -195,7 +206,7 @@ def _off_budget(findings: Findings) -> list[str]:
     return sentences
 
 
-def _grades(runs: Sequence[Result]) -> dict[int, np.ndarray]:
+def _grades(runs: Sequence[Result]) -> dict[Any, np.ndarray]:
     return {k: np.stack([run.grades[k] for run in runs]) for k in runs[0].grades}
 
 

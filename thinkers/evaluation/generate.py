@@ -32,7 +32,8 @@ def answer(run: RunLike, prompt: str, num_steps: int | None = None) -> str:
 
     Args:
         run: A run, its folder, or (model, task).
-        num_steps: Thinking steps; None means the model's own number.
+        num_steps: Thinking steps; None means as many as the prompt asks for itself, such as
+            `3:01101001` of automaton, else the model's own number.
 
     Raises:
         UsageError: The prompt does not fit the task, or leaves no room for its longest answer.
@@ -84,8 +85,16 @@ def fit_prompt(model: Model, task: Task, prompt: str) -> tuple[Prompt, int]:
 
 def respond(model: Model, task: Task, prompt: Prompt, room: int, num_steps: int | None) -> Response:
     """Return the answer of the model to a prompt, of at most `room` tokens after it."""
+    steps = steps_for(model, prompt, num_steps)
     with torch.no_grad(), ids_below(task.num_output_tokens):
-        return task.respond(model, prompt, room, num_steps)
+        return task.respond(model, prompt, room, steps)
+
+
+def steps_for(model: Model, prompt: Prompt, num_steps: int | None) -> int | None:
+    """Return the number of thinking steps for a prompt: as given, else as it asks for itself."""
+    if num_steps is None and prompt.num_steps and model.config.takes_steps:
+        return prompt.num_steps
+    return num_steps
 
 
 def answer_text(task: Task, prompt: str, begun: int, answer: Sequence[int]) -> str:

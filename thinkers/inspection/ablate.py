@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -80,7 +80,8 @@ def ablate(
 
     Args:
         run: A run, its folder, or (model, task).
-        num_steps: Thinking steps; None means the configured number.
+        num_steps: Thinking steps; None means those that the task is judged by, due steps or the
+            configured number.
         out: Path of an HTML page to write; None writes none.
 
     Raises:
@@ -98,18 +99,20 @@ def ablate(
             "a model with a thought between its input and its answer",
             "use another model, or more steps",
         )
-    own = task.grade(model, split, num_examples, steps).numpy()
+    is_due = num_steps is None and task.judged_at == "due"
+    judged: int | Literal["due"] = "due" if is_due else steps
+    own = task.grade(model, split, num_examples, judged).numpy()
     questions = example_groups(task, split, num_examples, own)
     effects = []
     for name in REPLACEMENTS:
         if name == "shuffled steps" and num_thoughts < 2:
             continue
-        grades = task.grade(ReplacedThoughts(model, name), split, num_examples, steps).numpy()  # type: ignore
+        grades = task.grade(ReplacedThoughts(model, name), split, num_examples, judged).numpy()  # type: ignore
         better, worse = (own, grades) if task.higher_is_better else (grades, own)
         loss = difference(better, worse, questions)
         effects.append(Effect(name, float(grades.mean()), loss))
     found = Ablation(
-        model.name, task.primary_metric, float(own.mean()), steps, len(own), tuple(effects)
+        model.name, task.primary_metric, float(own.mean()), judged, len(own), tuple(effects)
     )
     if target is not None:
         write(target, ablation=found)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers.evaluation.generate import answer_text, fit_prompt, respond
+from thinkers.evaluation.generate import answer_text, fit_prompt, respond, steps_for
 from thinkers.inspection.page import write
 from thinkers.inspection.results import Inspection, ReadOut, is_end, token_with_text
 from thinkers.models.base import Model
@@ -32,7 +32,7 @@ def inspect(
 
     Args:
         run: A run, its folder, or (model, task).
-        num_steps: Thinking steps; None means the configured number.
+        num_steps: Thinking steps; None means those of `answer`.
         out: Path of an HTML page to write; None writes none.
 
     Raises:
@@ -40,7 +40,8 @@ def inspect(
     """
     target = None if out is None else output_file(out)
     model, task = open_with_task(run)
-    seen = inspect_model(model, task, prompt, model.check_steps(num_steps), folder_of(run))
+    steps = model.check_steps(steps_for(model, task.read_prompt(prompt), num_steps))
+    seen = inspect_model(model, task, prompt, steps, folder_of(run))
     if target is not None:
         write(target, seen)
     return seen

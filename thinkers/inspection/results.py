@@ -3,6 +3,7 @@
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -163,6 +164,6 @@ class Ablation:
     model: str
     metric: str
     score: float
-    num_steps: int
+    num_steps: int | Literal["due"]
     num_examples: int
     effects: tuple[Effect, ...]

@@ -29,11 +29,14 @@ class Prompt:
     Args:
         begun: Number of its last tokens that are the start of the answer.
         longest: The most tokens of the whole answer, end token included; None for open-ended text.
+        num_steps: Thinking steps that it asks for, of a model that takes any; None means the
+            model's own number.
     """
 
     tokens: list[int]
     begun: int = 0
     longest: int | None = None
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,7 @@ class Task(Configured, ABC):
     """The latest due step of any target (`Batch.due`); None if batches have no due steps."""
     judged_at: ClassVar[Steps] = None
     """The steps of the scores of training, and the first row of `evaluate`: None means the model's
-    own number, "due" an oracle's, where more steps ask for something else. `compare` and `ablate`
-    take the model's own number."""
+    own number, "due" an oracle's, where more steps ask for something else."""
     wait_token: int | None = None
     """The token that means "not yet", which a model may be trained to answer before a target is
     due (`step_loss="wait"`); None if the task has none."""

@@ -1,7 +1,7 @@
 """The task automaton: k updates of a cellular automaton, which need k steps one after another."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,7 +115,7 @@ class Automaton(StateTask):
         return tokens
 
     def read_prompt(self, text: str) -> Prompt:
-        """Read a number of updates and cells, of any width.
+        """Read a number of updates and cells, of any width; each update asks for a thinking step.
 
         Raises:
             UsageError: It has no number of updates, no cells, or `encode` refuses it.
@@ -127,7 +127,7 @@ class Automaton(StateTask):
                 "a number of updates, a colon and cells",
                 f"write a prompt such as {self.prompt_example}",
             )
-        return read
+        return replace(read, num_steps=int(text.partition(":")[0]))
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
         """Return the text of `tokens`, without the start token."""
