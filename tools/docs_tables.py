@@ -152,7 +152,7 @@ def _state_tracking(task: str, columns: dict[str, str]) -> str:
         if name.partition("/")[0] != task:
             continue
         first, runs = seeds["0"], list(seeds.values())
-        minutes = statistics.mean(run["cpu_minutes"] for run in runs)
+        minutes = statistics.mean(run["cpu_minutes"] for run in runs if not run["resumed"])
         row = [f"`{name}`", f"{first['parameters']:,}", f"{first['flops']:.2g}", str(len(runs))]
         for key in columns.values():
             values = [run["scores"][key] for run in runs]

@@ -40,7 +40,7 @@ def cups_decoder() -> Config:
 def cups_deep_decoder() -> Config:
     """Follow a ball through up to 16 swaps of 5 cups by 17 layers, each with weights of its own."""
     own = dict(num_layers=17, rotary_base=ROTARY_BASE)
-    return _deep_decoder(CUPS, 1423, own, weight_decay=CUPS_DECAY)
+    return _deep_decoder(CUPS, 1423, own, lr=3e-3, weight_decay=CUPS_DECAY)
 
 
 def cups_written() -> Config:
@@ -84,7 +84,7 @@ def automaton_decoder() -> Config:
 
 def automaton_deep_decoder() -> Config:
     """Update the cells of rule 110 up to 8 times by 9 layers, each with weights of its own."""
-    return _deep_decoder(AUTOMATON, 1034, dict(num_layers=9, tie_head=True))
+    return _deep_decoder(AUTOMATON, 1034, dict(num_layers=9, tie_head=True), lr=1e-3)
 
 
 def links_looped() -> Config:
@@ -124,5 +124,5 @@ def _decoder(task: Any, num_updates: int, own: dict[str, Any], **changed: Any) -
 
 
 def _deep_decoder(task: Any, num_updates: int, own: dict[str, Any], **changed: Any) -> Config:
-    training = _training(num_updates, lr=1e-3, **changed)
-    return Config.fit(Decoder, task, training, **(_SIZES | own))
+    """Return a decoder, whose learning rate is the best of three on validation rows."""
+    return Config.fit(Decoder, task, _training(num_updates, **changed), **(_SIZES | own))
