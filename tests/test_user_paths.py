@@ -1,12 +1,15 @@
 """Paths that users give: expanded and checked in one place."""
 
+import os
 from pathlib import Path
 
 import pytest
+from training_cases import make
 
 import thinkers
 from thinkers.errors import UsageError
-from thinkers.user_paths import user_path
+from thinkers.tasks import TASKS
+from thinkers.user_paths import output_file, user_path
 
 
 @pytest.fixture
@@ -56,3 +59,24 @@ def test_tasks_read_paths_from_the_users_folder(home, monkeypatch):
     lines = [f"{i} Anna is in x.\n{i + 1} Where is Anna?\tx\t1\n" for i in [1] * 20]
     (home / "qa.txt").write_text("".join(lines))
     assert "anna" in thinkers.build_task("babi", path="~/qa.txt").words
+
+
+def test_an_output_replaces_no_device_pipe_link_or_file_of_a_run(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("report.html")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("pipe", "link", "dangling", "/dev/null"):
+        with pytest.raises(UsageError, match="no regular file"):
+            output_file(tmp_path / name)
+    (tmp_path / "report.html").write_text("old")
+    assert output_file(tmp_path / "report.html") == tmp_path / "report.html"
+    assert output_file(tmp_path / "config.json") == tmp_path / "config.json"  # it is a new one
+
+
+def test_every_file_of_a_run_is_protected(tmp_path):
+    run = thinkers.train(make("looped", TASKS["cups"].Config(max_length=4)), tmp_path / "a")
+    kept = [x for x in run.folder.rglob("*") if x.is_file()]
+    assert {"config.json", "metrics.jsonl", "model.safetensors"} <= {x.name for x in kept}
+    for file in kept:
+        with pytest.raises(UsageError, match="a file of a run"):
+            thinkers.inspect(run, "12 23", out=file)

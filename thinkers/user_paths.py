@@ -4,7 +4,14 @@ import os
 from pathlib import Path
 
 from thinkers.errors import usage_error
-from thinkers.files import is_folder
+from thinkers.files import exists, is_folder, is_plain_file
+
+RUN_FILES = frozenset(
+    ("config.json", "metrics.jsonl", "status.json", "vocabulary.json", "result.json", "grades.npz")
+    + ("manifest.json", "state.json", ".lock")
+    + ("model.safetensors", "weights.safetensors", "optimizer.safetensors")
+)
+"""Names of files of runs, models, checkpoints and comparisons, which no output may replace."""
 
 
 def user_path(path: str | os.PathLike[str], name: str = "path") -> Path:
@@ -46,7 +53,8 @@ def output_file(path: str | os.PathLike[str], name: str = "out") -> Path:
     """Check the path of a file to be written, before the work that produces it; return the path.
 
     Raises:
-        UsageError: As in `user_path`; or the path is a folder, or in a folder that does not exist.
+        UsageError: As in `user_path`; or the path is a folder, or in a folder that does not exist;
+            or writing would replace a link, a device, a pipe, or a file of a run.
     """
     target = user_path(path, name)
     if is_folder(target) or not is_folder(target.parent):
@@ -54,5 +62,13 @@ def output_file(path: str | os.PathLike[str], name: str = "out") -> Path:
             f"{name} {path}",
             "a file in a folder that exists",
             "make the folder, or choose another path",
+        )
+    is_of_run = exists(target) and target.name in RUN_FILES
+    is_plain = is_plain_file(target) and not target.is_symlink()
+    if is_of_run or (exists(target) and not is_plain):
+        raise usage_error(
+            f"{name} {path}, " + ("a file of a run" if is_of_run else "which is no regular file"),
+            "a new file, or a regular file to replace that is not of a run",
+            "choose another path",
         )
     return target

@@ -39,7 +39,10 @@ def test_an_answer_is_read_from_one_forward_pass(name, model):
         ends = torch.tensor([row.shape[1]])
         found = made(row, num_steps=asked, prompt_lengths=ends).logits.argmax(-1)[0]
     first = {"cups": -1, "automaton": 2, "links": 1}[name]
-    wanted = f"{PROMPTS[name]} -> {task.decode(found[first:])}"
+    answered = task.decode(found[first:])
+    if name == "automaton":
+        answered = "".join(str(x) if x < 2 else "?" for x in found[first:].tolist())
+    wanted = f"{PROMPTS[name]} -> {answered}"
     assert thinkers.answer((made, task), f" {PROMPTS[name]} ") == wanted
     seen = thinkers.inspect((made, task), PROMPTS[name])
     assert seen.answer == task.decode(found[first:]) and seen.prompt_length == row.shape[1]
@@ -134,3 +137,16 @@ def test_due_is_refused_where_a_task_has_none():
 def test_thoughts_of_these_tasks_can_be_replaced(run):
     found = thinkers.ablate(run, num_steps=4, num_examples=60)
     assert found.num_examples == 60 and len(found.effects) == 4
+
+
+def test_an_answer_of_automaton_shows_every_cell(run):
+    task = TASKS["automaton"]()
+    assert task.with_answer("3:0110", [0, task.start_token, 1, 4]) == "3:0110 -> 0?1?"
+
+
+@pytest.mark.parametrize("flag", ["--task.num_cups=4", "--task.num_cups=6"])
+def test_settings_that_change_what_tokens_mean_are_refused(run, flag):
+    for given in (run, run.folder):
+        with pytest.raises(UsageError, match=f"{flag}, with which tokens mean something else"):
+            thinkers.evaluate(given, num_examples=9, flags=[flag])
+    assert thinkers.evaluate(run, 4, num_examples=9, flags=["--task.max_length=3"])

@@ -96,7 +96,9 @@ def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | 
             raise UsageError(f"flags must be left out for a model outside a run, got {list(flags)}")
         return (run, None) if isinstance(run, Model) else _checked_pair(run)
     if isinstance(run, Run):
-        return run.model.eval(), _task_of(run.folder, flags)
+        asked = _task_of(run.folder, flags)
+        _check_meanings(asked, _task_of(run.folder, ()) if flags else asked, flags)
+        return run.model.eval(), asked
     if not isinstance(run, str | Path):
         what = "a Run, a folder, a model or (model, task)"
         raise UsageError(f"run must be {what}, got {type(run).__name__}")
@@ -108,10 +110,24 @@ def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | 
     task = None if home is None else _task_of(home, flags)
     model = load(path)
     if home is not None and task is not None:
-        # Flags may enlarge the vocabulary; only the run's own task shows the version of a run.
+        # Only the run's own task shows the version of a run.
         own_task = _task_of(home, ()) if flags else task
         check_vocabulary(model.config.vocab_size, own_task, home)
+        _check_meanings(task, own_task, flags)
     return model.to(find_device("auto")), task
+
+
+def _check_meanings(task: Task, own: Task, flags: Sequence[str]) -> None:
+    """Raise UsageError if flags of the task give ids another meaning than in training."""
+    if task is own:
+        return
+    here, before = ([x.decode([i]) for i in range(x.vocab_size)] for x in (task, own))
+    if here != before:
+        raise usage_error(
+            f"{' '.join(flags)}, with which tokens mean something else than in training",
+            "settings that keep the vocabulary of the run",
+            "leave them out, or train a run with them",
+        )
 
 
 def _checked_pair(pair: tuple[Any, ...]) -> tuple[Any, Task]:

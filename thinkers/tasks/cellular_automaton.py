@@ -129,6 +129,11 @@ class Automaton(StateTask):
             )
         return replace(read, num_steps=int(text.partition(":")[0]))
 
+    def with_answer(self, prompt: str, answer: Iterable[int]) -> str:
+        """Return the prompt as it was typed, an arrow and the cells; what is no cell is `?`."""
+        cells = (str(x) if x < 2 else "?" for x in checked(answer, self.vocab_size))
+        return f"{prompt.strip()} -> {''.join(cells)}"
+
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
         """Return the text of `tokens`, without the start token."""
         shown = [x for x in checked(tokens, self.vocab_size) if x != self.start_token]
