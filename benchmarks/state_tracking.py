@@ -35,7 +35,7 @@ from thinkers.files import write_file
 from thinkers.models.base import Model
 from thinkers.report import html
 
-RATES = (3e-3, 1e-3, 5e-4)
+RATES = (6e-3, 3e-3, 1e-3, 5e-4)
 EXAMPLES = 2000
 CUPS = (4, 8, 12, 16)
 UPDATES = (1, 2, 4, 8, 12, 16)
