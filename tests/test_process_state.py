@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -30,6 +31,28 @@ SMALL = {
     "training.device": "cpu",
     "training.batch_size": 4,
 }
+
+
+FIRST_CALLS = """
+import os, random, sys
+from dataclasses import replace
+random.seed(9)
+stream, environment = random.getstate(), dict(os.environ)
+import thinkers
+recipe = thinkers.RECIPES["add/decoder"]()
+own = dict(num_updates=1, evaluate_examples=9, device="cpu")
+run = thinkers.train(replace(recipe, training=replace(recipe.training, **own)), sys.argv[1])
+thinkers.answer(run, "1+2")
+thinkers.inspect(run, "1+2", out=sys.argv[1] + ".html")
+assert random.getstate() == stream and os.environ == environment
+"""
+
+
+def test_the_first_calls_of_a_process_leave_it_as_it_was(tmp_path):
+    """Packages that are imported late, or by torch, change it once: only a new process shows it."""
+    words = [sys.executable, "-c", FIRST_CALLS, tmp_path / "a"]
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
 
 
 def state():

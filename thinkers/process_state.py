@@ -1,14 +1,19 @@
 """The state of the process that the library changes while it works, and that a caller gets back."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+TORCH_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+
 
 @contextmanager
 def keep_process_state(device: torch.device | None = None) -> Iterator[None]:
     """Give torch's random streams, its number of threads and its CUDA device back at the end.
+
+    The name of a folder that torch adds to the environment on its first update goes, too.
 
     Weights, dropout and compared examples are functions of seeds of their own, which are set in
     torch's global generators; without this, every random number that the caller draws afterwards
@@ -27,10 +32,13 @@ def keep_process_state(device: torch.device | None = None) -> Iterator[None]:
     cpu, threads = torch.get_rng_state(), torch.get_num_threads()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     current = torch.cuda.current_device() if cuda is not None else None
+    had_name = TORCH_FOLDER in os.environ
     try:
         yield
     finally:
         torch.set_rng_state(cpu)
+        if not had_name:
+            os.environ.pop(TORCH_FOLDER, None)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         if cuda is not None and current is not None:
