@@ -42,8 +42,8 @@ import thinkers
 recipe = thinkers.RECIPES["add/decoder"]()
 own = dict(num_updates=1, evaluate_examples=9, device="cpu")
 run = thinkers.train(replace(recipe, training=replace(recipe.training, **own)), sys.argv[1])
-thinkers.answer(run, "1+2")
-thinkers.inspect(run, "1+2", out=sys.argv[1] + ".html")
+thinkers.answer(run, "1+2=")
+thinkers.inspect(run, "1+2=", out=sys.argv[1] + ".html")
 assert random.getstate() == stream and os.environ == environment
 """
 
