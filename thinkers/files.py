@@ -340,9 +340,18 @@ def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
         if number not in FULL:
             name = getattr(error, "filename", None)
             raise _system_error(path if name is None else Path(name), error) from None
-        free = shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
         wanted = "" if needed is None else f"{needed} bytes needed, "
         raise ResourceError(
-            f"cannot write {path}: {wanted}{free} bytes free; make room and "
+            f"cannot write {path}: {wanted}{_lack(path, number)} and "
             f"continue with --resume, nothing saved before is lost"
         ) from error
+
+
+def _lack(path: Path, number: int) -> str:
+    """Return what is missing where a write failed by an errno of FULL, and what to do."""
+    if number == errno.EFBIG:
+        return "more than the limit of a file's size; raise it by ulimit -f"
+    if number == errno.EDQUOT:
+        return "more than the quota of the disk; delete files, or have it raised,"
+    free = shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
+    return f"{free} bytes free; make room"

@@ -155,7 +155,10 @@ BAD_LINES = [
     (["train", "--resume=nowhere", "--dry_run"], "--resume"),
     (["evaluate"], "RUN"),
     (["evaluate", "nowhere"], "nowhere"),
-    (["evaluate", "nowhere", "--num_steps=two"], "found: --num_steps two\nexpected: an integer"),
+    (
+        ["evaluate", "nowhere", "--num_steps=two"],
+        "found: --num_steps two\nexpected: numbers of steps, or due",
+    ),
     (["evaluate", "nowhere", "--num_step=2"], "expected: --num_steps"),
     (["evaluate", "nowhere", "--num_examples=0"], "--num_examples 0"),
     (["generate", "nowhere"], "--prompt"),

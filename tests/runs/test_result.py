@@ -13,6 +13,7 @@ from training_cases import make
 import thinkers
 from thinkers import tasks
 from thinkers.errors import DamagedError, DataError, UsageError
+from thinkers.json_files import with_digest
 from thinkers.runs.result import Run, load, open_run, open_with_task
 from thinkers.tasks import TASKS
 from thinkers.training.loop import train
@@ -159,10 +160,24 @@ def test_things_that_are_not_runs_are_refused(run, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"comparison": {}}))
     with pytest.raises(UsageError, match="is not its record"):
         open_run(tmp_path)
+    (tmp_path / "config.json").write_bytes(with_digest({"comparison": {}, "format": 2}))
+    with pytest.raises(UsageError, match="is not its record"):
+        open_run(tmp_path)
     shutil.copytree(run.folder, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy/model")
     with pytest.raises(DataError, match="no model yet"):
         open_run(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("field", ["run", "config"])
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_record_without_one_of_its_fields_is_damaged(run, tmp_path, field, is_lost):
+    file = shutil.copytree(run.folder, tmp_path / "copy") / "config.json"
+    record = json.loads(file.read_text())
+    value = record.pop(field)
+    file.write_text(json.dumps(record if is_lost else record | {field[:-1] + "x": value}))
+    with pytest.raises(DamagedError):
+        open_run(file.parent)
 
 
 @pytest.mark.parametrize("shape", [(), ("model",), ("model", 3), ("task", "model"), (1, 2)])

@@ -105,10 +105,15 @@ def print_run(run: Any) -> None:
 def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
     steps = None
     if options.num_steps is not None:
-        steps = [
-            "due" if text.strip() == "due" else parse_int("--num_steps", text, 0)
-            for text in options.num_steps.split(",")
-        ]
+        given = [text.strip() for text in options.num_steps.split(",")]
+        for text in given:
+            if text != "due" and not text.isdecimal():
+                raise usage_error(
+                    f"--num_steps {options.num_steps}",
+                    "numbers of steps, or due for as many as each answer needs",
+                    "write such as --num_steps 1,4 or --num_steps due,8",
+                )
+        steps = [text if text == "due" else int(text) for text in given]
     num_examples = parse_int("--num_examples", options.num_examples, 1)
     out = None if options.out is None else output_file(options.out, "--out")
     rows = thinkers.evaluate(

@@ -247,6 +247,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     file = folder / RECORD
     _require_record(folder)
     if not is_run(folder):
+        if _has_digest(file):
+            read_with_digest(file, {})  # raises DamagedError where it was a record
         raise UsageError(f"{folder} must be the folder of a run, but {file} is not its record")
     record = read_with_digest(file, SCHEMA, FORMAT)
     check_schema(record, {key: x for key, x in LATER.items() if key in record}, str(file))
@@ -263,6 +265,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     if missing := missing_settings(record["config"]):
         raise DamagedError(f"{file} lacks {missing[0]} in its config")
     return record
+
+
+def _has_digest(file: Path) -> bool:
+    """Return True if a JSON file was written by this library, be it damaged since."""
+    record = parse_json(read_file(file, LARGEST_JSON), str(file))
+    return isinstance(record, dict) and "sha256" in record and "format" in record
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
