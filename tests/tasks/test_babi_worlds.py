@@ -10,6 +10,7 @@ from thinkers.prng import Rng, hash_integers, mix, mix_int
 from thinkers.tasks import babi_worlds
 from thinkers.tasks.babi import LONGEST, Babi
 from thinkers.tasks.babi_format import parse_stories
+from thinkers.tasks.babi_worlds import THINGS
 
 KINDS = list(babi_worlds.KINDS)
 
@@ -52,6 +53,18 @@ def test_the_supporting_facts_alone_give_the_answer(kind):
             if line.answer is not None:
                 facts = [story[number - 1].text for number in line.support]
                 assert facts and solve(facts, line.text, is_complete=False) == line.answer, line
+
+
+def test_of_kind_2_a_reader_that_ignores_the_thing_is_right_in_at_most_60_percent():
+    agree = []
+    for story in stories(2, "test", 200):
+        for facts, _ in questions(story):
+            things = sorted({fact.split()[-1].rstrip(".") for fact in facts} & set(THINGS))
+            assert len(things) == 2
+            places = [solve(facts, f"Where is the {thing}?") for thing in things]
+            agree.append(places[0] == places[1])
+    # Asked for either thing with the same probability, it is right by chance where they differ.
+    assert 0.5 + np.mean(agree) / 2 <= 0.6
 
 
 def test_counting_is_supported_by_all_actions_of_the_person():

@@ -96,9 +96,9 @@ class Walk:
         self.people = rng.sample(NAMES, people)
         self.at: dict[str, tuple[str, int]] = {}
 
-    def go(self) -> str:
-        """Let a random person go to another place, and return the name."""
-        name = self.rng.choice(self.people)
+    def go(self, name: str | None = None) -> str:
+        """Let a person, by default a random one, go to another place, and return the name."""
+        name = name or self.rng.choice(self.people)
         place = other_place(self.rng, self.at.get(name, (None, 0))[0])
         self.at[name] = place, add_move(self.rng, self.story, name, place)
         return name
@@ -129,16 +129,17 @@ def yes_no(rng: Rng, story: Story) -> None:
 
 
 class Errands(Walk):
-    """World of people who go from place to place, and take and drop things.
+    """World of people who go from place to place, and take and drop things, `hands` at once.
 
     `holder` maps a thing to the person who holds it; `trails` holds for each thing its places in
     order, each with the lines that prove it, the latest last; `actions` the lines of each person's
     taking and dropping.
     """
 
-    def __init__(self, rng: Rng, story: Story, people: int, things: int):
+    def __init__(self, rng: Rng, story: Story, people: int, things: int, hands: int):
         super().__init__(rng, story, people)
         self.things = rng.sample(THINGS, things)
+        self.hands = hands
         self.holder: dict[str, str] = {}
         self.trails: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
         self.actions: dict[str, list[int]] = {}
@@ -159,12 +160,14 @@ class Errands(Walk):
                 place, line = self.at[name]
                 self.trails[thing].append((place, (line, self.trails[thing][-1][1][-1])))
 
-    def take(self) -> bool:
-        """Let a random person take a thing at their place; return False if there is none.
+    def take(self, name: str | None = None) -> bool:
+        """Let a person take a thing at their place; return False if there is none, or no free hand.
 
         A thing that was not mentioned yet may be anywhere, and so here.
         """
-        name = self.rng.choice(list(self.at))
+        name = name or self.rng.choice(list(self.at))
+        if len(self.carried(name)) == self.hands:
+            return False
         place, since = self.at[name]
         free = [
             thing
@@ -198,21 +201,31 @@ class Errands(Walk):
 
 
 def two_facts(rng: Rng, story: Story) -> None:
-    """Write kind 2, two supporting facts: the place of a thing, by its holder's moves."""
-    errands = Errands(rng, story, 2, 2)
-    for _ in range(4):
-        errands.act()
-        errands.act()
-        while not errands.trails:
+    """Write kind 2, two supporting facts: the place of a thing, by its holder's moves.
+
+    Each of two people takes a thing before the first question, and holds one at most, so that the
+    two things are seldom at one place: who ignores which thing is asked for guesses between them.
+    """
+    errands = Errands(rng, story, 2, 2, hands=1)
+    (one, other), go, take = errands.people, errands.go, errands.take
+    orders: Sequence[Sequence[tuple[Callable[[str], object], str]]] = (
+        ((go, one), (take, one), (go, other), (take, other)),
+        ((go, one), (go, other), (take, one), (take, other)),
+        ((go, one), (go, other), (take, other), (take, one)),
+    )
+    for deed, name in orders[rng.below(3)]:
+        deed(name)
+    for turn in range(4):
+        for _ in range(2 if turn else 0):
             errands.act()
-        thing = rng.choice(list(errands.trails))
+        thing = rng.choice(errands.things)
         place, lines = errands.trails[thing][-1]
         story.add_question(WHERE_THING.format(thing), place, lines)
 
 
 def three_facts(rng: Rng, story: Story) -> None:
     """Write kind 3, three supporting facts: the place of a thing before another place."""
-    errands = Errands(rng, story, 2, 2)
+    errands = Errands(rng, story, 2, 2, hands=2)
     for _ in range(3):
         for _ in range(3):
             errands.act()
@@ -225,7 +238,7 @@ def three_facts(rng: Rng, story: Story) -> None:
 
 def counting(rng: Rng, story: Story) -> None:
     """Write kind 7, counting: the number of things that a person carries."""
-    errands = Errands(rng, story, 2, 4)
+    errands = Errands(rng, story, 2, 4, hands=4)
     for _ in range(5):
         errands.act()
         errands.act()
@@ -276,10 +289,7 @@ def deduction(rng: Rng, story: Story) -> None:
     """Write kind 15, basic deduction: the fear of a named animal, known from its species."""
     animals, names = rng.sample(tuple(ANIMALS), 4), rng.sample(NAMES, 4)
     feared = {animal: rng.choice([x for x in animals if x != animal]) for animal in animals}
-    fears = {
-        animal: FEAR.format(ANIMALS[animal].capitalize(), ANIMALS[x])
-        for animal, x in feared.items()
-    }
+    fears = {x: FEAR.format(ANIMALS[x].capitalize(), ANIMALS[y]) for x, y in feared.items()}
     sorts = {name: rng.choice(animals) for name in names}
     is_a = {name: IS_A.format(name, animal) for name, animal in sorts.items()}
     lines = add_shuffled(rng, story, [*fears.values(), *is_a.values()])
@@ -315,10 +325,8 @@ def sizes(rng: Rng, story: Story) -> None:
         first, second = sorted(order.index(x) for x in rng.sample(order, 2))
         large, small = order[first], order[second]
         is_so = rng.below(2) == 0
-        if rng.below(2):
-            asked = IS_LARGER.format(*((large, small) if is_so else (small, large)))
-        else:
-            asked = DOES_FIT.format(*((small, large) if is_so else (large, small)))
+        pair = (large, small) if is_so else (small, large)
+        asked = IS_LARGER.format(*pair) if rng.below(2) else DOES_FIT.format(*pair[::-1])
         support = [lines[step] for step in steps[first:second]]
         story.add_question(asked, "yes" if is_so else "no", support)
 
