@@ -54,9 +54,11 @@ def thoughtsformer() -> Config:
 def thinker() -> Config:
     """Answer questions on stories, from latents that have read the story.
 
-    There are more latents than most stories have statements, so that each can hold one.
+    There are more latents than most stories have statements, so that each can hold one. Words are
+    mixed with the five before them, so that the latents need not bind a person to a place by the
+    positions of single words.
     """
-    training = training_settings(3000, lr=1e-3, batch_size=32, optimizer="muon")
+    training = training_settings(6000, lr=1e-3, batch_size=32, optimizer="muon")
     return Config.fit(
         Thinker,
         STAGED,
@@ -67,5 +69,6 @@ def thinker() -> Config:
         num_layers=2,
         hidden=256,
         num_latents=12,
+        mixing=6,
         num_steps=2,
     )
