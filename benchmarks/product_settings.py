@@ -3,7 +3,7 @@
     python benchmarks/product_settings.py
     python benchmarks/product_settings.py "one run twice"
 
-The core of `arithmetic/looped` learns products alone, with one setting changed at a time. One seed,
+The core of `arithmetic/direct` learns products alone, with one setting changed at a time. One seed,
 so that small differences mean nothing.
 
 Machine: accuracies, which another machine's roundings change as another seed does; the process time
