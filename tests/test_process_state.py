@@ -39,6 +39,7 @@ from dataclasses import replace
 random.seed(9)
 stream, environment = random.getstate(), dict(os.environ)
 import thinkers
+import thinkers.training.loop
 recipe = thinkers.RECIPES["add/decoder"]()
 own = dict(num_updates=1, evaluate_examples=9, device="cpu")
 run = thinkers.train(replace(recipe, training=replace(recipe.training, **own)), sys.argv[1])

@@ -8,7 +8,6 @@ Public names are imported on first use, so that importing the package takes no t
 
 import gc
 import importlib
-import sys
 from typing import Any
 
 from thinkers.version import __version__ as __version__
@@ -62,17 +61,13 @@ def _import(name: str) -> Any:
     """Import a module of the package, with the garbage collector off.
 
     Importing torch creates very many objects and next to no garbage: the collector would walk over
-    them again and again. rich draws from Python's random stream when it is imported; a stream that
-    the caller may have seeded continues as if it had not.
+    them again and again.
     """
-    collecting, stream = gc.isenabled(), sys.modules.get("random")
-    before = None if stream is None else stream.getstate()
+    collecting = gc.isenabled()
     gc.disable()
     try:
         return importlib.import_module(f"thinkers.{name}")
     finally:
-        if stream is not None:
-            stream.setstate(before)
         if collecting:
             gc.enable()
 

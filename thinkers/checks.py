@@ -116,17 +116,21 @@ def check_targets(targets: Any, tokens: Any, lengths: Any, vocab_size: int, igno
     """
     if torch.compiler.is_compiling():
         return
-    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
-        raise UsageTypeError(f"targets must be an int64 tensor, got {describe(targets)}")
-    b, t = check_shape("tokens", tokens)
-    if targets.shape != (b, t):
-        raise UsageError(
-            f"targets must have the shape of tokens {[b, t]}, got {list(targets.shape)}"
-        )
+    b, t = _check_one_per_token("targets", targets, tokens)
     if lengths is not None:
         check_lengths("lengths", lengths, b, t)
         targets = targets.where(torch.arange(t, device=tokens.device) < lengths[:, None], 0)
     check_ids("targets", targets.where(targets != ignored, 0), vocab_size)
+
+
+def _check_one_per_token(name: str, values: Any, tokens: Any) -> tuple[int, int]:
+    """Return the shape (b, t) of tokens; raise an error unless `values` has it, as int64."""
+    if not isinstance(values, Tensor) or values.dtype != torch.int64:
+        raise UsageTypeError(f"{name} must be an int64 tensor, got {describe(values)}")
+    b, t = check_shape("tokens", tokens)
+    if values.shape != (b, t):
+        raise UsageError(f"{name} must have the shape of tokens {[b, t]}, got {list(values.shape)}")
+    return b, t
 
 
 def check_due(due: Any, tokens: Any, lengths: Any) -> None:
@@ -136,11 +140,7 @@ def check_due(due: Any, tokens: Any, lengths: Any) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    if not isinstance(due, Tensor) or due.dtype != torch.int64:
-        raise UsageTypeError(f"due must be an int64 tensor, got {describe(due)}")
-    b, t = check_shape("tokens", tokens)
-    if due.shape != (b, t):
-        raise UsageError(f"due must have the shape of tokens {[b, t]}, got {list(due.shape)}")
+    _, t = _check_one_per_token("due", due, tokens)
     if lengths is not None:
         due = due.where(torch.arange(t, device=due.device) < lengths[:, None], 1)
     if (due < 1).any():
@@ -158,13 +158,7 @@ def check_positions(positions: Any, tokens: Any, lengths: Any) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    if not isinstance(positions, Tensor) or positions.dtype != torch.int64:
-        raise UsageTypeError(f"positions must be an int64 tensor, got {describe(positions)}")
-    b, t = check_shape("tokens", tokens)
-    if positions.shape != (b, t):
-        raise UsageError(
-            f"positions must have the shape of tokens {[b, t]}, got {list(positions.shape)}"
-        )
+    _, t = _check_one_per_token("positions", positions, tokens)
     if lengths is not None:
         columns = torch.arange(t, device=positions.device)
         positions = positions.where(columns < lengths[:, None], 0)

@@ -20,7 +20,7 @@ def keep_process_state(device: torch.device | None = None) -> Iterator[None]:
     would be a function of those seeds. It serves as a decorator, too.
 
     What the library never sets needs no restoring: the streams of Python and numpy, default dtype,
-    deterministic algorithms, environment, working folder. tests/test_process_state.py compares all
+    deterministic algorithms, working folder. tests/test_process_state.py compares all
     of them before and after each public call.
 
     Args:

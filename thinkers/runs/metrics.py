@@ -3,20 +3,21 @@
 import hashlib
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from thinkers.errors import DamagedError, Interrupted, describe
 from thinkers.files import append, exists, open_file, write_file
 from thinkers.runs.trackers import Status, Tracker
 from thinkers.strict_json import parse_json
 from thinkers.terminal import show, visible
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_BARS = 0.2
@@ -63,9 +64,8 @@ class MetricsWriter:
             self._size, self._hash = len(content), hashlib.sha256(content)
             if tracker is not None:
                 self._unsent = [parse_json(x, str(self._file)) for x in content.splitlines()]
-            console = Console()
-            if console.is_terminal:
-                self._bar = _bar(console)
+            self._bar = _terminal_bar()
+            if self._bar is not None:
                 self._task = self._bar.add_task("", total=num_updates, completed=update, text="")
 
     def __enter__(self) -> "MetricsWriter":
@@ -152,7 +152,23 @@ class MetricsWriter:
         return True
 
 
-def _bar(console: Console) -> Progress:
+def _terminal_bar() -> "Progress | None":
+    """Return a progress bar; None where the output is not a terminal."""
+    # rich draws from Python's random stream when it is imported, which the caller may have seeded.
+    stream = random.getstate()
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    random.setstate(stream)
+    console = Console()
+    if not console.is_terminal:
+        return None
     return Progress(
         TextColumn("{task.completed}/{task.total}"),
         BarColumn(),
