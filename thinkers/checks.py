@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Mapping
 from dataclasses import field, fields
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -201,8 +202,10 @@ def missing_settings(config: Any, settings: Mapping[str, Any]) -> list[str]:
 def _choices(kind: Any) -> list[str | None]:
     if get_origin(kind) is Literal:
         return list(get_args(kind))
-    found = [word for part in get_args(kind) for word in _choices(part)]
-    return [*found, None] if found else []
+    parts = [_choices(part) for part in get_args(kind) if part is not NoneType]
+    if not all(parts):  # a number or a text is allowed besides
+        return []
+    return [word for part in parts for word in part] + [None] * bool(parts)
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:

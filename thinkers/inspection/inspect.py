@@ -13,6 +13,7 @@ from thinkers.inspection.page import write
 from thinkers.inspection.results import Inspection, ReadOut, is_end, token_with_text
 from thinkers.models.base import Model
 from thinkers.models.generation import eval_mode
+from thinkers.models.positions import option
 from thinkers.nn.tracing import record_attention
 from thinkers.runs.result import RunLike, folder_of, open_with_task
 from thinkers.tasks import Task
@@ -56,7 +57,13 @@ def inspect_model(
         row = torch.tensor([tokens], device=next(model.parameters()).device)
         lengths = None if prompt_length is None else torch.full_like(row[:, 0], prompt_length)
         with record_attention() as record:
-            thought = model(row, num_steps=num_steps, prompt_lengths=lengths, keep_states=True)
+            thought = model(
+                row,
+                num_steps=num_steps,
+                prompt_lengths=lengths,
+                keep_states=True,
+                **option(task.positions),
+            )
         assert thought.states is not None
         attention = model.attention(record, len(tokens), num_steps, prompt_length)
         others = {

@@ -28,7 +28,7 @@ def refuse_positions(model: Any, positions: Positions | None) -> None:
         raise usage_error(
             f"positions for {model.name}, which numbers tokens in order",
             "a model that takes coupled positions, such as decoder or looped",
-            "leave positions out, or choose another model",
+            "choose another model, or leave positions out (coupled=False of a task)",
         )
 
 

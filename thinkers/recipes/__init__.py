@@ -32,6 +32,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "add/thoughtsformer": numbers.add_thoughtsformer,
         "add/reasoning_tokens": numbers.add_reasoning_tokens,
         "add/deepsight": numbers.add_deepsight,
+        "add/long": numbers.add_long,
         "copy/thinker": numbers.copy_thinker,
         "sort/thinker": numbers.sort_thinker,
         "multiply/thinker": numbers.multiply_thinker,

@@ -81,6 +81,17 @@ def add_deepsight() -> Config:
     return fit(DeepSight, Add.Config(max_digits=3), training, num_layers=2)
 
 
+def add_long() -> Config:
+    """Add numbers of any length, trained on at most 10 digits: a decoder given the columns of sums.
+
+    Digits of one place have one position, operands are padded to the longer one, and attention
+    looks 2 positions far; what is learned are sums of digits and their carries.
+    """
+    task = Add.Config(max_digits=10, width="own", coupled=True, long_carries=0.3)
+    training = training_settings(2400, lr=3e-3, batch_size=64, weight_decay=0.1)
+    return fit(Decoder, task, training, num_layers=2, window=2, max_length=4096)
+
+
 def copy_thinker() -> Config:
     """Copy up to 10 digits, all of which must pass through the latents."""
     training = training_settings(1000, lr=2e-3)

@@ -14,12 +14,16 @@ from thinkers.checks import NOT_CAUSAL, check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.generation import eval_mode, ids_below
+from thinkers.models.positions import Positions, option, refuse_positions
 from thinkers.prng import Rng, mix_int, row_keys
 from thinkers.tasks.base import IGNORED, Prompt, Task, check_batch, split_of_hash
 from thinkers.tasks.due import Steps, step_groups
 
 SCORING_ROWS = 500
 """Examples of one batch when a model is scored."""
+SCORED_PAIRS = 1 << 26
+"""Pairs of tokens of the rows that are answered at once: more are split, since masks of windows are
+of this size."""
 ATTEMPTS = 100_000
 """Draws after which a split counts as empty."""
 
@@ -143,6 +147,7 @@ class AnswerTask(Task):
         return replace(read, begun=begun)
 
     def check(self, model: Any) -> None:
+        refuse_positions(model, self.positions)
         if not model.causal and self.max_answer_length() > 1:
             reason = NOT_CAUSAL.format(what="writing answers")
             raise UsageError(f"{reason}; {self.causal_fix}")
@@ -189,7 +194,7 @@ class AnswerTask(Task):
         """Yield the answers of the model to held-out prompts, and the right ones."""
         batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
         length, choices = self.max_answer_length(), self.num_output_tokens
-        return generated_answers(model, batches, length, choices, num_steps)
+        return generated_answers(model, batches, length, choices, num_steps, self.positions)
 
     def groups(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
         """Return the number of each example's prompt: equal prompts are one group."""
@@ -229,6 +234,7 @@ def generated_answers(
     max_new_tokens: int,
     vocab_size: int,
     num_steps: Steps = None,
+    positions: Positions | None = None,
 ) -> Iterator[tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]]:
     """Yield for each batch the answers of `model` and the right ones, -100 after their end.
 
@@ -236,20 +242,24 @@ def generated_answers(
 
     Args:
         vocab_size: The model chooses among the ids below.
+        positions: Coupled positions of tokens, `Task.positions`.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with eval_mode(model), ids_below(vocab_size):
         for batch in batches:
             truth = true_answers(batch, max_new_tokens)
             predicted = torch.full_like(truth, IGNORED)
-            for rows, steps in step_groups(batch, model, num_steps):
-                some = batch.rows(rows)
-                predicted[rows] = model.answer(
-                    left_padded_prompts(some).to(device),
-                    some.prompt_lengths.to(device),  # type: ignore[union-attr]
-                    max_new_tokens,
-                    num_steps=steps,
-                ).cpu()
+            most = max(1, SCORED_PAIRS // batch.tokens.shape[1] ** 2)
+            for group, steps in step_groups(batch, model, num_steps):
+                for rows in group.split(most):
+                    some = batch.rows(rows)
+                    predicted[rows] = model.answer(
+                        left_padded_prompts(some).to(device),
+                        some.prompt_lengths.to(device),  # type: ignore[union-attr]
+                        max_new_tokens,
+                        num_steps=steps,
+                        **option(positions),
+                    ).cpu()
             yield predicted, truth
 
 

@@ -6,6 +6,7 @@ number of digits is equally likely, so that short operands are as frequent as lo
 """
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from thinkers.checks import added, check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.prng import Draws
 from thinkers.tasks import bigint
+from thinkers.tasks.base import Prompt
 from thinkers.tasks.intermediate_results import (
     MOST_OPERATORS,
     Place,
@@ -28,17 +30,20 @@ from thinkers.tasks.intermediate_results import (
 from thinkers.tasks.number_prompts import PromptReader
 from thinkers.tasks.number_task import NumberTask, Questions, TokenBlocks
 from thinkers.tasks.number_tokens import (
+    DIGITS,
     MINUS,
     NEGATIVE,
     PLUS,
     SYMBOL_TOKENS,
     TIMES,
+    UPPER,
 )
+from thinkers.tasks.padded_task import PaddedTask
 from thinkers.tasks.worked_task import WorkedTask
 
 LONGEST = 1000
 SHARES = 1 << 16
-"""Resolution of `product_share`."""
+"""Resolution of `product_share` and `long_carries`."""
 
 
 class OperandTask(NumberTask):
@@ -123,6 +128,25 @@ class OperandTask(NumberTask):
         """The operators that a prompt may have."""
         return self.text_symbols.replace("=", "")
 
+    def read_prompt(self, text: str) -> Prompt:
+        """Read a question such as `12+34`, with `=` or without, and the last digits of its answer.
+
+        Numbers may be longer than those of training.
+
+        Raises:
+            UsageError: naming the first character that is not allowed at its position.
+        """
+        return super().read_prompt(self._with_end(text))
+
+    def with_answer(self, prompt: str, answer: Iterable[int]) -> str:
+        return super().with_answer(self._with_end(prompt), answer)
+
+    def _with_end(self, text: str) -> str:
+        """Return a question with its `=`, which need not be typed."""
+        digits = DIGITS[: self.config.max_in_base]
+        whole = text.rstrip().translate(UPPER)[-1:]
+        return f"{text}=" if whole and whole in digits and "=" not in text else text
+
     def read_question(self, reader: PromptReader) -> int:
         operands = [reader.number(following=self.operators)]
         following = self.operators + "=" if self.is_chain else "="
@@ -166,15 +190,42 @@ class OperandTask(NumberTask):
         return count * (count + 1) // 2 if self.commutative else count**2
 
 
-class Add(OperandTask):
+class Add(PaddedTask, OperandTask):
     """Add two numbers: `12+34=46`."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(OperandTask.Config):
-        pass
+    class Config(PaddedTask.Config, OperandTask.Config):
+        long_carries: float = added(0.0)
+        """Share of the questions, held-out ones too, whose operands have equal lengths and in which
+        about 80 % of the pairs of digits add up to base - 1, so that carries pass through."""
 
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0 <= self.long_carries <= 1:
+                raise UsageError(f"long_carries must be in 0 .. 1, got {self.long_carries}")
+
+    config: Config
     text_symbols = "+="
     commutative = True
+
+    def draw(self, draws: Draws, size: int) -> Questions:
+        questions, share = super().draw(draws, size), self.config.long_carries
+        if not share:
+            return questions
+        base = questions.in_base
+        carries = draws.below(SHARES, 1) < round(share * SHARES)
+        passes = draws.below(5, size) < 4
+        other, leading = draws.below(base, size), 1 + draws.below(base - 1, 1)
+        first = questions.digits[:, 0]
+        second = np.where(passes, base[:, None] - 1 - first, other)
+        places, last = np.arange(size), (first >= 0).sum(1)[:, None] - 1
+        second = np.where((places == last) & (places > 0) & (second == 0), leading, second)
+        second[first < 0] = -1
+        questions.digits[:, 1] = np.where(carries, second, questions.digits[:, 1])
+        return questions
+
+    def answer_digits(self, digits: int) -> int:
+        return digits + 1
 
     def compute(self, operands, operators, limbs):
         return bigint.carry(operands[0] + operands[1])
@@ -200,12 +251,20 @@ class Subtract(OperandTask):
         return least - most, most - least
 
 
-class Multiply(WorkedTask, OperandTask):
+class Multiply(WorkedTask, PaddedTask, OperandTask):
     """Multiply two numbers: `12*34=408`, or with the products of digits `12*34=48,36,408`."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(WorkedTask.Config, OperandTask.Config):
+    class Config(WorkedTask.Config, PaddedTask.Config, OperandTask.Config):
         max_digits: int = 2
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.coupled and (self.scratch or self.registers):
+                raise UsageError(
+                    "coupled must be False with scratch or registers, whose digits have places in "
+                    f"several results, got {self.coupled}"
+                )
 
     config: Config
 
@@ -215,6 +274,9 @@ class Multiply(WorkedTask, OperandTask):
 
     def compute(self, operands, operators, limbs):
         return bigint.multiply(*operands, limbs)
+
+    def answer_digits(self, digits: int) -> int:
+        return 2 * digits
 
     def places(self, size: int) -> list[Place]:
         return places_of_products("p", size, size, 1, self.config.max_in_base)

@@ -1,7 +1,7 @@
 """The contract of a task: batches, scores, text and tokens; and which examples are held out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from thinkers.checks import check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import IGNORED as IGNORED
 from thinkers.models.batch import Batch
+from thinkers.models.positions import option
 from thinkers.prng import hash_integers
 from thinkers.registry import Configured
 from thinkers.tasks.due import Steps
@@ -73,6 +74,9 @@ class Task(Configured, ABC):
     higher_is_better: ClassVar[bool] = True
     """Direction of the primary metric; False for a loss."""
     vocab_size: int
+    positions: Callable[[Tensor], Tensor] | None = None
+    """Coupled positions (b, t) of left-aligned tokens (b, t), a pure function in which a position
+    depends on the tokens up to it alone; None for positions in order."""
     max_due: int | None = None
     """The latest due step of any target (`Batch.due`); None if batches have no due steps."""
     judged_at: ClassVar[Steps] = None
@@ -185,7 +189,8 @@ class Task(Configured, ABC):
         device = next(model.parameters()).device
         row = torch.tensor([prompt.tokens], device=device)
         lengths = torch.tensor([len(prompt.tokens)], device=device)
-        answer = model.answer(row, lengths, room, num_steps=num_steps)[0].tolist()
+        given = option(self.positions)
+        answer = model.answer(row, lengths, room, num_steps=num_steps, **given)[0].tolist()
         return Response(answer, prompt.tokens + answer, len(prompt.tokens))
 
     def max_answer_length(self) -> int | None:

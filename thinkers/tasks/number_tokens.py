@@ -7,6 +7,7 @@ digits are reversed between text and tokens, except those of sequences.
 
 import re
 from collections.abc import Iterable
+from typing import Literal
 
 from jaxtyping import Int
 from torch import Tensor
@@ -38,7 +39,8 @@ def encode(
     in_bases: range,
     out_bases: range,
     reverse: bool,
-    width: int = 0,
+    width: int | Literal["own"] = 0,
+    fill: str = "_",
 ) -> list[int]:
     """Return the tokens of `text`, the start token first.
 
@@ -47,7 +49,9 @@ def encode(
         in_bases: The bases of prompts; `text` must name its two bases if there is a choice.
         out_bases: The bases of answers.
         reverse: True if runs of digits are numbers and must be reversed.
-        width: The width to which numbers of the question, or its one sequence, are padded.
+        width: The width to which numbers of the question, or its one sequence, are padded; "own"
+            is that of the longest.
+        fill: The character with which they are padded.
 
     Raises:
         UsageError: naming the first character that is not allowed, its position, and what is.
@@ -67,7 +71,7 @@ def encode(
         if character not in DIGITS[:base] and character not in symbols + "_":
             raise wrong_character(text, places[position], DIGITS[:base] + symbols + "_")
     if width:
-        body = _with_blanks(body, width, reverse)
+        body = _padded(body, width, fill, reverse)
     ordered = _reverse_runs(body) if reverse else body
     for before, character in zip(" " + ordered, ordered, strict=False):
         # One character, two tokens: a minus between numbers, or the sign of an answer.
@@ -99,10 +103,12 @@ def wrong_character(text: str, position: int, allowed: str) -> UsageError:
     )
 
 
-def _with_blanks(body: str, width: int, reverse: bool) -> str:
+def _padded(body: str, width: int | Literal["own"], fill: str, reverse: bool) -> str:
     question, equals, answer = body.partition("=")
+    longest = max(map(len, _RUN.findall(question)), default=0)
+    width = longest if isinstance(width, str) else width
     justify = str.rjust if reverse else str.ljust
-    wide = _RUN.sub(lambda run: justify(run[0], width, "_"), question, 0 if reverse else 1)
+    wide = _RUN.sub(lambda run: justify(run[0], width, fill), question, 0 if reverse else 1)
     return wide + equals + answer
 
 

@@ -24,11 +24,10 @@ from thinkers.checks import added, check_choices
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.tasks import number_tokens
-from thinkers.tasks.base import Prompt
 from thinkers.tasks.intermediate_results import Place, Result
 from thinkers.tasks.number_prompts import PromptReader
 from thinkers.tasks.number_task import NumberTask, Questions, TokenBlocks
-from thinkers.tasks.number_tokens import COMMA, DIGITS, END, EQUALS, UPPER
+from thinkers.tasks.number_tokens import COMMA, DIGITS, END, EQUALS
 
 FIRST_REGISTER = number_tokens.VOCAB_SIZE
 """Registers are the ids from here on; models choose among those below."""
@@ -188,24 +187,6 @@ class WorkedTask(NumberTask):
         if token in self.registers:
             return self.register_names[token - FIRST_REGISTER]
         return super().token_name(token)
-
-    def read_prompt(self, text: str) -> Prompt:
-        """Read a question such as `12*34`, with `=` or without, and the beginning of its answer.
-
-        Raises:
-            UsageError: naming the first character that is not allowed at its position, or a number
-                of more digits than registers were made for.
-        """
-        return super().read_prompt(self._with_end(text))
-
-    def with_answer(self, prompt: str, answer: Iterable[int]) -> str:
-        return super().with_answer(self._with_end(prompt), answer)
-
-    def _with_end(self, text: str) -> str:
-        """Return a question with its `=`, which need not be typed."""
-        digits = DIGITS[: self.config.max_in_base]
-        whole = text.rstrip().translate(UPPER)[-1:]
-        return f"{text}=" if whole and whole in digits and "=" not in text else text
 
     def read_question(self, reader: PromptReader) -> int:
         first = reader.at
