@@ -294,12 +294,14 @@ def test_train_evaluate_generate_and_extend(here, capsys):
     capsys.readouterr()
     assert main.main(["generate", "a", "--prompt", "12+34=", "--num_steps", "2"]) == 0
     assert capsys.readouterr().out.startswith("12+34=")
-    for prompt in ("", "12+x=", "1" * 50):
+    for prompt in ("", "12+x=", "1" * 50, "12+"):
         assert main.main(["generate", "a", f"--prompt={prompt}"]) == 2
     assert main.main(["generate", "a", "--prompt=1+2=", "--num_steps=99"]) == 2
     capsys.readouterr()
-    assert main.main(["generate", "a", "--prompt=12+34"]) == 2
-    assert "found: '12+34' has no '='" in capsys.readouterr().err
+    assert main.main(["generate", "a", "--prompt=12-34"]) == 2
+    assert "character 2 of '12-34' must be one of 0 1" in capsys.readouterr().err
+    assert main.main(["generate", "a", "--prompt=12+34"]) == 0  # the `=` need not be typed
+    assert capsys.readouterr().out.startswith("12+34=")
     assert main.main(["generate", "a", "--prompt=12+34=4"]) == 0  # a prompt that begins the answer
     assert main.main([*ADD, *TINY, "--out=a"]) == 2
     assert "--resume a" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from thinkers.errors import UsageError
 from thinkers.models.base import Model
 from thinkers.models.batch import IGNORED, Batch
 from thinkers.models.generation import eval_mode
+from thinkers.models.positions import option
 
 ROWS = 100
 """Rows of one forward pass: states after all steps are kept."""
@@ -42,6 +43,7 @@ def accuracy_by_step(
                     lengths=rows.lengths,
                     prompt_lengths=rows.prompt_lengths,
                     keep_states=True,
+                    **option(rows.positions),
                 ).states
                 answers = model.read_out(states).argmax(-1)
                 is_graded = rows.targets != IGNORED

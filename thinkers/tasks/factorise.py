@@ -8,10 +8,10 @@ from jaxtyping import Int64
 from thinkers.errors import UsageError
 from thinkers.prng import Draws
 from thinkers.tasks import bigint
-from thinkers.tasks.arithmetic import OperandTask
 from thinkers.tasks.number_prompts import PromptReader
 from thinkers.tasks.number_task import Questions, TokenBlocks
 from thinkers.tasks.number_tokens import POWER, TIMES
+from thinkers.tasks.operand_task import OperandTask
 
 LARGEST_FACTORISED = 1 << 20
 """Bound on the numbers to factorise, whose factors are kept in tables."""

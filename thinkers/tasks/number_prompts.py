@@ -17,9 +17,10 @@ class PromptReader:
 
     Args:
         config: The Config of a number task.
+        missing: The end of the prompt if it was not typed; errors show what was typed.
     """
 
-    def __init__(self, text: str, config: Any):
+    def __init__(self, text: str, config: Any, missing: str = ""):
         self.text = text
         written, self._places = without_spaces(text)
         self.at, self.in_base, self.out_base = 0, config.max_in_base, config.max_out_base
@@ -27,7 +28,7 @@ class PromptReader:
             self.at, self.in_base, self.out_base = read_bases(
                 written, config.in_bases, config.out_bases
             )
-        self._written = written.translate(UPPER)
+        self._written = written.translate(UPPER) + missing
         self._blanks = config.blanks
 
     def next(self) -> str:

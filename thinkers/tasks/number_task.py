@@ -336,8 +336,7 @@ class NumberTask(CurriculumTask):
             in_bases=self.config.in_bases,
             out_bases=self.config.out_bases,
             reverse=self.least_significant_first,
-            width=self.padding[0],
-            fill=self.padding[1],
+            padding=self.padding,
         )
 
     @property
@@ -353,18 +352,22 @@ class NumberTask(CurriculumTask):
         Raises:
             UsageError: naming the first character that is not allowed at its position.
         """
-        reader = PromptReader(text, self.config)
-        width = 0
+        whole = self.with_end(text)
+        reader, width = PromptReader(text, self.config, missing=whole[len(text) :]), 0
         try:
             width = self.read_question(reader)
             reader.take("=")
             self.read_answer(reader)
             reader.end()
         except UsageError:
-            if reader.next() or "=" in text:
+            if reader.next() or "=" in whole:
                 raise
         # A prompt that only lacks its end is refused here, with a message of its own.
-        return replace(super().read_prompt(text), longest=width + 1)
+        return replace(super().read_prompt(whole), longest=width + 1)
+
+    def with_end(self, text: str) -> str:
+        """Return a prompt with its `=`, where it need not be typed."""
+        return text
 
     @abstractmethod
     def read_question(self, reader: PromptReader) -> int:
@@ -375,7 +378,9 @@ class NumberTask(CurriculumTask):
         """Read the beginning of an answer, which may be empty."""
 
     def with_answer(self, prompt: str, answer: Iterable[int]) -> str:
-        question, equals, answered = super().with_answer(prompt, answer).partition("=")
+        question, equals, answered = (
+            super().with_answer(self.with_end(prompt), answer).partition("=")
+        )
         return question.replace("_", "") + equals + answered  # blanks as they would be typed
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:

@@ -39,8 +39,7 @@ def encode(
     in_bases: range,
     out_bases: range,
     reverse: bool,
-    width: int | Literal["own"] = 0,
-    fill: str = "_",
+    padding: tuple[int | Literal["own"], str] = (0, "_"),
 ) -> list[int]:
     """Return the tokens of `text`, the start token first.
 
@@ -49,9 +48,8 @@ def encode(
         in_bases: The bases of prompts; `text` must name its two bases if there is a choice.
         out_bases: The bases of answers.
         reverse: True if runs of digits are numbers and must be reversed.
-        width: The width to which numbers of the question, or its one sequence, are padded; "own"
-            is that of the longest.
-        fill: The character with which they are padded.
+        padding: The width to which numbers of the question, or its one sequence, are padded, at
+            least that of the longest, which "own" is; and the character that fills them up.
 
     Raises:
         UsageError: naming the first character that is not allowed, its position, and what is.
@@ -70,8 +68,8 @@ def encode(
         base = base if question else max(in_base, out_base)  # without `=` it may be either
         if character not in DIGITS[:base] and character not in symbols + "_":
             raise wrong_character(text, places[position], DIGITS[:base] + symbols + "_")
-    if width:
-        body = _padded(body, width, fill, reverse)
+    if padding[0]:
+        body = _padded(body, *padding, reverse)
     ordered = _reverse_runs(body) if reverse else body
     for before, character in zip(" " + ordered, ordered, strict=False):
         # One character, two tokens: a minus between numbers, or the sign of an answer.
@@ -105,11 +103,12 @@ def wrong_character(text: str, position: int, allowed: str) -> UsageError:
 
 def _padded(body: str, width: int | Literal["own"], fill: str, reverse: bool) -> str:
     question, equals, answer = body.partition("=")
+    # A question may have longer numbers than any of training.
     longest = max(map(len, _RUN.findall(question)), default=0)
-    width = longest if isinstance(width, str) else width
+    wide = longest if isinstance(width, str) else max(width, longest)
     justify = str.rjust if reverse else str.ljust
-    wide = _RUN.sub(lambda run: justify(run[0], width, fill), question, 0 if reverse else 1)
-    return wide + equals + answer
+    padded = _RUN.sub(lambda run: justify(run[0], wide, fill), question, 0 if reverse else 1)
+    return padded + equals + answer
 
 
 def decode(tokens: Iterable[int] | Int[Tensor, " t"], *, reverse: bool) -> str:

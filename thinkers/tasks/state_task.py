@@ -19,6 +19,7 @@ from thinkers.checks import check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.generation import choosable, eval_mode, ids_below
+from thinkers.models.positions import option
 from thinkers.prng import Draws, constants, mix, row_keys
 from thinkers.tasks.answers import SCORING_ROWS, AnswerTask
 from thinkers.tasks.base import IGNORED, SPLITS, Prompt, Response, check_batch, splits_of_hashes
@@ -176,6 +177,7 @@ class StateTask(AnswerTask):
             num_steps=num_steps,
             lengths=batch.lengths,
             prompt_lengths=batch.prompt_lengths,
+            **option(batch.positions),
         ).logits
         return choosable(logits).argmax(-1)
 
