@@ -18,6 +18,7 @@ PAGES = {
     "docs/recipes.md": ("recipes",),
     "docs/babi.md": ("steps",),
     "docs/state_tracking.md": ("cups", "automaton", "links"),
+    "docs/long_addition.md": ("long_sums", "long_products", "window_cache"),
 }
 """{page: names of its generated parts}; the function of that name below renders a part."""
 
@@ -160,6 +161,49 @@ def _state_tracking(task: str, columns: dict[str, str]) -> str:
             row.append(f"{statistics.mean(values):.4f}{spread}")
         rows.append([*row, f"{minutes:.1f}"])
     return table(["model", "parameters", "FLOPs", "seeds", *columns, "CPU minutes"], rows)
+
+
+def long_sums() -> str:
+    """The results of benchmarks/long_addition.py on sums, by seed."""
+    sizes = {f"{n} digits": f"{n}" for n in (10, 20, 100, 300, 1000)}
+    columns = sizes | {"300 digits, all with long carries": "long carries"}
+    found = {name: x for name, x in _long_addition().items() if name != "multiply/long"}
+    return _by_seed(found, columns)
+
+
+def long_products() -> str:
+    found = {name: x for name, x in _long_addition().items() if name == "multiply/long"}
+    return _by_seed(found, {f"{n} x 2 digits": f"{n}" for n in (10, 20, 40)})
+
+
+def window_cache() -> str:
+    """What the trained models of add/long do with sums of nines, and with a cache."""
+    rows = []
+    for seed, run in _long_addition().get("add/long", {}).items():
+        right = ["right" if x else "wrong" for x in run["named"].values()]
+        cache = run["cache"]
+        slots = "; ".join(map(str, cache["slots"]))
+        rows.append([seed, *right, f"{cache['difference']:.1e}", slots])
+    columns = ["seed", *(f"300 digits: {name}" for name in ("9..9 + 9..9", "9..9 + 1", "1 + 9..9"))]
+    return table([*columns, "cached - uncached", "keys: after the prompt; most; at the end"], rows)
+
+
+def _long_addition() -> dict:
+    return json.loads((ROOT / "docs" / "long_addition.json").read_text())
+
+
+def _by_seed(found: dict, columns: dict[str, str]) -> str:
+    """A row for each case: its parameters, minutes, and the scores of each seed."""
+    rows = []
+    for name, seeds in found.items():
+        runs = list(seeds.values())
+        minutes = [run["cpu_minutes"] for run in runs if not run["resumed"]]
+        row = [name, f"{runs[0]['parameters']:,}", str(len(runs))]
+        for key in columns.values():
+            scores = [f"{run['scores'][key]:.4g}" for run in runs if key in run["scores"]]
+            row.append(", ".join(scores) or "-")
+        rows.append([*row, ", ".join(f"{x:.1f}" for x in minutes)])
+    return table(["case", "parameters", "seeds", *columns, "CPU minutes"], rows)
 
 
 def _sort_key(path: Path) -> tuple[object, ...]:

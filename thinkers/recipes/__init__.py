@@ -36,6 +36,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "copy/thinker": numbers.copy_thinker,
         "sort/thinker": numbers.sort_thinker,
         "multiply/thinker": numbers.multiply_thinker,
+        "multiply/long": numbers.multiply_long,
         "multiply/direct": arithmetic.multiply_direct,
         "multiply/direct_decoder": arithmetic.multiply_direct_decoder,
         "multiply/looped": arithmetic.multiply_looped,

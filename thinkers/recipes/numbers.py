@@ -84,12 +84,22 @@ def add_deepsight() -> Config:
 def add_long() -> Config:
     """Add numbers of any length, trained on at most 10 digits: a decoder given the columns of sums.
 
-    Digits of one place have one position, operands are padded to the longer one, and attention
-    looks 2 positions far; what is learned are sums of digits and their carries.
+    Digits of one place have one position, operands are padded to the width of the answer, and
+    attention looks 2 positions far; what is learned are sums of digits and their carries.
     """
-    task = Add.Config(max_digits=10, width="own", coupled=True, long_carries=0.3)
+    task = Add.Config(max_digits=10, width="answer", coupled=True, long_carries=0.3)
     training = training_settings(2400, lr=3e-3, batch_size=64, weight_decay=0.1)
     return fit(Decoder, task, training, num_layers=2, window=2, max_length=4096)
+
+
+def multiply_long() -> Config:
+    """Multiply numbers of at most 10 digits by one of at most 2, whose digits have coupled places.
+
+    All digits are visible, since those of the second factor are needed at every place.
+    """
+    task = Multiply.Config(max_digits=10, second_digits=2, coupled=True)
+    training = training_settings(2600, lr=3e-3, batch_size=64, weight_decay=0.1)
+    return fit(Decoder, task, training, num_layers=3, max_length=1024)
 
 
 def copy_thinker() -> Config:

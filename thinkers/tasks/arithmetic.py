@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int64
 
 from thinkers.checks import added, check_int
 from thinkers.errors import UsageError, usage_error
@@ -19,7 +20,7 @@ from thinkers.tasks.intermediate_results import (
 )
 from thinkers.tasks.number_task import Questions, TokenBlocks
 from thinkers.tasks.number_tokens import MINUS, PLUS, SYMBOL_TOKENS, TIMES
-from thinkers.tasks.operand_task import OperandTask
+from thinkers.tasks.operand_task import LONGEST, OperandTask
 from thinkers.tasks.padded_task import PaddedTask
 from thinkers.tasks.worked_task import WorkedTask
 
@@ -33,8 +34,9 @@ class Add(PaddedTask, OperandTask):
     @dataclass(frozen=True, kw_only=True)
     class Config(PaddedTask.Config, OperandTask.Config):
         long_carries: float = added(0.0)
-        """Share of the questions, held-out ones too, whose operands have equal lengths and in which
-        about 80 % of the pairs of digits add up to base - 1, so that carries pass through."""
+        """Share of the questions, held-out ones too, whose operands have equal lengths and whose
+        carries go far: in half of them about 80 % of the pairs of digits add up to base - 1, in the
+        others as many repeat the pair of the place below."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -47,19 +49,30 @@ class Add(PaddedTask, OperandTask):
 
     def draw(self, draws: Draws, size: int) -> Questions:
         questions, share = super().draw(draws, size), self.config.long_carries
-        if not share:
-            return questions
-        base = questions.in_base
-        carries = draws.below(SHARES, 1) < round(share * SHARES)
-        passes = draws.below(5, size) < 4
-        other, leading = draws.below(base, size), 1 + draws.below(base - 1, 1)
-        first = questions.digits[:, 0]
-        second = np.where(passes, base[:, None] - 1 - first, other)
-        places, last = np.arange(size), (first >= 0).sum(1)[:, None] - 1
-        second = np.where((places == last) & (places > 0) & (second == 0), leading, second)
-        second[first < 0] = -1
-        questions.digits[:, 1] = np.where(carries, second, questions.digits[:, 1])
+        if share:
+            carries = draws.below(SHARES, 1) < round(share * SHARES)
+            pairs = self._long_carries(draws, questions)
+            questions.digits = np.where(carries[:, :, None], pairs, questions.digits)
         return questions
+
+    def _long_carries(self, draws: Draws, questions: Questions) -> Int64[np.ndarray, "n 2 w"]:
+        """Return pairs of digits with long carries, of as many places as the first operand has."""
+        base, first = questions.in_base[:, None], questions.digits[:, 0]
+        places, exists = np.arange(first.shape[1]), first >= 0
+        is_chained = draws.below(5, len(places)) < 4
+        second, leading = draws.below(base[:, 0], len(places)), 1 + draws.below(base[:, 0] - 1, 2)
+        repeats = draws.below(2, 1) == 1
+        passing = np.where(is_chained, base - 1 - first, second)
+        # The place that a repeated pair is taken from: the last one that repeats none.
+        source = np.maximum.accumulate(np.where(is_chained, 0, places), axis=1)
+        repeated = [np.take_along_axis(digits, source, 1) for digits in (first, second)]
+        pairs = np.stack(
+            [np.where(repeats, repeated[0], first), np.where(repeats, repeated[1], passing)], 1
+        )
+        is_leading = exists & ~np.pad(exists[:, 1:], ((0, 0), (0, 1))) & (places > 0)
+        wrong = is_leading[:, None] & (pairs == 0)
+        pairs = np.where(wrong, leading[:, :, None], pairs)
+        return np.where(exists[:, None], pairs, -1)
 
     def answer_digits(self, digits: int) -> int:
         return digits + 1
@@ -94,9 +107,18 @@ class Multiply(WorkedTask, PaddedTask, OperandTask):
     @dataclass(frozen=True, kw_only=True)
     class Config(WorkedTask.Config, PaddedTask.Config, OperandTask.Config):
         max_digits: int = 2
+        second_digits: int | None = added(None)
+        """The most digits of the second factor; None means as many as of the first."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            if self.second_digits is not None:
+                check_int("second_digits", self.second_digits, 1, LONGEST)
+                if self.width is not None:
+                    raise UsageError(
+                        "second_digits must be None with width, which pads both factors alike, "
+                        f"got {self.second_digits}"
+                    )
             if self.coupled and (self.scratch or self.registers):
                 raise UsageError(
                     "coupled must be False with scratch or registers, whose digits have places in "
@@ -108,6 +130,36 @@ class Multiply(WorkedTask, PaddedTask, OperandTask):
     text_symbols = "*="
     operator = TIMES
     commutative = True
+
+    def draw(self, draws: Draws, size: int) -> Questions:
+        questions, most = super().draw(draws, size), self.config.second_digits
+        if most is not None:
+            second = self.draw_operand(draws, questions.in_base, size, most)
+            questions.digits[:, 1] = second
+        return questions
+
+    def second_size(self, size: int) -> int:
+        """Return the most digits of the second factor where the first has up to `size`."""
+        most = self.config.second_digits
+        return size if most is None else min(size, most)
+
+    def prompt_width(self, size: int) -> int:
+        return super().prompt_width(size) - size + self.second_size(size)
+
+    def _bounds(self, size: int, base: int) -> tuple[int, int]:
+        low, high = super()._bounds(size, base)
+        if self.config.second_digits is None:
+            return low, high
+        return 0, (base**size - 1) * (base ** self.second_size(size) - 1)
+
+    def num_questions(self, size: int, base: int) -> int:
+        if self.config.second_digits is None:
+            return super().num_questions(size, base)
+        most = self.second_size(size)
+        short = self.num_operand_values(most, base)
+        # Pairs without order: two short factors are counted twice, once for each order.
+        twice = short * (short - 1) // 2 if self.config.min_digits <= most else 0
+        return self.num_operand_values(size, base) * short - twice
 
     def compute(self, operands, operators, limbs):
         return bigint.multiply(*operands, limbs)

@@ -8,7 +8,7 @@ vectorised in numpy, since batches are made while a small model waits for them.
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -336,13 +336,8 @@ class NumberTask(CurriculumTask):
             in_bases=self.config.in_bases,
             out_bases=self.config.out_bases,
             reverse=self.least_significant_first,
-            padding=self.padding,
+            width=self.config.sizes[-1] if self.config.blanks else 0,
         )
-
-    @property
-    def padding(self) -> tuple[int | Literal["own"], str]:
-        """The width to which numbers of a question are padded, 0 for none, and with what."""
-        return (self.config.sizes[-1], "_") if self.config.blanks else (0, "_")
 
     def read_prompt(self, text: str) -> Prompt:
         """Read a question such as `12 + 34 =`, or with the last digits of its answer `12+34=6`.

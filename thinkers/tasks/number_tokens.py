@@ -7,7 +7,6 @@ digits are reversed between text and tokens, except those of sequences.
 
 import re
 from collections.abc import Iterable
-from typing import Literal
 
 from jaxtyping import Int
 from torch import Tensor
@@ -39,7 +38,7 @@ def encode(
     in_bases: range,
     out_bases: range,
     reverse: bool,
-    padding: tuple[int | Literal["own"], str] = (0, "_"),
+    width: int = 0,
 ) -> list[int]:
     """Return the tokens of `text`, the start token first.
 
@@ -48,8 +47,7 @@ def encode(
         in_bases: The bases of prompts; `text` must name its two bases if there is a choice.
         out_bases: The bases of answers.
         reverse: True if runs of digits are numbers and must be reversed.
-        padding: The width to which numbers of the question, or its one sequence, are padded, at
-            least that of the longest, which "own" is; and the character that fills them up.
+        width: The width to which numbers of the question, or its one sequence, are padded.
 
     Raises:
         UsageError: naming the first character that is not allowed, its position, and what is.
@@ -68,8 +66,8 @@ def encode(
         base = base if question else max(in_base, out_base)  # without `=` it may be either
         if character not in DIGITS[:base] and character not in symbols + "_":
             raise wrong_character(text, places[position], DIGITS[:base] + symbols + "_")
-    if padding[0]:
-        body = _padded(body, *padding, reverse)
+    if width:
+        body = _with_blanks(body, width, reverse)
     ordered = _reverse_runs(body) if reverse else body
     for before, character in zip(" " + ordered, ordered, strict=False):
         # One character, two tokens: a minus between numbers, or the sign of an answer.
@@ -101,14 +99,11 @@ def wrong_character(text: str, position: int, allowed: str) -> UsageError:
     )
 
 
-def _padded(body: str, width: int | Literal["own"], fill: str, reverse: bool) -> str:
+def _with_blanks(body: str, width: int, reverse: bool) -> str:
     question, equals, answer = body.partition("=")
-    # A question may have longer numbers than any of training.
-    longest = max(map(len, _RUN.findall(question)), default=0)
-    wide = longest if isinstance(width, str) else max(width, longest)
     justify = str.rjust if reverse else str.ljust
-    padded = _RUN.sub(lambda run: justify(run[0], wide, fill), question, 0 if reverse else 1)
-    return padded + equals + answer
+    wide = _RUN.sub(lambda run: justify(run[0], width, "_"), question, 0 if reverse else 1)
+    return wide + equals + answer
 
 
 def decode(tokens: Iterable[int] | Int[Tensor, " t"], *, reverse: bool) -> str:

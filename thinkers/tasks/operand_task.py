@@ -62,13 +62,18 @@ class OperandTask(NumberTask):
         return Questions(in_base, out_base, digits, choices, in_base > 0)
 
     def draw_operand(
-        self, draws: Draws, base: Int64[np.ndarray, " n"], size: int
+        self, draws: Draws, base: Int64[np.ndarray, " n"], size: int, most: int | None = None
     ) -> Int64[np.ndarray, "n w"]:
-        """Return the digits of numbers of up to `size` digits, -1 beyond their own."""
+        """Return the digits of numbers of up to `size` digits, -1 beyond their own.
+
+        Args:
+            most: The most digits of this operand, if it may have fewer than others.
+        """
         # Short numbers take as many draws as long ones: every row must use the same counters of its
         # stream, for any earlier draws.
-        shortest = self.config.min_digits
-        lengths = shortest + draws.below(size - shortest + 1, 1)
+        longest = size if most is None else min(size, most)
+        shortest = min(self.config.min_digits, longest)
+        lengths = shortest + draws.below(longest - shortest + 1, 1)
         digits = draws.below(base, size)
         leading = 1 + draws.below(base - 1, 1)
         places = np.arange(size)
@@ -144,7 +149,7 @@ class OperandTask(NumberTask):
 
     def num_operand_values(self, size: int, base: int) -> int:
         """Return the number of operands of up to `size` digits."""
-        shortest = self.config.min_digits
+        shortest = min(self.config.min_digits, size)
         return base**size - (base ** (shortest - 1) if shortest > 1 else 0)
 
     def num_questions(self, size: int, base: int) -> int:
