@@ -28,6 +28,7 @@ from thinkers.models.batch import (
 from thinkers.models.config import SIZES as SIZES
 from thinkers.models.config import Config as Config
 from thinkers.models.generation import classify, generate
+from thinkers.models.halt import Halt, check_halt, full_steps, halt_option
 from thinkers.models.names import MODELS, Name
 from thinkers.models.output_weights import find_output_weights
 from thinkers.models.positions import Positions, option, refuse_positions
@@ -48,11 +49,13 @@ class Thought:
         logits: Scores of the next token at every position.
         states: The state after each step, with `keep_states`; `read_out` gives its logits.
         extra: Further outputs of a model, by name.
+        steps: The thinking steps that each token took: all, unless tokens halt; 0 at padding then.
     """
 
     logits: Float[Tensor, "b t v"]
     states: Float[Tensor, "b k t c"] | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    steps: Int[Tensor, "b t"] | None = None
 
 
 @runtime_checkable
@@ -96,6 +99,11 @@ class Model(Traced, Configured, nn.Module, ABC):
         self.config = config
 
     @property
+    def halts_by(self) -> tuple[str, ...]:
+        """What `halt` may be: gate (a number), answered. Then `forward` and `prefill` take it."""
+        return ()
+
+    @property
     def step_counts(self) -> tuple[int, ...]:
         """The numbers of steps worth testing: powers of two, and the configured number."""
         powers = {2**i for i in range(self.config.max_steps.bit_length())}
@@ -130,7 +138,8 @@ class Model(Traced, Configured, nn.Module, ABC):
             capacity: Tokens of a row, prompt and new together, that the cache has room for.
 
         A model that takes positions has a keyword `positions`, (b, t) or None, here, and (b,) or
-        None in `extend`.
+        None in `extend`. A model with `halts_by` has a keyword `halt` here, and returns a
+        `HaltingCache` if it is set.
 
         Returns:
             The logits after each row's last real token, and the cache.
@@ -220,6 +229,8 @@ class Model(Traced, Configured, nn.Module, ABC):
         use_cache: bool = True,
         return_logits: bool = False,
         positions: Positions | None = None,
+        halt: Halt = None,
+        return_steps: bool = False,
     ) -> Any:
         """Continue prompts, padded on the left, by `max_new_tokens` tokens each.
 
@@ -232,6 +243,8 @@ class Model(Traced, Configured, nn.Module, ABC):
             return_logits: Also return the raw logits of each new token, zeros once a row has ended.
             positions: Coupled positions: a function from left-aligned tokens (b, t) to positions
                 (b, t), called on the tokens so far; or for one new token those of the prompts.
+            halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
+            return_steps: Also return the steps (b, n) that each new token took, 0 once a row ended.
         """
         return generate(
             self,
@@ -248,6 +261,8 @@ class Model(Traced, Configured, nn.Module, ABC):
             use_cache=use_cache,
             return_logits=return_logits,
             positions=positions,
+            halt=halt,
+            return_steps=return_steps,
         )
 
     def answer(
@@ -257,19 +272,29 @@ class Model(Traced, Configured, nn.Module, ABC):
         max_new_tokens: int,
         num_steps: int | None = None,
         positions: Positions | None = None,
-    ) -> Int[Tensor, "b n"]:
+        halt: Halt = None,
+        return_steps: bool = False,
+    ) -> Any:
         """Answer prompts, padded on the left, greedily: what tasks score.
 
         A model that is not causal answers with one token, predicted at the end of the prompt.
 
         Args:
-            positions: As in `generate`.
+            positions, halt: As in `generate`.
+            return_steps: Return the answers (b, n) and the steps (b, n) that each token took.
         """
         refuse_positions(self, positions)
+        check_halt(self, halt)
         if not self.causal and max_new_tokens == 1:
-            return classify(self, tokens, prompt_lengths, num_steps)
-        out = self.generate(tokens, max_new_tokens, num_steps, prompt_lengths, **option(positions))
-        return out[:, tokens.shape[1] :]
+            answer = classify(self, tokens, prompt_lengths, num_steps)
+            steps = full_steps(answer, self.check_steps(num_steps))
+            return (answer, steps) if return_steps else answer
+        options = option(positions) | halt_option(halt)
+        out, steps = self.generate(
+            tokens, max_new_tokens, num_steps, prompt_lengths, return_steps=True, **options
+        )
+        answer = out[:, tokens.shape[1] :]
+        return (answer, steps) if return_steps else answer
 
     def score(
         self,
@@ -278,12 +303,14 @@ class Model(Traced, Configured, nn.Module, ABC):
         lengths: Int[Tensor, " b"] | None = None,
         num_steps: int | None = None,
         positions: Positions | None = None,
+        halt: Halt = None,
     ) -> Float[Tensor, "b t-1"]:
         """Compute the log-probability of each token after the first, in nats; 0 for padding."""
         refuse_positions(self, positions)
         if not self.causal:
             raise UsageError(NOT_CAUSAL.format(what="score"))
-        thought = self(tokens, num_steps=num_steps, lengths=lengths, **option(positions))
+        options = option(positions) | halt_option(check_halt(self, halt))
+        thought = self(tokens, num_steps=num_steps, lengths=lengths, **options)
         logits = thought.logits[:, :-1]
         nexts = tokens[:, 1:]
         if lengths is not None:

@@ -13,6 +13,7 @@ from thinkers.checks import added, check_int
 from thinkers.errors import UsageError
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
+from thinkers.models.halt import Halt, check_halt, full_steps
 from thinkers.models.positions import Positions, find_positions, in_order
 from thinkers.nn.block import Block, run_blocks
 from thinkers.nn.kv_cache import KeepsKeys, KeyValueCache
@@ -89,11 +90,14 @@ class Decoder(Model):
         prompt_lengths: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
         positions: Positions | None = None,
+        halt: Halt = None,
     ) -> Thought:
-        self.check_steps(num_steps)
+        check_halt(self, halt)
+        steps = self.check_steps(num_steps)
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
         h = self._run(tokens, positions=find_positions(self, positions, tokens, lengths))
-        return Thought(self._answer(h), h[:, None] if keep_states else None)
+        states = h[:, None] if keep_states else None
+        return Thought(self._answer(h), states, steps=full_steps(tokens, steps))
 
     def _run(
         self,

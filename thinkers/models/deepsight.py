@@ -25,6 +25,7 @@ from thinkers.models.batch import (
 )
 from thinkers.models.deepsight_cache import DeepSightCache
 from thinkers.models.deepsight_loss import EmbeddingLoss, PlanLoss, TokenLoss
+from thinkers.models.halt import Halt, check_halt, full_steps
 from thinkers.nn.block import Attend, Block, Table, causal_attention
 from thinkers.nn.layers import (
     AttentionProjections,
@@ -208,10 +209,13 @@ class DeepSight(Model):
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
+        halt: Halt = None,
     ) -> Thought:
-        self.check_steps(num_steps)
+        check_halt(self, halt)
+        steps = full_steps(tokens, self.check_steps(num_steps))
         _, plan, h = self.run(self.check_tokens(tokens, lengths, prompt_lengths))
-        return Thought(self.read_out(h), h[:, None] if keep_states else None, {"plan": plan})
+        states = h[:, None] if keep_states else None
+        return Thought(self.read_out(h), states, {"plan": plan}, steps)
 
     def run(
         self, tokens: Int[Tensor, "b t"], cache: DeepSightCache | None = None

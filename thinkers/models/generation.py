@@ -12,7 +12,9 @@ from torch import Tensor
 
 from thinkers.checks import NOT_CAUSAL, check_ids, check_int, check_lengths, check_shape
 from thinkers.errors import UsageError, usage_error
-from thinkers.models.positions import Places, Positions, option, refuse_positions
+from thinkers.models.halt import Halt, check_halt
+from thinkers.models.positions import Positions, refuse_positions
+from thinkers.models.writers import Cached, Recomputed
 
 
 def generate(
@@ -31,6 +33,8 @@ def generate(
     use_cache: bool,
     return_logits: bool,
     positions: Positions | None,
+    halt: Halt,
+    return_steps: bool,
 ) -> Any:
     """Implement `Model.generate`."""
     check_shape("tokens", tokens)
@@ -48,11 +52,13 @@ def generate(
         stop_token=stop_token,
         use_cache=use_cache,
         positions=positions,
+        halt=halt,
     )
-    (b, t), chosen, kept = tokens.shape, [], []
+    (b, t), chosen, kept, taken = tokens.shape, [], [], []
     for new in written:
         column = torch.full((b,), pad_token, dtype=torch.int64, device=tokens.device)
         chosen.append(column.index_copy(0, new.rows, new.tokens))
+        taken.append(torch.zeros_like(column).index_copy(0, new.rows, new.steps))
         if return_logits:
             logits = new.logits
             kept.append(logits.new_zeros(b, logits.shape[-1]).index_copy(0, new.rows, logits))
@@ -60,12 +66,19 @@ def generate(
     out[:, :t] = tokens
     if chosen:
         out[:, t : t + len(chosen)] = torch.stack(chosen, 1)
-    if not return_logits:
-        return out
-    if not kept:
-        return out, next(model.parameters()).new_zeros(b, 0, model.config.vocab_size)
-    kept += [torch.zeros_like(kept[0])] * (max_new_tokens - len(kept))
-    return out, torch.stack(kept, 1)
+    found = [out]
+    if return_logits:
+        empty = next(model.parameters()).new_zeros(b, model.config.vocab_size)
+        found.append(_columns(kept, empty, max_new_tokens))
+    if return_steps:
+        found.append(_columns(taken, tokens.new_zeros(b), max_new_tokens))
+    return out if len(found) == 1 else tuple(found)
+
+
+def _columns(written: list[Tensor], empty: Tensor, number: int) -> Tensor:
+    """Join what was written token by token, with `empty` once all rows have ended."""
+    columns = written + [empty] * (number - len(written))
+    return torch.stack(columns, 1) if columns else empty[:, None][:, :0]
 
 
 @dataclass(frozen=True)
@@ -75,11 +88,13 @@ class NextTokens:
     Args:
         rows: Indices of these rows.
         logits: The raw logits that the tokens were chosen from.
+        steps: The thinking steps that they took.
     """
 
     rows: Int[Tensor, " r"]
     tokens: Int[Tensor, " r"]
     logits: Float[Tensor, "r v"]
+    steps: Int[Tensor, " r"]
 
 
 _vocab_size: ContextVar[int | None] = ContextVar("vocab_size", default=None)
@@ -121,6 +136,7 @@ def stream(
     use_cache: bool = True,
     vocab_size: int | None = None,
     positions: Positions | None = None,
+    halt: Halt = None,
 ) -> Iterator[NextTokens]:
     """Yield the tokens of `Model.generate`, each as soon as it is chosen.
 
@@ -131,18 +147,20 @@ def stream(
         raise UsageError(NOT_CAUSAL.format(what="generate"))
     rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
     check_sampling(temperature, top_k, top_p)
+    halt = check_halt(model, halt)
     positions = continued(model, positions, tokens, lengths, max_new_tokens)
     if stop_token is not None:
         check_int("stop_token", stop_token, 0, model.config.vocab_size - 1, "vocab_size - 1")
     with eval_mode(model):
+        prompted = prompt_lengths is not None
         writer = (Cached if use_cache else Recomputed)(
-            model, rows, lengths, steps, prompt_lengths is not None, max_new_tokens, positions
+            model, rows, lengths, steps, prompted, max_new_tokens, positions, halt
         )
         alive = torch.arange(len(tokens), device=tokens.device)
         for _ in range(max_new_tokens):
             logits = writer.logits()
             chosen = choose(logits[:, :vocab_size], temperature, top_k, top_p, generator)
-            yield NextTokens(alive, chosen, logits)
+            yield NextTokens(alive, chosen, logits, writer.taken())
             if stop_token is not None:
                 # Rows that ended leave the batch. Their number is read from the device, which is
                 # waited for.
@@ -180,92 +198,6 @@ def eval_mode(model: Any) -> Iterator[None]:
     finally:
         for part, training in modes.items():
             part.training = training
-
-
-class Cached:
-    """Decoding with a cache: each token is computed once."""
-
-    def __init__(
-        self,
-        model: Any,
-        rows: Tensor,
-        lengths: Tensor,
-        steps: int,
-        prompted: bool,
-        room: int,
-        positions: Positions | None = None,
-    ):
-        self.model = model
-        self.next: Any = None
-        self.cache: Any = None
-        self.places = None if positions is None else Places(model, positions, rows, lengths, room)
-        if room:
-            places = None if self.places is None else self.places.whole()
-            self.next, self.cache = model.prefill(
-                rows, lengths, steps, prompted, rows.shape[1] + room, **option(places)
-            )
-        self.pending: Tensor | None = None
-
-    def logits(self) -> Float[Tensor, "b v"]:
-        """Return the logits of the next token of each row."""
-        if self.pending is not None:
-            newest = None if self.places is None else self.places.newest()
-            self.next = self.model.extend(self.pending, self.cache, **option(newest))
-            self.pending = None
-        return self.next
-
-    def write(self, tokens: Int[Tensor, " b"]) -> None:
-        """Append a token to each row."""
-        self.pending = tokens
-        if self.places is not None:
-            self.places.write(tokens)
-
-    def select(self, rows: Int[Tensor, " b"]) -> None:
-        """Keep only these rows."""
-        self.cache.select(rows)
-        if self.places is not None:
-            self.places.select(rows)
-
-
-class Recomputed:
-    """Decoding without a cache: whole rows are computed for every token, as a reference."""
-
-    def __init__(
-        self,
-        model: Any,
-        rows: Tensor,
-        lengths: Tensor,
-        steps: int,
-        prompted: bool,
-        room: int,
-        positions: Positions | None = None,
-    ):
-        self.model, self.steps, self.lengths = model, steps, lengths
-        self.positions = positions
-        self.prompts = lengths if prompted else None
-        self.rows = torch.cat([rows, rows.new_zeros(len(rows), room)], 1)
-
-    def logits(self) -> Float[Tensor, "b v"]:
-        """Return the logits of the next token of each row."""
-        longest = int(self.lengths.max())
-        thought = self.model(
-            self.rows[:, :longest],
-            num_steps=self.steps,
-            lengths=self.lengths,
-            prompt_lengths=self.prompts,
-            **option(self.positions),
-        )
-        return thought.logits[torch.arange(len(self.rows)), self.lengths - 1]
-
-    def write(self, tokens: Int[Tensor, " b"]) -> None:
-        """Append a token to each row."""
-        self.rows[torch.arange(len(self.rows)), self.lengths] = tokens
-        self.lengths = self.lengths + 1
-
-    def select(self, rows: Int[Tensor, " b"]) -> None:
-        """Keep only these rows."""
-        self.rows, self.lengths = self.rows[rows], self.lengths[rows]
-        self.prompts = None if self.prompts is None else self.prompts[rows]
 
 
 def check_call(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,17 +12,29 @@ from torch import Tensor, nn
 
 from thinkers.checks import added, check_int
 from thinkers.errors import UsageError
-from thinkers.models.base import Model, Thought
-from thinkers.models.batch import Batch, Loss, as_batch
+from thinkers.models.base import Thought
+from thinkers.models.batch import Batch, Loss, as_batch, real_positions
+from thinkers.models.halt import Halt, HaltingCache, check_halt, check_steps_taken, full_steps
+from thinkers.models.halting_model import HaltingModel, step_numbers
 from thinkers.models.positions import Positions, find_positions, in_order
 from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.nn.block import Block, Table, run_blocks
 from thinkers.nn.kv_cache import KeepsKeys, KeyValueCache
 from thinkers.nn.layers import Head, Rotary, initialize, sinusoidal
+from thinkers.nn.live_tokens import (
+    CachedKeys,
+    FrozenKeys,
+    Kept,
+    LiveTokens,
+    RowKeys,
+    live_flops,
+    mask_of,
+    run_live,
+)
 from thinkers.nn.window import WholeRows, grow, make_cache
 
 
-class Looped(Model):
+class Looped(HaltingModel):
     """Transformer that applies one core of layers n times, injecting the input each time.
 
         e = prelude(E[tokens]); s_0 = e; s_k = norm(core(inject(s_(k-1), e))), k = 1 .. n
@@ -31,7 +44,8 @@ class Looped(Model):
     `thinkers.nn.block.Block` with causal attention. inject(s, e) is W [s, e], s + e or s, by the
     setting `injection`; with `time_code`, a sinusoidal code of k is added to it. With `window` a
     token attends to those before it whose position, coupled or in order, is at most so far away:
-    see `thinkers.nn.window`.
+    see `thinkers.nn.window`. With `halt`, tokens stop at different steps: see
+    `thinkers.models.halting_model`.
 
     Prelude, core and coda are those of Geiping et al. 2025 (https://arxiv.org/abs/2502.05171), who
     start from a random state instead. Without prelude, coda and injection, and with a time code, it
@@ -49,6 +63,7 @@ class Looped(Model):
         },
         {"injection": "add", "backprop_steps": 2, "num_coda_layers": 2, "window": 3},
         {"step_loss": "due", "tie_head": False},
+        {"halting": True, "num_layers": 1, "num_coda_layers": 2},
     )
 
     @dataclass(frozen=True, kw_only=True)
@@ -89,6 +104,11 @@ class Looped(Model):
                     f"backprop_steps must be None where step_loss is {self.step_loss}: steps that "
                     f"do not learn would be graded, got {self.backprop_steps}"
                 )
+            if self.backprop_steps and self.halting:
+                raise UsageError(
+                    "backprop_steps must be None with halting, which grades several steps, got "
+                    f"{self.backprop_steps}"
+                )
             if self.injection == "none" and self.num_prelude_layers and self.backprop_steps:
                 raise UsageError(
                     "backprop_steps must be None where injection is none and there is a prelude, "
@@ -107,6 +127,7 @@ class Looped(Model):
         self.core_norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.head = Head(self.embedding, config.tie_head)
+        self.make_gate()
         depth = config.num_prelude_layers + config.num_layers + config.num_coda_layers
         initialize(self, num_residuals=2 * depth)
 
@@ -119,12 +140,18 @@ class Looped(Model):
         prompt_lengths: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
         positions: Positions | None = None,
+        halt: Halt = None,
     ) -> Thought:
-        steps = self.check_steps(num_steps)
+        steps, halt = self.check_steps(num_steps), check_halt(self, halt)
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
         places = find_positions(self, positions, tokens, lengths)
-        states = self._run(tokens, steps, keep_states, positions=places)
-        return Thought(self._answer(states[:, -1]), states if keep_states else None)
+        if halt is None:
+            states, taken = self._run(tokens, steps, keep_states, None, places), None
+        else:
+            real = real_positions(tokens, lengths)
+            states, taken = self._run_live(tokens, real, steps, halt, keep_states, None, places)
+        taken = full_steps(tokens, steps) if taken is None else taken
+        return Thought(self._answer(states[:, -1]), states if keep_states else None, steps=taken)
 
     def loss(
         self,
@@ -134,11 +161,29 @@ class Looped(Model):
         counts: Mapping[str, int] | None = None,
     ) -> Loss:
         batch, steps = as_batch(batch, self), self.check_steps(num_steps)
+        if self.config.halting:
+            return self.halting_loss(batch, steps, counts, partial(self._run_frozen, batch, steps))
         own = self.count_terms(batch)
         is_graded_once = self.config.step_loss == "last"
         states = self._run(batch.tokens, steps, not is_graded_once, positions=batch.positions)
         count = (counts or own)["next_token"]
         return loss_of_states(self, states, batch.targets, batch.due, own, count)
+
+    def _begin(
+        self,
+        tokens: Int[Tensor, "b t"],
+        cache: KeyValueCache | None,
+        positions: Int[Tensor, "b t"] | None,
+    ) -> tuple[Float[Tensor, "b t c"], Table, Kept]:
+        """Return e, the table of the positions, and what keeps keys."""
+        x = self.embedding(tokens)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        keeps: Kept = cache
+        if cache is None and self.config.window is not None:
+            keeps = WholeRows(positions, self.config.window, x)
+        table = self.rotary.table(positions, x.dtype)
+        return run_blocks(self.prelude, x, table, keeps, 0), table, keeps
 
     def _run(
         self,
@@ -152,14 +197,7 @@ class Looped(Model):
 
         Positions None means those of whole rows.
         """
-        x = self.embedding(tokens)
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        keeps: KeepsKeys | None = cache
-        if cache is None and self.config.window is not None:
-            keeps = WholeRows(positions, self.config.window, x)
-        table = self.rotary.table(positions, x.dtype)
-        e = run_blocks(self.prelude, x, table, keeps, 0)
+        e, table, keeps = self._begin(tokens, cache, positions)
         slot, s, states = len(self.prelude), e, []
         for step in range(steps):
             if step:
@@ -171,6 +209,65 @@ class Looped(Model):
                 states.append(run_blocks(self.coda, s, table, keeps, slot))
         return torch.stack(states, 1)
 
+    def _run_live(
+        self,
+        tokens: Int[Tensor, "b t"],
+        real: Bool[Tensor, "b t"],
+        steps: int,
+        halt: Halt,
+        keep_states: bool = False,
+        cache: KeyValueCache | None = None,
+        positions: Int[Tensor, "b t"] | None = None,
+    ) -> tuple[Float[Tensor, "b k t c"], Int[Tensor, "b t"]]:
+        """Compute what `_run` does, with tokens that halt, and the steps that each took."""
+        e, table, keeps = self._begin(tokens, cache, positions)
+        first, num_layers, t = len(self.prelude), len(self.core), tokens.shape[1]
+        keys = RowKeys() if cache is None else CachedKeys(cache, first, num_layers, t)
+        mask, live, s, states = mask_of(keeps, t, e), real, e, []
+        taken = torch.zeros_like(tokens)
+        for step in range(steps):
+            if step:
+                s = self.thought_hook(s, step - 1).where(live[..., None], s)
+            tokens_left = LiveTokens(live)
+            if not len(tokens_left):
+                break
+            keys.begin(step)
+            seen = tokens_left.masks(mask, keeps)
+            x = self._injected(tokens_left.take(s), tokens_left.take(e), step)
+            x = run_live(self.core, x, tokens_left.table(table), tokens_left, keys, seen)
+            x = self.core_norm(x)
+            s, taken = tokens_left.put(s, x), taken + live
+            live = tokens_left.without(self.is_done(x, halt))
+            if keep_states:
+                states.append(run_blocks(self.coda, s, table, keeps))
+        if keep_states:
+            return torch.stack(states + states[-1:] * (steps - len(states)), 1), taken
+        if isinstance(keys, CachedKeys):
+            keys.finish(steps)
+        return run_blocks(self.coda, s, table, keeps, first + steps * num_layers)[:, None], taken
+
+    def _run_frozen(
+        self, batch: Batch, steps: int, taken: Int[Tensor, "b t"] | None
+    ) -> tuple[Float[Tensor, "b k t c"], Float[Tensor, "b k t c"]]:
+        """Compute outputs and states after each step, with tokens that take the given steps."""
+        e, table, keeps = self._begin(batch.tokens, None, batch.positions)
+        frozen = keeps if taken is None else FrozenKeys(taken, keeps)
+        s, states, outputs = e, [], []
+        for step in range(steps):
+            s = self.thought_hook(s, step - 1) if step else s
+            if isinstance(frozen, FrozenKeys):
+                frozen.begin(step)
+            new = self._think(s, e, step, table, frozen, 0)
+            s = frozen.choose(new, s) if isinstance(frozen, FrozenKeys) else new
+            states.append(s)
+            outputs.append(run_blocks(self.coda, s, table, keeps))
+        found = torch.stack(outputs, 1)
+        if taken is not None:
+            # A token is read out after the last step of all others, as it will be at inference.
+            is_last = step_numbers(steps, taken) >= taken[:, None]
+            found = found[:, -1:].where(is_last[..., None], found)
+        return found, torch.stack(states, 1)
+
     def _think(
         self,
         s: Float[Tensor, "b t c"],
@@ -181,6 +278,13 @@ class Looped(Model):
         slot: int,
     ) -> Float[Tensor, "b t c"]:
         """Compute s_k from s_(k-1), with `step` = k - 1."""
+        s = self._injected(s, e, step)
+        return self.core_norm(run_blocks(self.core, s, table, cache, slot))
+
+    def _injected(
+        self, s: Float[Tensor, "b t c"], e: Float[Tensor, "b t c"], step: int
+    ) -> Float[Tensor, "b t c"]:
+        """Return the input of the core at a step."""
         if self.config.injection == "concat":
             s = self.inject(torch.cat([s, e], -1))
         elif self.config.injection == "add":
@@ -189,7 +293,7 @@ class Looped(Model):
             # arange on the device: copying a number from the host would wait for it.
             number = torch.arange(step, step + 1, device=s.device)
             s = s + sinusoidal(number, self.config.dim, s.dtype)
-        return self.core_norm(run_blocks(self.core, s, table, cache, slot))
+        return s
 
     def _learns(self, step: int, steps: int) -> bool:
         """Return True if gradients flow through this step."""
@@ -215,23 +319,39 @@ class Looped(Model):
         capacity: int,
         *,
         positions: Int[Tensor, "b t"] | None = None,
-    ) -> tuple[Float[Tensor, "b v"], KeyValueCache]:
+        halt: Halt = None,
+    ) -> tuple[Float[Tensor, "b v"], KeyValueCache | HaltingCache]:
         config = self.config
         heads = config.num_heads, config.dim // config.num_heads
         num_layers = len(self.prelude) + num_steps * len(self.core) + len(self.coda)
         places = in_order(tokens) if positions is None else positions
         like = self.norm.weight
         cache = make_cache(num_layers, places, lengths, capacity, *heads, like, config.window)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        if halt is not None:
+            real = real_positions(tokens, lengths)
+            x, taken = self._run_live(tokens, real, num_steps, halt, False, cache, positions)
+            newest = taken[rows, lengths - 1]
+            logits = self._answer(x[rows, -1, lengths - 1])
+            return logits, HaltingCache(cache, num_steps, halt, newest)
         x = self._run(tokens, num_steps, cache=cache, positions=positions)[:, -1]
-        return self._answer(x[torch.arange(len(x)), lengths - 1]), cache
+        return self._answer(x[rows, lengths - 1]), cache
 
     def extend(
         self,
         tokens: Int[Tensor, " b"],
-        cache: KeyValueCache,
+        cache: KeyValueCache | HaltingCache,
         *,
         positions: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b v"]:
+        if isinstance(cache, HaltingCache):
+            places, column = grow(cache.kept, positions), tokens[:, None]
+            real = torch.ones_like(column, dtype=torch.bool)
+            x, taken = self._run_live(
+                column, real, cache.num_steps, cache.halt, False, cache.kept, places
+            )
+            cache.taken = taken[:, 0]
+            return self._answer(x[:, -1, 0])
         # Each step has keys of its own in the cache.
         num_steps = (len(cache.layers) - len(self.prelude) - len(self.coda)) // len(self.core)
         places = grow(cache, positions)
@@ -239,21 +359,34 @@ class Looped(Model):
         return self._answer(x[:, -1, 0])
 
     def flops(
-        self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
+        self,
+        batch_size: int,
+        length: int,
+        num_steps: int | None = None,
+        training: bool = False,
+        *,
+        steps: Int[Tensor, "b t"] | None = None,
     ) -> int:
-        steps, rows, dim = self.check_steps(num_steps), batch_size * length, self.config.dim
+        num, rows, config = self.check_steps(num_steps), batch_size * length, self.config
         block: Any = self.core[0]
         layer = block.flops(batch_size, length, length)
-        step = len(self.core) * layer
-        if self.config.injection == "concat":
-            step += 2 * rows * 2 * dim * dim
-        answer = len(self.coda) * layer + 2 * rows * dim * self.config.vocab_size
-        once = len(self.prelude) * layer
+        injection = 2 * 2 * config.dim**2 if config.injection == "concat" else 0
+        step = len(self.core) * layer + rows * injection
+        head = 2 * config.dim * config.vocab_size
+        answer, once = len(self.coda) * layer + rows * head, len(self.prelude) * layer
+        if steps is not None:
+            check_steps_taken(steps, (batch_size, length), num)
+            # A token that may halt is asked after each step: by the gate, or by its answer.
+            injection += 2 * config.dim if config.halting else head
+            layers = len(self.core)
+            live = (live_flops(block, layers, injection, steps >= k) for k in range(1, num + 1))
+            return once + answer + sum(live)
         if not training:
-            return once + answer + steps * step
-        answers = 1 if self.config.step_loss == "last" else steps
-        learned = min(steps, self.config.backprop_steps or steps)
-        return 3 * (once + answers * answer) + (steps + 2 * learned) * step
+            return once + answer + num * step
+        answers = num if config.halting or config.step_loss != "last" else 1
+        learned = min(num, config.backprop_steps or num)
+        gates = 2 * rows * config.dim * num if config.halting else 0
+        return 3 * (once + answers * answer + gates) + (num + 2 * learned) * step
 
 
 def make_blocks(config: Looped.Config, number: int) -> nn.ModuleList:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from thinkers.models.base import Model, Thought
 from thinkers.models.decoder import Decoder, make_block
+from thinkers.models.halt import Halt, check_halt, full_steps
 from thinkers.models.reasoning_masks import apply_thought_hook
 from thinkers.nn.block import causal_attention
 from thinkers.nn.kv_cache import KeyValueCache
@@ -74,12 +75,14 @@ class Pause(Model):
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
+        halt: Halt = None,
     ) -> Thought:
         """Run the model; `states` are those of the fillers, or of the tokens if there are none."""
+        check_halt(self, halt)
         steps = self.check_steps(num_steps)
         h = self._run(self.check_tokens(tokens, lengths, prompt_lengths), steps)
         states = h[:, :, min(1, steps) :].transpose(1, 2) if keep_states else None
-        return Thought(self._answer(h[:, :, -1]), states)
+        return Thought(self._answer(h[:, :, -1]), states, steps=full_steps(tokens, steps))
 
     def _run(
         self,

@@ -15,6 +15,7 @@ from thinkers.checks import check_choices, check_int
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
 from thinkers.models.batch import Batch, Loss, as_batch, correct_predictions, next_token_loss
+from thinkers.models.halt import Halt, check_halt, full_steps
 from thinkers.models.reasoning_attention import PairStops
 from thinkers.models.reasoning_cache import ReasoningCache
 from thinkers.models.reasoning_masks import (
@@ -160,17 +161,21 @@ class ReasoningTokens(Model):
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
+        halt: Halt = None,
     ) -> Thought:
         """Run the model; `extra["reasoning"]` (b, n, t, c) are the states of reasoning tokens."""
+        check_halt(self, halt)
         steps = self.check_steps(num_steps)
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
         x = self._run(tokens, steps, whole=keep_states)
         logits = self._answer(x[:, :, 0])
         if not keep_states:
-            return Thought(logits)
+            return Thought(logits, steps=full_steps(tokens, steps))
         # The state of a position is that of e_i: the same at every step, since there is one pass.
         states = x[:, None, :, 0].expand(-1, max(1, steps), -1, -1)
-        return Thought(logits, states, {"reasoning": x[:, :, 1:].transpose(1, 2)})
+        return Thought(
+            logits, states, {"reasoning": x[:, :, 1:].transpose(1, 2)}, full_steps(tokens, steps)
+        )
 
     def loss(
         self,

@@ -26,10 +26,17 @@ class StepLossConfig(base.Config):
     on that it is due (`Batch.due`); wait: and before that step demand `wait_token` instead."""
     wait_token: int | None = added(None)
     """The answer "not yet" of step_loss wait; None follows the task."""
+    halting: bool = added(False)
+    """Learn when each token is done, so that calls with `halt` stop there."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self)
+        if self.halting and self.step_loss not in ("last", "due"):
+            raise UsageError(
+                "step_loss must be last or due with halting, which grades a token from the step on "
+                f"that its answer can be known, got {self.step_loss}"
+            )
         if self.step_loss != "wait":
             self.refuse_unused(("wait_token",), f"step_loss is {self.step_loss}")
         elif self.vocab_size is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,7 @@ from thinkers.models.batch import (
     graded_targets,
 )
 from thinkers.models.generation import check_call, choosable, eval_mode
+from thinkers.models.halt import Halt
 from thinkers.models.positions import Positions, refuse_positions
 from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.models.thinker_cache import ThinkerCache
@@ -459,11 +460,20 @@ class Thinker(Model):
         max_new_tokens: int,
         num_steps: int | None = None,
         positions: Positions | None = None,
-    ) -> Int[Tensor, "b n"]:
+        halt: Halt = None,
+        return_steps: bool = False,
+    ) -> Any:
         """Generate greedily; with parallel output, predict all tokens of the answer at once."""
         refuse_positions(self, positions)
         if self.config.output != "parallel" or max_new_tokens == 0:
-            return super().answer(tokens, prompt_lengths, max_new_tokens, num_steps)
+            return super().answer(
+                tokens,
+                prompt_lengths,
+                max_new_tokens,
+                num_steps,
+                halt=halt,
+                return_steps=return_steps,
+            )
         rows, lengths, steps = check_call(self, tokens, max_new_tokens, num_steps, prompt_lengths)
         sizes = rows.shape[1], max_new_tokens
         with eval_mode(self):

@@ -1,8 +1,7 @@
 """Key/value cache of the rows being generated, which may differ in length.
 
 A row has the same index in every buffer. `data` is (slots, 2, b, g, capacity, d), with a slot for
-each layer and step that attends. Generation drops finished rows by `select`. All rows of a batch
-take the same number of thinking steps: no model halts a row before the others.
+each layer and step that attends. Generation drops finished rows by `select`.
 """
 
 from typing import Protocol, runtime_checkable
@@ -55,6 +54,11 @@ class KeyValueCache:
         self.visible: Float[Tensor, "b 1 1 s"] | None = None
         self.hidden: Float[Tensor, "b s"] | None = None
 
+    @property
+    def mask(self) -> Float[Tensor, "b 1 t s"] | None:
+        """The mask of 0 and -inf of the newest tokens; None for whole prompts."""
+        return self.visible
+
     def grow(self) -> Int[Tensor, "b 1"]:
         """Make room for one more token per row; return its position."""
         positions = self.lengths[:, None]
@@ -70,7 +74,7 @@ class KeyValueCache:
 
     def keep(
         self, layer: int, k: Float[Tensor, "b g t d"], v: Float[Tensor, "b g t d"]
-    ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b g s d"], Float[Tensor, "b 1 1 s"] | None]:
+    ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b g s d"], Float[Tensor, "b 1 t s"] | None]:
         """Store keys and values of whole prompts, or after `grow` of one token per row.
 
         Returns:
@@ -81,10 +85,10 @@ class KeyValueCache:
         if self.visible is None:
             self.used = k.shape[2]
             keys[:, :, : self.used], values[:, :, : self.used] = k, v
-            return k, v, None
+            return k, v, self.mask
         new = slice(self.used - 1, self.used)
         keys[:, :, new], values[:, :, new] = k, v
-        return keys[:, :, : self.used], values[:, :, : self.used], self.visible
+        return keys[:, :, : self.used], values[:, :, : self.used], self.mask
 
     def select(self, rows: Int[Tensor, " b"]) -> None:
         """Keep only these rows."""

@@ -133,11 +133,9 @@ class WindowCache(KeyValueCache):
         self.layers = [(layer[0], layer[1]) for layer in self.data]
         self.used = count
 
-    def keep(
-        self, layer: int, k: Float[Tensor, "b g t d"], v: Float[Tensor, "b g t d"]
-    ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b g s d"], Float[Tensor, "b 1 t s"] | None]:
-        k, v, mask = super().keep(layer, k, v)
-        return k, v, mask if self.rows is None else self.rows.mask
+    @property
+    def mask(self) -> Float[Tensor, "b 1 t s"] | None:
+        return self.visible if self.rows is None else self.rows.mask
 
     def select(self, rows: Int[Tensor, " b"]) -> None:
         super().select(rows)

@@ -1,0 +1,79 @@
+"""The rule by which tokens may halt before the last step: what calls take as `halt`."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from thinkers.errors import UsageError, usage_error
+
+Halt = float | Literal["answered"] | None
+"""A threshold in 0 .. 1: a token halts after the first step at which its gate is above it, so that
+1 never halts. "answered": at the first step whose likeliest token is not `wait_token`. None: after
+`num_steps`."""
+
+
+def halt_option(halt: Halt) -> dict[str, Any]:
+    """Return the keyword argument `halt` if it is set: a model may not take it."""
+    return {} if halt is None else {"halt": halt}
+
+
+def check_halt(model: Any, halt: Any) -> Halt:
+    """Return `halt`, or raise UsageError if it is invalid or this model cannot halt by it."""
+    if halt is None:
+        return None
+    if halt == "answered" and isinstance(halt, str):
+        if "answered" not in model.halts_by:
+            raise usage_error(
+                f'halt "answered" for {model.name} with other settings',
+                "a causal model trained with step_loss wait, whose states are read out as they are "
+                "(num_coda_layers 0), such as links/looped",
+                "leave halt out, or train such a model",
+            )
+        return "answered"
+    is_number = isinstance(halt, int | float) and not isinstance(halt, bool)
+    if not is_number or not 0 <= halt <= 1:
+        raise UsageError(f'halt must be a number in 0 .. 1, "answered" or None, got {halt!r}')
+    if "gate" not in model.halts_by:
+        raise usage_error(
+            f"halt {halt} for {model.name} without a gate",
+            "looped, thoughtsformer or thinker, trained with halting (--model.halting true)",
+            "leave halt out, or train such a model",
+        )
+    return float(halt)
+
+
+def full_steps(tokens: Int[Tensor, "b t"], steps: int) -> Int[Tensor, "b t"]:
+    """Return the steps that every token takes where none halts."""
+    return torch.full_like(tokens, steps)
+
+
+def check_steps_taken(steps: Tensor, shape: tuple[int, int], most: int) -> None:
+    """Raise UsageError if these are not the steps of tokens of this shape: 0 .. most each."""
+    if tuple(steps.shape) != shape:
+        raise UsageError(f"steps must have the shape {list(shape)}, got {list(steps.shape)}")
+    if steps.numel() and not 0 <= int(steps.min()) <= int(steps.max()) <= most:
+        least, largest = int(steps.min()), int(steps.max())
+        raise UsageError(f"steps must be in 0 .. {most} (num_steps), got {least} .. {largest}")
+
+
+@dataclass
+class HaltingCache:
+    """The cache of a model whose tokens may halt.
+
+    Args:
+        kept: The model's cache without halting.
+        taken: Steps of each row's newest token.
+    """
+
+    kept: Any
+    num_steps: int
+    halt: float | Literal["answered"]
+    taken: Int[Tensor, " b"]
+
+    def select(self, rows: Int[Tensor, " r"]) -> None:
+        """Keep only these rows."""
+        self.kept.select(rows)
+        self.taken = self.taken[rows]
