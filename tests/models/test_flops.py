@@ -101,7 +101,7 @@ def check_flops(model, b, length):
                 model.train().loss(batch, num_steps=steps).total.backward()
         found = model.flops(b, length, steps)
         assert found == pytest.approx(inference.get_total_flops(), rel=0.02), f"{steps} steps"
-        found = model.flops(b, length, steps, training=True)
+        found = model.batch_flops(batch, steps, training=True)
         assert found == pytest.approx(training.get_total_flops(), rel=0.02), f"{steps} steps"
 
 

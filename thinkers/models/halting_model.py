@@ -12,6 +12,7 @@ that, a model reads keys of steps that it will never find.
     halt  = cross-entropy of g_t^k with (k >= need_t), mean over k <= n_t and all real tokens
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 
 import torch
@@ -105,10 +106,13 @@ class HaltingModel(Model):
         if training and self.config.halting and batch.due is None:
             # The pass that finds the steps that are needed, read out after every step.
             rows, length = batch.tokens.shape
-            config, steps = self.config, self.check_steps(num_steps)
-            read_outs = (steps - 1) * 2 * rows * length * config.dim * config.vocab_size
-            found += self.flops(rows, length, num_steps) + read_outs
+            later = (self.check_steps(num_steps) - 1) * self.answer_flops(rows, length)
+            found += self.flops(rows, length, num_steps) + later
         return found
+
+    @abstractmethod
+    def answer_flops(self, batch_size: int, length: int) -> int:
+        """Count the operations that turn the states of one step into logits."""
 
 
 def step_numbers(steps: int, like: Tensor) -> Int[Tensor, "1 k 1"]:

@@ -372,12 +372,11 @@ class Looped(HaltingModel):
         layer = block.flops(batch_size, length, length)
         injection = 2 * 2 * config.dim**2 if config.injection == "concat" else 0
         step = len(self.core) * layer + rows * injection
-        head = 2 * config.dim * config.vocab_size
-        answer, once = len(self.coda) * layer + rows * head, len(self.prelude) * layer
+        answer, once = self.answer_flops(batch_size, length), len(self.prelude) * layer
         if steps is not None:
             check_steps_taken(steps, (batch_size, length), num)
             # A token that may halt is asked after each step: by the gate, or by its answer.
-            injection += 2 * config.dim if config.halting else head
+            injection += 2 * config.dim * (1 if config.halting else config.vocab_size)
             layers = len(self.core)
             live = (live_flops(block, layers, injection, steps >= k) for k in range(1, num + 1))
             return once + answer + sum(live)
@@ -387,6 +386,11 @@ class Looped(HaltingModel):
         learned = min(num, config.backprop_steps or num)
         gates = 2 * rows * config.dim * num if config.halting else 0
         return 3 * (once + answers * answer + gates) + (num + 2 * learned) * step
+
+    def answer_flops(self, batch_size: int, length: int) -> int:
+        block: Any = self.core[0]
+        head = 2 * batch_size * length * self.config.dim * self.config.vocab_size
+        return len(self.coda) * block.flops(batch_size, length, length) + head
 
 
 def make_blocks(config: Looped.Config, number: int) -> nn.ModuleList:

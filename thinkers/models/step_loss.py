@@ -27,7 +27,9 @@ class StepLossConfig(base.Config):
     wait_token: int | None = added(None)
     """The answer "not yet" of step_loss wait; None follows the task."""
     halting: bool = added(False)
-    """Learn when each token is done, so that calls with `halt` stop there."""
+    """Learn when each token is done, so that calls with `halt` stop there. Then a target is graded
+    from the step on that its answer can be known, its due step if it has one, in both last and
+    due."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

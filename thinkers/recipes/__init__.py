@@ -72,6 +72,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "babi/thoughtsformer": babi.thoughtsformer,
         "babi/thinker": babi.thinker,
         "cups/looped": state_tracking.cups_looped,
+        "cups/halting": state_tracking.cups_halting,
         "cups/decoder": state_tracking.cups_decoder,
         "cups/deep_decoder": state_tracking.cups_deep_decoder,
         "cups/written": state_tracking.cups_written,

@@ -32,6 +32,12 @@ def cups_looped() -> Config:
     return _looped(CUPS, 1600, own, spare_steps=2, weight_decay=CUPS_DECAY)
 
 
+def cups_halting() -> Config:
+    """Follow a ball through up to 16 swaps by the layers of `cups/looped`, with a gate to halt."""
+    own = dict(num_steps=16, halting=True, rotary_base=ROTARY_BASE)
+    return _looped(CUPS, 1600, own, spare_steps=2, weight_decay=CUPS_DECAY)
+
+
 def cups_decoder() -> Config:
     """Follow a ball through up to 16 swaps of 5 cups by the two layers of a decoder."""
     return _decoder(CUPS, 5533, dict(rotary_base=ROTARY_BASE), weight_decay=CUPS_DECAY)
