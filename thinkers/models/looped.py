@@ -223,23 +223,24 @@ class Looped(HaltingModel):
         e, table, keeps = self._begin(tokens, cache, positions)
         first, num_layers, t = len(self.prelude), len(self.core), tokens.shape[1]
         keys = RowKeys() if cache is None else CachedKeys(cache, first, num_layers, t)
-        mask, live, s, states = mask_of(keeps, t, e), real, e, []
-        taken = torch.zeros_like(tokens)
+        mask, s, states = mask_of(keeps, t, e), e, []
+        live, taken = LiveTokens(real), torch.zeros_like(tokens)
+        seen, places = live.masks(mask, keeps), live.table(table)
         for step in range(steps):
             if step:
-                s = self.thought_hook(s, step - 1).where(live[..., None], s)
-            tokens_left = LiveTokens(live)
-            if not len(tokens_left):
-                break
-            keys.begin(step)
-            seen = tokens_left.masks(mask, keeps)
-            x = self._injected(tokens_left.take(s), tokens_left.take(e), step)
-            x = run_live(self.core, x, tokens_left.table(table), tokens_left, keys, seen)
-            x = self.core_norm(x)
-            s, taken = tokens_left.put(s, x), taken + live
-            live = tokens_left.without(self.is_done(x, halt))
+                s = live.put(s, live.take(self.thought_hook(s, step - 1)))
+            keys.begin(step, live)
+            x = self._injected(live.take(s), live.take(e), step)
+            x = self.core_norm(run_live(self.core, x, places, live, keys, seen))
+            s, taken = live.put(s, x), live.count(taken)
             if keep_states:
                 states.append(run_blocks(self.coda, s, table, keeps))
+            done = self.is_done(x, halt)
+            if bool(done.any()):
+                live = LiveTokens(live.without(done))
+                if not len(live):
+                    break
+                seen, places = live.masks(mask, keeps), live.table(table)
         if keep_states:
             return torch.stack(states + states[-1:] * (steps - len(states)), 1), taken
         if isinstance(keys, CachedKeys):

@@ -33,19 +33,22 @@ class LiveTokens:
 
     def __init__(self, live: Bool[Tensor, "b t"]):
         self.shape = live.shape
-        self.index = live.nonzero(as_tuple=True)
         counts = live.sum(1)
+        of_rows = counts.tolist()
+        self.number, self.width = sum(of_rows), max(of_rows)
+        self.num_rows = sum(count > 0 for count in of_rows)
+        self.is_whole = self.number == live.numel()
+        self.is_rectangle = self.number == self.num_rows * self.width
+        if self.is_whole:
+            return
+        self.index = live.nonzero(as_tuple=True)
         self.rows = counts.nonzero()[:, 0]
-        self.width = int(counts.max())
-        number = len(self.index[0])
-        self.is_whole = number == live.numel()
-        self.is_rectangle = number == len(self.rows) * self.width
         if not self.is_rectangle:
             row = (counts > 0).cumsum(0) - 1
             self.place = row[self.index[0]], (live.cumsum(1) - 1)[self.index]
 
     def __len__(self) -> int:
-        return len(self.index[0])
+        return self.number
 
     def take(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "1 n c"]:
         """Pack the live tokens."""
@@ -59,6 +62,12 @@ class LiveTokens:
             return packed.view(x.shape)
         return x.index_put(self.index, packed[0])
 
+    def count(self, steps: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+        """Add a step to each live token."""
+        if self.is_whole:
+            return steps + 1
+        return steps.index_put(self.index, torch.ones_like(self.index[0]), accumulate=True)
+
     def table(self, table: Table) -> Table:
         """Pack the table of the positions of all tokens."""
         if table is None:
@@ -70,8 +79,8 @@ class LiveTokens:
         """Return queries by row, 0 behind the last of a row with fewer than others."""
         x = x[0].transpose(0, 1)
         if self.is_rectangle:
-            return x.view(len(self.rows), self.width, *x.shape[1:]).transpose(1, 2)
-        empty = x.new_zeros(len(self.rows), self.width, *x.shape[1:])
+            return x.view(self.num_rows, self.width, *x.shape[1:]).transpose(1, 2)
+        empty = x.new_zeros(self.num_rows, self.width, *x.shape[1:])
         return empty.index_put(self.place, x).transpose(1, 2)
 
     def packed(self, x: Float[Tensor, "r h m d"]) -> Float[Tensor, "1 h n d"]:
@@ -82,6 +91,8 @@ class LiveTokens:
 
     def without(self, done: Bool[Tensor, "1 n"]) -> Bool[Tensor, "b t"]:
         """Return True at the live tokens that are not done."""
+        if self.is_whole:
+            return ~done.view(self.shape)
         live = torch.zeros(self.shape, dtype=torch.bool, device=done.device)
         return live.index_put(self.index, ~done[0])
 
@@ -96,9 +107,9 @@ class LiveTokens:
             return None if keeps is None else keeps.mask
         mask = mask.expand(self.shape[0], 1, t, -1)[self.rows]
         if self.is_rectangle:
-            columns = self.index[1].view(len(self.rows), self.width)
+            columns = self.index[1].view(self.num_rows, self.width)
         else:
-            columns = self.index[1].new_zeros(len(self.rows), self.width)
+            columns = self.index[1].new_zeros(self.num_rows, self.width)
             columns = columns.index_put(self.place, self.index[1])
         return mask.take_along_dim(columns[:, None, :, None], 2)
 
@@ -106,8 +117,8 @@ class LiveTokens:
 class StepKeys(Protocol):
     """Keys and values of the layers of one step, of all tokens so far."""
 
-    def begin(self, step: int) -> None:
-        """Begin a step: every new token has the keys and values of the step before."""
+    def begin(self, step: int, live: LiveTokens) -> None:
+        """Begin a step: tokens that have halted keep the keys and values of the step before."""
 
     def put(
         self, layer: int, live: LiveTokens, k: Float[Tensor, "1 g n d"], v: Float[Tensor, "1 g n d"]
@@ -121,7 +132,7 @@ class RowKeys:
     def __init__(self) -> None:
         self.kept: dict[tuple[int, int], Tensor] = {}
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, live: LiveTokens) -> None:
         """Keep everything: a layer replaces what is live."""
 
     def put(
@@ -130,10 +141,13 @@ class RowKeys:
         found = []
         for i, x in enumerate((k, v)):
             new = x[0].transpose(0, 1)
-            kept = self.kept.get((layer, i))
-            if kept is None:
-                kept = new.new_zeros(*live.shape, *new.shape[1:])
-            self.kept[layer, i] = kept.index_put(live.index, new)
+            if live.is_whole:
+                self.kept[layer, i] = new.view(*live.shape, *new.shape[1:])
+            else:
+                kept = self.kept.get((layer, i))
+                if kept is None:
+                    kept = new.new_zeros(*live.shape, *new.shape[1:])
+                self.kept[layer, i] = kept.index_put(live.index, new)
             found.append(self.kept[layer, i].transpose(1, 2))
         return found[0], found[1]
 
@@ -154,29 +168,36 @@ class CachedKeys:
             cache.used = new
         self.columns = slice(cache.used - new, cache.used)
 
-    def begin(self, step: int) -> None:
-        if step:
-            self._slots(step).copy_(self._slots(step - 1))
+    def begin(self, step: int, live: LiveTokens) -> None:
+        if step and not live.is_whole:
+            self._slots(step, step + 1).copy_(self._slots(step - 1, step))
         self.begun = step
 
-    def _slots(self, step: int) -> Tensor:
-        start = self.first + step * self.num_layers
-        return self.cache.data[start : start + self.num_layers, ..., self.columns, :]
+    def _slots(self, step: int, stop: int) -> Float[Tensor, "k n 2 b g t d"]:
+        """Return keys and values of the new tokens, by step and layer."""
+        size, first = self.num_layers, self.first
+        found = self.cache.data[first + step * size : first + stop * size, ..., self.columns, :]
+        return found.unflatten(0, (-1, size))
 
     def put(
         self, layer: int, live: LiveTokens, k: Float[Tensor, "1 g n d"], v: Float[Tensor, "1 g n d"]
     ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b g s d"]]:
         keys, values = self.cache.layers[self.first + self.begun * self.num_layers + layer]
-        rows, columns = live.index
         for kept, x in ((keys, k), (values, v)):
-            kept[rows, :, columns + self.columns.start] = x[0].transpose(0, 1)
+            new = x[0].transpose(0, 1)
+            if live.is_whole:
+                kept[:, :, self.columns] = new.view(*live.shape, *new.shape[1:]).transpose(1, 2)
+            else:
+                rows, columns = live.index
+                kept[rows, :, columns + self.columns.start] = new
         used = slice(None, self.cache.used)
         return keys[:, :, used], values[:, :, used]
 
     def finish(self, num_steps: int) -> None:
         """Fill the steps that no token took, which later tokens may take."""
-        for step in range(self.begun + 1, num_steps):
-            self.begin(step)
+        if self.begun + 1 < num_steps:
+            later = self._slots(self.begun + 1, num_steps)
+            later.copy_(self._slots(self.begun, self.begun + 1).expand_as(later))
 
 
 def run_live(
@@ -196,7 +217,7 @@ def run_live(
 
         def attend(q: Tensor, k: Tensor, v: Tensor, layer: int = layer) -> Tensor:
             k, v = keys.put(layer, live, k, v)
-            if len(live.rows) < len(k):
+            if live.num_rows < len(k):
                 k, v = k[live.rows], v[live.rows]
             q = live.by_row(q)
             record_weights("words", q, k, mask, causal=mask is None)
