@@ -38,6 +38,7 @@ from thinkers.models import Looped
 from thinkers.models.batch import IGNORED, Batch, real_positions
 from thinkers.models.generation import eval_mode
 from thinkers.models.halting_model import first_lasting, gate_loss
+from thinkers.report import html
 
 ROWS, PAIRED_ROWS = 2000, 10_000
 GATES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -328,7 +329,28 @@ def write_results(out: Path, folder: Path) -> None:
         files = sorted(out.glob(f"{name.replace('/', '-')}-[0-9].json"))
         if files:
             found[name] = {file.stem[-1]: json.loads(file.read_text()) for file in files}
+    if curves := {n: s for n, s in found.items() if n in ("cups/halting", "add/halting")}:
+        html.write_png(draw(curves), folder / "halting.png")
     write_file(folder / "halting.json", (json.dumps(found, indent=1) + "\n").encode())
+
+
+def draw(found: dict[str, dict[str, Any]]) -> Any:
+    """Draw accuracy against mean steps, mean over seeds: fixed depths, and thresholds."""
+    drawn = html.figure(figsize=(5.0 * len(found), 3.6))
+    panels = drawn.subplots(1, len(found), squeeze=False)[0]
+    for axes, (name, seeds) in zip(panels, found.items(), strict=True):
+        for way, style in (("fixed", "o-"), ("halting", "s")):
+            curves = [seed["curve"][way].values() for seed in seeds.values()]
+            points = [[(p["steps"], p["tokens"]) for p in curve] for curve in curves]
+            steps, scores = torch.tensor(points).mean(0).T.tolist()
+            label = "fixed depth" if way == "fixed" else f"halting, {GATES[0]} .. {GATES[-1]}"
+            axes.plot(steps, scores, style, label=label, markersize=4)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("mean steps of a token")
+        axes.set_ylabel("right tokens")
+        axes.legend(fontsize=8)
+    drawn.tight_layout()
+    return drawn
 
 
 if __name__ == "__main__":

@@ -19,6 +19,13 @@ PAGES = {
     "docs/babi.md": ("steps",),
     "docs/state_tracking.md": ("cups", "automaton", "links"),
     "docs/long_addition.md": ("long_sums", "long_products", "window_cache"),
+    "docs/halting.md": (
+        "halting_cups",
+        "halting_links",
+        "halting_others",
+        "halting_guard",
+        "halting_clock",
+    ),
 }
 """{page: names of its generated parts}; the function of that name below renders a part."""
 
@@ -205,6 +212,76 @@ def _by_seed(names: tuple[str, ...], columns: dict[str, str]) -> str:
             row.append(", ".join(scores) or "-")
         rows.append([*row, ", ".join(f"{x:.1f}" for x in minutes)])
     return table(["case", "parameters", "seeds", *columns, "CPU minutes"], rows)
+def _halting() -> dict:
+    """{case: {seed: result}} of benchmarks/halting.py."""
+    return json.loads((ROOT / "docs" / "halting.json").read_text())
+
+
+def _spread(values: list[float], digits: int = 4) -> str:
+    """The mean, and with several values their standard deviation."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def _points(name: str, seeds: dict, place: str, scores: list[str]) -> list[str]:
+    """Scores without and with halting, then mean steps and FLOPs of halting, over seeds."""
+    points = [seed["points"][place] for seed in seeds.values()]
+    row = [
+        _spread([p[way][score] for p in points]) for way in ("fixed", "halting") for score in scores
+    ]
+    costs = [_spread([p["halting"][key] for p in points], 2) for key in ("steps", "flops")]
+    return [f"`{name}`", str(len(points)), *row, *costs]
+
+
+def halting_cups() -> str:
+    """The results of benchmarks/halting.py on cups."""
+    found, rows = _halting(), []
+    for name in (name for name in found if name.startswith("cups/")):
+        for place in next(iter(found[name].values()))["points"]:
+            row = _points(name, found[name], place, ["last", "tokens"])
+            rows.append([row[0], place, *row[1:]])
+    ways = [f"{score}, {way}" for way in ("fixed steps", "halting") for score in ("last", "all")]
+    return table(["model", "swaps", "seeds", *ways, "mean steps", "share of FLOPs"], rows)
+
+
+def halting_links() -> str:
+    seeds = _halting().get("links/looped", {})
+    rows = []
+    for key, way in (("fixed", "12 steps"), ("halting", "first answer")):
+        points = [seed["points"]["all"][key] for seed in seeds.values()]
+        steps = _spread([p["steps"] for p in points], 2)
+        same = _spread([seed["steps_equal_depth"] for seed in seeds.values()]) if seeds else "-"
+        rows.append([way, _spread([p["tokens"] for p in points]), steps])
+        rows[-1].append(same if key == "halting" else "-")
+    return table(["stops at", "right answers", "mean steps", "steps equal the depth"], rows)
+
+
+def halting_others() -> str:
+    rows = []
+    for name, seeds in _halting().items():
+        if name.partition("/")[0] not in ("cups", "links"):
+            score = "loss" if name.startswith("shakespeare") else "rows"
+            rows.append(_points(name, seeds, "all", [score]))
+    return table(["model", "seeds", "fixed steps", "halting", "mean steps", "share of FLOPs"], rows)
+
+
+def halting_guard() -> str:
+    rows = []
+    for name, seeds in _halting().items():
+        guards = [seed["guard"] for seed in seeds.values() if "guard" in seed]
+        for way in ("fixed", "halting") if guards else ():
+            scores = [_spread([g[n][way]["rows"] for g in guards]) for n in ("1x", "2x", "4x")]
+            rows.append([f"`{name}`", way, str(len(guards)), *scores])
+    return table(["model", "steps", "seeds", "1x", "2x", "4x"], rows)
+
+
+def halting_clock() -> str:
+    rows = []
+    for seed, run in _halting().get("cups/halting", {}).items():
+        found = run["clock"]
+        scores = [f"{found[way]:.4f}" for way in ("fixed", "halting")]
+        rows.append([seed, *scores, f"{found['times faster']:.2f}"])
+    return table(["seed", "right at 16 steps", "right halting", "times faster"], rows)
 
 
 def _sort_key(path: Path) -> tuple[object, ...]:
