@@ -62,6 +62,7 @@ CASES = {
     "cups/halting": Case("cups/halting"),
     "cups/not_frozen": Case("cups/halting", control="not_frozen"),
     "cups/gate_afterwards": Case("cups/looped", control="afterwards"),
+    "links/halting": Case("links/halting"),
     "links/looped": Case("links/looped"),
     "add/halting": Case("add/looped", GATED),
     "arithmetic/halting": Case("arithmetic/looped", GATED),

@@ -217,7 +217,7 @@ def _halting() -> dict:
     return json.loads((ROOT / "docs" / "halting.json").read_text())
 
 
-def _spread(values: list[float], digits: int = 4) -> str:
+def _mean(values: list[float], digits: int = 4) -> str:
     """The mean, and with several values their standard deviation."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
@@ -227,9 +227,9 @@ def _points(name: str, seeds: dict, place: str, scores: list[str]) -> list[str]:
     """Scores without and with halting, then mean steps and FLOPs of halting, over seeds."""
     points = [seed["points"][place] for seed in seeds.values()]
     row = [
-        _spread([p[way][score] for p in points]) for way in ("fixed", "halting") for score in scores
+        _mean([p[way][score] for p in points]) for way in ("fixed", "halting") for score in scores
     ]
-    costs = [_spread([p["halting"][key] for p in points], 2) for key in ("steps", "flops")]
+    costs = [_mean([p["halting"][key] for p in points], 2) for key in ("steps", "flops")]
     return [f"`{name}`", str(len(points)), *row, *costs]
 
 
@@ -245,15 +245,18 @@ def halting_cups() -> str:
 
 
 def halting_links() -> str:
-    seeds = _halting().get("links/looped", {})
     rows = []
-    for key, way in (("fixed", "12 steps"), ("halting", "first answer")):
-        points = [seed["points"]["all"][key] for seed in seeds.values()]
-        steps = _spread([p["steps"] for p in points], 2)
-        same = _spread([seed["steps_equal_depth"] for seed in seeds.values()]) if seeds else "-"
-        rows.append([way, _spread([p["tokens"] for p in points]), steps])
-        rows[-1].append(same if key == "halting" else "-")
-    return table(["stops at", "right answers", "mean steps", "steps equal the depth"], rows)
+    for name, seeds in _halting().items():
+        if not name.startswith("links/"):
+            continue
+        for key, way in (("fixed", "12 steps"), ("halting", "first answer")):
+            points = [seed["points"]["all"][key] for seed in seeds.values()]
+            equal = _mean([seed["steps_equal_depth"] for seed in seeds.values()])
+            row = [f"`{name}`", way, str(len(points)), _mean([p["tokens"] for p in points])]
+            rows.append([*row, _mean([p["steps"] for p in points], 2)])
+            rows[-1].append(equal if key == "halting" else "-")
+    columns = ["model", "stops at", "seeds", "right answers", "mean steps", "steps equal the depth"]
+    return table(columns, rows)
 
 
 def halting_others() -> str:
@@ -270,7 +273,7 @@ def halting_guard() -> str:
     for name, seeds in _halting().items():
         guards = [seed["guard"] for seed in seeds.values() if "guard" in seed]
         for way in ("fixed", "halting") if guards else ():
-            scores = [_spread([g[n][way]["rows"] for g in guards]) for n in ("1x", "2x", "4x")]
+            scores = [_mean([g[n][way]["rows"] for g in guards]) for n in ("1x", "2x", "4x")]
             rows.append([f"`{name}`", way, str(len(guards)), *scores])
     return table(["model", "steps", "seeds", "1x", "2x", "4x"], rows)
 

@@ -253,9 +253,10 @@ def test_operations_of_halted_tokens_are_not_done(own):
 
 
 @pytest.mark.parametrize("own", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("has_due", [True, False])
-def test_the_loss_is_that_of_the_definition(own, has_due):
-    model = gated(own, num_steps=4)
+@pytest.mark.parametrize("way", ["due", "none due", "wait"])
+def test_the_loss_is_that_of_the_definition(own, way):
+    has_due, waits = way != "none due", way == "wait"
+    model = gated(own, num_steps=4, **({"step_loss": "wait", "wait_token": 3} if waits else {}))
     tokens, lengths = rows(5)
     generator = torch.Generator().manual_seed(2)
     targets = torch.randint(11, (4, 9), generator=generator)
@@ -281,13 +282,15 @@ def test_the_loss_is_that_of_the_definition(own, has_due):
         assert defined.taken == taken[i, :n].tolist()
         for t in range(n):
             first, last = int(need[i, t]), int(taken[i, t])
-            for k in range(first, last + 1):
+            graded_from = 1 if waits else first
+            for k in range(graded_from, last + 1):
                 if targets[i, t] == -100:
                     continue
+                target = targets[i, t : t + 1] if k >= first else torch.tensor([3])
                 # The last step is read out as at inference, when all others have ended.
                 state = defined.outputs[t, 4 if k == last else k]
-                cost = F.cross_entropy(model._answer(state)[0], targets[i, t : t + 1])
-                graded = graded + cost / (last - first + 1)
+                cost = F.cross_entropy(model._answer(state)[0], target)
+                graded = graded + cost / (last - graded_from + 1)
             for k in range(1, last + 1):
                 opens = torch.tensor(float(k >= first)).double()
                 cost = F.binary_cross_entropy_with_logits(defined.gates[t][k - 1], opens)
@@ -362,8 +365,7 @@ def test_models_without_a_gate_refuse_a_threshold(name):
 @pytest.mark.parametrize(
     "own, message",
     [
-        ({"halting": True, "step_loss": "every"}, "last or due with halting"),
-        ({"halting": True, "step_loss": "wait", "wait_token": 1}, "last or due with halting"),
+        ({"halting": True, "step_loss": "every"}, "last, due or wait with halting"),
         ({"halting": True, "backprop_steps": 1}, "backprop_steps must be None"),
     ],
 )

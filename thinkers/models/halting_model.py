@@ -8,7 +8,8 @@ In training n_t is known before: need_t, the step from which the answer of t can
 probability 1/4 one to three steps more. Keys freeze after n_t as they will at inference: without
 that, a model reads keys of steps that it will never find.
 
-    loss  = cross-entropy, mean over need_t <= k <= n_t
+    loss  = cross-entropy, mean over need_t <= k <= n_t; with step_loss wait over k <= n_t, where
+            the right answer before need_t is `wait_token`
     halt  = cross-entropy of g_t^k with (k >= need_t), mean over k <= n_t and all real tokens
 """
 
@@ -74,9 +75,13 @@ class HaltingModel(Model):
         taken = steps_in_training(need, self._extra_keys(batch), steps)
         outputs, gated = run(taken)
         logits, number = self.read_out(outputs), step_numbers(steps, taken)
-        is_graded = (need[:, None] <= number) & (number <= taken[:, None])
-        weights = is_graded.double() / (taken - need + 1)[:, None]
         targets = batch.targets[:, None].expand(-1, steps, -1)
+        first = need
+        if self.config.step_loss == "wait":
+            early = (number < need[:, None]) & (targets != IGNORED)
+            targets, first = targets.masked_fill(early, self.config.wait_token), need.clamp(max=1)
+        is_graded = (first[:, None] <= number) & (number <= taken[:, None])
+        weights = is_graded.double() / (taken - first + 1)[:, None]
         total = step_loss(logits, targets, weights, (counts or own)["next_token"])
         real = real_positions(batch.tokens, batch.lengths)
         halt = gate_loss(self.gate(gated)[..., 0], need, taken, real, (counts or own)["halt"])

@@ -29,15 +29,15 @@ class StepLossConfig(base.Config):
     halting: bool = added(False)
     """Learn when each token is done, so that calls with `halt` stop there. Then a target is graded
     from the step on that its answer can be known, its due step if it has one, in both last and
-    due."""
+    due; in wait `wait_token` is demanded before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self)
-        if self.halting and self.step_loss not in ("last", "due"):
+        if self.halting and self.step_loss == "every":
             raise UsageError(
-                "step_loss must be last or due with halting, which grades a token from the step on "
-                f"that its answer can be known, got {self.step_loss}"
+                "step_loss must be last, due or wait with halting, which grades a token from the "
+                f"step on that its answer can be known, got {self.step_loss}"
             )
         if self.step_loss != "wait":
             self.refuse_unused(("wait_token",), f"step_loss is {self.step_loss}")

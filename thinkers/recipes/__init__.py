@@ -82,6 +82,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "automaton/decoder": state_tracking.automaton_decoder,
         "automaton/deep_decoder": state_tracking.automaton_deep_decoder,
         "links/looped": state_tracking.links_looped,
+        "links/halting": state_tracking.links_halting,
         "links/decoder": state_tracking.links_decoder,
     }.items()
 }

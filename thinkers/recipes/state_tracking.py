@@ -102,6 +102,14 @@ def links_looped() -> Config:
     return _looped(LINKS, 1500, dict(num_steps=12, step_loss="wait"))
 
 
+def links_halting() -> Config:
+    """Follow up to 12 links to the start by the layers of `links/looped`, to halt with an answer.
+
+    The keys of a token stay after its last step, as they will where it halts.
+    """
+    return _looped(LINKS, 1500, dict(num_steps=12, step_loss="wait", halting=True))
+
+
 def links_decoder() -> Config:
     """Follow up to 12 links to the start by the two layers of a decoder, with the same lessons.
 
