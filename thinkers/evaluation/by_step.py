@@ -10,6 +10,7 @@ from thinkers.errors import UsageError
 from thinkers.models.base import Model
 from thinkers.models.batch import IGNORED, Batch
 from thinkers.models.generation import eval_mode
+from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import option
 
 ROWS = 100
@@ -17,12 +18,16 @@ ROWS = 100
 
 
 def accuracy_by_step(
-    model: Model, batches: Iterable[Batch], num_steps: int | None = None
+    model: Model,
+    batches: Iterable[Batch],
+    num_steps: int | None = None,
+    halt: Halt = None,
 ) -> Float[Tensor, "k t"]:
     """Return the share of right answers after each thinking step at each position.
 
     One pass over the rows gives the answers after all steps up to `num_steps`; those after step k
-    are the answers of a pass of k steps. A model without thinking steps has one row.
+    are the answers of a pass of k steps. A model without thinking steps has one row. With `halt`,
+    tokens that have halted keep their states: see `thinkers.models.halt`.
 
     Args:
         batches: Rows with targets, of one width; a position that no row grades has NaN.
@@ -44,6 +49,7 @@ def accuracy_by_step(
                     prompt_lengths=rows.prompt_lengths,
                     keep_states=True,
                     **option(rows.positions),
+                    **halt_option(halt),
                 ).states
                 answers = model.read_out(states).argmax(-1)
                 is_graded = rows.targets != IGNORED

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from thinkers.checks import check_int
+from thinkers.evaluation.halting import measure_effort
 from thinkers.evaluation.statistics import Fall, worst_fall
 from thinkers.models.base import Model
+from thinkers.models.halt import Halt, check_halt, halt_option
 from thinkers.runs.result import RunLike, open_with_task
-from thinkers.tasks.base import check_split, example_groups
+from thinkers.tasks.base import Task, check_split, example_groups
 from thinkers.tasks.due import Steps, check_steps_of_task
+from thinkers.tasks.graded_rows import check_no_oracle
 
 
 def evaluate(
@@ -17,6 +20,8 @@ def evaluate(
     num_examples: int = 2000,
     split: str = "test",
     *,
+    halt: Halt = None,
+    by_example: bool = False,
     flags: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Score a model: one row {"num_steps": k, metric: value, ..} for each number of steps.
@@ -27,23 +32,54 @@ def evaluate(
             the task is judged by it. "due" gives each example as many as its answers need, an
             oracle; its row is {"num_steps": "due", "oracle": True, ..}.
         num_examples: Held-out examples of each row, the same for all.
+        halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`. A row then has `halt`
+            and its measured `mean_steps` and `flops_share`: see `thinkers.evaluation.halting`.
+        by_example: Add `examples` to each row, a list with the numbers of each example.
         flags: Settings of the run's task to change, such as --task.test_path=other.txt.
 
     Raises:
-        UsageError: The model has no task, the task has no due steps, or there is no such split.
+        UsageError: The model has no task or cannot halt so, the task has no due steps, or there is
+            no such split.
     """
     _check(split, num_examples)
     model, task = open_with_task(run, flags=flags)
+    halt = check_halt(model, halt)
     counts = _step_counts(model, num_steps)
-    if num_steps is None and task.judged_at == "due" and model.config.takes_steps:
+    is_judged_so = task.judged_at == "due" and model.config.takes_steps and halt is None
+    if num_steps is None and is_judged_so:
         counts = ["due", *counts]
     for k in counts:
+        check_no_oracle(k, halt)
         check_steps_of_task(k, task.max_due)
-    return [
-        {"num_steps": k, **({"oracle": True} if k == "due" else {})}
-        | task.score(model, split, num_examples, k)
-        for k in counts
-    ]
+    return [_row(model, task, split, num_examples, k, halt, by_example) for k in counts]
+
+
+def _row(
+    model: Model,
+    task: Task,
+    split: str,
+    num_examples: int,
+    num_steps: Steps,
+    halt: Halt,
+    by_example: bool,
+) -> dict[str, Any]:
+    """Return the row of `evaluate` at one number of steps."""
+    row: dict[str, Any] = {"num_steps": num_steps}
+    if num_steps == "due":
+        row["oracle"] = True
+    scores = task.score(model, split, num_examples, num_steps, **halt_option(halt))
+    if halt is None or num_steps == "due":
+        if by_example:
+            grades = task.grade(model, split, num_examples, num_steps).tolist()
+            named = [{"row": n, task.primary_metric: x} for n, x in enumerate(grades)]
+            scores = {**scores, "examples": named}  # type: ignore[dict-item]
+        return row | scores
+    effort = measure_effort(model, task, split, num_examples, num_steps, halt)
+    row |= {"halt": halt, **scores}
+    row |= {"mean_steps": effort.mean_steps, "flops_share": effort.flops_share}
+    if by_example:
+        row["examples"] = effort.by_example(task.primary_metric)
+    return row
 
 
 def find_fall(
@@ -52,6 +88,7 @@ def find_fall(
     num_examples: int = 2000,
     split: str = "test",
     *,
+    halt: Halt = None,
     flags: Sequence[str] = (),
 ) -> Fall | None:
     """Return the largest significant loss of score from fewer to more steps; None if there is none.
@@ -68,7 +105,7 @@ def find_fall(
     sign = 1 if task.higher_is_better else -1
     grades = {}
     for k in _step_counts(model, num_steps):
-        grade = task.grade(model, split, num_examples, k).numpy()
+        grade = task.grade(model, split, num_examples, k, **halt_option(halt)).numpy()
         grades[model.check_steps(k)] = sign * grade
     return worst_fall(grades, example_groups(task, split, num_examples, grade))
 

@@ -13,6 +13,7 @@ from thinkers.errors import usage_error
 from thinkers.models.base import Model
 from thinkers.models.generation import check_sampling, ids_below
 from thinkers.models.generation import stream as next_tokens
+from thinkers.models.halt import Halt, check_halt, halt_option
 from thinkers.runs.result import RunLike, open_with_task
 from thinkers.tasks import Task
 from thinkers.tasks.answers import AnswerTask
@@ -23,7 +24,7 @@ UNFINISHED = " …"
 """Suffix of an answer that was cut off, since it is longer than any right one."""
 
 
-def answer(run: RunLike, prompt: str, num_steps: int | None = None) -> str:
+def answer(run: RunLike, prompt: str, num_steps: int | None = None, *, halt: Halt = None) -> str:
     """Return the prompt followed by the model's answer, as text of its task.
 
     A prompt may hold the beginning of its answer: `12+34=6` is continued to `12+34=46`, since
@@ -34,18 +35,21 @@ def answer(run: RunLike, prompt: str, num_steps: int | None = None) -> str:
         run: A run, its folder, or (model, task).
         num_steps: Thinking steps; None means as many as the prompt asks for itself, such as
             `3:01101001` of automaton, else the model's own number.
+        halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
 
     Raises:
-        UsageError: The prompt does not fit the task, or leaves no room for its longest answer.
+        UsageError: The prompt does not fit the task, or leaves no room for its longest answer; or
+            the model cannot halt so.
     """
     model, task = open_with_task(run)
+    halt = check_halt(model, halt)
     read, room = fit_prompt(model, task, prompt)
     if room < 1:
         limit = model.config.max_length - 1
         raise usage_error(
             f"a prompt of {len(read.tokens)} tokens", f"at most {limit}", "shorten it"
         )
-    written = respond(model, task, read, room, num_steps).answer
+    written = respond(model, task, read, room, num_steps, halt).answer
     is_cut = (
         isinstance(task, AnswerTask)
         and task.max_answer_length() > 1  # an answer of one token has no end token
@@ -83,11 +87,18 @@ def fit_prompt(model: Model, task: Task, prompt: str) -> tuple[Prompt, int]:
     return read, min(max(read.longest, usual) - read.begun, limit - count)
 
 
-def respond(model: Model, task: Task, prompt: Prompt, room: int, num_steps: int | None) -> Response:
+def respond(
+    model: Model,
+    task: Task,
+    prompt: Prompt,
+    room: int,
+    num_steps: int | None,
+    halt: Halt = None,
+) -> Response:
     """Return the answer of the model to a prompt, of at most `room` tokens after it."""
     steps = steps_for(model, prompt, num_steps)
     with torch.no_grad(), ids_below(task.num_output_tokens):
-        return task.respond(model, prompt, room, steps)
+        return task.respond(model, prompt, room, steps, **halt_option(halt))
 
 
 def steps_for(model: Model, prompt: Prompt, num_steps: int | None) -> int | None:
@@ -113,6 +124,7 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     num_samples: int = 1,
+    halt: Halt = None,
 ) -> list[str]:
     """Return samples of a text that begins with the prompt; the arguments are those of `stream`."""
     pieces = stream(
@@ -125,6 +137,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         num_samples=num_samples,
+        halt=halt,
     )
     return [prompt + "".join(sample) for sample in zip(*pieces, strict=True)]
 
@@ -140,6 +153,7 @@ def stream(
     top_p: float | None = None,
     seed: int = 0,
     num_samples: int = 1,
+    halt: Halt = None,
 ) -> Iterator[list[str]]:
     """Yield pieces of samples of a text, by a run on text, as they are generated in one batch.
 
@@ -152,9 +166,10 @@ def stream(
         top_k: Sample from the k likeliest tokens.
         top_p: Sample from the likeliest tokens that have this probability together.
         seed: Equal seeds give equal samples.
+        halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
 
     Raises:
-        UsageError: The task is not text, or the prompt is empty.
+        UsageError: The task is not text, the prompt is empty, or the model cannot halt so.
     """
     for name, value in (("max_new_tokens", max_new_tokens), ("num_samples", num_samples)):
         check_int(name, value, 1)
@@ -169,6 +184,7 @@ def stream(
         "top_p": top_p,
         "generator": torch.Generator(device).manual_seed(seed),
         "vocab_size": task.vocab_size,
+        **halt_option(check_halt(model, halt)),
     }
     assert task.tokenizer is not None
     token_bytes = task.tokenizer.token_bytes

@@ -14,10 +14,12 @@ from thinkers.checks import NOT_CAUSAL, check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.generation import eval_mode, ids_below
+from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import Positions, option, refuse_positions
 from thinkers.prng import Rng, mix_int, row_keys
 from thinkers.tasks.base import IGNORED, Prompt, Task, check_batch, split_of_hash
 from thinkers.tasks.due import Steps, step_groups
+from thinkers.tasks.graded_rows import GradedRows, check_no_oracle, with_answers
 
 SCORING_ROWS = 500
 """Examples of one batch when a model is scored."""
@@ -158,6 +160,7 @@ class AnswerTask(Task):
         split: str = "test",
         num_examples: int = 2000,
         num_steps: Steps = None,
+        halt: Halt = None,
     ) -> dict[str, float]:
         """Return the shares of answers (`exact`) and of answer tokens (`per_token`) that are right.
 
@@ -165,7 +168,7 @@ class AnswerTask(Task):
         place.
         """
         exact, right, graded = [], 0, 0
-        for predicted, truth in self._answers(model, split, num_examples, num_steps):
+        for predicted, truth in self._answers(model, split, num_examples, num_steps, halt):
             exact.append(self.is_exact(predicted, truth))
             right += int(((predicted == truth) & (truth != IGNORED)).sum())
             graded += int((truth != IGNORED).sum())
@@ -177,10 +180,22 @@ class AnswerTask(Task):
         split: str = "test",
         num_examples: int = 2000,
         num_steps: Steps = None,
+        halt: Halt = None,
     ) -> Float[Tensor, " n"]:
         """Return 1 for each answer that is right to its end token, 0 for the others."""
-        found = self._answers(model, split, num_examples, num_steps)
+        found = self._answers(model, split, num_examples, num_steps, halt)
         return torch.cat([self.is_exact(predicted, truth) for predicted, truth in found]).double()
+
+    def graded_rows(
+        self, model: Any, split: str, num_examples: int, num_steps: Steps, halt: Halt = None
+    ) -> Iterator[GradedRows]:
+        batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
+        answers = self._answers(model, split, num_examples, num_steps, halt)
+        end = self.end_token if self.max_answer_length() > 1 else None
+        for batch, (predicted, truth) in zip(batches, answers, strict=True):
+            tokens, lengths = with_answers(batch, predicted, end)
+            grades = self.is_exact(predicted, truth).double()
+            yield GradedRows(tokens, lengths, batch.prompt_lengths, grades)
 
     def is_exact(
         self, predicted: Int[Tensor, "n a"], truth: Int[Tensor, "n a"]
@@ -189,12 +204,19 @@ class AnswerTask(Task):
         return ((predicted == truth) | (truth == IGNORED)).all(1)
 
     def _answers(
-        self, model: nn.Module, split: str, num_examples: int, num_steps: Steps
+        self,
+        model: nn.Module,
+        split: str,
+        num_examples: int,
+        num_steps: Steps,
+        halt: Halt = None,
     ) -> Iterator[tuple[Int[Tensor, "n a"], Int[Tensor, "n a"]]]:
         """Yield the answers of the model to held-out prompts, and the right ones."""
         batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
         length, choices = self.max_answer_length(), self.num_output_tokens
-        return generated_answers(model, batches, length, choices, num_steps, self.positions)
+        return generated_answers(
+            model, batches, length, choices, num_steps, self.positions, halt=halt
+        )
 
     def groups(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
         """Return the number of each example's prompt: equal prompts are one group."""
@@ -235,6 +257,8 @@ def generated_answers(
     vocab_size: int,
     num_steps: Steps = None,
     positions: Positions | None = None,
+    *,
+    halt: Halt = None,
 ) -> Iterator[tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]]:
     """Yield for each batch the answers of `model` and the right ones, -100 after their end.
 
@@ -243,7 +267,9 @@ def generated_answers(
     Args:
         vocab_size: The model chooses among the ids below.
         positions: Coupled positions of tokens, `Task.positions`.
+        halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
     """
+    check_no_oracle(num_steps, halt)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with eval_mode(model), ids_below(vocab_size):
         for batch in batches:
@@ -259,6 +285,7 @@ def generated_answers(
                         max_new_tokens,
                         num_steps=steps,
                         **option(positions),
+                        **halt_option(halt),
                     ).cpu()
             yield predicted, truth
 

@@ -1,7 +1,7 @@
 """The contract of a task: batches, scores, text and tokens; and which examples are held out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +15,12 @@ from thinkers.checks import check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import IGNORED as IGNORED
 from thinkers.models.batch import Batch
+from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import option
 from thinkers.prng import hash_integers
 from thinkers.registry import Configured
 from thinkers.tasks.due import Steps
+from thinkers.tasks.graded_rows import GradedRows, refuse_to_show_rows
 
 SPLITS = ("train", "valid", "test")
 
@@ -115,11 +117,13 @@ class Task(Configured, ABC):
         split: str = "test",
         num_examples: int = 2000,
         num_steps: Steps = None,
+        halt: Halt = None,
     ) -> dict[str, float]:
         """Return {metric: mean over examples of `split`}, the primary metric first.
 
         Args:
             num_steps: "due" evaluates each example at its largest due step, if the task has any.
+            halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
         """
 
     @abstractmethod
@@ -129,12 +133,23 @@ class Task(Configured, ABC):
         split: str = "test",
         num_examples: int = 2000,
         num_steps: Steps = None,
+        halt: Halt = None,
     ) -> Float[Tensor, " n"]:
         """Return the primary metric of each example, in float64; their mean is the score.
 
         Examples and their order must be the same for every model, since models are compared by
         paired differences.
         """
+
+    def graded_rows(
+        self, model: Any, split: str, num_examples: int, num_steps: Steps, halt: Halt = None
+    ) -> Iterator[GradedRows]:
+        """Yield what the model read and wrote for the examples of `grade`, in their order.
+
+        Raises:
+            UsageError: The task does not define this.
+        """
+        return refuse_to_show_rows(self)
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -183,13 +198,18 @@ class Task(Configured, ABC):
         return tokens[1:] if tokens[:1] == [self.start_token] else tokens
 
     def respond(
-        self, model: Any, prompt: Prompt, room: int, num_steps: int | None = None
+        self,
+        model: Any,
+        prompt: Prompt,
+        room: int,
+        num_steps: int | None = None,
+        halt: Halt = None,
     ) -> Response:
         """Let the model answer a prompt, here by `room` tokens generated after it."""
         device = next(model.parameters()).device
         row = torch.tensor([prompt.tokens], device=device)
         lengths = torch.tensor([len(prompt.tokens)], device=device)
-        given = option(self.positions)
+        given = option(self.positions) | halt_option(halt)
         answer = model.answer(row, lengths, room, num_steps=num_steps, **given)[0].tolist()
         return Response(answer, prompt.tokens + answer, len(prompt.tokens))
 

@@ -19,11 +19,13 @@ from thinkers.checks import check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.generation import choosable, eval_mode, ids_below
+from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import option
 from thinkers.prng import Draws, constants, mix, row_keys
 from thinkers.tasks.answers import SCORING_ROWS, AnswerTask
 from thinkers.tasks.base import IGNORED, SPLITS, Prompt, Response, check_batch, splits_of_hashes
 from thinkers.tasks.due import Steps, check_steps_of_task, step_groups
+from thinkers.tasks.graded_rows import GradedRows, check_no_oracle
 
 BLOCK_ROWS = 1 << 11
 """Training rows that are drawn at once."""
@@ -170,7 +172,9 @@ class StateTask(AnswerTask):
 
     # evaluation
 
-    def predict(self, model: Any, batch: Batch, num_steps: int | None) -> Int[Tensor, "b t"]:
+    def predict(
+        self, model: Any, batch: Batch, num_steps: int | None, halt: Halt = None
+    ) -> Int[Tensor, "b t"]:
         """Return the likeliest token at each position, from one forward pass."""
         logits = model(
             batch.tokens,
@@ -178,23 +182,45 @@ class StateTask(AnswerTask):
             lengths=batch.lengths,
             prompt_lengths=batch.prompt_lengths,
             **option(batch.positions),
+            **halt_option(halt),
         ).logits
         return choosable(logits).argmax(-1)
 
-    def graded(
-        self, model: Any, split: str, num_examples: int, num_steps: Steps
-    ) -> Iterator[tuple[Batch, Bool[Tensor, "b t"]]]:
-        """Yield held-out batches, and True where the model's answer is right."""
+    def read_by(self, batch: Batch, predicted: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+        """Return the tokens that a model with these predictions reads."""
+        return batch.tokens
+
+    def _predicted(
+        self, model: Any, split: str, num_examples: int, num_steps: Steps, halt: Halt
+    ) -> Iterator[tuple[Batch, Int[Tensor, "b t"]]]:
+        """Yield held-out batches, and the model's answer at each position, -100 for padding."""
         check_int("num_examples", num_examples, 1)
+        check_no_oracle(num_steps, halt)
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         with eval_mode(model), ids_below(self.vocab_size):
             for batch in self.evaluation_batches(split, num_examples):
-                right = torch.zeros_like(batch.tokens, dtype=torch.bool)
+                found = torch.full_like(batch.tokens, IGNORED)
                 for rows, steps in step_groups(batch, model, num_steps):
                     some = _cut(batch.rows(rows))
-                    predicted = self.predict(model, some.to(device), steps).cpu()
-                    right[rows, : predicted.shape[1]] = predicted == some.targets
-                yield batch, right & (batch.targets != IGNORED)
+                    predicted = self.predict(model, some.to(device), steps, **halt_option(halt))
+                    found[rows, : predicted.shape[1]] = predicted.cpu()
+                yield batch, found
+
+    def graded(
+        self, model: Any, split: str, num_examples: int, num_steps: Steps, halt: Halt = None
+    ) -> Iterator[tuple[Batch, Bool[Tensor, "b t"]]]:
+        """Yield held-out batches, and True where the model's answer is right."""
+        for batch, predicted in self._predicted(model, split, num_examples, num_steps, halt):
+            yield batch, (predicted == batch.targets) & (batch.targets != IGNORED)
+
+    def graded_rows(
+        self, model: Any, split: str, num_examples: int, num_steps: Steps, halt: Halt = None
+    ) -> Iterator[GradedRows]:
+        for batch, predicted in self._predicted(model, split, num_examples, num_steps, halt):
+            right = (predicted == batch.targets) & (batch.targets != IGNORED)
+            grades, tokens = self._exact(batch, right).double(), self.read_by(batch, predicted)
+            assert batch.lengths is not None
+            yield GradedRows(tokens, batch.lengths, batch.prompt_lengths, grades)
 
     def score(
         self,
@@ -202,14 +228,16 @@ class StateTask(AnswerTask):
         split: str = "test",
         num_examples: int = 2000,
         num_steps: Steps = None,
+        halt: Halt = None,
     ) -> dict[str, float]:
         """Return the shares of rows (`exact`) and of graded positions (`per_token`) that are right.
 
         Args:
             num_steps: "due" evaluates each row at its largest due step: see `step_groups`.
+            halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
         """
         exact, right, graded = [], 0, 0
-        for batch, is_right in self.graded(model, split, num_examples, num_steps):
+        for batch, is_right in self.graded(model, split, num_examples, num_steps, halt):
             exact.append(self._exact(batch, is_right))
             right += int(is_right.sum())
             graded += int((batch.targets != IGNORED).sum())
@@ -221,9 +249,10 @@ class StateTask(AnswerTask):
         split: str = "test",
         num_examples: int = 2000,
         num_steps: Steps = None,
+        halt: Halt = None,
     ) -> Float[Tensor, " n"]:
         """Return 1 for each row that is right, 0 for the others."""
-        found = self.graded(model, split, num_examples, num_steps)
+        found = self.graded(model, split, num_examples, num_steps, halt)
         return torch.cat([self._exact(batch, is_right) for batch, is_right in found]).double()
 
     def _exact(self, batch: Batch, right: Bool[Tensor, "b t"]) -> Bool[Tensor, " b"]:
@@ -238,6 +267,7 @@ class StateTask(AnswerTask):
         split: str = "test",
         num_examples: int = 2000,
         num_steps: Steps = None,
+        halt: Halt = None,
     ) -> dict[int, float]:
         """Return {due step: share of the positions with it that are right}: see `score`.
 
@@ -246,7 +276,7 @@ class StateTask(AnswerTask):
         """
         check_steps_of_task("due", self.max_due)
         right, graded = torch.zeros(2, (self.max_due or 0) + 1, dtype=torch.float64)
-        for batch, is_right in self.graded(model, split, num_examples, num_steps):
+        for batch, is_right in self.graded(model, split, num_examples, num_steps, halt):
             assert batch.due is not None
             right += batch.due[is_right].bincount(minlength=len(right))
             graded += batch.due[batch.targets != IGNORED].bincount(minlength=len(right))
@@ -287,7 +317,12 @@ class StateTask(AnswerTask):
         return f"{prompt.strip()} -> {self.decode(answer)}"
 
     def respond(
-        self, model: Any, prompt: Prompt, room: int, num_steps: int | None = None
+        self,
+        model: Any,
+        prompt: Prompt,
+        room: int,
+        num_steps: int | None = None,
+        halt: Halt = None,
     ) -> Response:
         """Answer a prompt at the positions of its own inputs, by one forward pass."""
         device = next(model.parameters()).device
@@ -295,7 +330,7 @@ class StateTask(AnswerTask):
         ends = torch.tensor([row.shape[1]], device=device)
         batch = Batch(row, torch.full_like(row, IGNORED), ends, ends)
         with eval_mode(model):
-            found = self.predict(model, batch, num_steps)[0].tolist()
+            found = self.predict(model, batch, num_steps, **halt_option(halt))[0].tolist()
         return Response(found[self.num_leading :], prompt.tokens, len(prompt.tokens))
 
 

@@ -17,6 +17,7 @@ from thinkers.checks import NOT_CAUSAL, check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.generation import Cached, check_call, choosable
+from thinkers.models.halt import Halt, check_halt
 from thinkers.prng import Draws, constants, mix
 from thinkers.tasks.answers import AnswerTask
 from thinkers.tasks.base import IGNORED, Prompt, Response
@@ -117,14 +118,24 @@ class Cups(StateTask):
             torch.full_like(lengths, 2) if self.config.written else super().prompt_lengths(lengths)
         )
 
-    def predict(self, model: Any, batch: Batch, num_steps: int | None) -> Int[Tensor, "b t"]:
+    def read_by(self, batch: Batch, predicted: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+        tokens = batch.tokens
+        if self.config.written:
+            tokens = tokens.clone()
+            tokens[:, 2::2] = predicted[:, 1:-1:2].clamp(min=0)
+        return tokens
+
+    def predict(
+        self, model: Any, batch: Batch, num_steps: int | None, halt: Halt = None
+    ) -> Int[Tensor, "b t"]:
         """Return the answer at each position; a model that writes states reads its own."""
         if not self.config.written:
-            return super().predict(model, batch, num_steps)
+            return super().predict(model, batch, num_steps, halt)
+        halt = check_halt(model, halt)
         swaps, predicted = batch.tokens[:, 1::2], torch.zeros_like(batch.tokens)
         lengths, room = torch.full_like(swaps[:, 0], 2), 2 * swaps.shape[1] - 1
         rows, lengths, steps = check_call(model, batch.tokens[:, :2], room, num_steps, lengths)
-        writer = Cached(model, rows, lengths, steps, True, room)
+        writer = Cached(model, rows, lengths, steps, True, room, halt=halt)
         for i in range(swaps.shape[1]):
             if i:
                 writer.write(predicted[:, 2 * i - 1])
@@ -197,14 +208,20 @@ class Cups(StateTask):
         return " ".join(self._names[token] for token in found if token < self.start_token)
 
     def respond(
-        self, model: Any, prompt: Prompt, room: int, num_steps: int | None = None
+        self,
+        model: Any,
+        prompt: Prompt,
+        room: int,
+        num_steps: int | None = None,
+        halt: Halt = None,
     ) -> Response:
         """Answer with the cup after the last swap, after writing all states if they are written."""
         if not self.config.written:
-            return AnswerTask.respond(self, model, prompt, room, num_steps)
+            return AnswerTask.respond(self, model, prompt, room, num_steps, halt)
         swaps = prompt.tokens[1:]
         row = [self.start_token, *(token for swap in swaps for token in (swap, 0))][:-1]
-        states = super().respond(model, replace(prompt, tokens=row), room, num_steps).answer[::2]
+        written = super().respond(model, replace(prompt, tokens=row), room, num_steps, halt)
+        states = written.answer[::2]
         pairs = zip(swaps, states, strict=True)
         return Response(states[-1:], [self.start_token, *chain(*pairs)], 2)
 

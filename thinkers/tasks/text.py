@@ -1,7 +1,7 @@
 """Next-token prediction on a text: a UTF-8 file, a folder of them, or a data set."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,10 +25,12 @@ from thinkers.data.tokenizers import Tokenizer, UnknownCharacter, tokenizer_from
 from thinkers.errors import DataError, UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.generation import eval_mode
+from thinkers.models.halt import Halt, halt_option
 from thinkers.prng import GOLDEN, mix, row_keys
 from thinkers.strict_json import Schema
 from thinkers.tasks.base import SPLITS, Task, check_batch, check_split
 from thinkers.tasks.due import Steps, check_steps_of_task
+from thinkers.tasks.graded_rows import GradedRows
 from thinkers.tasks.vocabulary_file import VOCABULARY_FILE, load_vocabulary, save_vocabulary
 
 SCORING_TOKENS = 4096
@@ -220,15 +222,20 @@ class Text(Task):
         split: str = "test",
         num_examples: int = 2000,
         num_steps: Steps = None,
+        halt: Halt = None,
     ) -> dict[str, float]:
         """Return nats per token (`loss`) and `bits_per_byte`.
 
         An example is a window; windows do not overlap. If the split has more than `num_examples`,
         that many are taken at equal distances.
         """
-        nats, num_bytes = self._window_losses(model, split, num_examples, num_steps)
-        bits = nats.sum().item() / math.log(2) / float(num_bytes.sum())
-        return {"loss": nats.mean().item() / self.config.context, "bits_per_byte": bits}
+        nats, num_bytes = [], 0
+        for rows, losses in self._losses(model, split, num_examples, num_steps, halt):
+            nats.append(losses)
+            num_bytes += int(self.tokenizer.lengths[rows[:, 1:].numpy()].sum())  # type: ignore
+        found = torch.cat(nats)
+        bits = found.sum().item() / math.log(2) / num_bytes
+        return {"loss": found.mean().item() / self.config.context, "bits_per_byte": bits}
 
     def grade(
         self,
@@ -236,15 +243,23 @@ class Text(Task):
         split: str = "test",
         num_examples: int = 2000,
         num_steps: Steps = None,
+        halt: Halt = None,
     ) -> Float[Tensor, " n"]:
         """Return the nats per token of each window."""
-        nats, _ = self._window_losses(model, split, num_examples, num_steps)
-        return nats / self.config.context
+        found = self._losses(model, split, num_examples, num_steps, halt)
+        return torch.cat([nats for _, nats in found]) / self.config.context
 
-    def _window_losses(
-        self, model: Any, split: str, num_examples: int, num_steps: Steps
-    ) -> tuple[Float64[Tensor, " n"], Int64[np.ndarray, " n"]]:
-        """Return the summed loss of each window, in nats, and the bytes of its targets."""
+    def graded_rows(
+        self, model: Any, split: str, num_examples: int, num_steps: Steps, halt: Halt = None
+    ) -> Iterator[GradedRows]:
+        for rows, nats in self._losses(model, split, num_examples, num_steps, halt):
+            lengths = torch.full_like(rows[:, 0], self.config.context)
+            yield GradedRows(rows[:, :-1], lengths, None, nats / self.config.context)
+
+    def _losses(
+        self, model: Any, split: str, num_examples: int, num_steps: Steps, halt: Halt
+    ) -> Iterator[tuple[Int64[Tensor, "n t"], Float64[Tensor, " n"]]]:
+        """Yield windows, each with its target at the end, and their summed losses in nats."""
         self.check(model)
         check_int("num_examples", num_examples, 1)
         check_steps_of_task(num_steps, self.max_due)
@@ -254,18 +269,15 @@ class Text(Task):
         starts = np.arange(shown) * count // shown * length
         device = next(model.parameters()).device
         assert self.tokenizer is not None
-        nats, num_bytes = [], []
         with eval_mode(model):
             for chosen in np.array_split(starts, math.ceil(shown * length / SCORING_TOKENS)):
                 rows = self._windows(tokens, chosen)
-                logits = model(rows[:, :-1].to(device), num_steps=num_steps).logits
+                given, options = rows[:, :-1].to(device), halt_option(halt)
+                logits = model(given, num_steps=num_steps, **options).logits
                 # The rounding of a softmax of 16-bit logits exceeds the differences between models.
                 logits = logits.float() if logits.dtype.itemsize < 4 else logits
-                targets = rows[:, 1:].to(device)
-                losses = F.cross_entropy(logits.mT, targets, reduction="none")
-                nats.append(losses.double().sum(1).cpu())
-                num_bytes.append(self.tokenizer.lengths[rows[:, 1:].numpy()].sum(1))
-        return torch.cat(nats), np.concatenate(num_bytes)
+                losses = F.cross_entropy(logits.mT, rows[:, 1:].to(device), reduction="none")
+                yield rows, losses.double().sum(1).cpu()
 
     def check(self, model: Any) -> None:
         if not model.causal:

@@ -1,0 +1,101 @@
+"""Steps that tokens take before they halt, and the arithmetic that this saves, by example."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from thinkers.models.generation import eval_mode
+from thinkers.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What each held-out example took of a model, and how good it was.
+
+    Steps are those of the tokens of prompt and answer that the model reads, the start token left
+    out; operations are those of `Model.flops` with these steps, of one row at a time.
+
+    Args:
+        grades: The primary metric.
+        tokens: The number of these tokens.
+        steps: The sum of the steps that they took.
+        flops: Operations with these steps.
+        full_flops: Operations with all steps.
+    """
+
+    grades: Float[Tensor, " n"]
+    tokens: Int[Tensor, " n"]
+    steps: Int[Tensor, " n"]
+    flops: Float[Tensor, " n"]
+    full_flops: Float[Tensor, " n"]
+
+    @property
+    def mean_steps(self) -> float:
+        """The mean over the tokens of all examples."""
+        return float(self.steps.sum() / self.tokens.sum())
+
+    @property
+    def flops_share(self) -> float:
+        """The share that was done of what all steps take."""
+        return float(self.flops.sum() / self.full_flops.sum())
+
+    def by_example(self, metric: str) -> list[dict[str, Any]]:
+        """Return the numbers of each example."""
+        columns = {
+            metric: self.grades,
+            "mean_steps": self.steps / self.tokens,
+            "flops_share": self.flops / self.full_flops,
+        }
+        rows = zip(*(x.tolist() for x in columns.values()), strict=True)
+        return [
+            {"row": number} | dict(zip(columns, row, strict=True))
+            for number, row in enumerate(rows)
+        ]
+
+
+def measure_effort(
+    model: Any,
+    task: Task,
+    split: str,
+    num_examples: int,
+    num_steps: int | None,
+    halt: float | Literal["answered"],
+) -> Effort:
+    """Score a model whose tokens may halt, and measure the steps that they take."""
+    device = next(model.parameters()).device
+    first = 0 if task.start_token is None else 1
+    count = model.check_steps(num_steps)
+
+    @cache
+    def cost(taken: tuple[int, ...] | None, length: int) -> int:
+        steps = {} if taken is None else {"steps": torch.tensor([taken])}
+        return model.flops(1, length, count, **steps)
+
+    grades, tokens, steps, done, full = [], [], [], [], []
+    with eval_mode(model):
+        for rows in task.graded_rows(model, split, num_examples, num_steps, halt):
+            prompts = rows.prompt_lengths
+            thought = model(
+                rows.tokens.to(device),
+                num_steps=num_steps,
+                lengths=rows.lengths.to(device),
+                prompt_lengths=None if prompts is None else prompts.to(device),
+                halt=halt,
+            )
+            grades.append(rows.grades)
+            for row, length in zip(thought.steps.tolist(), rows.lengths.tolist(), strict=True):
+                tokens.append(length - first)
+                steps.append(sum(row[first:length]))
+                done.append(cost(tuple(row[:length]), length))
+                full.append(cost(None, length))
+    return Effort(
+        torch.cat(grades),
+        torch.tensor(tokens),
+        torch.tensor(steps),
+        torch.tensor(done, dtype=torch.float64),
+        torch.tensor(full, dtype=torch.float64),
+    )
