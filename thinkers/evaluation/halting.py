@@ -29,7 +29,7 @@ class Effort:
 
     grades: Float[Tensor, " n"]
     tokens: Int[Tensor, " n"]
-    steps: Int[Tensor, " n"]
+    steps: Float[Tensor, " n"]
     flops: Float[Tensor, " n"]
     full_flops: Float[Tensor, " n"]
 
@@ -95,7 +95,7 @@ def measure_effort(
     return Effort(
         torch.cat(grades),
         torch.tensor(tokens),
-        torch.tensor(steps),
+        torch.tensor(steps, dtype=torch.float64),
         torch.tensor(done, dtype=torch.float64),
         torch.tensor(full, dtype=torch.float64),
     )
