@@ -11,7 +11,7 @@ def halting(task=None, name="looped", **own):
     sizes = {}
     if task is not None:
         sizes = {"vocab_size": task.vocab_size, "max_length": max(40, task.max_length)}
-    model = tiny(name, own, **{**SETTINGS, **sizes}).double()
+    model = tiny(name, {**SETTINGS, **sizes, **own}).double()
     open_gate(model)
     return model
 

@@ -115,25 +115,36 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
                 )
         steps = [text if text == "due" else int(text) for text in given]
     num_examples = parse_int("--num_examples", options.num_examples, 1)
+    halt = parse_halt(options.halt)
     out = None if options.out is None else output_file(options.out, "--out")
     rows = thinkers.evaluate(
-        options.folder, num_steps=steps, num_examples=num_examples, flags=settings
+        options.folder,
+        num_steps=steps,
+        num_examples=num_examples,
+        halt=halt,
+        by_example=halt is not None and out is not None,
+        flags=settings,
     )
-    metrics = [name for name in rows[0] if name not in ("num_steps", "oracle")]
-    show("steps  " + "  ".join(f"{name:>9}" for name in metrics))
+    metrics = [name for name in rows[0] if name not in ("num_steps", "oracle", "halt", "examples")]
+    widths = {name: max(9, len(name)) for name in metrics}
+    show("steps  " + "  ".join(f"{name:>{widths[name]}}" for name in metrics))
     for row in rows:
-        values = "  ".join(f"{row[name]:>9.4f}" for name in metrics)
+        values = "  ".join(f"{row[name]:>{widths[name]}.4f}" for name in metrics)
         show(f"{row['num_steps']:>5}  {values}")
     if any("oracle" in row for row in rows):
         show("due: each example at as many steps as its answers need, known to an oracle alone")
     if out is not None:
         write_file(out, to_json({"scores": {str(r["num_steps"]): r for r in rows}}))
-    warn_of_fall(options.folder, rows, num_examples, settings)
+    warn_of_fall(options.folder, rows, num_examples, settings, halt)
     return 0
 
 
 def warn_of_fall(
-    folder: str, rows: list[dict[str, Any]], num_examples: int, settings: list[str]
+    folder: str,
+    rows: list[dict[str, Any]],
+    num_examples: int,
+    settings: list[str],
+    halt: Any,
 ) -> None:
     """Print a warning if more thinking scores lower and chance does not explain it."""
     from thinkers.evaluation.evaluate import find_fall
@@ -141,7 +152,7 @@ def warn_of_fall(
     steps = sorted({row["num_steps"] for row in rows if row["num_steps"] != "due"})
     fall = None
     if len(steps) > 1:
-        fall = find_fall(folder, steps, num_examples, flags=settings)
+        fall = find_fall(folder, steps, num_examples, halt=halt, flags=settings)
     if fall is not None:
         loss = fall.loss
         show(
@@ -155,6 +166,7 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
     from thinkers.tasks.text import Text
 
     num_steps = parse_optional("--num_steps", options.num_steps, 0)
+    halt = parse_halt(options.halt)
     least = {"max_new_tokens": 1, "top_k": 1, "seed": 0, "num_samples": 1}
     own = {name: getattr(options, name) for name in (*least, "temperature", "top_p")}
     own = {
@@ -165,7 +177,7 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
     run = open_with_task(options.folder)
     if isinstance(run[1], Text):
         print_samples(
-            thinkers.stream(run, options.prompt, num_steps=num_steps, **own),
+            thinkers.stream(run, options.prompt, num_steps=num_steps, halt=halt, **own),
             options.prompt,
         )
     elif own:
@@ -175,7 +187,7 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
             f"leave --{next(iter(own))} out",
         )
     else:
-        show(thinkers.answer(run, options.prompt, num_steps=num_steps))
+        show(thinkers.answer(run, options.prompt, num_steps=num_steps, halt=halt))
     return 0
 
 
@@ -282,6 +294,13 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
             "--ablate, which uses held-out examples",
             "leave --num_examples out, or add --ablate",
         )
+    if options.halt is not None and options.prompt is None:
+        raise usage_error(
+            "--halt without a prompt",
+            "--prompt TEXT: thoughts are replaced at all steps, whether tokens could halt or not",
+            "leave --halt out, or add --prompt",
+        )
+    halt = parse_halt(options.halt)
     out = None if options.out is None else output_file(options.out, "--out")
     from thinkers.inspection import page as pages
 
@@ -289,7 +308,7 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
     num_examples = parse_int("--num_examples", options.num_examples or "2000", 2)
     seen = ablation = None
     if options.prompt is not None:
-        seen = thinkers.inspect(options.folder, options.prompt, num_steps)
+        seen = thinkers.inspect(options.folder, options.prompt, num_steps, halt=halt)
         show("\n".join(pages.inspection_lines(seen)))
     if options.ablate:
         ablation = thinkers.ablate(options.folder, num_steps, num_examples)
@@ -298,6 +317,18 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
         pages.write(out, seen, ablation)
         show(f"report {out}")
     return 0
+
+
+def parse_halt(text: str | None) -> Any:
+    """Convert the value of --halt to a number, or leave it as "answered"; None if not given."""
+    if text is None or text.strip() == "answered":
+        return text and text.strip()
+    try:
+        return float(text)
+    except ValueError:
+        raise usage_error(
+            f"--halt {text}", "a number in 0 .. 1, or answered", "write such as --halt 0.5"
+        ) from None
 
 
 def parse_int(flag: str, text: str, least: int) -> int:

@@ -88,8 +88,13 @@ def add_evaluate(verbs: Subparsers) -> None:
         metavar="1,2,4",
         help="default: powers of two up to max_steps; due, an oracle: as many as an answer needs",
     )
+    add_halt(verb)
     verb.add_argument("--num_examples", metavar="N", default="2000", help="default: 2000")
-    verb.add_argument("--out", metavar="FILE", help="also write the scores to a JSON file")
+    verb.add_argument(
+        "--out",
+        metavar="FILE",
+        help="also write the scores to a JSON file, with --halt those of each example too",
+    )
     add_import_module(verb)
     verb.set_defaults(run=commands.evaluate)
 
@@ -99,6 +104,7 @@ def add_generate(verbs: Subparsers) -> None:
     verb.add_argument("folder", metavar="RUN")
     verb.add_argument("--prompt", required=True, help='for example "12+34="')
     verb.add_argument("--num_steps", metavar="N", help="thinking steps (default: as trained)")
+    add_halt(verb)
     sampling = verb.add_argument_group("for a run on text")
     sampling.add_argument("--max_new_tokens", metavar="N", help="default: 200")
     sampling.add_argument("--temperature", type=float, metavar="T", help="default: 0.8")
@@ -169,6 +175,7 @@ def add_inspect(verbs: Subparsers) -> None:
         "--ablate", action="store_true", help="replace the thoughts on held-out examples"
     )
     verb.add_argument("--num_steps", metavar="N", help="thinking steps (default: as trained)")
+    add_halt(verb)
     verb.add_argument("--num_examples", metavar="N", help="for --ablate (default: 2000)")
     verb.add_argument("--out", metavar="FILE", help="write an HTML page")
     add_import_module(verb)
@@ -182,6 +189,15 @@ def add_import(verbs: Subparsers) -> None:
     verb.add_argument("--settings", metavar="FILE", required=True, help="a JSON file")
     verb.add_argument("--out", metavar="DIR", required=True, help="the model folder")
     verb.set_defaults(run=commands.import_published)
+
+
+def add_halt(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--halt",
+        metavar="H",
+        help="let tokens halt before --num_steps: 0.5, once their gate is above it (models with "
+        "halting); answered, at their first answer (step_loss wait)",
+    )
 
 
 def add_import_module(verb: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from thinkers.tasks.base import Task
 
 @dataclass(frozen=True)
 class Effort:
-    """What each held-out example took of a model, and how good it was.
+    """Steps and operations that each held-out example took of a model, and its grade.
 
     Steps are those of the tokens of prompt and answer that the model reads, the start token left
     out; operations are those of `Model.flops` with these steps, of one row at a time.

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,8 +13,9 @@ from thinkers.inspection.page import write
 from thinkers.inspection.results import Inspection, ReadOut, is_end, token_with_text
 from thinkers.models.base import Model
 from thinkers.models.generation import eval_mode
+from thinkers.models.halt import Halt, check_halt, full_steps, halt_option
 from thinkers.models.positions import option
-from thinkers.nn.tracing import record_attention
+from thinkers.nn.tracing import AttentionRecord, record_attention
 from thinkers.runs.result import RunLike, folder_of, open_with_task
 from thinkers.tasks import Task
 from thinkers.user_paths import output_file
@@ -28,6 +29,8 @@ def inspect(
     prompt: str,
     num_steps: int | None = None,
     out: str | Path | None = None,
+    *,
+    halt: Halt = None,
 ) -> Inspection:
     """Record the thinking steps of a trained model on one prompt; write a page if `out` is given.
 
@@ -35,25 +38,27 @@ def inspect(
         run: A run, its folder, or (model, task).
         num_steps: Thinking steps; None means those of `answer`.
         out: Path of an HTML page to write; None writes none.
+        halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
 
     Raises:
-        UsageError: The prompt is empty or too long, or the task cannot read it.
+        UsageError: The prompt is empty or too long, the task cannot read it, or the model cannot
+            halt so.
     """
     target = None if out is None else output_file(out)
     model, task = open_with_task(run)
     steps = model.check_steps(steps_for(model, task.read_prompt(prompt), num_steps))
-    seen = inspect_model(model, task, prompt, steps, folder_of(run))
+    seen = inspect_model(model, task, prompt, steps, folder_of(run), check_halt(model, halt))
     if target is not None:
         write(target, seen)
     return seen
 
 
 def inspect_model(
-    model: Model, task: Task, prompt: str, num_steps: int, run: str = ""
+    model: Model, task: Task, prompt: str, num_steps: int, run: str = "", halt: Halt = None
 ) -> Inspection:
     """Inspect a model, in evaluation mode and without gradient."""
     with eval_mode(model):
-        tokens, prompt_length, answer = _tokens(model, task, prompt, num_steps)
+        tokens, prompt_length, answer = _tokens(model, task, prompt, num_steps, halt)
         row = torch.tensor([tokens], device=next(model.parameters()).device)
         lengths = None if prompt_length is None else torch.full_like(row[:, 0], prompt_length)
         with record_attention() as record:
@@ -63,8 +68,12 @@ def inspect_model(
                 prompt_lengths=lengths,
                 keep_states=True,
                 **option(task.positions),
+                **halt_option(halt),
             )
         assert thought.states is not None
+        taken = (full_steps(row, num_steps) if halt is None else thought.steps)[0].cpu()
+        if halt is not None:
+            show_halted(record, taken)
         attention = model.attention(record, len(tokens), num_steps, prompt_length)
         others = {
             name: read_out(model, x.reshape(1, -1, *x.shape[-2:]), task.num_output_tokens)
@@ -81,6 +90,8 @@ def inspect_model(
         task=task,
         run=run,
         requested_steps=num_steps,
+        halt=halt,
+        taken=taken,
         prompt=prompt,
         tokens=tokens,
         prompt_length=prompt_length,
@@ -98,19 +109,29 @@ def inspect_model(
 
 
 def _tokens(
-    model: Model, task: Task, prompt: str, num_steps: int
+    model: Model, task: Task, prompt: str, num_steps: int, halt: Halt
 ) -> tuple[list[int], int | None, str | None]:
     """Return (tokens to inspect, length of the prompt, answer), the last two None for a text."""
     read, room = fit_prompt(model, task, prompt)
     given = read.tokens
     if read.longest is None:
         return given, None, None
-    found = respond(model, task, read, room, num_steps)
+    found = respond(model, task, read, room, num_steps, halt)
     text = answer_text(task, prompt, read.begun, found.answer)
     begins = found.prompt_length
     other = token_with_text(task, given)
     ends = [i for i in range(begins, len(found.row)) if is_end(task, found.row[i], other)]
     return found.row[: ends[0] if ends else None], begins, text
+
+
+def show_halted(record: AttentionRecord, taken: Int[Tensor, " t"]) -> None:
+    """Give tokens that have halted, which are not computed, rows of weights 0 in a record."""
+    for place, (name, step, weights) in enumerate(record.calls):
+        live = taken > step
+        if weights.shape[:2] == (1, int(live.sum())) and not live.all():
+            whole = weights.new_zeros(1, len(taken), weights.shape[2])
+            whole[:, live] = weights
+            record.calls[place] = name, step, whole
 
 
 def read_out(model: Model, states: Float[Tensor, "1 k t c"], vocab_size: int) -> ReadOut:

@@ -22,6 +22,9 @@ MOST_CELLS = 800_000
 MOST_ELEMENTS = 48
 """Limit on the rows of the picture of the mask."""
 
+LONGEST_LINE = 100
+"""Characters of a line of tokens."""
+
 
 def write(
     path: str | Path, seen: Inspection | None = None, ablation: Ablation | None = None
@@ -47,13 +50,6 @@ def write(
     html.write_page(path, title, lead, sections, **more)
 
 
-def inspection_lines(seen: Inspection) -> list[str]:
-    """Format the inspection for a terminal."""
-    labels = Labels(seen)
-    lines = [f"{n:>5}  {text}" for n, text in enumerate(predictions(seen), 1)]
-    return [" step  prediction", *lines, summary(seen, labels)]
-
-
 class Labels:
     """Display texts of tokens, each looked up once."""
 
@@ -67,6 +63,27 @@ class Labels:
         return self.known[token]
 
 
+def inspection_lines(seen: Inspection) -> list[str]:
+    """Format the inspection for a terminal."""
+    labels = Labels(seen)
+    lines = [f"{n:>5}  {text}" for n, text in enumerate(predictions(seen), 1)]
+    return [" step  prediction", *lines, *steps_lines(seen, labels), summary(seen, labels)]
+
+
+def steps_lines(seen: Inspection, labels: Labels) -> list[str]:
+    """Format the tokens, and under each the steps that it took; nothing if none may halt."""
+    if seen.halt is None:
+        return []
+    lines = [["token"], ["steps"]]
+    for token, taken in zip(seen.tokens, seen.taken.tolist(), strict=True):
+        width = max(len(labels[token]), len(str(taken)))
+        if sum(len(word) + 1 for word in lines[-1]) + width > LONGEST_LINE:
+            lines += [["token"], ["steps"]]
+        lines[-2].append(labels[token].rjust(width))
+        lines[-1].append(str(taken).rjust(width))
+    return [" ".join(words) for words in lines]
+
+
 def shortened(text: str, length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
@@ -75,6 +92,8 @@ def summary(seen: Inspection, labels: Labels) -> str:
     """Write the answer, and the step from which predictions stay the same."""
     steps = seen.num_steps
     after = f"After {steps} thinking step{'s' if steps > 1 else ''}"
+    if seen.halt is not None:
+        after = f"After at most {steps} thinking steps, {seen.mean_steps:.2f} in the mean,"
     after = after if seen.requested_steps else "Without thinking,"
     if seen.answer is not None:
         text = f"{after} {seen.model.name} answers {shortened(seen.answer) or 'nothing'}."
@@ -102,17 +121,21 @@ def contents(seen: Inspection, labels: Labels) -> dict[str, Any]:
     prompted = seen.prompt_length is not None
     following = [labels[x] for x in seen.tokens[1:]] + [""]
     names = [labels[x] for x in seen.tokens]
-    settled = seen.settled.tolist()
+    settled, taken = seen.settled.tolist(), seen.taken.tolist()
     rows = [
         row
         | {
             "given": position < seen.first,
             "begins": prompted and position == seen.first,
             "settled": settled[position],
+            "taken": taken[position],
             "next": following[position],
         }
         for position, row in enumerate(cells(seen.answers, labels, names, seen.flips))
     ]
+    for row, number in zip(rows, taken, strict=True):
+        for cell in row["cells"][number:]:
+            cell["kind"] += " h"
     per_token = seen.model.mask(1, seen.num_steps).shape[0]
     pictured = max(2, MOST_ELEMENTS // per_token)
     pairs = seen.model.mask(pictured, seen.num_steps)
@@ -123,6 +146,7 @@ def contents(seen: Inspection, labels: Labels) -> dict[str, Any]:
         "predictions": predictions(seen),
         "predicted": "answer" if prompted else "next token after the prompt",
         "prompted": prompted,
+        "halts": seen.halt is not None,
         "over": "the positions of the answer" if prompted else "all positions",
         "rows": rows,
         "explained": f"{100 * sum(seen.explained):.0f} %",
@@ -245,9 +269,12 @@ def facts(seen: Inspection, folder: Path) -> list[tuple[str, Any]]:
     model = seen.model
     size = sum(p.numel() for p in model.parameters())
     usual = model.check_steps(None)
+    steps = f"{seen.requested_steps} (configured: {usual})"
+    if seen.halt is not None:
+        steps = f"at most {steps}, {seen.mean_steps:.2f} in the mean with halt {seen.halt}"
     rows = [
         ("model", f"{model.name}, {size:,} parameters, width {model.config.dim}"),
-        ("thinking steps", f"{seen.requested_steps} (configured: {usual})"),
+        ("thinking steps", steps),
         ("prompt", seen.prompt),
         ("input tokens", len(seen.tokens)),
     ]
@@ -256,7 +283,8 @@ def facts(seen: Inspection, folder: Path) -> list[tuple[str, Any]]:
     if not seen.run:
         return rows
     words = ["thinkers", "inspect", seen.run, f"--prompt={seen.prompt}"]
-    words += [f"--num_steps={seen.requested_steps}", "--out=report.html"]
+    words += [f"--num_steps={seen.requested_steps}"]
+    words += [f"--halt={seen.halt}"] * (seen.halt is not None) + ["--out=report.html"]
     run = html.link(seen.run, os.path.relpath(seen.run, folder))
     return [("run", run), *rows, ("command to repeat it", html.command(words))]
 

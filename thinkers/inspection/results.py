@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from thinkers.evaluation.statistics import Interval
 from thinkers.models.base import Model
+from thinkers.models.halt import Halt
 from thinkers.tasks import Task
 
 
@@ -32,6 +33,8 @@ class Inspection:
     Args:
         run: The folder of the model; empty if it has none.
         requested_steps: Thinking steps; with 0 there is still one state.
+        halt: The rule by which tokens may halt before these; None if they may not.
+        taken: The steps that each token took, all of them if tokens may not halt.
         tokens: The input: the prompt and, where the task has answers, the model's own answer.
         prompt_length: Tokens of the prompt; None for open-ended text.
         answer: The answer after the last step; None for open-ended text.
@@ -50,6 +53,8 @@ class Inspection:
     task: Task
     run: str
     requested_steps: int
+    halt: Halt
+    taken: Int[Tensor, " t"]
     prompt: str
     tokens: list[int]
     prompt_length: int | None
@@ -99,6 +104,11 @@ class Inspection:
         if self.answer is not None:
             return [self.task.decode(row.tolist()) for row in best[:, self.first :]]
         return [self.label(int(row[-1])) for row in best]
+
+    @property
+    def mean_steps(self) -> float:
+        """The mean steps that the tokens took, the start token left out."""
+        return float(self.taken[self.tokens[0] == self.task.start_token :].double().mean())
 
     def label(self, token: int) -> str:
         """Return the text that a token is shown as."""

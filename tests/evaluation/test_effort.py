@@ -115,7 +115,10 @@ def test_rows_with_written_states_hold_those_of_the_model():
     (rows,) = task.graded_rows(model, "test", 20, 3, 0.5)
     with torch.no_grad():
         thought = model(
-            rows.tokens, num_steps=3, lengths=rows.lengths, prompt_lengths=rows.prompt_lengths,
+            rows.tokens,
+            num_steps=3,
+            lengths=rows.lengths,
+            prompt_lengths=rows.prompt_lengths,
             halt=0.5,
         )
     said = thought.logits[..., : task.vocab_size].argmax(-1)
