@@ -16,6 +16,7 @@ from thinkers.testing.forward import (
     states,
 )
 from thinkers.testing.generation import answers, caching, evaluation_mode, generation
+from thinkers.testing.halting import halted_caching, halting
 from thinkers.testing.helpers import TOLERANCES
 from thinkers.testing.training import (
     correctness,
@@ -38,6 +39,8 @@ PROPERTIES: dict[str, Callable[[Model], None]] = {
         evaluation_mode,
         scores,
         answers,
+        halting,
+        halted_caching,
         loss_shares,
         correctness,
         gradients,
