@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thinkers.models.generation import eval_mode
+from thinkers.models.positions import option
+from thinkers.tasks.answers import SCORED_PAIRS
 from thinkers.tasks.base import Task
 
 
@@ -78,20 +80,23 @@ def measure_effort(
     grades, tokens, steps, done, full = [], [], [], [], []
     with eval_mode(model):
         for rows in task.graded_rows(model, split, num_examples, num_steps, halt):
-            prompts = rows.prompt_lengths
-            thought = model(
-                rows.tokens.to(device),
-                num_steps=num_steps,
-                lengths=rows.lengths.to(device),
-                prompt_lengths=None if prompts is None else prompts.to(device),
-                halt=halt,
-            )
             grades.append(rows.grades)
-            for row, length in zip(thought.steps.tolist(), rows.lengths.tolist(), strict=True):
-                tokens.append(length - first)
-                steps.append(sum(row[first:length]))
-                done.append(cost(tuple(row[:length]), length))
-                full.append(cost(None, length))
+            most = max(1, SCORED_PAIRS // rows.tokens.shape[1] ** 2)
+            for some in torch.arange(len(rows.tokens)).split(most):
+                lengths, prompts = rows.lengths[some], rows.prompt_lengths
+                taken = model(
+                    rows.tokens[some].to(device),
+                    num_steps=num_steps,
+                    lengths=lengths.to(device),
+                    prompt_lengths=None if prompts is None else prompts[some].to(device),
+                    halt=halt,
+                    **option(task.positions),
+                ).steps
+                for row, length in zip(taken.tolist(), lengths.tolist(), strict=True):
+                    tokens.append(length - first)
+                    steps.append(sum(row[first:length]))
+                    done.append(cost(tuple(row[:length]), length))
+                    full.append(cost(None, length))
     return Effort(
         torch.cat(grades),
         torch.tensor(tokens),

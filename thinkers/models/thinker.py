@@ -21,7 +21,7 @@ from thinkers.models.batch import (
     graded_targets,
 )
 from thinkers.models.generation import check_call, choosable, eval_mode
-from thinkers.models.halt import Halt
+from thinkers.models.halt import Halt, check_halt, full_steps
 from thinkers.models.positions import Positions, refuse_positions
 from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.models.thinker_cache import ThinkerCache
@@ -465,6 +465,7 @@ class Thinker(Model):
     ) -> Any:
         """Generate greedily; with parallel output, predict all tokens of the answer at once."""
         refuse_positions(self, positions)
+        check_halt(self, halt)
         if self.config.output != "parallel" or max_new_tokens == 0:
             return super().answer(
                 tokens,
@@ -478,7 +479,8 @@ class Thinker(Model):
         sizes = rows.shape[1], max_new_tokens
         with eval_mode(self):
             states, _, _ = self._prompted(rows, lengths, sizes, steps, keep_states=False)
-            return choosable(self.output.logits(states[:, -1])).argmax(-1)
+            answer = choosable(self.output.logits(states[:, -1])).argmax(-1)
+        return (answer, full_steps(answer, steps)) if return_steps else answer
 
     def prefill(
         self,

@@ -12,10 +12,10 @@ from thinkers.models.base import Model
 from thinkers.models.halt import Halt, HaltingCache
 from thinkers.testing.helpers import Rows, close, draw, refused, require, untouched
 
-DRAWS = 8
-"""Random gates that are tried until one opens after different steps of different tokens."""
-GATE_SCALES = (3.0, 30.0)
-"""Standard deviations of a gate before its sigmoid, of states whose entries have about size 1."""
+DRAWS, HALVINGS, ENOUGH = 4, 16, 4
+"""Random gates that are tried, biases of each, and different numbers of steps that suffice."""
+GATE_SCALE, LARGEST_BIAS = 3.0, 64.0
+"""Standard deviation of the weights of a random gate, and its largest bias either way."""
 
 
 @torch.no_grad()
@@ -57,17 +57,32 @@ def _rules(model: Model, rows: Rows, steps: int) -> list[Halt]:
 
 
 def _vary_gate(model: Any, rows: Rows, steps: int) -> None:
+    """Give the model the random gate, of some, that lets tokens take most different steps."""
     generator = torch.Generator().manual_seed(0)
     weight, bias = model.gate.weight, model.gate.bias
-    for scale in GATE_SCALES:
-        for _ in range(DRAWS):
-            drawn = torch.randn(weight.shape, generator=generator) * scale / weight.shape[1] ** 0.5
-            weight.copy_(drawn)
-            bias.copy_(torch.randn(bias.shape, generator=generator))
-            thought = model(rows.tokens, num_steps=steps, lengths=rows.lengths, halt=0.5)
-            if len(thought.steps[_real(rows)].clamp(min=1).unique()) > min(2, steps - 1):
-                return
-    raise AssertionError(f"no random gate lets tokens take different steps of {steps}")
+    best, gate = 1, (weight.clone(), bias.clone())
+    for _ in range(DRAWS):
+        if best >= min(ENOUGH, steps):
+            break
+        weight.copy_(torch.randn(weight.shape, generator=generator) * GATE_SCALE)
+        low, high = -LARGEST_BIAS, LARGEST_BIAS
+        for _ in range(HALVINGS):
+            bias.fill_((low + high) / 2)
+            taken = model(rows.tokens, num_steps=steps, lengths=rows.lengths, halt=0.5).steps
+            real = taken[_real(rows)].clamp(min=1)
+            number = len(real.unique())
+            if number > best:
+                best, gate = number, (weight.clone(), bias.clone())
+            if best >= min(ENOUGH, steps):
+                break
+            # The larger the bias, the earlier a token halts.
+            if float(real.double().mean()) > (1 + steps) / 2:
+                low = float(bias)
+            else:
+                high = float(bias)
+    require(best > min(1, steps - 1), f"no random gate lets tokens take different steps of {steps}")
+    weight.copy_(gate[0])
+    bias.copy_(gate[1])
 
 
 def _real(rows: Rows) -> Tensor:
@@ -111,13 +126,16 @@ def _shapes(model: Any, rows: Rows, prompts: Tensor | None, steps: int, halt: Ha
 
 
 def _alone(model: Any, rows: Rows, prompts: Tensor | None, steps: int, halt: Halt) -> None:
-    what, given = _call(steps, prompts, halt), {"num_steps": steps, "halt": halt}
+    what = _call(steps, prompts, halt)
+    given: Any = {"num_steps": steps, "halt": halt}
     whole = model(rows.padded(10**12), lengths=rows.lengths, prompt_lengths=prompts, **given)
     for row, length in enumerate(rows.lengths.tolist()):
         one = slice(row, row + 1)
         given["prompt_lengths"] = None if prompts is None else prompts[one]
         alone = model(rows.tokens[one, :length], **given)
-        _same_steps(alone.steps, whole.steps[one, :length], f"{what}, row {row} alone and in a batch")
+        _same_steps(
+            alone.steps, whole.steps[one, :length], f"{what}, row {row} alone and in a batch"
+        )
         close(whole.logits[one, :length], alone.logits, f"{what}, row {row} in a batch and alone")
 
 
@@ -190,7 +208,8 @@ def _generated(model: Any, rows: Rows, prompts: Tensor | None, steps: int, halt:
     settings: Any = {"num_steps": steps, "prompt_lengths": prompts, "halt": halt}
     settings |= {"return_steps": True}
     runs = [
-        model.generate(prompt, n, return_logits=True, use_cache=x, **settings) for x in (True, False)
+        model.generate(prompt, n, return_logits=True, use_cache=x, **settings)
+        for x in (True, False)
     ]
     (out, logits, taken), (other, slowly, again) = runs
     shape = (len(prompt), n)
