@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from halting_defects import DEFECTS as HALTING_DEFECTS
 from model_cases import NAMES, SIZE, tiny
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from thinkers.models.looped import Looped
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.testing import PROPERTIES, check_model
 
-DEFECTS = {}
+DEFECTS = dict(HALTING_DEFECTS)
 
 
 def breaks(*properties):

@@ -100,7 +100,8 @@ class Model(Traced, Configured, nn.Module, ABC):
 
     @property
     def halts_by(self) -> tuple[str, ...]:
-        """What `halt` may be: gate (a number), answered. Then `forward` and `prefill` take it."""
+        """Rules that `halt` may name: gate (a number), answered. With any, `forward` and `prefill`
+        take it."""
         return ()
 
     @property

@@ -212,10 +212,10 @@ class DeepSight(Model):
         halt: Halt = None,
     ) -> Thought:
         check_halt(self, halt)
-        steps = full_steps(tokens, self.check_steps(num_steps))
+        steps = self.check_steps(num_steps)
         _, plan, h = self.run(self.check_tokens(tokens, lengths, prompt_lengths))
         states = h[:, None] if keep_states else None
-        return Thought(self.read_out(h), states, {"plan": plan}, steps)
+        return Thought(self.read_out(h), states, {"plan": plan}, full_steps(tokens, steps))
 
     def run(
         self, tokens: Int[Tensor, "b t"], cache: DeepSightCache | None = None

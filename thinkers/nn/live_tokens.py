@@ -261,7 +261,7 @@ class FrozenKeys:
 
     Args:
         taken: The number of steps that each token takes.
-        rows: What else keeps keys of whole rows: a window.
+        rows: The other keeper of keys of whole rows: a window.
     """
 
     def __init__(self, taken: Int[Tensor, "b t"], rows: Kept):

@@ -102,8 +102,10 @@ def correctness(model: Model) -> None:
     target at every graded position, and that Loss.correct_tokens (b,) counts these positions, where
     the model counts them."""
     batch = training_batch(model)
+    # In a loss with a gate, tokens halt at steps that only the loss knows, except after one step.
+    settings: Any = {"num_steps": 1 if "gate" in model.halts_by else None}
     predicted = model(
-        batch.tokens, lengths=batch.lengths, prompt_lengths=batch.prompt_lengths
+        batch.tokens, lengths=batch.lengths, prompt_lengths=batch.prompt_lengths, **settings
     ).logits.argmax(-1)
     graded = batch.targets != IGNORED
     columns = torch.arange(graded.shape[1], device=graded.device)
@@ -118,7 +120,7 @@ def correctness(model: Model) -> None:
         "one graded target of each row that is not predicted": (right.where(~last, wrong), False),
     }
     for what, (targets, expected) in cases.items():
-        loss = model.loss(dataclasses.replace(batch, targets=targets))
+        loss = model.loss(dataclasses.replace(batch, targets=targets), **settings)
         found, tokens = loss.correct, counted - int(not expected)
         require(
             found.dtype == torch.bool and found.shape == (len(targets),),
