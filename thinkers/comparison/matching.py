@@ -47,6 +47,8 @@ CURRICULUM_SAMPLE = 32
 STEP_FLAGS = tuple(f"--model.{field}" for field in STEP_SETTINGS) + tuple(
     f"--training.{field}" for field in DEPTH_SETTINGS
 )
+HALTS, HALT = "+halt", 0.5
+"""Suffix of a contender that is built with a gate, and the threshold at which its tokens halt."""
 WIDEST = 16
 """Largest ratio of feed-forward width to model width; the smallest is 1/4."""
 
@@ -63,6 +65,11 @@ class Contender:
     config: Config
     what: str = ""
 
+    @property
+    def halt(self) -> float | None:
+        """The threshold above which tokens halt when the contender is graded; None for none."""
+        return HALT if self.name.endswith(HALTS) else None
+
 
 def contenders(
     task: str, names: Sequence[str], controls: Sequence[str], flags: Sequence[str]
@@ -72,13 +79,13 @@ def contenders(
     Args:
         flags: Settings for all, such as --task.max_digits=2.
     """
-    task_config = task_settings(task, names)
-    bases = override_all([base(name, task_config) for name in names], flags)
+    task_config = task_settings(task, [model_of(name) for name in names])
+    bases = override_all([base_of(name, task_config) for name in names], flags)
     task_built = tasks.from_config(bases[0].task)  # all have the same flags, so the same task
     bases = [replace(x, model=resolve_sizes(x.model, task_built)) for x in bases]
     wanted = parameters(bases[0].model)
     found = [
-        Contender(name, replace(own, model=fit(own.model, parameters, wanted)))
+        Contender(name, replace(own, model=fit(own.model, parameters, wanted)), what_of(name))
         for name, own in zip(names, bases, strict=True)
     ]
     for one in found:
@@ -90,6 +97,40 @@ def contenders(
     decoder = replace(decoder, model=resolve_sizes(decoder.model, task_built))
     makers = {"fillers": _fillers, "untied": _untied, "wider": _wider}
     return found + [makers[name](decoder, reference, wanted) for name in controls]
+
+
+def model_of(name: str) -> str:
+    """Return the name in MODELS of the model of a contender."""
+    return name.removesuffix(HALTS)
+
+
+def what_of(name: str) -> str:
+    """Return the description of a contender with a gate."""
+    if not name.endswith(HALTS):
+        return ""
+    return f"{model_of(name)} with a gate, graded with tokens that halt where it is above {HALT}"
+
+
+def base_of(name: str, task_config: Any) -> Config:
+    """Return the settings of a contender: those of its model, with a gate where the name says so.
+
+    Raises:
+        UsageError: The model has no gate.
+    """
+    found = base(model_of(name), task_config)
+    if not name.endswith(HALTS):
+        return found
+    model, names = found.model, [field.name for field in fields(found.model)]
+    if "halting" not in names:
+        raise usage_error(
+            f"{name}, but {model_of(name)} has no setting halting",
+            "a model whose tokens may halt, such as looped",
+            f"leave {HALTS} out, or choose another model",
+        )
+    # With a gate, a target is graded from its due step on, and gradients flow through all steps.
+    own = {"halting": True, "step_loss": "due", "wait_token": None, "backprop_steps": None}
+    model = replace(model, **{key: value for key, value in own.items() if key in names})
+    return replace(found, model=model, recipe="")
 
 
 def override_all(configs: Sequence[Config], flags: Sequence[str]) -> list[Config]:
@@ -113,7 +154,8 @@ def _reference(found: Sequence[Contender]) -> Contender:
             "a model that thinks, whose FLOPs the controls match",
             "add one to --models, such as looped",
         )
-    return next((one for one in thinking if one.name == "looped"), thinking[0])
+    by_model = {model_of(one.name): one for one in reversed(thinking)}
+    return by_model.get("looped", thinking[0])
 
 
 def _fillers(decoder: Config, reference: Contender, wanted: int) -> Contender:
@@ -137,7 +179,7 @@ def _fillers(decoder: Config, reference: Contender, wanted: int) -> Contender:
 def _untied(decoder: Config, reference: Contender, wanted: int) -> Contender:
     """Build a decoder with the depth of all passes of looped, each with its own weights."""
     looped = reference.config.model
-    if reference.name != "looped":
+    if model_of(reference.name) != "looped":
         raise usage_error(
             "--controls untied without looped",
             "looped among --models: the core of looped is untied",

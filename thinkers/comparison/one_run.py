@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
@@ -22,13 +23,16 @@ import torch
 
 from thinkers import tasks
 from thinkers.comparison import matching, results
+from thinkers.comparison.matching import Contender
 from thinkers.comparison.plan import Plan
 from thinkers.config.experiment import Config
 from thinkers.devices import find_device
 from thinkers.errors import Interrupted, LockedError
+from thinkers.evaluation.halting import measure_effort
 from thinkers.files import exists, open_log, own_folder, write_file
 from thinkers.json_files import read_with_digest, with_digest
 from thinkers.models.base import Model
+from thinkers.models.halt import Halt, halt_option
 from thinkers.plugins import import_file, imported_files
 from thinkers.runs import checkpoint, folder
 from thinkers.runs.result import load
@@ -116,14 +120,16 @@ def _evaluated(job: Job) -> dict[str, Any]:
     """
     plan = Plan.read(Path(job.folder))
     assert job.seed is not None
-    config = plan.config(plan.contender(job.name), job.seed, job.lr)
+    one = plan.contender(job.name)
+    config = plan.config(one, job.seed, job.lr)
     usage = _train(job, config)
     model = load(job.home).to(find_device(config.training.device))
     task = tasks.from_config(config.task, EXAMPLES_SEED)
-    usual = usual_steps(model, task)
+    usual = usual_steps(model, task, one.halt)
     counts: dict[Steps, None] = dict.fromkeys([usual, *model.step_counts])
-    grades = {k: task.grade(model, "test", plan.num_examples, k).numpy() for k in counts}
-    curve, points = _curve(job.home, model, task, min(POINT_EXAMPLES, plan.num_examples), usual)
+    grades, measured = _graded(model, task, plan, one, list(counts))
+    number = min(POINT_EXAMPLES, plan.num_examples)
+    curve, points = _curve(job.home, model, task, number, usual, one.halt)
     questions = example_groups(task, "test", plan.num_examples, grades[usual])
     digest = results.write_grades(job.home, grades, points, questions)
     checkpoint.prune(job.home / "checkpoints", 1)
@@ -132,7 +138,7 @@ def _evaluated(job: Job) -> dict[str, Any]:
         "num_steps": usual,
         "grades": digest,
         "scores": {str(k): float(x.mean()) for k, x in grades.items()},
-        "answer_flops": {str(k): matching.answer_flops(config, k) for k in grades},
+        **measured,
         "curve": curve,
         "parameters": sum(p.numel() for p in model.parameters()),
         "updates": curve[-1]["update"],
@@ -143,14 +149,41 @@ def _evaluated(job: Job) -> dict[str, Any]:
     }
 
 
+def _graded(
+    model: Model, task: Task, plan: Plan, one: Contender, counts: Sequence[Steps]
+) -> tuple[dict[Steps, np.ndarray], dict[str, Any]]:
+    """Grade a model on the test split after these numbers of steps; return also its FLOPs.
+
+    Where tokens halt, they are those that were done, with mean steps and the share of all steps.
+    """
+    work = {str(k): matching.answer_flops(one.config, k) for k in counts}
+    if one.halt is None:
+        grades = {k: task.grade(model, "test", plan.num_examples, k).numpy() for k in counts}
+        return grades, {"answer_flops": work}
+    efforts = {
+        k: measure_effort(model, task, "test", plan.num_examples, k, one.halt)
+        for k in counts
+        if k != "due"
+    }
+    shares = {str(k): effort.flops_share for k, effort in efforts.items()}
+    return {k: effort.grades.numpy() for k, effort in efforts.items()}, {
+        "answer_flops": {k: work[k] * share for k, share in shares.items()},
+        "halt": one.halt,
+        "mean_steps": {str(k): effort.mean_steps for k, effort in efforts.items()},
+        "flops_share": shares,
+    }
+
+
 def _search(job: Job) -> dict[str, Any]:
     """Train a run of the learning-rate search, and score it on the validation split."""
     plan = Plan.read(Path(job.folder))
-    config = plan.config(plan.contender(job.name), SEARCH_SEED, job.lr)
+    one = plan.contender(job.name)
+    config = plan.config(one, SEARCH_SEED, job.lr)
     usage = _train(job, config)
     task = tasks.from_config(config.task, EXAMPLES_SEED)
     model = load(job.home).to(find_device(config.training.device))
-    scores = task.score(model, "valid", plan.num_examples, usual_steps(model, task))
+    steps, options = usual_steps(model, task, one.halt), halt_option(one.halt)
+    scores = task.score(model, "valid", plan.num_examples, steps, **options)
     return {"lr": job.lr, "score": task.objective(scores), **usage}
 
 
@@ -216,7 +249,7 @@ def _peak(device: torch.device) -> int:
 
 
 def _curve(
-    home: Path, model: Model, task: Task, num_examples: int, num_steps: Steps
+    home: Path, model: Model, task: Task, num_examples: int, num_steps: Steps, halt: Halt
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Return ([{update, flops, score}], grades) of each checkpoint of a run, oldest first.
 
@@ -228,18 +261,21 @@ def _curve(
     for path in [x for x in paths if int(x.name) % every == 0 or x == paths[-1]]:
         saved = checkpoint.read(path)
         model.load_state_dict(saved.tensors.get("ema", saved.tensors["weights"]))
-        grades = task.grade(model, "test", num_examples, num_steps).numpy()
+        grades = task.grade(model, "test", num_examples, num_steps, **halt_option(halt)).numpy()
         flops = saved.state["flops"]
         curve.append({"update": saved.update, "flops": flops, "score": float(grades.mean())})
         points.append(grades)
     return curve, np.stack(points)
 
 
-def usual_steps(model: Model, task: Task) -> int | Literal["due"]:
-    """Return "due" if the task is judged so, else the steps of the model, one of `step_counts`."""
+def usual_steps(model: Model, task: Task, halt: Halt = None) -> int | Literal["due"]:
+    """Return "due" if the task is judged so, else the steps of the model, one of `step_counts`.
+
+    With `halt` the model itself stops at what would be due, which is then the limit.
+    """
     counts = model.step_counts
     if task.judged_at == "due" and model.config.takes_steps:
-        return "due"
+        return "due" if halt is None else model.check_steps(task.max_due)
     return model.config.num_steps if model.config.num_steps in counts else counts[0]
 
 

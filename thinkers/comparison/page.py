@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from thinkers.comparison.matching import HALT, HALTS
 from thinkers.comparison.results import PAGE, Comparison
 from thinkers.comparison.summary import (
     UNITS,
@@ -117,23 +118,38 @@ def scores_section(findings: Findings) -> Section:
 
 
 def sizes_section(findings: Findings) -> Section:
-    """The table of sizes."""
-    rows = []
+    """The table of sizes, with the steps that tokens took where they may halt."""
+    rows, halts = [], False
     for one in findings.comparison.plan.contenders:
-        if one.name in findings.results:
-            record, model = findings.results[one.name][0].record, one.config.model
-            work = record["answer_flops"][str(record["num_steps"])]
-            width = f"{model.dim}, {getattr(model, 'hidden', None) or 'default'}"
-            size, steps = f"{record['parameters']:,}", record["num_steps"]
-            rows.append((one.name, size, width, steps, f"{work:.3g}"))
-    return Section(
-        heading="Models",
-        text="Widths of feed-forwards, and of models where needed, were chosen for an equal number "
+        if one.name not in findings.results:
+            continue
+        record, model = findings.results[one.name][0].record, one.config.model
+        steps = str(record["num_steps"])
+        work = findings.by_steps(one.name, "answer_flops")[steps]
+        width = f"{model.dim}, {getattr(model, 'hidden', None) or 'default'}"
+        size, mean, share = f"{record['parameters']:,}", steps, "100 %"
+        if one.halt is not None:
+            halts = True
+            mean = f"{findings.by_steps(one.name, 'mean_steps')[steps]:.2f}"
+            share = f"{100 * findings.by_steps(one.name, 'flops_share')[steps]:.0f} %"
+            steps = f"at most {steps}"
+        rows.append((one.name, size, width, steps, mean, share, f"{work:.3g}"))
+    text = (
+        "Widths of feed-forwards, and of models where needed, were chosen for an equal number "
         "of parameters; those of controls for equal FLOPs per answer. FLOPs per answer are those "
-        "of the matrix products in reading one row and writing its answer.",
-        columns=("model", "parameters", "width, feed-forward", "steps", "FLOPs per answer"),
-        rows=rows,
+        "of the matrix products in reading one row and writing its answer."
     )
+    names = ("model", "parameters", "width, feed-forward", "steps")
+    if halts:
+        text += (
+            f" Tokens of models with {HALTS} halt where their gate is above {HALT}: mean steps are "
+            "those of all tokens of held-out rows but the first, and the share is that of the "
+            "FLOPs of all steps."
+        )
+        names += ("mean steps", "share of FLOPs")  # type: ignore[assignment]
+    else:
+        rows = [(*row[:4], row[-1]) for row in rows]  # type: ignore[misc]
+    return Section(heading="Models", text=text, columns=(*names, "FLOPs per answer"), rows=rows)
 
 
 def costs_section(findings: Findings) -> Section:
@@ -257,7 +273,7 @@ def steps_figure(findings: Findings, by_flops: bool) -> "Figure":
     axes.set_xscale("log", base=10 if by_flops else 2)
     ticks = set()
     for i, (name, scores) in enumerate(findings.scores.items()):
-        flops = findings.results[name][0].record["answer_flops"]
+        flops = findings.by_steps(name, "answer_flops")
         counts, usual = sorted(k for k in scores if k != "due"), findings.usual[name]
         # 0 steps have no place on a logarithmic scale.
         places = {k: flops[str(k)] if by_flops else max(k, 0.5) for k in counts}

@@ -17,6 +17,7 @@ from thinkers.comparison.matching import (
     TIMED,
     Contender,
     contenders,
+    model_of,
     parameters,
     seconds_per_update,
     updates_for,
@@ -280,8 +281,9 @@ def _known(kind: str, name: Any, known: Any) -> None:
 
 def _several(kind: str, names: Sequence[str], known: Any) -> None:
     for name in names:
-        _known(kind.removesuffix("s"), name, known)
-        if not re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z0-9_-]", name):
+        own = model_of(name) if kind == "models" and isinstance(name, str) else name
+        _known(kind.removesuffix("s"), own, known)
+        if not re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z0-9_-]", own):
             raise usage_error(f"{kind} {name!r}", "letters, digits, . _ and -", "rename it")
         if kind == "models" and name in CONTROLS:
             raise usage_error(

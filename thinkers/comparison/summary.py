@@ -63,6 +63,11 @@ class Findings:
         values = [run.record[what] for run in self.results[name]]
         return None if None in values else float(np.mean(values))
 
+    def by_steps(self, name: str, what: str) -> dict[str, float]:
+        """Return {thinking steps: the mean over runs} of numbers in their results, by steps."""
+        found = [run.record[what] for run in self.results[name]]
+        return {k: float(np.mean([x[k] for x in found])) for k in found[0]}
+
     def amount(self, value: float) -> str:
         """Format a difference; differences of shares are in percentage points."""
         return f"{100 * value:.1f} points" if self._is_share else f"{value:.4f}"
