@@ -9,7 +9,7 @@ import thinkers
 from thinkers.comparison import matching, one_run, plan
 from thinkers.comparison.plan import Plan
 from thinkers.comparison.runner import compare
-from thinkers.comparison.summary import Findings, limits
+from thinkers.comparison.summary import Findings, by_steps, limits
 from thinkers.errors import UsageError
 from thinkers.evaluation.halting import measure_effort
 from thinkers.report import html
@@ -60,8 +60,8 @@ def test_a_contender_with_a_gate_is_trained_with_it_and_graded_with_halting(tmp_
     findings = Findings(found)
     assert any("looped+halt" in x for x in limits(findings))
     page = (tmp_path / "report.html").read_text()
-    mean = findings.by_steps("looped+halt", "mean_steps")["4"]
-    share = findings.by_steps("looped+halt", "flops_share")["4"]
+    mean = by_steps(found.results["looped+halt"], "mean_steps")["4"]
+    share = by_steps(found.results["looped+halt"], "flops_share")["4"]
     cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", page)
     assert "at most 4" in cells and f"{mean:.2f}" in cells and f"{100 * share:.0f} %" in cells
     assert "share of FLOPs" in cells and "--models=looped,looped+halt" in page

@@ -12,6 +12,7 @@ from thinkers.comparison.summary import (
     Findings,
     Point,
     between,
+    by_steps,
     conclusion,
     limits,
     signed,
@@ -123,15 +124,16 @@ def sizes_section(findings: Findings) -> Section:
     for one in findings.comparison.plan.contenders:
         if one.name not in findings.results:
             continue
-        record, model = findings.results[one.name][0].record, one.config.model
+        runs, model = findings.results[one.name], one.config.model
+        record = runs[0].record
         steps = str(record["num_steps"])
-        work = findings.by_steps(one.name, "answer_flops")[steps]
+        work = by_steps(runs, "answer_flops")[steps]
         width = f"{model.dim}, {getattr(model, 'hidden', None) or 'default'}"
         size, mean, share = f"{record['parameters']:,}", steps, "100 %"
         if one.halt is not None:
             halts = True
-            mean = f"{findings.by_steps(one.name, 'mean_steps')[steps]:.2f}"
-            share = f"{100 * findings.by_steps(one.name, 'flops_share')[steps]:.0f} %"
+            mean = f"{by_steps(runs, 'mean_steps')[steps]:.2f}"
+            share = f"{100 * by_steps(runs, 'flops_share')[steps]:.0f} %"
             steps = f"at most {steps}"
         rows.append((one.name, size, width, steps, mean, share, f"{work:.3g}"))
     text = (
@@ -273,7 +275,7 @@ def steps_figure(findings: Findings, by_flops: bool) -> "Figure":
     axes.set_xscale("log", base=10 if by_flops else 2)
     ticks = set()
     for i, (name, scores) in enumerate(findings.scores.items()):
-        flops = findings.by_steps(name, "answer_flops")
+        flops = by_steps(findings.results[name], "answer_flops")
         counts, usual = sorted(k for k in scores if k != "due"), findings.usual[name]
         # 0 steps have no place on a logarithmic scale.
         places = {k: flops[str(k)] if by_flops else max(k, 0.5) for k in counts}

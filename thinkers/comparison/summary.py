@@ -63,11 +63,6 @@ class Findings:
         values = [run.record[what] for run in self.results[name]]
         return None if None in values else float(np.mean(values))
 
-    def by_steps(self, name: str, what: str) -> dict[str, float]:
-        """Return {thinking steps: the mean over runs} of numbers in their results, by steps."""
-        found = [run.record[what] for run in self.results[name]]
-        return {k: float(np.mean([x[k] for x in found])) for k in found[0]}
-
     def amount(self, value: float) -> str:
         """Format a difference; differences of shares are in percentage points."""
         return f"{100 * value:.1f} points" if self._is_share else f"{value:.4f}"
@@ -85,6 +80,12 @@ class Findings:
         if not self.comparison.plan.higher_is_better:
             a, b = b, a
         return statistics.difference(a, b, self.questions, same_runs=same_runs)
+
+
+def by_steps(runs: Sequence[Result], what: str) -> dict[str, float]:
+    """Return {thinking steps: the mean over runs} of numbers in their results, by steps."""
+    found = [run.record[what] for run in runs]
+    return {k: float(np.mean([x[k] for x in found])) for k in found[0]}
 
 
 def verdict(difference: Interval) -> str:
