@@ -1,7 +1,9 @@
 """Small models with gates that open at different steps."""
 
 import torch
-from model_cases import tiny
+from model_cases import NAMES, tiny
+
+from thinkers.errors import UsageError
 
 SETTINGS = {"halting": True, "num_layers": 1, "num_steps": 4, "max_steps": 8}
 
@@ -31,3 +33,14 @@ def waiting(task):
     with torch.no_grad():
         model.head.weight[task.wait_token].mul_(4)
     return model
+
+
+def _has_gate(name):
+    try:
+        return tiny(name, {"halting": True}).halts_by == ("gate",)
+    except (UsageError, TypeError):
+        return False
+
+
+GATED = [name for name in NAMES if _has_gate(name)]
+"""Models that can have a gate."""

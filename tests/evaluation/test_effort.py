@@ -1,8 +1,10 @@
 """Evaluation of models whose tokens halt: mean steps and the share of FLOPs, by example."""
 
+from itertools import product
+
 import pytest
 import torch
-from halting_cases import halting, waiting
+from halting_cases import GATED, halting, waiting
 
 import thinkers
 from thinkers.errors import UsageError
@@ -47,10 +49,16 @@ def by_hand(model, task, rows, num_steps, halt):
     return found
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_steps_and_flops_are_those_of_each_row_alone(name, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("looped", name) for name in TASKS),
+        *product(GATED[1:], ["cups", "written", "add", "text"]),
+    ],
+)
+def test_steps_and_flops_are_those_of_each_row_alone(kind, name, tmp_path):
     task = task_of(name, tmp_path)
-    model = halting(task)
+    model = halting(task, kind, **({"section": 5} if kind == "thinker" else {}))
     n = 6
     (row,) = evaluate((model, task), 5, n, halt=0.5, by_example=True)
     grades = task.grade(model, "test", n, 5, 0.5)

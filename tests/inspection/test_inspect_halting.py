@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from halting_cases import halting
+from halting_cases import GATED, halting
 
 import thinkers
 from thinkers.errors import UsageError
@@ -13,14 +13,19 @@ from thinkers.inspection.inspect import inspect
 from thinkers.inspection.page import inspection_lines
 
 
+def add_with(name):
+    task = thinkers.build_task("add", max_digits=2)
+    return halting(task, name), task
+
+
 @pytest.fixture(scope="module")
 def case():
-    task = thinkers.build_task("add", max_digits=2)
-    return halting(task), task
+    return add_with("looped")
 
 
-def test_each_token_has_the_steps_of_the_forward_pass(case):
-    model, task = case
+@pytest.mark.parametrize("name", GATED)
+def test_each_token_has_the_steps_of_the_forward_pass(name):
+    model, task = case = add_with(name)
     seen = inspect(case, "12+34=", 6, halt=0.5)
     row, prompt = torch.tensor([seen.tokens]), torch.tensor([7])
     said = model.answer(row[:, :7], prompt, task.max_answer_length(), 6, halt=0.5)[0]

@@ -1,6 +1,7 @@
 """inspect(run, prompt): predictions, states and attention of each thinking step, as numbers."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -72,9 +73,7 @@ def inspect_model(
             )
         assert thought.states is not None
         taken = (full_steps(row, num_steps) if halt is None else thought.steps)[0].cpu()
-        if halt is not None:
-            show_halted(record, taken)
-        attention = model.attention(record, len(tokens), num_steps, prompt_length)
+        attention = _attention(model, record, taken, num_steps, prompt_length, halt)
         others = {
             name: read_out(model, x.reshape(1, -1, *x.shape[-2:]), task.num_output_tokens)
             for name, x in thought.extra.items()
@@ -124,14 +123,26 @@ def _tokens(
     return found.row[: ends[0] if ends else None], begins, text
 
 
-def show_halted(record: AttentionRecord, taken: Int[Tensor, " t"]) -> None:
-    """Give tokens that have halted, which are not computed, rows of weights 0 in a record."""
-    for place, (name, step, weights) in enumerate(record.calls):
-        live = taken > step
-        if weights.shape[:2] == (1, int(live.sum())) and not live.all():
-            whole = weights.new_zeros(1, len(taken), weights.shape[2])
-            whole[:, live] = weights
-            record.calls[place] = name, step, whole
+def _attention(
+    model: Model,
+    record: AttentionRecord,
+    taken: Int[Tensor, " t"],
+    num_steps: int,
+    prompt_length: int | None,
+    halt: Halt,
+) -> Mapping[str, Float[Tensor, "k t _"]]:
+    """Return `Model.attention`; tokens that have halted are not computed, and have weights 0."""
+    if halt is not None:
+        if type(model).attention is not Model.attention:
+            # It reads the record by the layout of a pass in which all tokens take all steps.
+            return {}
+        for place, (name, step, weights) in enumerate(record.calls):
+            live = taken > step
+            if weights.shape[:2] == (1, int(live.sum())) and not live.all():
+                whole = weights.new_zeros(1, len(taken), weights.shape[2])
+                whole[:, live] = weights
+                record.calls[place] = name, step, whole
+    return model.attention(record, len(taken), num_steps, prompt_length)
 
 
 def read_out(model: Model, states: Float[Tensor, "1 k t c"], vocab_size: int) -> ReadOut:
