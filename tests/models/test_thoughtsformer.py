@@ -343,7 +343,7 @@ def test_word_thoughts_are_drawn_from_the_softmax():
         thought = model._next_thought(
             state.expand(rows, 1, 4), torch.arange(1), 0, torch.arange(rows) * 77
         )
-        table = model._place(model.embedding.weight[:, None], torch.arange(1))
+        table = model.place(model.embedding.weight[:, None], torch.arange(1))
     drawn = (thought == table[:, 0]).all(-1).double().mean(0)
     chances = model.read_out(state[None])[0, 0, 0].softmax(-1)
     assert (drawn - chances).abs().max() < 4 * (0.25 / rows) ** 0.5

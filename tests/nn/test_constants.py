@@ -57,7 +57,7 @@ def test_the_code_of_a_late_step_is_that_of_float32_in_a_half_precision_looped_m
 @torch.no_grad()
 def test_the_code_of_a_late_step_is_that_of_float32_in_a_half_precision_thoughtsformer():
     zeros = torch.zeros(2, 3, 32, dtype=torch.bfloat16)
-    found = tiny("thoughtsformer").bfloat16()._coded(zeros, 500)
+    found = tiny("thoughtsformer").bfloat16().coded(zeros, 500)
     assert torch.equal(found, CODE.bfloat16().expand(2, 3, -1))
 
 

@@ -86,7 +86,7 @@ class HaltingModel(Model):
         real = real_positions(batch.tokens, batch.lengths)
         halt = gate_loss(self.gate(gated)[..., 0], need, taken, real, (counts or own)["halt"])
         parts = {"next_token": total.detach(), "halt": halt.detach()}
-        correct = correct_predictions(logits[:, -1], batch.targets)
+        correct = correct_predictions(at_step(logits, taken), batch.targets)
         return Loss(total + halt, parts, own, *correct)
 
     def _needed_steps(self, batch: Batch, steps: int, run: Run) -> Int[Tensor, "b t"]:
@@ -109,11 +109,15 @@ class HaltingModel(Model):
     ) -> int:
         found = super().batch_flops(batch, num_steps, training)
         if training and self.config.halting and batch.due is None:
-            # The pass that finds the steps that are needed, read out after every step.
             rows, length = batch.tokens.shape
-            later = (self.check_steps(num_steps) - 1) * self.answer_flops(rows, length)
-            found += self.flops(rows, length, num_steps) + later
+            found += self.need_flops(rows, length, self.check_steps(num_steps))
         return found
+
+    def need_flops(self, batch_size: int, length: int, num_steps: int) -> int:
+        """Count the operations that find the needed steps of a batch without due steps."""
+        # A pass of its own, read out after every step.
+        later = (num_steps - 1) * self.answer_flops(batch_size, length)
+        return self.flops(batch_size, length, num_steps) + later
 
     @abstractmethod
     def answer_flops(self, batch_size: int, length: int) -> int:
@@ -123,6 +127,11 @@ class HaltingModel(Model):
 def step_numbers(steps: int, like: Tensor) -> Int[Tensor, "1 k 1"]:
     """Return the numbers of the steps, from 1."""
     return torch.arange(1, steps + 1, device=like.device)[None, :, None]
+
+
+def at_step(logits: Float[Tensor, "b k t v"], taken: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
+    """Return the logits after the given step, from 1, of each token, without gradient."""
+    return logits.detach().take_along_dim((taken - 1)[:, None, :, None], 1)[:, 0]
 
 
 def first_lasting(

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers.models.base import Config
-from thinkers.nn.tracing import current_record
+from thinkers.nn.live_tokens import LiveTokens, RowKeys
+from thinkers.nn.tracing import AttentionRecord, current_record
 from thinkers.ops import Chain, thought_attention
 
 
@@ -86,6 +87,59 @@ class ChainCache:
         record.keep("words", weights[..., : k.shape[2]])
         if own is not None:
             record.keep("own thoughts", weights[..., k.shape[2] :])
+
+
+class LiveChains:
+    """Keys and values of base elements, and of the chains of the tokens that still think.
+
+    Args:
+        mask: 0 or -inf, added to the scores of all tokens over the base elements.
+    """
+
+    def __init__(self, mask: Float[Tensor, "t t"]):
+        self.bases, self.mask = RowKeys(), mask
+        self.chains: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def select(self, keep: Bool[Tensor, " n"]) -> None:
+        """Keep only these tokens."""
+        self.chains = {
+            layer: [(k[:, :, keep], v[:, :, keep]) for k, v in chain]
+            for layer, chain in self.chains.items()
+        }
+
+    def attend(
+        self,
+        live: LiveTokens,
+        layer: int,
+        q: Float[Tensor, "1 h n d"],
+        k: Float[Tensor, "1 h n d"],
+        v: Float[Tensor, "1 h n d"],
+    ) -> Float[Tensor, "1 h n d"]:
+        """Append a thought to the chains of these tokens, and attend with their queries."""
+        self.chains.setdefault(layer, []).append((k, v))
+        own_k, own_v = (torch.stack(x, 3) for x in zip(*self.chains[layer], strict=True))
+        base_k, base_v = (self.bases.kept[layer, i].transpose(1, 2) for i in range(2))
+        if not live.is_whole:
+            base_k, base_v = base_k[live.rows], base_v[live.rows]
+        seen = live.masks(self.mask, None)
+        q = q / q.shape[-1] ** 0.5
+        of_bases = live.by_row(q) @ base_k.mT + (self.mask if seen is None else seen)
+        of_own = torch.einsum("bhtd,bhtnd->bhtn", q, own_k)
+        weights = torch.cat([live.packed(of_bases), of_own], -1).softmax(-1)
+        if (record := current_record()) is not None:
+            self._record(record, live, weights.detach().mean(1))
+        of_bases, of_own = weights.split([base_k.shape[2], own_k.shape[3]], -1)
+        attended = live.packed(live.by_row(of_bases) @ base_v)
+        return attended + torch.einsum("bhtn,bhtnd->bhtd", of_own, own_v)
+
+    def _record(
+        self, record: AttentionRecord, live: LiveTokens, weights: Float[Tensor, "1 n _"]
+    ) -> None:
+        """Record the weights of these tokens, and 0 for those that have halted."""
+        t = len(self.mask)
+        whole = live.put(weights.new_zeros(*live.shape, weights.shape[-1]), weights)
+        record.keep("words", whole[..., :t])
+        record.keep("own thoughts", whole[..., t:])
 
 
 def attention_weights(
@@ -181,13 +235,22 @@ class GenerationCache:
         q: Float[Tensor, "b h 1 d"],
         k: Float[Tensor, "b h 1 d"],
         v: Float[Tensor, "b h 1 d"],
+        rows: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b h 1 d"]:
         """Store this step's element of each row's last position, and attend with its query.
 
         It attends to all base elements of the row and, in the slots after them, its own thoughts.
+
+        Args:
+            rows: The rows of the cache that these are; None means all.
         """
         stop = self.used + step
         keys, values = self.kept[layer]
+        if rows is not None and len(rows) < len(keys):
+            keys[rows, :, stop - 1], values[rows, :, stop - 1] = k[:, :, 0], v[:, :, 0]
+            keys, values = keys[rows, :, :stop], values[rows, :, :stop]
+            bias = self.bias[rows, ..., :stop]
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
         keys.narrow(2, stop - 1, 1).copy_(k)
         values.narrow(2, stop - 1, 1).copy_(v)
         keys, values = keys.narrow(2, 0, stop), values.narrow(2, 0, stop)

@@ -12,23 +12,22 @@ from torch.nn import functional as F
 
 from thinkers.checks import check_int
 from thinkers.errors import UsageError
-from thinkers.models.base import Model, Thought
-from thinkers.models.batch import Batch, Loss, as_batch
+from thinkers.models import thoughtsformer_flops
+from thinkers.models.base import Thought
+from thinkers.models.batch import Batch, Loss, as_batch, real_positions
+from thinkers.models.halt import Halt, HaltingCache, check_halt, check_steps_taken, full_steps
+from thinkers.models.halting_model import HaltingModel
 from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.models.thought_cache import ChainCache, GenerationCache
 from thinkers.models.thoughtsformer_block import PublishedBlock, drop
+from thinkers.models.thoughtsformer_halting import later_live, run_live
 from thinkers.nn.block import Block, Table
-from thinkers.nn.layers import (
-    Head,
-    Rotary,
-    initialize,
-    sinusoidal,
-)
+from thinkers.nn.layers import Head, Rotary, initialize, sinusoidal
 from thinkers.ops import masks
 from thinkers.prng import uniform
 
 
-class ThoughtsFormer(Model):
+class ThoughtsFormer(HaltingModel):
     """Transformer in which each position has a chain of thoughts, and predicts from the last one.
 
         t_(i,0) = E[token_i] + position_i; t_(i,s+1) = f(t_(i,s) + code_s), s = 0 .. n - 1
@@ -38,7 +37,8 @@ class ThoughtsFormer(Model):
     layers, the same at every step. At step s, position i attends to the base elements (step 0) of
     all positions j <= i and to its own thoughts t_(i,1) .. t_(i,s). No base element attends to a
     thought, so its keys and values are computed once, and a step computes one element per
-    position. With causal=False, every element attends to all elements that exist at its step.
+    position. With causal=False, every element attends to all elements that exist at its step. With
+    `halt`, chains end at different steps: see `thinkers.models.halting_model`.
 
     Design: E. Bicker, https://github.com/EmmettBicker/ThoughtsFormer. The modern variant replaces
     position_i by rotary positions and a norm of the embedding, and ties the head to E.
@@ -57,6 +57,7 @@ class ThoughtsFormer(Model):
         {"causal": False},
         {"thoughts": "words"},
         {"step_loss": "wait", "wait_token": 1},
+        {"halting": True, "num_layers": 1},
     )
 
     @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,11 @@ class ThoughtsFormer(Model):
                 self.refuse_unused(("tie_head",), "variant is published")
             if not isinstance(self.causal, bool):
                 raise UsageError(f"causal must be True or False, got {self.causal!r}")
+            if self.halting and not self.causal:
+                raise UsageError(
+                    "causal must be True with halting: without a mask every thought is read by all "
+                    f"positions, of which none can stop alone, got {self.causal}"
+                )
             if not 0 < self.word_temperature < float("inf"):
                 raise UsageError(
                     f"word_temperature must be above 0 and finite, got {self.word_temperature}"
@@ -117,6 +123,7 @@ class ThoughtsFormer(Model):
             self.norm = nn.RMSNorm(config.dim, eps=1e-6)
             self.head = Head(self.embedding, config.tie_head)
         self.blocks = nn.ModuleList(make_block(config) for _ in range(config.num_layers))
+        self.make_gate()
         self._initialize()
 
     @torch.no_grad()
@@ -137,11 +144,17 @@ class ThoughtsFormer(Model):
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
+        halt: Halt = None,
     ) -> Thought:
-        steps = self.check_steps(num_steps)
+        steps, halt = self.check_steps(num_steps), check_halt(self, halt)
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
-        states = self.run(tokens, steps, padding(tokens, lengths), keep_states=keep_states)
-        return Thought(self._logits(states[:, -1]), states if keep_states else None)
+        if halt is None:
+            states = self.run(tokens, steps, padding(tokens, lengths), keep_states=keep_states)
+            taken = full_steps(tokens, steps)
+        else:
+            real = real_positions(tokens, lengths)
+            states, taken = run_live(self, tokens, real, steps, halt, keep_states)
+        return Thought(self.read_out(states[:, -1]), states if keep_states else None, steps=taken)
 
     def loss(
         self,
@@ -150,12 +163,15 @@ class ThoughtsFormer(Model):
         num_steps: int | None = None,
         counts: Mapping[str, int] | None = None,
     ) -> Loss:
-        batch = as_batch(batch, self)
-        steps = self.check_steps(num_steps)
+        batch, steps = as_batch(batch, self), self.check_steps(num_steps)
         own = self.count_terms(batch)
         keys = batch.keys if self.training else None
-        hidden, every = padding(batch.tokens, batch.lengths), self.config.step_loss != "last"
+        hidden = padding(batch.tokens, batch.lengths)
+        every = self.config.halting or self.config.step_loss != "last"
         states = self.run(batch.tokens, steps, hidden, keys, keep_states=every)
+        if self.config.halting:
+            # The thoughts of a token do not depend on the number of others.
+            return self.halting_loss(batch, steps, counts, lambda taken: (states, states))
         count = (counts or own)["next_token"]
         return loss_of_states(self, states, batch.targets, batch.due, own, count)
 
@@ -175,25 +191,26 @@ class ThoughtsFormer(Model):
                 likeliest words.
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        thought = self._place(self.embedding(tokens), positions)
-        table = self._table(positions, thought.dtype)
+        thought = self.place(self.embedding(tokens), positions)
+        table = self.table(positions, thought.dtype)
         recomputes = not self.causal and len(self.blocks) > 1
         chains = ChainCache(len(self.blocks), steps, self.causal, hidden)
         states: list[Tensor] = []
         elements: list[Tensor] = []
         for step in range(steps):
             if recomputes:
-                elements.append(self._coded(thought, step))
+                elements.append(self.coded(thought, step))
                 state = self._step_on_all(elements, positions, hidden)
             else:
-                state = self._step(self._coded(thought, step), partial(chains.attend, step), table)
+                x = self.coded(thought, step)
+                state = self.run_step(x, partial(chains.attend, step), table)
             if keep_states or step == steps - 1:
                 states.append(state)
             if step < steps - 1:
                 thought = self._next_thought(state, positions, step, keys)
         return torch.stack(states, 1)
 
-    def _place(
+    def place(
         self, x: Float[Tensor, "b t c"], positions: Int[Tensor, "*b t"]
     ) -> Float[Tensor, "b t c"]:
         """Add positions to word embeddings, or normalise them where positions are rotary."""
@@ -204,23 +221,29 @@ class ThoughtsFormer(Model):
             x = F.rms_norm(x, (self.config.dim,), eps=1e-6)
         return drop(x, self)
 
-    def _table(self, positions: Int[Tensor, "*b t"], dtype: torch.dtype) -> Table:
+    def table(self, positions: Int[Tensor, "*b t"], dtype: torch.dtype) -> Table:
+        """Return the rotations of these positions; None where positions are in the embeddings."""
         if self.config.variant == "published":
             return None
         return self.rotary.table(positions, dtype)
 
-    def _coded(self, thought: Float[Tensor, "b t c"], step: int) -> Float[Tensor, "b t c"]:
+    def coded(self, thought: Float[Tensor, "b t c"], step: int) -> Float[Tensor, "b t c"]:
         """Add the code of a step: learned, or sinusoidal beyond the steps that were trained."""
         if step < self.config.num_steps:
             return thought + self.codes.weight[step]
         number = torch.tensor([step], device=thought.device)
         return thought + sinusoidal(number, self.config.dim, thought.dtype)
 
-    def _step(
+    def run_step(
         self, x: Float[Tensor, "b t c"], attend: Callable[..., Tensor], table: Table
     ) -> Float[Tensor, "b t c"]:
+        """Return the state after a step; `attend` takes the layer before queries, keys, values."""
         for layer, block in enumerate(self.blocks):
             x = block(x, table, partial(attend, layer))
+        return self.normed(x)
+
+    def normed(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        """Return the state that a step ends with."""
         return x if self.config.variant == "published" else self.norm(x)
 
     def _step_on_all(
@@ -234,11 +257,11 @@ class ThoughtsFormer(Model):
         Without a mask, the elements of deeper layers depend on the latest thoughts.
         """
         number, t = len(elements), len(positions)
-        table = self._table(positions.repeat(number), elements[0].dtype)
+        table = self.table(positions.repeat(number), elements[0].dtype)
         hidden = None if hidden is None else hidden.repeat(1, number)
         whole = ChainCache(len(self.blocks), 1, False, hidden)
         x = torch.cat(elements, 1)
-        return self._step(x, partial(whole.attend, 0), table)[:, -t:]
+        return self.run_step(x, partial(whole.attend, 0), table)[:, -t:]
 
     def _next_thought(
         self,
@@ -247,15 +270,25 @@ class ThoughtsFormer(Model):
         step: int,
         keys: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b t c"]:
-        """Return the input of the next step: the state, or the embedding of the word it predicts.
+        """Return the input of the next step: the state, or the word that it predicts."""
+        if self.config.thoughts == "words":
+            state = self.words(state, positions, step, keys)
+        return self.thought_hook(state, step)
+
+    def words(
+        self,
+        state: Float[Tensor, "b t c"],
+        positions: Int[Tensor, "*b t"],
+        step: int,
+        keys: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b t c"]:
+        """Return the embeddings, at these positions, of the words that states predict.
 
         A word is drawn from softmax(logits) with the key of its row, and without keys the likeliest
         one is taken. Its gradient is that of a softmax: the straight-through Gumbel-softmax (Jang
         et al. 2016, https://arxiv.org/abs/1611.01144).
         """
-        if self.config.thoughts == "latent":
-            return self.thought_hook(state, step)
-        scores = self._logits(state)
+        scores = self.read_out(state)
         if keys is not None:
             # The arg-max of scores plus Gumbel noise, -log(-log(u)), is a draw from the softmax.
             # float64, since values of u close to 1 decide the draw.
@@ -264,19 +297,15 @@ class ThoughtsFormer(Model):
             scores = scores - (-drawn.clamp(min=tiny).log()).log().to(scores.dtype)
         words = self.embedding(scores.argmax(-1))
         if torch.is_grad_enabled():
-            soft = (scores / self.config.word_temperature).softmax(
-                -1
-            ) @ self.embedding.weight.detach()
+            weights = (scores / self.config.word_temperature).softmax(-1)
+            soft = weights @ self.embedding.weight.detach()
             words = words + (soft - soft.detach())
-        return self.thought_hook(self._place(words, positions), step)
+        return self.place(words, positions)
 
-    def _logits(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
+    def read_out(self, states: Float[Tensor, "*b c"]) -> Float[Tensor, "*b v"]:
         if self.config.variant == "published":
-            return self.head(x)
-        return self.head(x, self.embedding)
-
-    def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
-        return self._logits(states)
+            return self.head(states)
+        return self.head(states, self.embedding)
 
     def mask(self, length: int, num_steps: int | None = None) -> Bool[Tensor, "t s"]:
         steps = self.check_steps(num_steps)
@@ -290,15 +319,25 @@ class ThoughtsFormer(Model):
         num_steps: int,
         prompted: bool,
         capacity: int,
-    ) -> tuple[Float[Tensor, "b v"], GenerationCache]:
+        *,
+        halt: Halt = None,
+    ) -> tuple[Float[Tensor, "b v"], GenerationCache | HaltingCache]:
         cache = GenerationCache(self.config, num_steps, lengths, capacity, self.embedding.weight)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         states = self._first_step(tokens, positions, cache.read)
-        rows = torch.arange(len(tokens), device=tokens.device)
-        return self._later_steps(states[rows, lengths - 1][:, None], cache), cache
+        newest = states[torch.arange(len(tokens)), lengths - 1][:, None]
+        if halt is None:
+            return self._later_steps(newest, cache), cache
+        live = HaltingCache(cache, num_steps, halt, torch.ones_like(lengths))
+        return later_live(self, newest, live), live
 
-    def extend(self, tokens: Int[Tensor, " b"], cache: GenerationCache) -> Float[Tensor, "b v"]:
-        state = self._first_step(tokens[:, None], cache.grow(), partial(cache.attend, 0))
+    def extend(
+        self, tokens: Int[Tensor, " b"], cache: GenerationCache | HaltingCache
+    ) -> Float[Tensor, "b v"]:
+        kept = cache.kept if isinstance(cache, HaltingCache) else cache
+        state = self._first_step(tokens[:, None], kept.grow(), partial(kept.attend, 0))
+        if isinstance(cache, HaltingCache):
+            return later_live(self, state, cache)
         return self._later_steps(state, cache)
 
     def _first_step(
@@ -308,38 +347,41 @@ class ThoughtsFormer(Model):
         attend: Callable[..., Tensor],
     ) -> Float[Tensor, "b t c"]:
         """Compute the states after the first step."""
-        x = self._place(self.embedding(tokens), positions)
-        return self._step(self._coded(x, 0), attend, self._table(positions, x.dtype))
+        x = self.place(self.embedding(tokens), positions)
+        return self.run_step(self.coded(x, 0), attend, self.table(positions, x.dtype))
 
     def _later_steps(
         self, state: Float[Tensor, "b 1 c"], cache: GenerationCache
     ) -> Float[Tensor, "b v"]:
         """Take the remaining steps of each row's last position; return its logits."""
         positions = cache.lengths[:, None] - 1
-        table = self._table(positions, state.dtype)
+        table = self.table(positions, state.dtype)
         for step in range(1, cache.num_steps):
-            x = self._coded(self._next_thought(state, positions, step - 1), step)
-            state = self._step(x, partial(cache.attend, step), table)
-        return self._logits(state[:, 0])
+            x = self.coded(self._next_thought(state, positions, step - 1), step)
+            state = self.run_step(x, partial(cache.attend, step), table)
+        return self.read_out(state[:, 0])
 
     def flops(
-        self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
+        self,
+        batch_size: int,
+        length: int,
+        num_steps: int | None = None,
+        training: bool = False,
+        *,
+        steps: Int[Tensor, "b t"] | None = None,
     ) -> int:
-        steps, config = self.check_steps(num_steps), self.config
-        block: Any = self.blocks[0]
-        answers = config.num_classes or config.vocab_size
-        head = 2 * batch_size * length * config.dim * answers
-        # In training, an answer of each graded step; words of a chain are read out besides.
-        forward = head * (1 if config.step_loss == "last" or not training else steps)
-        for step in range(steps):
-            elements_so_far = length * (step + 1)
-            keys = length + step if self.causal else elements_so_far
-            recomputes = not self.causal and config.num_layers > 1
-            elements = elements_so_far if recomputes else length
-            forward += config.num_layers * block.flops(batch_size, elements, keys)
-        words = (steps - 1) * head if config.thoughts == "words" else 0
-        # The soft word of the backward pass is one more product, whose weights get no gradient.
-        return 3 * (forward + words) + 2 * words if training else forward + words
+        num = self.check_steps(num_steps)
+        if steps is None:
+            return thoughtsformer_flops.of_all(self, batch_size, length, num, training)
+        check_steps_taken(steps, (batch_size, length), num)
+        return thoughtsformer_flops.of_live(self, steps, num)
+
+    def answer_flops(self, batch_size: int, length: int) -> int:
+        answers = self.config.num_classes or self.config.vocab_size
+        return 2 * batch_size * length * self.config.dim * answers
+
+    def need_flops(self, batch_size: int, length: int, num_steps: int) -> int:
+        return num_steps * self.answer_flops(batch_size, length)
 
 
 def padding(
