@@ -74,15 +74,9 @@ class HaltingModel(Model):
         need = self._needed_steps(batch, steps, run)
         taken = steps_in_training(need, self._extra_keys(batch), steps)
         outputs, gated = run(taken)
-        logits, number = self.read_out(outputs), step_numbers(steps, taken)
-        targets = batch.targets[:, None].expand(-1, steps, -1)
-        first = need
-        if self.config.step_loss == "wait":
-            early = (number < need[:, None]) & (targets != IGNORED)
-            targets, first = targets.masked_fill(early, self.config.wait_token), need.clamp(max=1)
-        is_graded = (first[:, None] <= number) & (number <= taken[:, None])
-        weights = is_graded.double() / (taken - first + 1)[:, None]
-        total = step_loss(logits, targets, weights, (counts or own)["next_token"])
+        logits = self.read_out(outputs)
+        count, wait = (counts or own)["next_token"], self.config.wait_token
+        total = needed_loss(logits, batch.targets, need, taken, count, wait)
         real = real_positions(batch.tokens, batch.lengths)
         halt = gate_loss(self.gate(gated)[..., 0], need, taken, real, (counts or own)["halt"])
         parts = {"next_token": total.detach(), "halt": halt.detach()}
@@ -105,8 +99,16 @@ class HaltingModel(Model):
         return torch.randint(2**62, (len(batch),)).to(batch.tokens.device)
 
     def batch_flops(
-        self, batch: Batch, num_steps: int | None = None, training: bool = False
+        self,
+        batch: Batch,
+        num_steps: int | None = None,
+        training: bool = False,
+        *,
+        steps: Int[Tensor, "b t"] | None = None,
     ) -> int:
+        """Count the `flops` of these rows; `steps` are those that their tokens took."""
+        if steps is not None:
+            return self.flops(*batch.tokens.shape, num_steps, steps=steps)  # type: ignore[call-arg]
         found = super().batch_flops(batch, num_steps, training)
         if training and self.config.halting and batch.due is None:
             rows, length = batch.tokens.shape
@@ -164,6 +166,29 @@ def steps_in_training(
     has, number = uniform(keys, STREAM, (need.shape[1], 2), torch.float64).unbind(-1)
     extra = 1 + (number * MOST_EXTRA).long()
     return (need + extra.where(has < EXTRA_SHARE, 0)).clamp(max=steps)
+
+
+def needed_loss(
+    logits: Float[Tensor, "b k t v"],
+    targets: Int[Tensor, "b t"],
+    need: Int[Tensor, "b t"],
+    taken: Int[Tensor, "b t"],
+    count: int,
+    wait_token: int | None = None,
+) -> Float[Tensor, ""]:
+    """Sum the cross-entropies of targets, the mean over need .. taken; divide by `count`.
+
+    Args:
+        wait_token: The right answer of steps before need, which are graded too; None leaves them.
+    """
+    number, wide = step_numbers(logits.shape[1], taken), targets[:, None]
+    wide, first = wide.expand(-1, logits.shape[1], -1), need
+    if wait_token is not None:
+        early = (number < need[:, None]) & (wide != IGNORED)
+        wide, first = wide.masked_fill(early, wait_token), need.clamp(max=1)
+    is_graded = (first[:, None] <= number) & (number <= taken[:, None])
+    weights = is_graded.double() / (taken - first + 1)[:, None]
+    return step_loss(logits, wide, weights, count)
 
 
 def gate_loss(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from thinkers.checks import added, check_int
 from thinkers.errors import UsageError
 from thinkers.models import thinker_flops
-from thinkers.models.base import Model, Thought
+from thinkers.models.base import Thought
 from thinkers.models.batch import (
     IGNORED,
     Batch,
@@ -21,10 +21,18 @@ from thinkers.models.batch import (
     graded_targets,
 )
 from thinkers.models.generation import check_call, choosable, eval_mode
-from thinkers.models.halt import Halt, check_halt, full_steps
+from thinkers.models.halt import Halt, HaltingCache, check_halt, check_steps_taken, full_steps
+from thinkers.models.halting_model import HaltingModel
 from thinkers.models.positions import Positions, refuse_positions
 from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.models.thinker_cache import ThinkerCache
+from thinkers.models.thinker_halting import (
+    Boundaries,
+    LiveRows,
+    LiveThinking,
+    boundary_loss,
+    gates_of,
+)
 from thinkers.models.thinker_input import read_text, text_input
 from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
 from thinkers.models.thinker_tracing import read_out_attention
@@ -36,7 +44,7 @@ from thinkers.nn.tracing import AttentionRecord
 from thinkers.ops import masks
 
 
-class Thinker(Model):
+class Thinker(HaltingModel):
     """A few latent vectors that are updated over a memory, from which the output is read.
 
         input   = layers(x + conv(x)), x = embedded tokens and positions
@@ -56,7 +64,9 @@ class Thinker(Model):
     Without `prompt_lengths`, a row is cut into sections of `section` tokens. At the end of each
     section, new latents think about all finished sections, and the tokens of the next section are
     predicted from their memory; those of the first are predicted from latent_0. With
-    `prompt_lengths`, the latents think about the prompt, and the answer is predicted from M_n.
+    `prompt_lengths`, the latents think about the prompt, and the answer is predicted from M_n. With
+    `halt`, prompts and sections take different numbers of steps: see
+    `thinkers.models.thinker_halting`.
     """
 
     name = "thinker"
@@ -67,6 +77,7 @@ class Thinker(Model):
         {"self_attention": "none", "step_loss": "every", "backprop_steps": 2, "section": 5},
         {"noise": 0.1, "drop": 0.1, "replace": 0.1, "add_latents": 2, "random_latents": True},
         {"mixing": 3, "num_input_layers": 1, "section": 5},
+        {"halting": True, "section": 5, "read_steps": 2, "num_knowledge": 2, "num_layers": 1},
     )
 
     @dataclass(frozen=True, kw_only=True)
@@ -152,6 +163,11 @@ class Thinker(Model):
                 raise UsageError(
                     f"variant published needs output='parallel', got output={self.output!r}"
                 )
+            if self.backprop_steps and self.halting:
+                raise UsageError(
+                    "backprop_steps must be None with halting, which grades several steps, got "
+                    f"{self.backprop_steps}"
+                )
             weights = tuple(self.step_weights)
             object.__setattr__(self, "step_weights", weights)
             if any(not 0 <= w < float("inf") for w in weights) or (weights and not weights[-1]):
@@ -188,9 +204,15 @@ class Thinker(Model):
         if config.num_probes:
             self.probe = Probe(dim, config.num_probes)
         self.disturb = Disturb(config.noise, config.drop, config.replace)
+        self.make_gate()
         initialize(self, num_residuals=3 * config.num_layers)
         nn.init.normal_(self.latents.weight)
         nn.init.normal_(self.queries.weight, std=0.5)
+
+    @property
+    def halts_by(self) -> tuple[str, ...]:
+        # Not by answers, of which several are written from one thought.
+        return ("gate",) * self.config.halting
 
     # Thinking ---------------------------------------------------------------------------------
 
@@ -212,7 +234,7 @@ class Thinker(Model):
             knowledge: Knowledge slots that each row reads; None means all, (b, 0) none of them.
         """
         config, b = self.config, inputs[0].shape[0]
-        latent = self._first_latents(b, keys)
+        latent = self.first_latents(b, keys)
         capacity = inputs[0].shape[2] + config.num_knowledge + steps * latent.shape[1]
         store = LatentStore(self.process, capacity)
         store.write_projected(inputs, "input", hidden)
@@ -250,7 +272,8 @@ class Thinker(Model):
         rows = torch.arange(self.config.num_latents, device=self.latents.weight.device)
         return self.latents(rows)
 
-    def _first_latents(self, b: int, keys: Int[Tensor, " b"] | None) -> Float[Tensor, "b l c"]:
+    def first_latents(self, b: int, keys: Int[Tensor, " b"] | None) -> Float[Tensor, "b l c"]:
+        """Return latent_0 of each row; keys None means without noise."""
         learned, config = self._learned_latents(), self.config
         latent = learned.expand(b, -1, -1)
         if keys is not None and config.random_latents:
@@ -307,10 +330,14 @@ class Thinker(Model):
         steps: int,
         keep_states: bool,
         keys: Int[Tensor, " b"] | None = None,
-    ) -> tuple[Float[Tensor, "b k t c"], dict[str, Tensor]]:
-        """Return the states of all positions; position i belongs to the section of token i + 1."""
+        live: LiveThinking | None = None,
+    ) -> tuple[Float[Tensor, "b k t c"], Float[Tensor, "b s k l c"] | None]:
+        """Return the states of all positions, and the latents of the sections if there are any.
+
+        Position i belongs to the section of token i + 1.
+        """
         (b, t), size, device = tokens.shape, self.config.section, tokens.device
-        states, extra = [], {}
+        states, of_sections = [], None
         if size > 1:
             first = tokens[:, : size - 1]
             positions = torch.arange(first.shape[1], device=device)
@@ -323,7 +350,7 @@ class Thinker(Model):
             ends = torch.arange(size, finished + 1, size, device=device)
             # Gathered, since a compiler would take the strides of a slice as a rule for the length.
             inputs = read_text(self, tokens.index_select(1, columns), size)
-            memories, latents = self.think(
+            memories, latents = (live or self.think)(
                 [x.repeat_interleave(sections, 0) for x in inputs],
                 (columns >= ends[:, None]).repeat(b, 1),
                 steps,
@@ -336,8 +363,8 @@ class Thinker(Model):
             later = torch.stack([self.output(queries, memory) for memory in memories], 1)
             later = later.unflatten(0, (b, sections)).transpose(1, 2).flatten(2, 3)
             states.append(later)
-            extra["latents"] = latents.unflatten(0, (b, sections))
-        return torch.cat(states, 2)[:, :, :t], extra
+            of_sections = latents.unflatten(0, (b, sections))
+        return torch.cat(states, 2)[:, :, :t], of_sections
 
     def _prompted(
         self,
@@ -347,6 +374,7 @@ class Thinker(Model):
         steps: int,
         keep_states: bool,
         keys: Int[Tensor, " b"] | None = None,
+        live: LiveThinking | None = None,
     ) -> tuple[Float[Tensor, "b k o c"], Int[Tensor, "b o"], Float[Tensor, "b k l c"]]:
         """Return the states of the answer, their positions in the row, and the latents.
 
@@ -358,7 +386,7 @@ class Thinker(Model):
         check_room(self.config, room)
         inputs = read_text(self, tokens[:, :longest])
         hidden = torch.arange(longest, device=device) >= prompt_lengths[:, None]
-        memories, latents = self.think(inputs, hidden, steps, keep_states, keys)
+        memories, latents = (live or self.think)(inputs, hidden, steps, keep_states, keys)
         offsets = torch.arange(room, device=device)
         positions = prompt_lengths[:, None] - 1 + offsets
         before = tokens.gather(1, positions.clamp(max=tokens.shape[1] - 1))
@@ -375,15 +403,24 @@ class Thinker(Model):
         lengths: Int[Tensor, " b"] | None = None,
         prompt_lengths: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
+        halt: Halt = None,
     ) -> Thought:
-        steps = self.check_steps(num_steps)
+        steps, halt = self.check_steps(num_steps), check_halt(self, halt)
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
         sizes = prompt_sizes(prompt_lengths, tokens.shape[1], self.causal)
-        states, extra = self._states(tokens, prompt_lengths, sizes, steps, keep_states)
+        live, taken = None, full_steps(tokens, steps)
+        if halt is not None:
+            live = LiveRows(self, halt, tokens, lengths, prompt_lengths)
+        states, of_sections, of_prompts = self._states(
+            tokens, prompt_lengths, sizes, steps, keep_states, live=live
+        )
+        taken = taken if live is None else live.steps()
+        latents = of_sections if of_prompts is None else of_prompts
+        extra = {} if latents is None else {"latents": latents}
         if self.config.num_probes:
             extra["probes"] = self.probe(states if keep_states else states[:, -1])
         logits = self.output.logits(states[:, -1])
-        return Thought(logits, states if keep_states else None, extra)
+        return Thought(logits, states if keep_states else None, extra, taken)
 
     def _states(
         self,
@@ -393,18 +430,29 @@ class Thinker(Model):
         steps: int,
         keep_states: bool,
         keys: Int[Tensor, " b"] | None = None,
-    ) -> tuple[Float[Tensor, "b k t c"], dict[str, Tensor]]:
-        """Return the states of all positions: of prompts by sections, then of answers."""
-        states, extra = self._sectioned(tokens, steps, keep_states, keys)
+        live: LiveRows | None = None,
+    ) -> tuple[
+        Float[Tensor, "b k t c"],
+        Float[Tensor, "b s k l c"] | None,
+        Float[Tensor, "b k l c"] | None,
+    ]:
+        """Return the states of all positions, and the latents of sections and prompts.
+
+        The states of prompts are those of sections; then come those of answers.
+        """
+        states, of_sections = self._sectioned(
+            tokens, steps, keep_states, keys, None if live is None else live.sections
+        )
         if prompt_lengths is None:
-            return states, extra
-        answers, _, latents = self._prompted(
-            tokens, prompt_lengths, sizes, steps, keep_states, keys
+            return states, of_sections, None
+        prompts = None if live is None else live.prompts
+        answers, _, of_prompts = self._prompted(
+            tokens, prompt_lengths, sizes, steps, keep_states, keys, prompts
         )
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         source = (columns - prompt_lengths[:, None] + 1)[:, None, :, None]
         index = source.clamp(min=0).expand(-1, states.shape[1], -1, self.config.dim)
-        return states.where(source < 0, answers.gather(2, index)), {"latents": latents}
+        return states.where(source < 0, answers.gather(2, index)), of_sections, of_prompts
 
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
         return self.output.logits(states)
@@ -427,21 +475,38 @@ class Thinker(Model):
         own = self.count_terms(batch)
         tokens, prompts, targets = batch.tokens, batch.prompt_lengths, batch.targets
         sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
-        every, due = self.config.step_loss != "last", batch.due
+        every, due = self.config.halting or self.config.step_loss != "last", batch.due
         keys = self._noise_keys(batch) if self.training else None
         if prompts is not None and (room := answer_room(targets, prompts)):
             # Only answers are graded: the states of prompts are not computed.
-            states, positions, _ = self._prompted(
+            states, positions, latents = self._prompted(
                 tokens, prompts, (sizes[0], room), steps, every, keys
             )
             beyond = positions >= targets.shape[1]
             positions = positions.clamp(max=targets.shape[1] - 1)
             targets = targets.gather(1, positions).masked_fill(beyond, IGNORED)
             due = None if due is None else due.gather(1, positions)
+            boundaries = Boundaries(torch.zeros_like(targets), 1)
+            gated: tuple[Tensor | None, Tensor | None] = (None, latents)
         else:
-            states, _ = self._states(tokens, prompts, sizes, steps, every, keys)
+            states, *found = self._states(tokens, prompts, sizes, steps, every, keys)
+            gated = found[0], found[1]
+            boundaries = Boundaries.of_rows(batch, self.config.section)
+        if self.config.halting:
+            gates = gates_of(self, *gated, states)
+            extra = self._extra_keys(batch)
+            return boundary_loss(
+                self, states, targets, due, boundaries, gates, extra, own, counts or own
+            )
         count = (counts or own)["next_token"]
         return loss_of_states(self, states, targets, due, own, count)
+
+    def count_terms(self, batch: Batch) -> dict[str, int]:
+        counts = super().count_terms(batch)
+        if self.config.halting:
+            graded = Boundaries.of_rows(batch, self.config.section).are_graded(batch.targets)
+            counts["halt"] = int(graded.sum())
+        return counts
 
     def _noise_keys(self, batch: Batch) -> Int[Tensor, " b"] | None:
         config = self.config
@@ -465,7 +530,7 @@ class Thinker(Model):
     ) -> Any:
         """Generate greedily; with parallel output, predict all tokens of the answer at once."""
         refuse_positions(self, positions)
-        check_halt(self, halt)
+        halt = check_halt(self, halt)
         if self.config.output != "parallel" or max_new_tokens == 0:
             return super().answer(
                 tokens,
@@ -477,10 +542,14 @@ class Thinker(Model):
             )
         rows, lengths, steps = check_call(self, tokens, max_new_tokens, num_steps, prompt_lengths)
         sizes = rows.shape[1], max_new_tokens
+        live = None if halt is None else LiveThinking(self, halt)
         with eval_mode(self):
-            states, _, _ = self._prompted(rows, lengths, sizes, steps, keep_states=False)
+            states, _, _ = self._prompted(rows, lengths, sizes, steps, False, None, live)
             answer = choosable(self.output.logits(states[:, -1])).argmax(-1)
-        return (answer, full_steps(answer, steps)) if return_steps else answer
+        if not return_steps:
+            return answer
+        taken = full_steps(lengths, steps) if live is None else live.taken
+        return answer, taken[:, None].expand(answer.shape)
 
     def prefill(
         self,
@@ -489,12 +558,15 @@ class Thinker(Model):
         num_steps: int,
         prompted: bool,
         capacity: int,
-    ) -> tuple[Float[Tensor, "b v"], ThinkerCache]:
-        cache = ThinkerCache(self, lengths, num_steps, prompted, capacity)
+        *,
+        halt: Halt = None,
+    ) -> tuple[Float[Tensor, "b v"], ThinkerCache | HaltingCache]:
+        live = None if halt is None else LiveThinking(self, halt)
+        cache = ThinkerCache(self, lengths, num_steps, prompted, capacity, live)
         (b, t), size = tokens.shape, self.config.section
         if prompted:
             hidden = torch.arange(t, device=tokens.device) >= lengths[:, None]
-            cache.begin(self.think(read_text(self, tokens), hidden, num_steps)[0][-1])
+            cache.think(self, read_text(self, tokens), hidden)
             positions = lengths[:, None] - 1
         else:
             # Without prompt lengths all rows have t tokens.
@@ -504,12 +576,19 @@ class Thinker(Model):
             cache.pending = tokens[:, finished:]
             first = max(0, finished - 1)
             positions = torch.arange(first, t, device=tokens.device).expand(b, -1)
-        return self._write(tokens.gather(1, positions), positions, cache), cache
+        logits = self._write(tokens.gather(1, positions), positions, cache)
+        if halt is None:
+            return logits, cache
+        return logits, HaltingCache(cache, num_steps, halt, cache.taken)
 
-    def extend(self, tokens: Int[Tensor, " b"], cache: ThinkerCache) -> Float[Tensor, "b v"]:
-        positions = cache.lengths[:, None]
-        cache.append(self, tokens)
-        return self._write(tokens[:, None], positions, cache)
+    def extend(
+        self, tokens: Int[Tensor, " b"], cache: ThinkerCache | HaltingCache
+    ) -> Float[Tensor, "b v"]:
+        kept = cache.kept if isinstance(cache, HaltingCache) else cache
+        positions = kept.lengths[:, None]
+        kept.append(self, tokens)
+        cache.taken = kept.taken
+        return self._write(tokens[:, None], positions, kept)
 
     def _write(
         self, tokens: Int[Tensor, "b n"], positions: Int[Tensor, "b n"], cache: ThinkerCache
@@ -521,22 +600,46 @@ class Thinker(Model):
         return self.output.logits(self.output(queries, cache.memory, rotary, cache.written)[:, -1])
 
     def flops(
-        self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False
+        self,
+        batch_size: int,
+        length: int,
+        num_steps: int | None = None,
+        training: bool = False,
+        *,
+        steps: Int[Tensor, "b t"] | None = None,
     ) -> int:
         """Return the operations without prompts; in training, those of the configured loss."""
-        steps = self.check_steps(num_steps)
-        return thinker_flops.sectioned(self, batch_size, length, steps, training)
+        num = self.check_steps(num_steps)
+        if steps is not None:
+            check_steps_taken(steps, (batch_size, length), num)
+            return thinker_flops.live_sectioned(self, steps)
+        return thinker_flops.sectioned(self, batch_size, length, num, training)
+
+    def need_flops(self, batch_size: int, length: int, num_steps: int) -> int:
+        return 0  # found from the states that are graded
+
+    def answer_flops(self, batch_size: int, length: int) -> int:
+        return 2 * batch_size * length * self.config.dim * self.config.vocab_size
 
     def batch_flops(
-        self, batch: Batch, num_steps: int | None = None, training: bool = False
+        self,
+        batch: Batch,
+        num_steps: int | None = None,
+        training: bool = False,
+        *,
+        steps: Int[Tensor, "b t"] | None = None,
     ) -> int:
         """Return the operations of these rows; rows with prompts are read prompt by prompt."""
         prompts = batch.prompt_lengths
         room = 0 if prompts is None else answer_room(graded_targets(batch), prompts)
         if prompts is None or not room:
-            return super().batch_flops(batch, num_steps, training)
-        steps, longest = self.check_steps(num_steps), int(prompts.max())
-        return thinker_flops.prompted(self, len(batch), longest, room, steps, training)
+            return super().batch_flops(batch, num_steps, training, steps=steps)
+        num, longest = self.check_steps(num_steps), int(prompts.max())
+        if steps is not None:
+            check_steps_taken(steps, (len(batch), batch.tokens.shape[1]), num)
+            taken = steps.gather(1, prompts[:, None] - 1)[:, 0]
+            return thinker_flops.live_prompted(self, taken, longest, room)
+        return thinker_flops.prompted(self, len(batch), longest, room, num, training)
 
     # Tracing ----------------------------------------------------------------------------------
 

@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from thinkers.models.thinker_halting import LiveThinking
 from thinkers.models.thinker_input import read_text
 from thinkers.nn.causal_mixing import TextCache
 from thinkers.nn.kv_cache import KeyValueCache
@@ -19,6 +20,7 @@ class ThinkerCache:
         lengths: Real tokens of each row.
         prompted: Write the whole answer from the memory of the prompt, without sections.
         capacity: Largest number of tokens of a row.
+        live: Thinks with rows that halt; None means that all take `num_steps`.
     """
 
     def __init__(
@@ -28,9 +30,11 @@ class ThinkerCache:
         num_steps: int,
         prompted: bool,
         capacity: int,
+        live: LiveThinking | None = None,
     ):
         config = model.config
-        self.lengths, self.num_steps = lengths, num_steps
+        self.lengths, self.num_steps, self.live = lengths, num_steps, live
+        self.taken = torch.zeros_like(lengths)
         self.section = None if prompted else config.section
         self.slots = config.output_steps * config.num_layers
         self.room = capacity if prompted else config.section
@@ -77,11 +81,24 @@ class ThinkerCache:
         if self.inputs:
             parts = [torch.cat(pair, 2) for pair in zip(self.inputs, parts, strict=True)]
         self.inputs = parts
-        self.begin(model.think(parts, None, self.num_steps)[0][-1])
+        self.think(model, parts, None)
+
+    def think(
+        self,
+        model: Any,
+        inputs: list[Float[Tensor, "b h m d"]],
+        hidden: Bool[Tensor, "b m"] | None,
+    ) -> None:
+        """Think about all that was read, and begin a section."""
+        think = self.live or model.think
+        self.begin(think(inputs, hidden, self.num_steps)[0][-1])
+        if self.live is not None:
+            self.taken = self.live.taken
 
     def select(self, rows: Int[Tensor, " r"]) -> None:
         """Keep only these rows."""
         self.memory, self.inputs = self.memory.select(rows), [x[rows] for x in self.inputs]
         self.lengths, self.pending = self.lengths[rows], self.pending[rows]
+        self.taken = self.taken[rows]
         self.text.select(rows)
         self.written.select(rows)
