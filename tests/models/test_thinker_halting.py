@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 from model_cases import tiny
-from thinker_definition import DIM, VOCAB, defined_input, memory_of, rows, thinker
+from thinker_definition import DIM, VOCAB, rows, thinker
+from thinker_halting_definition import Definition
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,8 +25,10 @@ SHAPES = {
     "parallel": {"output": "parallel", "output_steps": 2, "read_steps": 0, "memory_steps": 1},
     "mixing": {"mixing": 3, "num_input_layers": 1, "num_layers": 1, "self_attention": "none"},
 }
-CASES = [(name, halt) for name in SHAPES for halt in (0.4, 0.5)]
-CASES += [("plain", halt) for halt in (0.0, 0.3, 0.8, 1.0)]
+CASES = [(name, 0.4) for name in SHAPES] + [("plain", halt) for halt in (0.0, 0.3, 0.5, 0.8, 1.0)]
+KINDS = ("text", "answers", "all")
+LESSONS = [("plain", kind, has_due) for kind in KINDS for has_due in (True, False)]
+LESSONS += [("parallel", "all", False), ("two latents", "text", True)]
 LENGTHS, PROMPTS = torch.tensor([17, 9, 4, 15]), torch.tensor([12, 1, 3, 6])
 
 
@@ -40,99 +43,6 @@ def gated(own, seed=6, **settings):
         model.gate.weight.div_(gates.std())
         model.gate.bias.fill_(-gates.quantile(0.5) / gates.std())
     return model
-
-
-class Boundary:
-    """What is thought about some tokens (1, p), step by step, until the rule says so.
-
-    Args:
-        given: The steps to take; None means that the rule decides.
-        change: Applied to the latents after every step.
-    """
-
-    def __init__(self, model, tokens, steps, halt=None, given=None, section=None, change=None):
-        config, self.gates, self.memories, past = model.config, [], [], []
-        if config.variant == "published":
-            words = DIM**0.5 * model.text.embedding.weight[tokens[0]]
-            inputs = (words + model.text.table[: tokens.shape[1]])[None]
-        else:
-            inputs = defined_input(model, tokens[0], section)[None]
-        latent = model.latents.weight[None]
-        memory = memory_of(model, [inputs])
-        for s in range(steps):
-            latent = model.process(latent, memory)
-            latent = latent if change is None else change(latent)
-            past.append(latent)
-            pieces = []
-            if config.read_steps is None or s < config.read_steps:
-                pieces.append(inputs)
-            kept = len(past) if config.memory_steps is None else config.memory_steps
-            pieces += past[max(0, len(past) - kept) :]
-            if config.num_knowledge:
-                pieces.append(model.knowledge.weight[None])
-            memory = memory_of(model, pieces)
-            self.memories.append(memory)
-            gate = (latent.mean(1)[0] * model.gate.weight[0]).sum() + model.gate.bias[0]
-            self.gates.append(gate)
-            if given is not None:
-                if len(past) == given:
-                    break
-            elif halt is not None and float(torch.sigmoid(gate)) > halt:
-                break
-        self.taken = len(past)
-
-    def memory(self, k):
-        return self.memories[min(k, self.taken) - 1]
-
-
-def written(model, memory, given, first, offset=0):
-    """Logits after each token of a text whose first is at `first`."""
-    offsets = torch.arange(given.shape[1])
-    x = model.queries.weight[offsets + offset][None]
-    if model.config.output == "autoregressive":
-        places = model.text.position.weight[first + offsets]
-        x = x + DIM**0.5 * (model.text.embedding(given) + places)
-    for _ in range(model.config.output_steps):
-        x = model.process(x, memory, causal=model.causal)
-    return x[0] @ model.text.embedding.weight.T
-
-
-class Definition:
-    """One row: sections written from the boundary before them, an answer from that of the prompt.
-
-    Args:
-        given: {end of the boundary: its steps, "prompt": those of the prompt}.
-    """
-
-    def __init__(self, model, row, steps, halt=None, prompt=None, given=None, change=None):
-        self.model, self.row, size = model, row[None], model.config.section
-        given, self.answer = given or {}, None if prompt is None else prompt - 1
-        end = len(row) if prompt is None else prompt - 1  # positions written by sections
-        self.pieces = [(0, min(size - 1, end), None)]
-        for e in range(size, end + 1, size):
-            of = Boundary(model, row[None, :e], steps, halt, given.get(e), size, change)
-            self.pieces.append((e - 1, min(e - 1 + size, end), of))
-        if prompt is not None:
-            taken = given.get("prompt")
-            of = Boundary(model, row[None, :prompt], steps, halt, taken, None, change)
-            self.pieces.append((prompt - 1, len(row), of))
-        self.steps = []
-        for first, last, of in self.pieces:
-            self.steps += [0 if of is None else of.taken] * (last - first)
-
-    def logits(self, k=STEPS):
-        found = []
-        for first, last, of in self.pieces:
-            text = self.row[:, first:last]
-            if not self.model.causal and of is not None and first != self.answer:
-                # Published queries see each other, in a section up to its end.
-                text = F.pad(text, (0, self.model.config.section - text.shape[1]))
-            if of is None:
-                memory = memory_of(self.model, [self.model.latents.weight[None]])
-                found.append(written(self.model, memory, text, 0, offset=1))
-            else:
-                found.append(written(self.model, of.memory(k), text, first)[: last - first])
-        return torch.cat(found)
 
 
 def close(a, b):
@@ -155,7 +65,7 @@ def check_rows(model, tokens, halt, together, lengths, prompts):
         assert alone.steps[0].tolist() == defined.steps
         close(together.logits[i, :n], defined.logits())
         close(alone.logits[0], defined.logits())
-        for k in range(1, STEPS + 1):
+        for k in (1, 2, 4):
             close(model.read_out(together.states[i, k - 1, :n]), defined.logits(k))
     assert together.logits.isfinite().all()
 
@@ -169,15 +79,13 @@ def test_sections_halt_as_defined_together_alone_and_token_by_token(shape, halt)
     if halt in (0.4, 0.5):
         assert len(together.steps.unique()) > 2, "the gates never differ"
     whole = model(tokens, num_steps=STEPS, halt=halt)
-    for start in (1, 4, 5, 7):
+    for start in (1, 7):
         given = torch.full((4,), start)
         logits, cache = model.prefill(tokens[:, :start], given, STEPS, False, 20, halt=halt)
         for t in range(start, 17):
             close(logits, whole.logits[:, t - 1])
             assert torch.equal(cache.taken, whole.steps[:, t - 1])
             logits = model.extend(tokens[:, t], cache)
-            if t == 11 and start == 4:
-                cache.select(torch.tensor([0, 1, 2, 3]))
 
 
 @pytest.mark.parametrize("shape, halt", CASES)
@@ -322,9 +230,7 @@ def lesson(kind, has_due):
     return Batch(tokens, targets, prompts, LENGTHS, keys, due)
 
 
-@pytest.mark.parametrize("shape", ["plain", "two latents", "parallel"])
-@pytest.mark.parametrize("kind", ["text", "answers", "all"])
-@pytest.mark.parametrize("has_due", [True, False])
+@pytest.mark.parametrize("shape, kind, has_due", LESSONS)
 def test_the_loss_is_that_of_the_definition(shape, kind, has_due):
     model, batch, steps = gated(SHAPES[shape], num_steps=4), lesson(kind, has_due), 4
     model.train()
@@ -408,7 +314,7 @@ def taken_of(needs, key, steps):
     return found
 
 
-@pytest.mark.parametrize("kind", ["text", "answers", "all"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_losses_with_noise_add_up_over_shares_of_a_batch(kind):
     noise = {"noise": 0.1, "drop": 0.1, "replace": 0.1, "add_latents": 2, "random_latents": True}
     model, batch = gated(noise), lesson(kind, False)

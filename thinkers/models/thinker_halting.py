@@ -37,7 +37,7 @@ Parts = list[Float[Tensor, "b h m d"]]
 
 
 class RowMemory:
-    """What rows keep in memory: input, knowledge and the latents of each step, as keys and values.
+    """Memory of rows: input, knowledge and the latents of each step, as keys and values.
 
     Args:
         hidden: True where an input is padding.
@@ -258,7 +258,7 @@ def boundary_loss(
     Args:
         keys: One key per row, from which further steps are drawn; None adds none.
         own: The number of terms of each part of the loss of these rows.
-        counts: Those of the batch, or of a larger one of which these rows are a share.
+        counts: The same of the batch, or of a larger one of which these rows are a share.
     """
     logits, steps = model.read_out(states), states.shape[1]
     need = first_lasting(logits.detach(), targets) if due is None else due.clamp(1, steps)
