@@ -360,3 +360,16 @@ def test_models_that_cannot_halt_say_so(own):
         ):
             with pytest.raises(UsageError, match="halt"):
                 call()
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+@pytest.mark.parametrize("own", [*SHAPES.values(), "looped", "thinker"], ids=str)
+@torch.no_grad()
+def test_tokens_halt_in_mixed_precision(own):
+    model = gated(own) if isinstance(own, dict) else tiny(own, {"halting": True})
+    tokens, prompts = rows()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.float()(tokens, num_steps=4, halt=0.5, keep_states=True)
+        written = model.generate(tokens, 5, 4, prompts, halt=0.5, return_logits=True)[1]
+    assert found.logits.isfinite().all() and written.isfinite().all()
+    assert found.states.shape[:2] == (4, 4)

@@ -247,7 +247,8 @@ class GenerationCache:
         stop = self.used + step
         keys, values = self.kept[layer]
         if rows is not None and len(rows) < len(keys):
-            keys[rows, :, stop - 1], values[rows, :, stop - 1] = k[:, :, 0], v[:, :, 0]
+            for kept, x in ((keys, k), (values, v)):
+                kept[rows, :, stop - 1] = x[:, :, 0].to(kept.dtype)
             keys, values = keys[rows, :, :stop], values[rows, :, :stop]
             bias = self.bias[rows, ..., :stop]
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)

@@ -80,7 +80,7 @@ def later_live(
         x = model.coded(model.thought_hook(thought, step - 1)[rows], step)
         attend = partial(cache.kept.attend, step, rows=rows)
         x = model.run_step(x, attend, model.table(positions[rows], x.dtype))
-        state, taken = state.index_put((rows,), x), taken + live
+        state, taken = state.index_put((rows,), x.to(state.dtype)), taken + live
         live = live.index_put((rows,), ~model.is_done(x, cache.halt)[:, 0])
     cache.taken = taken
     return model.read_out(state)[:, 0]

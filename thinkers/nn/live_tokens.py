@@ -60,7 +60,7 @@ class LiveTokens:
         """Replace the live tokens of `x`."""
         if self.is_whole:
             return packed.view(x.shape)
-        return x.index_put(self.index, packed[0])
+        return x.index_put(self.index, packed[0].to(x.dtype))
 
     def count(self, steps: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
         """Add a step to each live token."""
@@ -189,7 +189,7 @@ class CachedKeys:
                 kept[:, :, self.columns] = new.view(*live.shape, *new.shape[1:]).transpose(1, 2)
             else:
                 rows, columns = live.index
-                kept[rows, :, columns + self.columns.start] = new
+                kept[rows, :, columns + self.columns.start] = new.to(kept.dtype)
         used = slice(None, self.cache.used)
         return keys[:, :, used], values[:, :, used]
 
