@@ -314,6 +314,33 @@ def taken_of(needs, key, steps):
     return found
 
 
+@torch.no_grad()
+def test_predictions_count_as_right_after_the_step_that_a_boundary_takes():
+    model, tokens, keys = gated({"output": "parallel"}), rows(4, 17), torch.arange(4)
+    by_step = model.read_out(model(tokens, keep_states=True).states).argmax(-1)
+    taken = steps_in_training(torch.ones(4, 4, dtype=torch.int64), keys, 3)
+    taken = taken[:, (torch.arange(17) + 1) // SECTION]
+    targets = by_step.take_along_dim(taken[:, None] - 1, 1)[:, 0]
+    assert not torch.equal(targets, by_step[:, -1])
+    batch = Batch(tokens, targets, keys=keys, due=torch.ones_like(tokens))
+    loss = model.train().loss(batch)
+    assert loss.correct.all() and (loss.correct_tokens == 17).all()
+
+
+@pytest.mark.parametrize(
+    "prompts, lengths, thinking", [(None, None, 12), (None, LENGTHS, 7), (PROMPTS, None, 3 + 4)]
+)
+@torch.no_grad()
+def test_boundaries_that_nothing_is_read_from_do_not_think(prompts, lengths, thinking):
+    model, found = gated({"output_steps": 1}), []
+    number = model.config.num_latents
+    model.process.register_forward_pre_hook(
+        lambda _, given: found.append(len(given[0]) * (given[0].shape[1] == number))
+    )
+    model(rows(4, 17), lengths=lengths, prompt_lengths=prompts, num_steps=STEPS, halt=1.0)
+    assert sum(found) == thinking * STEPS
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_with_noise_add_up_over_shares_of_a_batch(kind):
     noise = {"noise": 0.1, "drop": 0.1, "replace": 0.1, "add_latents": 2, "random_latents": True}

@@ -333,6 +333,18 @@ def test_the_loss_is_that_of_the_definition(own, has_due):
 
 
 @torch.no_grad()
+def test_predictions_count_as_right_after_the_step_that_a_token_takes():
+    model, (tokens, _) = gated({}), rows(6)
+    due, keys = torch.ones_like(tokens), torch.arange(4)
+    taken = steps_in_training(due, keys, 4)
+    by_step = model.read_out(model(tokens, keep_states=True).states).argmax(-1)
+    targets = by_step.take_along_dim(taken[:, None] - 1, 1)[:, 0]
+    assert not torch.equal(targets, by_step[:, -1])
+    loss = model.train().loss(Batch(tokens, targets, keys=keys, due=due))
+    assert loss.correct.all() and (loss.correct_tokens == 9).all()
+
+
+@torch.no_grad()
 def needed(model, batch):
     states = model(batch.tokens, lengths=batch.lengths, keep_states=True).states
     return needed_by_later(first_lasting(model.read_out(states), batch.targets), batch.targets)
