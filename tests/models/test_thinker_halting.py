@@ -357,7 +357,7 @@ def test_losses_with_noise_add_up_over_shares_of_a_batch(kind):
 @pytest.mark.parametrize(
     "own, message",
     [
-        ({"halting": True, "step_loss": "every"}, "last or due with halting"),
+        ({"halting": True, "step_loss": "every"}, "last, due or wait with halting"),
         ({"halting": True, "backprop_steps": 1}, "backprop_steps must be None with halting"),
     ],
 )

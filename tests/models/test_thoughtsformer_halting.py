@@ -354,7 +354,7 @@ def needed(model, batch):
     "own, message",
     [
         ({"halting": True, "causal": False}, "causal must be True with halting"),
-        ({"halting": True, "step_loss": "every"}, "last or due with halting"),
+        ({"halting": True, "step_loss": "every"}, "last, due or wait with halting"),
     ],
 )
 def test_settings_that_contradict_a_gate_are_refused(own, message):
