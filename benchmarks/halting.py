@@ -350,7 +350,6 @@ def draw(found: dict[str, dict[str, Any]]) -> Any:
         axes.set_xlabel("mean steps of a token")
         axes.set_ylabel("right tokens")
         axes.legend(fontsize=8)
-    drawn.tight_layout()
     return drawn
 
 

@@ -61,6 +61,7 @@ def test_the_commands_of_the_pages_name_flags_that_exist(command, capsys, tmp_pa
 
 def test_parts_of_pages_that_repeat_the_code_are_its(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["docs_tables.py", "--check"])
+    monkeypatch.syspath_prepend(ROOT / "tools")
     tables = runpy.run_path(str(ROOT / "tools" / "docs_tables.py"))
     assert tables["main"]() == 0, capsys.readouterr().err
 

@@ -5,11 +5,14 @@ python tools/docs_tables.py --check    exit with 1 if a page would change
 """
 
 import ast
-import json
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import measured_tables
+from measured_tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -26,8 +29,10 @@ PAGES = {
         "halting_guard",
         "halting_clock",
     ),
+    "docs/arithmetic.md": ("products", "large_products", "chains", "swaps"),
 }
-"""{page: names of its generated parts}; the function of that name below renders a part."""
+"""{page: names of its generated parts}; the function of that name, here or in measured_tables.py,
+renders a part."""
 
 
 def main() -> int:
@@ -50,13 +55,13 @@ def render(text: str, page: str, parts: tuple[str, ...]) -> str:
         if text.count(begin) != 1 or text.count(end) != 1:
             sys.exit(f"{page} must hold {begin} and {end} once")
         before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{globals()[part]()}\n{end}{rest.partition(end)[2]}"
+        text = f"{before}{begin}\n{_renderer(part)()}\n{end}{rest.partition(end)[2]}"
     return text
 
 
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
+def _renderer(part: str) -> Callable[[], str]:
+    """The function that renders a part: of this file, or of the measured tables."""
+    return globals()[part] if part in globals() else getattr(measured_tables, part)
 
 
 def example() -> str:
@@ -133,158 +138,6 @@ def steps() -> str:
             spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
             rows[-1].append(f"{statistics.mean(scores):.3f}{spread}" if scores else "-")
     return table(["recipe", "seeds", *(f"{n} steps" for n in counts)], rows)
-
-
-def cups() -> str:
-    """The results of benchmarks/state_tracking.py on cups, by the number of swaps."""
-    return _state_tracking("cups", {f"{n} swaps": f"{n}" for n in (4, 8, 12, 16, 24)})
-
-
-def automaton() -> str:
-    return _state_tracking(
-        "automaton", {f"{n} update{'s' * (n > 1)}": f"{n}" for n in (1, 2, 4, 8, 12, 16)}
-    )
-
-
-def links() -> str:
-    columns = {f"{n} links, {n} steps": f"{n}" for n in (4, 8, 12)}
-    columns |= {f"{n} links, 12 steps": f"{n} at 12 steps" for n in (4, 8, 12)}
-    return _state_tracking("links", columns)
-
-
-def _state_tracking(task: str, columns: dict[str, str]) -> str:
-    """A row for each model: parameters, FLOPs, minutes, and scores over seeds."""
-    found = json.loads((ROOT / "docs" / "state_tracking.json").read_text())
-    rows = []
-    for name, seeds in found.items():
-        if name.partition("/")[0] != task:
-            continue
-        first, runs = seeds["0"], list(seeds.values())
-        minutes = statistics.mean(run["cpu_minutes"] for run in runs if not run["resumed"])
-        row = [f"`{name}`", f"{first['parameters']:,}", f"{first['flops']:.2g}", str(len(runs))]
-        for key in columns.values():
-            values = [run["scores"][key] for run in runs]
-            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            row.append(f"{statistics.mean(values):.4f}{spread}")
-        rows.append([*row, f"{minutes:.1f}"])
-    return table(["model", "parameters", "FLOPs", "seeds", *columns, "CPU minutes"], rows)
-
-
-def long_sums() -> str:
-    """The results of benchmarks/long_addition.py on sums, by seed."""
-    sizes = {f"{n} digits": f"{n}" for n in (10, 20, 100, 300, 1000)}
-    columns = sizes | {"300 digits, all with long carries": "long carries"}
-    return _by_seed(("add/long", "without window", "without coupling", "tied head"), columns)
-
-
-def long_products() -> str:
-    return _by_seed(("multiply/long",), {f"{n} x 2 digits": f"{n}" for n in (10, 20, 40)})
-
-
-def window_cache() -> str:
-    """What the trained models of add/long do with sums of nines, and with a cache."""
-    rows = []
-    for seed, run in _long_addition().get("add/long", {}).items():
-        right = ["right" if x else "wrong" for x in run["named"].values()]
-        cache = run["cache"]
-        slots = "; ".join(map(str, cache["slots"]))
-        rows.append([seed, *right, f"{cache['difference']:.1e}", slots])
-    columns = ["seed", *(f"300 digits: {name}" for name in ("9..9 + 9..9", "9..9 + 1", "1 + 9..9"))]
-    return table([*columns, "cached - uncached", "keys: after the prompt; most; at the end"], rows)
-
-
-def _long_addition() -> dict:
-    return json.loads((ROOT / "docs" / "long_addition.json").read_text())
-
-
-def _by_seed(names: tuple[str, ...], columns: dict[str, str]) -> str:
-    """A row for each case: its parameters, minutes, and the scores of each seed."""
-    rows = []
-    for name in names:
-        runs = list(_long_addition().get(name, {}).values())
-        if not runs:
-            rows.append([name, "not measured", *[""] * (len(columns) + 2)])
-            continue
-        minutes = [run["cpu_minutes"] for run in runs if not run["resumed"]]
-        row = [name, f"{runs[0]['parameters']:,}", str(len(runs))]
-        for key in columns.values():
-            scores = [f"{run['scores'][key]:.4g}" for run in runs if key in run["scores"]]
-            row.append(", ".join(scores) or "-")
-        rows.append([*row, ", ".join(f"{x:.1f}" for x in minutes)])
-    return table(["case", "parameters", "seeds", *columns, "CPU minutes"], rows)
-def _halting() -> dict:
-    """{case: {seed: result}} of benchmarks/halting.py."""
-    return json.loads((ROOT / "docs" / "halting.json").read_text())
-
-
-def _mean(values: list[float], digits: int = 4) -> str:
-    """The mean, and with several values their standard deviation."""
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
-
-
-def _points(name: str, seeds: dict, place: str, scores: list[str]) -> list[str]:
-    """Scores without and with halting, then mean steps and FLOPs of halting, over seeds."""
-    points = [seed["points"][place] for seed in seeds.values()]
-    row = [
-        _mean([p[way][score] for p in points]) for way in ("fixed", "halting") for score in scores
-    ]
-    costs = [_mean([p["halting"][key] for p in points], 2) for key in ("steps", "flops")]
-    return [f"`{name}`", str(len(points)), *row, *costs]
-
-
-def halting_cups() -> str:
-    """The results of benchmarks/halting.py on cups."""
-    found, rows = _halting(), []
-    for name in (name for name in found if name.startswith("cups/")):
-        for place in next(iter(found[name].values()))["points"]:
-            row = _points(name, found[name], place, ["last", "tokens"])
-            rows.append([row[0], place, *row[1:]])
-    ways = [f"{score}, {way}" for way in ("fixed steps", "halting") for score in ("last", "all")]
-    return table(["model", "swaps", "seeds", *ways, "mean steps", "share of FLOPs"], rows)
-
-
-def halting_links() -> str:
-    rows = []
-    for name, seeds in _halting().items():
-        if not name.startswith("links/"):
-            continue
-        for key, way in (("fixed", "12 steps"), ("halting", "first answer")):
-            points = [seed["points"]["all"][key] for seed in seeds.values()]
-            equal = _mean([seed["steps_equal_depth"] for seed in seeds.values()])
-            row = [f"`{name}`", way, str(len(points)), _mean([p["tokens"] for p in points])]
-            rows.append([*row, _mean([p["steps"] for p in points], 2)])
-            rows[-1].append(equal if key == "halting" else "-")
-    columns = ["model", "stops at", "seeds", "right answers", "mean steps", "steps equal the depth"]
-    return table(columns, rows)
-
-
-def halting_others() -> str:
-    rows = []
-    for name, seeds in _halting().items():
-        if name.partition("/")[0] not in ("cups", "links"):
-            score = "loss" if name.startswith("shakespeare") else "rows"
-            rows.append(_points(name, seeds, "all", [score]))
-    return table(["model", "seeds", "fixed steps", "halting", "mean steps", "share of FLOPs"], rows)
-
-
-def halting_guard() -> str:
-    rows = []
-    for name, seeds in _halting().items():
-        guards = [seed["guard"] for seed in seeds.values() if "guard" in seed]
-        for way in ("fixed", "halting") if guards else ():
-            scores = [_mean([g[n][way]["rows"] for g in guards]) for n in ("1x", "2x", "4x")]
-            rows.append([f"`{name}`", way, str(len(guards)), *scores])
-    return table(["model", "steps", "seeds", "1x", "2x", "4x"], rows)
-
-
-def halting_clock() -> str:
-    rows = []
-    for seed, run in _halting().get("cups/halting", {}).items():
-        found = run["clock"]
-        scores = [f"{found[way]:.4f}" for way in ("fixed", "halting")]
-        rows.append([seed, *scores, f"{found['times faster']:.2f}"])
-    return table(["seed", "right at 16 steps", "right halting", "times faster"], rows)
 
 
 def _sort_key(path: Path) -> tuple[object, ...]:

@@ -67,6 +67,21 @@ def test_known_examples_in_text():
         assert chain.decode(chain.encode(text)) == text
 
 
+def test_blanks_put_each_intermediate_result_at_one_place():
+    task = build_task("arithmetic", scratch=True, blanks=True, max_digits=1)
+    row = task.encode("3-4*5=")
+    assert len(row) == 7
+    batch = task.batch(0, 200)
+    ends = batch.prompt_lengths[:, None] + torch.tensor([6, 9, 13, 17])
+    one = batch.tokens[(batch.tokens[:, :6] == task.start_token).any(1)]
+    assert (one.gather(1, ends) == COMMA).all() and len(one) == 200
+    typed = "3-4*5 = -4*5+3,20,-20,___,"
+    assert task.read_prompt(typed).tokens == task.encode(typed)
+    assert task.with_answer(typed, [NEGATIVE, 7, 1, END]) == "3-4*5=-4*5+3,20,-20,-17"
+    with pytest.raises(UsageError, match="an intermediate result of 2 characters, '-8'"):
+        task.read_prompt("3-4*2=-4*2+3,_8,-8,")
+
+
 @pytest.mark.parametrize("name, own", SIZES)
 def test_registers_have_the_digits_of_intermediate_results_as_targets(name, own):
     task, free = (build_task(name, seed=5, registers=x, **own) for x in ("graded", "free"))

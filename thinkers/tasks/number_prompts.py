@@ -82,9 +82,10 @@ class PromptReader:
         if self.next():
             raise self.refusal(DIGITS[: self.out_base])
 
-    def written(self, first: int) -> str:
-        """Return the characters taken from index `first` on, without blanks."""
-        return self._written[first : self.at].replace("_", "")
+    def written(self, first: int, blanks: bool = False) -> str:
+        """Return the characters taken from index `first` on, without blanks unless asked for."""
+        taken = self._written[first : self.at]
+        return taken if blanks else taken.replace("_", "")
 
     def refusal(self, allowed: str, at: int | None = None) -> UsageError:
         """Build the error about the character at `at`, by default the next one."""

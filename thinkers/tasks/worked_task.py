@@ -9,6 +9,7 @@ more, at which the first digit of the answer is predicted. The target at a regis
 intermediate result. Nothing but the answer is ever written.
 """
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from thinkers.tasks import number_tokens
 from thinkers.tasks.intermediate_results import Place, Result
 from thinkers.tasks.number_prompts import PromptReader
 from thinkers.tasks.number_task import NumberTask, Questions, TokenBlocks
-from thinkers.tasks.number_tokens import COMMA, DIGITS, END, EQUALS
+from thinkers.tasks.number_tokens import BLANK, COMMA, DIGITS, END, EQUALS
 
 FIRST_REGISTER = number_tokens.VOCAB_SIZE
 """Registers are the ids from here on; models choose among those below."""
@@ -44,7 +45,8 @@ class WorkedTask(NumberTask):
     @dataclass(frozen=True, kw_only=True)
     class Config(NumberTask.Config):
         scratch: bool = added(False)
-        """Write the intermediate results before the answer, a chain of thought: 12*34=48,36,408."""
+        """Write the intermediate results before the answer, a chain of thought: 12*34=48,36,408.
+        With `blanks` they are padded too."""
         registers: Literal["graded", "free"] | None = added(None)
         """Tokens after `=`, one for each digit of an intermediate result, whose targets are these
         digits (graded), or which have none (free, the control). Only the answer is written."""
@@ -127,7 +129,10 @@ class WorkedTask(NumberTask):
         blocks: TokenBlocks = []
         if self.config.scratch:
             for result in self.results(questions):
+                # With blanks every result has its columns, so that each is at the same place of
+                # all rows: with numbers of their own lengths models found the sums in fewer seeds.
                 written = result.written
+                written = np.where(written < 0, BLANK, written) if self.config.blanks else written
                 comma = np.where((written >= 0).any(1), COMMA, -1)[:, None]
                 blocks += [written, comma]
         return [*blocks, *super().answer_tokens(questions)]  # type: ignore[safe-super]
@@ -188,6 +193,11 @@ class WorkedTask(NumberTask):
             return self.register_names[token - FIRST_REGISTER]
         return super().token_name(token)
 
+    def with_answer(self, prompt: str, answer: Iterable[int]) -> str:
+        text = super().with_answer(prompt, answer)
+        # Results that the question does not have are blanks alone.
+        return re.sub(",+", ",", text.replace("_", "")) if self.config.scratch else text
+
     def read_question(self, reader: PromptReader) -> int:
         first = reader.at
         width = super().read_question(reader)  # type: ignore[safe-super]
@@ -204,9 +214,19 @@ class WorkedTask(NumberTask):
     def read_answer(self, reader: PromptReader) -> None:
         if not self.config.scratch:
             return super().read_answer(reader)  # type: ignore[safe-super]
-        allowed = DIGITS[: reader.out_base] + self.text_symbols.replace("=", "-,")
+        blank = "_" * self.config.blanks
+        allowed = DIGITS[: reader.out_base] + self.text_symbols.replace("=", "-,") + blank
+        first = reader.at
         while reader.next() and reader.next() in allowed:
             reader.take(allowed)
+        *parts, _ = reader.written(first, blanks=True).split(",")
+        for place, part in zip(self.largest_places, parts, strict=False):
+            if blank and len(part) != len(place.digits):
+                raise usage_error(
+                    f"an intermediate result of {len(part)} characters, {part!r}",
+                    f"{len(place.digits)}, as the task writes it with blanks",
+                    "leave it to the model, or write its blanks",
+                )
 
 
 def _last_part(answer: Sequence[int]) -> list[int]:
