@@ -8,7 +8,7 @@ It costs no arithmetic: its keys are copied, and the live tokens are packed into
     attention                       live queries over the keys of their row at step k
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -114,6 +114,7 @@ class LiveTokens:
         return mask.take_along_dim(columns[:, None, :, None], 2)
 
 
+@runtime_checkable
 class StepKeys(Protocol):
     """Keys and values of the layers of one step, of all tokens so far."""
 
