@@ -32,7 +32,7 @@ EXTRA_SHARE, MOST_EXTRA = 0.25, 3
 STREAM = -3
 """Stream of the keys of rows from which additional steps are drawn; see `Disturb`."""
 
-Run = Callable[
+TrainingPass = Callable[
     [Int[Tensor, "b t"] | None], tuple[Float[Tensor, "b k t c"], Float[Tensor, "b k t c"]]
 ]
 """A pass in which each token takes the given steps, None for all: outputs after each step, and the
@@ -67,12 +67,12 @@ class HaltingModel(Model):
         return counts
 
     def halting_loss(
-        self, batch: Batch, steps: int, counts: Mapping[str, int] | None, run: Run
+        self, batch: Batch, steps: int, counts: Mapping[str, int] | None, run: TrainingPass
     ) -> Loss:
         """Compute the loss of a batch that `as_batch` gave, and train the gate: see the module."""
         own = self.count_terms(batch)
         need = self._needed_steps(batch, steps, run)
-        taken = steps_in_training(need, self._extra_keys(batch), steps)
+        taken = steps_in_training(need, self._row_keys(batch), steps)
         outputs, gated = run(taken)
         logits = self.read_out(outputs)
         count, wait = (counts or own)["next_token"], self.config.wait_token
@@ -83,7 +83,7 @@ class HaltingModel(Model):
         correct = correct_predictions(at_step(logits, taken), batch.targets)
         return Loss(total + halt, parts, own, *correct)
 
-    def _needed_steps(self, batch: Batch, steps: int, run: Run) -> Int[Tensor, "b t"]:
+    def _needed_steps(self, batch: Batch, steps: int, run: TrainingPass) -> Int[Tensor, "b t"]:
         """Return need_t in 1 .. steps."""
         if batch.due is not None:
             return batch.due.clamp(1, steps)
@@ -91,7 +91,8 @@ class HaltingModel(Model):
             logits = self.read_out(run(None)[0])
         return needed_by_later(first_lasting(logits, batch.targets), batch.targets)
 
-    def _extra_keys(self, batch: Batch) -> Int[Tensor, " b"] | None:
+    def _row_keys(self, batch: Batch) -> Int[Tensor, " b"] | None:
+        """Return one key per row, from which a loss draws; None in evaluation mode."""
         if not self.training:
             return None
         if batch.keys is not None:

@@ -146,11 +146,11 @@ class Looped(HaltingModel):
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
         places = find_positions(self, positions, tokens, lengths)
         if halt is None:
-            states, taken = self._run(tokens, steps, keep_states, None, places), None
+            states = self._run(tokens, steps, keep_states, None, places)
+            taken = full_steps(tokens, steps)
         else:
             real = real_positions(tokens, lengths)
             states, taken = self._run_live(tokens, real, steps, halt, keep_states, None, places)
-        taken = full_steps(tokens, steps) if taken is None else taken
         return Thought(self._answer(states[:, -1]), states if keep_states else None, steps=taken)
 
     def loss(

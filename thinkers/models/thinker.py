@@ -408,13 +408,13 @@ class Thinker(HaltingModel):
         steps, halt = self.check_steps(num_steps), check_halt(self, halt)
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
         sizes = prompt_sizes(prompt_lengths, tokens.shape[1], self.causal)
-        live, taken = None, full_steps(tokens, steps)
+        live = None
         if halt is not None:
             live = LiveRows(self, halt, tokens, lengths, prompt_lengths)
         states, of_sections, of_prompts = self._states(
             tokens, prompt_lengths, sizes, steps, keep_states, live=live
         )
-        taken = taken if live is None else live.steps()
+        taken = full_steps(tokens, steps) if live is None else live.steps()
         latents = of_sections if of_prompts is None else of_prompts
         extra = {} if latents is None else {"latents": latents}
         if self.config.num_probes:
@@ -476,7 +476,7 @@ class Thinker(HaltingModel):
         tokens, prompts, targets = batch.tokens, batch.prompt_lengths, batch.targets
         sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
         every, due = self.config.halting or self.config.step_loss != "last", batch.due
-        keys = self._noise_keys(batch) if self.training else None
+        keys = self._noise_keys(batch)
         if prompts is not None and (room := answer_room(targets, prompts)):
             # Only answers are graded: the states of prompts are not computed.
             states, positions, latents = self._prompted(
@@ -494,7 +494,7 @@ class Thinker(HaltingModel):
             boundaries = Boundaries.of_rows(batch, self.config.section)
         if self.config.halting:
             gates = gates_of(self, *gated, states)
-            extra = self._extra_keys(batch)
+            extra = self._row_keys(batch)
             return boundary_loss(
                 self, states, targets, due, boundaries, gates, extra, own, counts or own
             )
@@ -512,9 +512,7 @@ class Thinker(HaltingModel):
         config = self.config
         if not (self.disturb or config.random_latents or config.add_latents):
             return None
-        if batch.keys is not None:
-            return batch.keys
-        return torch.randint(2**62, (len(batch),)).to(batch.tokens.device)
+        return self._row_keys(batch)
 
     # Generation -------------------------------------------------------------------------------
 
