@@ -105,7 +105,7 @@ def model_of(name: str) -> str:
 
 
 def what_of(name: str) -> str:
-    """Return the description of a contender with a gate."""
+    """Return the description of a contender with a gate; empty without one."""
     if not name.endswith(HALTS):
         return ""
     return f"{model_of(name)} with a gate, graded with tokens that halt where it is above {HALT}"

@@ -29,7 +29,7 @@ def check_halt(model: Any, halt: Any) -> Halt:
             raise usage_error(
                 f'halt "answered" for {model.name} with other settings',
                 "a causal model trained with step_loss wait, whose states are read out as they are "
-                "(num_coda_layers 0), such as links/looped",
+                "(num_coda_layers 0), such as links/halting",
                 "leave halt out, or train such a model",
             )
         return "answered"

@@ -72,6 +72,7 @@ class RowMemory:
         return self._read(taken, least, most)
 
     def _read(self, taken: Int[Tensor, " b"], least: int, most: int) -> Memory:
+        """Return M_n of each row, n = `taken`, of which `least` and `most` are the extremes."""
         pieces: list[Parts] = []
         seen: list[Bool[Tensor, "b m"]] = []
 
@@ -115,6 +116,7 @@ class LiveThinking:
         keep_states: bool = False,
         keys: Tensor | None = None,
     ) -> tuple[list[Memory], Float[Tensor, "b k l c"]]:
+        """Return what `Thinker.think` does; a row that has halted keeps its memory and latents."""
         assert keys is None, "noise is for training, where nothing halts"
         model, b = self.model, len(inputs[0])
         whole, latent = RowMemory(model, inputs, hidden), model.first_latents(b, None)
@@ -203,7 +205,7 @@ class Boundaries:
 
     @classmethod
     def of_rows(cls, batch: Batch, section: int) -> "Boundaries":
-        """Find those of whole rows."""
+        """Return the boundaries of whole rows with sections of this number of tokens."""
         t = batch.tokens.shape[1]
         columns = torch.arange(t, device=batch.tokens.device)
         number = 1 + t // section

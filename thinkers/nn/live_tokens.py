@@ -232,7 +232,7 @@ def run_live(
 
 
 def mask_of(keeps: Kept, length: int, like: Tensor) -> Float[Tensor, "*b t s"]:
-    """Return the numbers to be added to the scores of new tokens, on top of what is kept."""
+    """Return the mask of 0 and -inf that is added to the scores of new tokens."""
     mask = None if keeps is None else keeps.mask
     if mask is not None:
         return mask
@@ -262,7 +262,7 @@ class FrozenKeys:
 
     Args:
         taken: The number of steps that each token takes.
-        rows: The other keeper of keys of whole rows: a window.
+        rows: The keys within a window, whose mask is used; None without a window.
     """
 
     def __init__(self, taken: Int[Tensor, "b t"], rows: Kept):
@@ -275,7 +275,7 @@ class FrozenKeys:
         return None if self.rows is None else self.rows.mask
 
     def begin(self, step: int) -> None:
-        """Begin the step with this index."""
+        """Begin the step with this index, from 0."""
         self.live = step < self.taken
 
     def choose(

@@ -35,7 +35,7 @@ LESSONS = Arithmetic.Config(
 
 def multiply_direct() -> Config:
     """Multiply numbers of 2 digits by two layers that are run three times, without help."""
-    return _held(PRODUCTS, 1600, 3)
+    return _looped(PRODUCTS, 1600, 3)
 
 
 def multiply_direct_decoder() -> Config:
@@ -48,7 +48,7 @@ def multiply_looped() -> Config:
 
     Its accuracy holds at the three steps of training alone: the answer is due at the last.
     """
-    return _held(replace(PRODUCTS, registers="graded"), 960, 3)
+    return _looped(replace(PRODUCTS, registers="graded"), 960, 3)
 
 
 def multiply_decoder() -> Config:
@@ -58,7 +58,7 @@ def multiply_decoder() -> Config:
 
 def multiply_free() -> Config:
     """Multiply numbers of 2 digits with registers that are not graded: the control."""
-    return _held(replace(PRODUCTS, registers="free"), 960, 3)
+    return _looped(replace(PRODUCTS, registers="free"), 960, 3)
 
 
 def multiply_written() -> Config:
@@ -73,7 +73,7 @@ def multiply_written_decoder() -> Config:
 
 def large_direct() -> Config:
     """Multiply numbers of 3 digits by two layers that are run three times, without help."""
-    return _held(LARGE_PRODUCTS, 7750, 3)
+    return _looped(LARGE_PRODUCTS, 7750, 3)
 
 
 def large_direct_decoder() -> Config:
@@ -83,7 +83,7 @@ def large_direct_decoder() -> Config:
 
 def large_looped() -> Config:
     """Multiply numbers of 3 digits; registers hold the products of digits, which are graded."""
-    return _held(replace(LARGE_PRODUCTS, registers="graded"), 4000, 3)
+    return _looped(replace(LARGE_PRODUCTS, registers="graded"), 4000, 3)
 
 
 def large_decoder() -> Config:
@@ -93,7 +93,7 @@ def large_decoder() -> Config:
 
 def large_free() -> Config:
     """Multiply numbers of 3 digits with registers that are not graded: the control."""
-    return _held(replace(LARGE_PRODUCTS, registers="free"), 4000, 3)
+    return _looped(replace(LARGE_PRODUCTS, registers="free"), 4000, 3)
 
 
 def large_written() -> Config:
@@ -121,7 +121,7 @@ def arithmetic_direct_decoder() -> Config:
 
 def arithmetic_looped() -> Config:
     """Compute chains of two operators; registers hold the intermediate results, graded."""
-    return _held(replace(CHAINS, registers="graded"), 1130, 6)
+    return _looped(replace(CHAINS, registers="graded"), 1130, 6)
 
 
 def arithmetic_decoder() -> Config:
@@ -131,7 +131,7 @@ def arithmetic_decoder() -> Config:
 
 def arithmetic_free() -> Config:
     """Compute chains of two operators with registers that are not graded: the control."""
-    return _held(replace(CHAINS, registers="free"), 1130, 6)
+    return _looped(replace(CHAINS, registers="free"), 1130, 6)
 
 
 def arithmetic_written() -> Config:
@@ -148,8 +148,8 @@ def _lessons(num_updates: int) -> Training:
     return training_settings(num_updates, lr=3e-3, batch_size=64)
 
 
-def _held(task: Any, num_updates: int, num_steps: int) -> Config:
-    """Return a looped model of two layers in the loop, graded from each target's due step on.
+def _looped(task: Any, num_updates: int, num_steps: int) -> Config:
+    """Return a recipe of a looped model of two layers in the loop, graded from due steps on.
 
     With one layer before the loop and one in it, run four times, one seed of four did not find the
     sum of the products of digits.
@@ -159,7 +159,7 @@ def _held(task: Any, num_updates: int, num_steps: int) -> Config:
 
 
 def _written(task: Any, num_updates: int) -> Config:
-    """Return a looped model of one layer before the loop and one that is run twice."""
+    """Return a recipe of a looped model: one layer before the loop, and one that is run twice."""
     return _fit(Looped, task, num_updates, num_layers=1, num_coda_layers=0, num_steps=2)
 
 
