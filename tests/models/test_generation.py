@@ -248,7 +248,12 @@ def test_filtered_tokens_are_never_drawn(logits, temperature, top_k, top_p):
     probabilities = allowed(logits, temperature, top_k, edge)
     # Logits are compared after the largest is subtracted, which may make them equal.
     shifted = [x - max(logits) for x in logits]
-    tied = [i for i, x in enumerate(shifted) if shifted.index(x) != i]
+    pairs = list(zip(shifted, logits, strict=True))
+    tied = [
+        i
+        for i, (x, raw) in enumerate(pairs)
+        if shifted.index(x) != i or any(x == y and raw != other for y, other in pairs)
+    ]
     assert all(probabilities[i] > 0 or i in tied for i in drawn.tolist())
 
 

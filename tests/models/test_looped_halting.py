@@ -326,6 +326,7 @@ def test_steps_that_are_needed_and_taken_in_training():
     assert torch.equal(steps_in_training(need, None, 9), need)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     "halt, message",
     [

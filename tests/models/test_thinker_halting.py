@@ -66,7 +66,9 @@ def check_rows(model, tokens, halt, together, lengths, prompts):
         close(together.logits[i, :n], defined.logits())
         close(alone.logits[0], defined.logits())
         for k in (1, 2, 4):
-            close(model.read_out(together.states[i, k - 1, :n]), defined.logits(k))
+            close(
+                model.read_out(together.states[i : i + 1, k - 1 : k, :n])[0, 0], defined.logits(k)
+            )
     assert together.logits.isfinite().all()
 
 

@@ -45,7 +45,7 @@ def check_halt(model: Any, halt: Any) -> Halt:
     return float(halt)
 
 
-def full_steps(tokens: Int[Tensor, "b t"], steps: int) -> Int[Tensor, "b t"]:
+def full_steps(tokens: Int[Tensor, "*b"], steps: int) -> Int[Tensor, "*b"]:
     """Return the steps that every token takes where none halts."""
     return torch.full_like(tokens, steps)
 

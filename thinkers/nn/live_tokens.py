@@ -11,7 +11,7 @@ It costs no arithmetic: its keys are copied, and the live tokens are packed into
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,13 +50,13 @@ class LiveTokens:
     def __len__(self) -> int:
         return self.number
 
-    def take(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "1 n c"]:
+    def take(self, x: Shaped[Tensor, "b t *c"]) -> Shaped[Tensor, "1 n *c"]:
         """Pack the live tokens."""
         return x.flatten(0, 1)[None] if self.is_whole else x[self.index][None]
 
     def put(
-        self, x: Float[Tensor, "b t c"], packed: Float[Tensor, "1 n c"]
-    ) -> Float[Tensor, "b t c"]:
+        self, x: Shaped[Tensor, "b t *c"], packed: Shaped[Tensor, "1 n *c"]
+    ) -> Shaped[Tensor, "b t *c"]:
         """Replace the live tokens of `x`."""
         if self.is_whole:
             return packed.view(x.shape)
@@ -207,7 +207,7 @@ def run_live(
     table: Table,
     live: LiveTokens,
     keys: StepKeys,
-    mask: Float[Tensor, "r 1 m s"] | None,
+    mask: Float[Tensor, "*r m s"] | None,
 ) -> Float[Tensor, "1 n c"]:
     """Pass packed tokens through the blocks, as `run_blocks` does with whole rows.
 
