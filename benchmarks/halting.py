@@ -195,7 +195,8 @@ def _point(model: Any, batch: Batch, num_steps: int, halt: float | str | None) -
     real = real_positions(batch.tokens, batch.lengths) & (places > 0)
     size = batch.tokens.shape
     whole = model.flops(*size, num_steps)
-    work = whole if halt is None else model.flops(*size, num_steps, steps=found.steps)
+    asked = {"halt": halt} if halt == "answered" else {}
+    work = whole if halt is None else model.flops(*size, num_steps, steps=found.steps, **asked)
     losses = F.cross_entropy(
         found.logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )

@@ -40,7 +40,7 @@ def gated(own, **settings):
 def waiting(**own):
     model = tiny(
         "looped",
-        {"max_steps": 8, "step_loss": "wait", "wait_token": 2, "num_coda_layers": 0, **own},
+        {"max_steps": 8, "step_loss": "wait", "wait_token": 2, "num_coda_layers": 0} | own,
     )
     return model.double().eval()
 
@@ -252,6 +252,23 @@ def test_operations_of_halted_tokens_are_not_done(own):
         model.flops(4, 9, STEPS, steps=steps + STEPS)
 
 
+@torch.no_grad()
+def test_operations_of_answers_that_are_read_out_after_each_step_count_with_a_gate_too():
+    model = waiting(vocab_size=50, num_layers=1, halting=True)
+    torch.nn.init.normal_(model.embedding.weight)
+    tokens = torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(1))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        steps = model(tokens, num_steps=STEPS, halt="answered").steps
+    found = model.flops(4, 9, STEPS, steps=steps, halt="answered")
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_answers_that_follow_a_coda_halt_nothing():
+    model = waiting(vocab_size=4, num_coda_layers=1)
+    with pytest.raises(UsageError, match="num_coda_layers 0"):
+        model(torch.zeros(1, 3, dtype=torch.int64), halt="answered")
+
+
 @pytest.mark.parametrize("own", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("way", ["due", "none due", "wait"])
 def test_the_loss_is_that_of_the_definition(own, way):
@@ -270,7 +287,7 @@ def test_the_loss_is_that_of_the_definition(own, way):
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     if has_due:
-        need = due.clamp(max=4)
+        need = due
     else:
         with torch.no_grad():
             states = model(tokens, lengths=lengths, keep_states=True).states
@@ -282,11 +299,13 @@ def test_the_loss_is_that_of_the_definition(own, way):
         assert defined.taken == taken[i, :n].tolist()
         for t in range(n):
             first, last = int(need[i, t]), int(taken[i, t])
-            graded_from = 1 if waits else first
+            graded_from = 1 if waits else min(first, last)
             for k in range(graded_from, last + 1):
                 if targets[i, t] == -100:
                     continue
-                target = targets[i, t : t + 1] if k >= first else torch.tensor([3])
+                target = targets[i, t : t + 1]
+                if waits and k < first:  # also where it is due after the last step
+                    target = torch.tensor([3])
                 # The last step is read out as at inference, when all others have ended.
                 state = defined.outputs[t, 4 if k == last else k]
                 cost = F.cross_entropy(model._answer(state)[0], target)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thinkers.models.generation import eval_mode
+from thinkers.models.halt import halt_option
 from thinkers.models.positions import option
 from thinkers.tasks.answers import SCORED_PAIRS
 from thinkers.tasks.base import Task
@@ -74,8 +75,11 @@ def measure_effort(
 
     @cache
     def cost(taken: tuple[int, ...] | None, length: int) -> int:
-        steps = {} if taken is None else {"steps": torch.tensor([taken])}
-        return model.flops(1, length, count, **steps)
+        if taken is None:
+            return model.flops(1, length, count)
+        # What asks a token after each step costs by its kind: a gate, or a whole read-out.
+        asked = halt_option(halt if halt == "answered" else None)
+        return model.flops(1, length, count, steps=torch.tensor([taken]), **asked)
 
     grades, tokens, steps, done, full = [], [], [], [], []
     with eval_mode(model):

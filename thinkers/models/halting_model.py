@@ -84,9 +84,9 @@ class HaltingModel(Model):
         return Loss(total + halt, parts, own, *correct)
 
     def _needed_steps(self, batch: Batch, steps: int, run: TrainingPass) -> Int[Tensor, "b t"]:
-        """Return need_t in 1 .. steps."""
+        """Return need_t, which lies beyond `steps` where an answer is due later."""
         if batch.due is not None:
-            return batch.due.clamp(1, steps)
+            return batch.due.clamp(min=1)
         with torch.no_grad():
             logits = self.read_out(run(None)[0])
         return needed_by_later(first_lasting(logits, batch.targets), batch.targets)
@@ -163,7 +163,7 @@ def steps_in_training(
         keys: One key per row, from which steps are drawn by position; None adds none.
     """
     if keys is None:
-        return need
+        return need.clamp(max=steps)
     has, number = uniform(keys, STREAM, (need.shape[1], 2), torch.float64).unbind(-1)
     extra = 1 + (number * MOST_EXTRA).long()
     return (need + extra.where(has < EXTRA_SHARE, 0)).clamp(max=steps)
@@ -179,11 +179,14 @@ def needed_loss(
 ) -> Float[Tensor, ""]:
     """Sum the cross-entropies of targets, the mean over need .. taken; divide by `count`.
 
+    A target that is due after the last step is graded there, as in `step_loss` due, but with
+    `wait_token` it waits.
+
     Args:
         wait_token: The right answer of steps before need, which are graded too; None leaves them.
     """
     number, wide = step_numbers(logits.shape[1], taken), targets[:, None]
-    wide, first = wide.expand(-1, logits.shape[1], -1), need
+    wide, first = wide.expand(-1, logits.shape[1], -1), need.minimum(taken)
     if wait_token is not None:
         early = (number < need[:, None]) & (wide != IGNORED)
         wide, first = wide.masked_fill(early, wait_token), need.clamp(max=1)

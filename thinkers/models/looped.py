@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from thinkers.checks import added, check_int
 from thinkers.errors import UsageError
+from thinkers.models import looped_flops
 from thinkers.models.base import Thought
 from thinkers.models.batch import Batch, Loss, as_batch, real_positions
-from thinkers.models.halt import Halt, HaltingCache, check_halt, check_steps_taken, full_steps
+from thinkers.models.halt import Halt, HaltingCache, check_halt, full_steps
 from thinkers.models.halting_model import HaltingModel, step_numbers
 from thinkers.models.positions import Positions, find_positions, in_order
 from thinkers.models.step_loss import StepLossConfig, loss_of_states
@@ -27,7 +28,6 @@ from thinkers.nn.live_tokens import (
     Kept,
     LiveTokens,
     RowKeys,
-    live_flops,
     mask_of,
     run_live,
 )
@@ -114,6 +114,12 @@ class Looped(HaltingModel):
                     "backprop_steps must be None where injection is none and there is a prelude, "
                     f"which would never learn, got {self.backprop_steps}"
                 )
+
+    @property
+    def halts_by(self) -> tuple[str, ...]:
+        # An answer is known after the coda, which runs once all tokens have halted.
+        found = super().halts_by
+        return tuple(way for way in found if way == "gate" or not self.config.num_coda_layers)
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -367,31 +373,15 @@ class Looped(HaltingModel):
         training: bool = False,
         *,
         steps: Int[Tensor, "b t"] | None = None,
+        halt: Halt = None,
     ) -> int:
-        num, rows, config = self.check_steps(num_steps), batch_size * length, self.config
-        block: Any = self.core[0]
-        layer = block.flops(batch_size, length, length)
-        injection = 2 * 2 * config.dim**2 if config.injection == "concat" else 0
-        step = len(self.core) * layer + rows * injection
-        answer, once = self.answer_flops(batch_size, length), len(self.prelude) * layer
-        if steps is not None:
-            check_steps_taken(steps, (batch_size, length), num)
-            # A token that may halt is asked after each step: by the gate, or by its answer.
-            injection += 2 * config.dim * (1 if config.halting else config.vocab_size)
-            layers = len(self.core)
-            live = (live_flops(block, layers, injection, steps >= k) for k in range(1, num + 1))
-            return once + answer + sum(live)
-        if not training:
-            return once + answer + num * step
-        answers = num if config.halting or config.step_loss != "last" else 1
-        learned = min(num, config.backprop_steps or num)
-        gates = 2 * rows * config.dim * num if config.halting else 0
-        return 3 * (once + answers * answer + gates) + (num + 2 * learned) * step
+        num = self.check_steps(num_steps)
+        if steps is None:
+            return looped_flops.of_all(self, batch_size, length, num, training)
+        return looped_flops.of_live(self, steps, (batch_size, length), num, halt)
 
     def answer_flops(self, batch_size: int, length: int) -> int:
-        block: Any = self.core[0]
-        head = 2 * batch_size * length * self.config.dim * self.config.vocab_size
-        return len(self.coda) * block.flops(batch_size, length, length) + head
+        return looped_flops.of_answer(self, batch_size, length)
 
 
 def make_blocks(config: Looped.Config, number: int) -> nn.ModuleList:

@@ -263,7 +263,7 @@ def boundary_loss(
         counts: The same of the batch, or of a larger one of which these rows are a share.
     """
     logits, steps = model.read_out(states), states.shape[1]
-    need = first_lasting(logits.detach(), targets) if due is None else due.clamp(1, steps)
+    need = first_lasting(logits.detach(), targets) if due is None else due.clamp(min=1)
     needs = boundaries.largest(need.where(targets != IGNORED, 1), 1)
     takes = steps_in_training(needs, keys, steps)
     need, taken = boundaries.spread(needs, 1), boundaries.spread(takes, 1)

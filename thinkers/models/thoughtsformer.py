@@ -15,7 +15,7 @@ from thinkers.errors import UsageError
 from thinkers.models import thoughtsformer_flops
 from thinkers.models.base import Thought
 from thinkers.models.batch import Batch, Loss, as_batch, real_positions
-from thinkers.models.halt import Halt, HaltingCache, check_halt, check_steps_taken, full_steps
+from thinkers.models.halt import Halt, HaltingCache, check_halt, full_steps
 from thinkers.models.halting_model import HaltingModel
 from thinkers.models.step_loss import StepLossConfig, loss_of_states
 from thinkers.models.thought_cache import ChainCache, GenerationCache
@@ -369,12 +369,12 @@ class ThoughtsFormer(HaltingModel):
         training: bool = False,
         *,
         steps: Int[Tensor, "b t"] | None = None,
+        halt: Halt = None,
     ) -> int:
         num = self.check_steps(num_steps)
         if steps is None:
             return thoughtsformer_flops.of_all(self, batch_size, length, num, training)
-        check_steps_taken(steps, (batch_size, length), num)
-        return thoughtsformer_flops.of_live(self, steps, num)
+        return thoughtsformer_flops.of_live(self, steps, (batch_size, length), num, halt)
 
     def answer_flops(self, batch_size: int, length: int) -> int:
         answers = self.config.num_classes or self.config.vocab_size

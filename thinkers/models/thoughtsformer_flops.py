@@ -5,6 +5,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from thinkers.models.halt import Halt, check_steps_taken
 from thinkers.nn.layers import attention_flops
 from thinkers.nn.live_tokens import live_flops
 
@@ -29,15 +30,18 @@ def of_all(model: Any, batch_size: int, length: int, steps: int, training: bool)
     return 3 * (forward + words) + 2 * words if training else forward + words
 
 
-def of_live(model: Any, taken: Int[Tensor, "b t"], steps: int) -> int:
+def of_live(
+    model: Any, taken: Int[Tensor, "b t"], shape: tuple[int, int], steps: int, halt: Halt
+) -> int:
     """Count the operations of positions that take these numbers of steps, at most `steps`."""
+    check_steps_taken(taken, shape, steps)
     config, answer = model.config, model.answer_flops(1, 1)
     total = model.answer_flops(*taken.shape)
     for step in range(steps):
         live = taken > step
         number = int(live.sum())
         # A token that may halt is asked after each step: by the gate, or by its answer.
-        each = 2 * config.dim if config.halting else answer
+        each = 2 * config.dim if config.halting and halt != "answered" else answer
         each += answer if config.thoughts == "words" and step else 0
         total += live_flops(model.blocks[0], config.num_layers, each, live)
         total += config.num_layers * attention_flops(1, number, step, config.dim)
