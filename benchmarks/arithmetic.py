@@ -11,18 +11,15 @@ Machine: scores, which another machine's roundings change as another seed does; 
 Asked and measured: docs/arithmetic.md.
 """
 
-import argparse
 import json
 import re
 import time
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from harness import one_thread, parser
+from harness import case_parser, one_thread, run_jobs
 from state_tracking import train
 
 import thinkers
@@ -42,27 +39,13 @@ CASES = [
 
 
 def main() -> None:
-    options = parse()
+    options = case_parser(__doc__, CASES, "runs/arithmetic").parse_args()
     if options.page is not None:
         return write_results(options.out, options.page)
     options.out.mkdir(parents=True, exist_ok=True)
     names = options.cases or CASES
     jobs = [(name, seed, options.out) for seed in range(options.seeds) for name in names]
-    # Subprocesses that are spawned: each has torch, and its one thread, for itself.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context, max_tasks_per_child=1) as pool:
-        for line in pool.map(run_job, jobs):
-            print(line, flush=True)
-
-
-def parse() -> argparse.Namespace:
-    arguments = parser(__doc__)
-    arguments.add_argument("--cases", nargs="*", choices=CASES, help="default: all")
-    arguments.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
-    arguments.add_argument("--workers", type=int, default=1, help="runs at once")
-    arguments.add_argument("--out", type=Path, default=Path("runs/arithmetic"))
-    arguments.add_argument("--page", type=Path, help="write the results into this folder, and end")
-    return arguments.parse_args()
+    run_jobs(run_job, jobs, options.workers)
 
 
 def run_job(job: tuple[str, int, Path]) -> str:

@@ -18,14 +18,12 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import alternate, one_thread, parser
+from harness import alternate, case_parser, one_thread, run_jobs
 from state_tracking import task_with, train
 from torch.nn import functional as F
 
@@ -77,21 +75,12 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     names = options.cases or [name for name in CASES if options.text or not needs_text(name)]
     jobs = [(n, seed, options.out, options.text) for seed in range(options.seeds) for n in names]
-    # Subprocesses that are spawned: each has torch, and its one thread, for itself.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context, max_tasks_per_child=1) as pool:
-        for line in pool.map(run_job, jobs):
-            print(line, flush=True)
+    run_jobs(run_job, jobs, options.workers)
 
 
 def parse() -> argparse.Namespace:
-    arguments = parser(__doc__)
-    arguments.add_argument("--cases", nargs="*", choices=list(CASES), help="default: all")
-    arguments.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
-    arguments.add_argument("--workers", type=int, default=1, help="runs at once")
+    arguments = case_parser(__doc__, list(CASES), "runs/halting")
     arguments.add_argument("--text", type=Path, help="the text of shakespeare")
-    arguments.add_argument("--out", type=Path, default=Path("runs/halting"))
-    arguments.add_argument("--page", type=Path, help="write the results into this folder, and end")
     options = arguments.parse_args()
     if options.text is None and any(map(needs_text, options.cases or ())):
         arguments.error("shakespeare/halting needs --text FILE")

@@ -11,6 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +27,26 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def case_parser(doc: str | None, cases: Sequence[str], out: str) -> argparse.ArgumentParser:
+    """A parser of benchmarks that train cases over seeds, with results under `out`."""
+    arguments = parser(doc)
+    arguments.add_argument("--cases", nargs="*", choices=cases, help="default: all")
+    arguments.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    arguments.add_argument("--workers", type=int, default=1, help="runs at once")
+    arguments.add_argument("--out", type=Path, default=Path(out))
+    arguments.add_argument("--page", type=Path, help="write the results into this folder, and end")
+    return arguments
+
+
+def run_jobs(run_job: Callable[[Any], str], jobs: Sequence[Any], workers: int) -> None:
+    """Run jobs in processes of their own, and print the line that each returns."""
+    # Subprocesses that are spawned: each has torch, and its one thread, for itself.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
+        for line in pool.map(run_job, jobs):
+            print(line, flush=True)
 
 
 def process_seconds(call: Callable[[], object]) -> float:

@@ -13,19 +13,16 @@ Machine: scores, which another machine's roundings change as another seed does; 
 Asked and measured: docs/long_addition.md.
 """
 
-import argparse
 import copy
 import json
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import one_thread, parser
+from harness import case_parser, one_thread, run_jobs
 
 import thinkers
 from thinkers import recipes, tasks
@@ -63,27 +60,13 @@ CASES = {
 
 
 def main() -> None:
-    options = parse()
+    options = case_parser(__doc__, list(CASES), "runs/long_addition").parse_args()
     if options.page is not None:
         return write_results(options.out, options.page)
     names = options.cases or list(CASES)
     options.out.mkdir(parents=True, exist_ok=True)
     jobs = [(name, seed, options.out) for name in names for seed in range(options.seeds)]
-    # Subprocesses that are spawned: each has torch, and its one thread, for itself.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context, max_tasks_per_child=1) as pool:
-        for line in pool.map(run_job, jobs):
-            print(line, flush=True)
-
-
-def parse() -> argparse.Namespace:
-    arguments = parser(__doc__)
-    arguments.add_argument("--cases", nargs="*", choices=list(CASES), help="default: all")
-    arguments.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
-    arguments.add_argument("--workers", type=int, default=1, help="runs at once")
-    arguments.add_argument("--out", type=Path, default=Path("runs/long_addition"))
-    arguments.add_argument("--page", type=Path, help="write the results into this folder, and end")
-    return arguments.parse_args()
+    run_jobs(run_job, jobs, options.workers)
 
 
 def folder_of(name: str, seed: int | str, out: Path) -> Path:
