@@ -7,7 +7,7 @@ BIN := .venv/bin
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 FAST := not slow and not gpu
-# Annotated types and shapes are checked in every call; compiled code cannot be checked so.
+# Annotated types and shapes are checked in every call (tests/shape_checks.py), but not if compiled.
 SHAPES := $(PYTEST) --jaxtyping-packages=thinkers.models,thinkers.nn,beartype.beartype \
 	-m "$(FAST) and shapes" tests/models tests/nn
 # In the files of the tests that are marked so: to collect all others would take longer.

@@ -4,12 +4,20 @@ import gc
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
+import shape_checks
 import torch
 
 torch.set_num_threads(1)  # two workers share two cores
 
 ROOMS = [Path(__file__).parent / name for name in ("models", "nn")]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the checks of shapes, which decorate what is imported later, not be repeated."""
+    if config.getoption("jaxtyping_packages"):
+        jaxtyping.jaxtyped = shape_checks.jaxtyped
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
