@@ -239,5 +239,5 @@ def _measured_arithmetic() -> dict:
 
     found = json.loads((ROOT / "docs" / "arithmetic.json").read_text())
     names = [n for n in RECIPES if n.partition("/")[0] in ("multiply", "arithmetic")]
-    elsewhere = ("multiply/thinker", "multiply/long")
+    elsewhere = ("multiply/thinker", "multiply/long", "arithmetic/calculator")
     return {name: found.get(name, {}) for name in names if name not in elsewhere}

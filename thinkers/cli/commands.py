@@ -116,16 +116,19 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
         steps = [text if text == "due" else int(text) for text in given]
     num_examples = parse_int("--num_examples", options.num_examples, 1)
     halt = parse_halt(options.halt)
+    tools = None if options.tools is None else parse_tools(options.tools)
     out = None if options.out is None else output_file(options.out, "--out")
     rows = thinkers.evaluate(
         options.folder,
         num_steps=steps,
         num_examples=num_examples,
         halt=halt,
+        tools=tools,
         by_example=halt is not None and out is not None,
         flags=settings,
     )
-    metrics = [name for name in rows[0] if name not in ("num_steps", "oracle", "halt", "examples")]
+    others = ("num_steps", "oracle", "halt", "tools", "examples")
+    metrics = [name for name in rows[0] if name not in others]
     widths = {name: max(9, len(name)) for name in metrics}
     show("steps  " + "  ".join(f"{name:>{widths[name]}}" for name in metrics))
     for row in rows:
@@ -135,7 +138,8 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
         show("due: each example at as many steps as its answers need, known to an oracle alone")
     if out is not None:
         write_file(out, to_json({"scores": {str(r["num_steps"]): r for r in rows}}))
-    warn_of_fall(options.folder, rows, num_examples, settings, halt)
+    asked = {"halt": halt, "tools": tools, "flags": settings}
+    warn_of_fall(options.folder, rows, num_examples, asked)
     return 0
 
 
@@ -143,8 +147,7 @@ def warn_of_fall(
     folder: str,
     rows: list[dict[str, Any]],
     num_examples: int,
-    settings: list[str],
-    halt: Any,
+    asked: dict[str, Any],
 ) -> None:
     """Print a warning if more thinking scores lower and chance does not explain it."""
     from thinkers.evaluation.evaluate import find_fall
@@ -152,7 +155,7 @@ def warn_of_fall(
     steps = sorted({row["num_steps"] for row in rows if row["num_steps"] != "due"})
     fall = None
     if len(steps) > 1:
-        fall = find_fall(folder, steps, num_examples, halt=halt, flags=settings)
+        fall = find_fall(folder, steps, num_examples, **asked)
     if fall is not None:
         loss = fall.loss
         show(
@@ -166,7 +169,7 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
     from thinkers.tasks.text import Text
 
     num_steps = parse_optional("--num_steps", options.num_steps, 0)
-    halt = parse_halt(options.halt)
+    halt, tools = parse_halt(options.halt), parse_tools(options.tools)
     least = {"max_new_tokens": 1, "top_k": 1, "seed": 0, "num_samples": 1}
     own = {name: getattr(options, name) for name in (*least, "temperature", "top_p")}
     own = {
@@ -177,7 +180,9 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
     run = open_with_task(options.folder)
     if isinstance(run[1], Text):
         print_samples(
-            thinkers.stream(run, options.prompt, num_steps=num_steps, halt=halt, **own),
+            thinkers.stream(
+                run, options.prompt, num_steps=num_steps, halt=halt, tools=tools, **own
+            ),
             options.prompt,
         )
     elif own:
@@ -187,7 +192,7 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
             f"leave --{next(iter(own))} out",
         )
     else:
-        show(thinkers.answer(run, options.prompt, num_steps=num_steps, halt=halt))
+        show(thinkers.answer(run, options.prompt, num_steps=num_steps, halt=halt, tools=tools))
     return 0
 
 
@@ -300,7 +305,13 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
             "--prompt TEXT: thoughts are replaced at all steps, whether tokens could halt or not",
             "leave --halt out, or add --prompt",
         )
-    halt = parse_halt(options.halt)
+    if options.tools is not None and options.prompt is None:
+        raise usage_error(
+            "--tools without a prompt",
+            "--prompt TEXT: thoughts are replaced on rows that call the tools of the task",
+            "leave --tools out, or add --prompt",
+        )
+    halt, tools = parse_halt(options.halt), parse_tools(options.tools)
     out = None if options.out is None else output_file(options.out, "--out")
     from thinkers.inspection import page as pages
 
@@ -308,7 +319,8 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
     num_examples = parse_int("--num_examples", options.num_examples or "2000", 2)
     seen = ablation = None
     if options.prompt is not None:
-        seen = thinkers.inspect(options.folder, options.prompt, num_steps, halt=halt)
+        prompt = options.prompt
+        seen = thinkers.inspect(options.folder, prompt, num_steps, halt=halt, tools=tools)
         show("\n".join(pages.inspection_lines(seen)))
     if options.ablate:
         ablation = thinkers.ablate(options.folder, num_steps, num_examples)
@@ -329,6 +341,11 @@ def parse_halt(text: str | None) -> Any:
         raise usage_error(
             f"--halt {text}", "a number in 0 .. 1, or answered", "write such as --halt 0.5"
         ) from None
+
+
+def parse_tools(text: str | None) -> tuple[str, ...]:
+    """Split the names of --tools; "none", or no flag, gives no names."""
+    return () if text is None or text.strip() == "none" else tuple(split_list(text))
 
 
 def parse_int(flag: str, text: str, least: int) -> int:

@@ -89,6 +89,7 @@ def add_evaluate(verbs: Subparsers) -> None:
         help="default: powers of two up to max_steps; due, an oracle: as many as an answer needs",
     )
     add_halt(verb)
+    add_tools(verb, "those that the rows of the task call; none turns them off")
     verb.add_argument("--num_examples", metavar="N", default="2000", help="default: 2000")
     verb.add_argument(
         "--out",
@@ -105,6 +106,7 @@ def add_generate(verbs: Subparsers) -> None:
     verb.add_argument("--prompt", required=True, help='for example "12+34="')
     verb.add_argument("--num_steps", metavar="N", help="thinking steps (default: as trained)")
     add_halt(verb)
+    add_tools(verb, "none")
     sampling = verb.add_argument_group("for a run on text")
     sampling.add_argument("--max_new_tokens", metavar="N", help="default: 200")
     sampling.add_argument("--temperature", type=float, metavar="T", help="default: 0.8")
@@ -176,6 +178,7 @@ def add_inspect(verbs: Subparsers) -> None:
     )
     verb.add_argument("--num_steps", metavar="N", help="thinking steps (default: as trained)")
     add_halt(verb)
+    add_tools(verb, "none")
     verb.add_argument("--num_examples", metavar="N", help="for --ablate (default: 2000)")
     verb.add_argument("--out", metavar="FILE", help="write an HTML page")
     add_import_module(verb)
@@ -197,6 +200,15 @@ def add_halt(verb: argparse.ArgumentParser) -> None:
         metavar="H",
         help="let tokens halt before --num_steps: 0.5, once their gate is above it (models with "
         "halting); answered, at their first answer (step_loss wait)",
+    )
+
+
+def add_tools(verb: argparse.ArgumentParser, default: str) -> None:
+    verb.add_argument(
+        "--tools",
+        metavar="A,B",
+        help="tools that the model may call: calculator, store; what it writes between [ and ] is "
+        f"computed and the result written after it (default: {default})",
     )
 
 

@@ -4,14 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from thinkers.checks import check_int
+from thinkers.errors import usage_error
 from thinkers.evaluation.halting import measure_effort
 from thinkers.evaluation.statistics import Fall, worst_fall
 from thinkers.models.base import Model
 from thinkers.models.halt import Halt, check_halt, halt_option
+from thinkers.models.tools import Tool
 from thinkers.runs.result import RunLike, open_with_task
+from thinkers.tasks.answers import AnswerTask
 from thinkers.tasks.base import Task, check_split, example_groups
 from thinkers.tasks.due import Steps, check_steps_of_task
 from thinkers.tasks.graded_rows import check_no_oracle
+from thinkers.tasks.tools import find_tools
 
 
 def evaluate(
@@ -21,6 +25,7 @@ def evaluate(
     split: str = "test",
     *,
     halt: Halt = None,
+    tools: Sequence[str | Tool] | None = None,
     by_example: bool = False,
     flags: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
@@ -34,15 +39,18 @@ def evaluate(
         num_examples: Held-out examples of each row, the same for all.
         halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`. A row then has `halt`
             and its measured `mean_steps` and `flops_share`: see `thinkers.evaluation.halting`.
+        tools: The tools that the model may call; None means those that the rows of the task call
+            (`Task.scored_with`), and () none. A row then has `tools`, their names.
         by_example: Add `examples` to each row, a list with the numbers of each example.
         flags: Settings of the run's task to change, such as --task.test_path=other.txt.
 
     Raises:
-        UsageError: The model has no task or cannot halt so, the task has no due steps, or there is
-            no such split.
+        UsageError: The model has no task or cannot halt so, the task has no due steps or no such
+            tool, or there is no such split.
     """
     _check(split, num_examples)
     model, task = open_with_task(run, flags=flags)
+    called = _tools_of(task, tools)
     halt = check_halt(model, halt)
     counts = _step_counts(model, num_steps)
     is_judged_so = task.judged_at == "due" and model.config.takes_steps and halt is None
@@ -51,7 +59,19 @@ def evaluate(
     for k in counts:
         check_no_oracle(k, halt)
         check_steps_of_task(k, task.max_due)
-    return [_row(model, task, split, num_examples, k, halt, by_example) for k in counts]
+    return [_row(model, task, split, num_examples, k, halt, called, by_example) for k in counts]
+
+
+def _tools_of(task: Task, tools: Sequence[str | Tool] | None) -> dict[str, Any]:
+    """Return the keyword argument `tools` of `Task.score` if it is set: a task may not take it."""
+    found = find_tools(task, task.scored_with if tools is None else tools)
+    if found and not isinstance(task, AnswerTask):
+        raise usage_error(
+            f"the tool {found[0].name} for the scores of {type(task).__name__}",
+            "a task whose answers are generated, since a tool follows what the model writes",
+            "leave it out; thinkers generate takes it",
+        )
+    return {"tools": tools} if tools is not None and (found or task.scored_with) else {}
 
 
 def _row(
@@ -61,20 +81,25 @@ def _row(
     num_examples: int,
     num_steps: Steps,
     halt: Halt,
+    called: dict[str, Any],
     by_example: bool,
 ) -> dict[str, Any]:
     """Return the row of `evaluate` at one number of steps."""
     row: dict[str, Any] = {"num_steps": num_steps}
+    tools = called.get("tools", task.scored_with)
+    if tools:
+        row["tools"] = [x if isinstance(x, str) else x.name for x in tools]
     if num_steps == "due":
         row["oracle"] = True
-    scores = task.score(model, split, num_examples, num_steps, **halt_option(halt))
+    options = halt_option(halt) | called
+    scores = task.score(model, split, num_examples, num_steps, **options)
     if halt is None or num_steps == "due":
         if by_example:
-            grades = task.grade(model, split, num_examples, num_steps).tolist()
+            grades = task.grade(model, split, num_examples, num_steps, **called).tolist()
             named = [{"row": n, task.primary_metric: x} for n, x in enumerate(grades)]
             scores = {**scores, "examples": named}  # type: ignore[dict-item]
         return row | scores
-    effort = measure_effort(model, task, split, num_examples, num_steps, halt)
+    effort = measure_effort(model, task, split, num_examples, num_steps, halt, called)
     row |= {"halt": halt, **scores}
     row |= {"mean_steps": effort.mean_steps, "flops_share": effort.flops_share}
     if by_example:
@@ -89,6 +114,7 @@ def find_fall(
     split: str = "test",
     *,
     halt: Halt = None,
+    tools: Sequence[str | Tool] | None = None,
     flags: Sequence[str] = (),
 ) -> Fall | None:
     """Return the largest significant loss of score from fewer to more steps; None if there is none.
@@ -103,9 +129,9 @@ def find_fall(
     if task.judged_at == "due":
         return None
     sign = 1 if task.higher_is_better else -1
-    grades = {}
+    options, grades = halt_option(halt) | _tools_of(task, tools), {}
     for k in _step_counts(model, num_steps):
-        grade = task.grade(model, split, num_examples, k, **halt_option(halt)).numpy()
+        grade = task.grade(model, split, num_examples, k, **options).numpy()
         grades[model.check_steps(k)] = sign * grade
     return worst_fall(grades, example_groups(task, split, num_examples, grade))
 

@@ -11,20 +11,29 @@ from torch import Tensor
 from thinkers.checks import check_int
 from thinkers.errors import usage_error
 from thinkers.models.base import Model
-from thinkers.models.generation import check_sampling, ids_below
+from thinkers.models.generation import begin_calls, check_sampling, ids_below
 from thinkers.models.generation import stream as next_tokens
 from thinkers.models.halt import Halt, check_halt, halt_option
+from thinkers.models.tools import Tool, check_tools, cut_results, tools_option
 from thinkers.runs.result import RunLike, open_with_task
 from thinkers.tasks import Task
 from thinkers.tasks.answers import AnswerTask
 from thinkers.tasks.base import Prompt, Response
 from thinkers.tasks.text import Text
+from thinkers.tasks.tools import find_tools
 
 UNFINISHED = " …"
 """Suffix of an answer that was cut off, since it is longer than any right one."""
 
 
-def answer(run: RunLike, prompt: str, num_steps: int | None = None, *, halt: Halt = None) -> str:
+def answer(
+    run: RunLike,
+    prompt: str,
+    num_steps: int | None = None,
+    *,
+    halt: Halt = None,
+    tools: Sequence[str | Tool] = (),
+) -> str:
     """Return the prompt followed by the model's answer, as text of its task.
 
     A prompt may hold the beginning of its answer: `12+34=6` is continued to `12+34=46`, since
@@ -36,20 +45,23 @@ def answer(run: RunLike, prompt: str, num_steps: int | None = None, *, halt: Hal
         num_steps: Thinking steps; None means as many as the prompt asks for itself, such as
             `3:01101001` of automaton, else the model's own number.
         halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
+        tools: Names of tools of the task, or tools: what the model writes between `[` and `]` is
+            computed, and the result is written after it. None is on unless it is named.
 
     Raises:
-        UsageError: The prompt does not fit the task, or leaves no room for its longest answer; or
-            the model cannot halt so.
+        UsageError: The prompt does not fit the task, or leaves no room for its longest answer; the
+            model cannot halt so; or the task has no such tool.
     """
     model, task = open_with_task(run)
     halt = check_halt(model, halt)
+    found = check_tools(model, find_tools(task, tools))
     read, room = fit_prompt(model, task, prompt)
     if room < 1:
         limit = model.config.max_length - 1
         raise usage_error(
             f"a prompt of {len(read.tokens)} tokens", f"at most {limit}", "shorten it"
         )
-    written = respond(model, task, read, room, num_steps, halt).answer
+    written = respond(model, task, read, room, num_steps, halt, found).answer
     is_cut = (
         isinstance(task, AnswerTask)
         and task.max_answer_length() > 1  # an answer of one token has no end token
@@ -94,11 +106,13 @@ def respond(
     room: int,
     num_steps: int | None,
     halt: Halt = None,
+    tools: Sequence[Tool] = (),
 ) -> Response:
     """Return the answer of the model to a prompt, of at most `room` tokens after it."""
     steps = steps_for(model, prompt, num_steps)
-    with torch.no_grad(), ids_below(task.num_output_tokens):
-        return task.respond(model, prompt, room, steps, **halt_option(halt))
+    options = halt_option(halt) | tools_option(tools)
+    with torch.no_grad(), ids_below(task.num_output_tokens), cut_results():
+        return task.respond(model, prompt, room, steps, **options)
 
 
 def steps_for(model: Model, prompt: Prompt, num_steps: int | None) -> int | None:
@@ -125,6 +139,7 @@ def generate(
     seed: int = 0,
     num_samples: int = 1,
     halt: Halt = None,
+    tools: Sequence[str | Tool] = (),
 ) -> list[str]:
     """Return samples of a text that begins with the prompt; the arguments are those of `stream`."""
     pieces = stream(
@@ -138,6 +153,7 @@ def generate(
         seed=seed,
         num_samples=num_samples,
         halt=halt,
+        tools=tools,
     )
     return [prompt + "".join(sample) for sample in zip(*pieces, strict=True)]
 
@@ -154,6 +170,7 @@ def stream(
     seed: int = 0,
     num_samples: int = 1,
     halt: Halt = None,
+    tools: Sequence[str | Tool] = (),
 ) -> Iterator[list[str]]:
     """Yield pieces of samples of a text, by a run on text, as they are generated in one batch.
 
@@ -167,9 +184,11 @@ def stream(
         top_p: Sample from the likeliest tokens that have this probability together.
         seed: Equal seeds give equal samples.
         halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
+        tools: As in `answer`; results count in `max_new_tokens`.
 
     Raises:
-        UsageError: The task is not text, the prompt is empty, or the model cannot halt so.
+        UsageError: The task is not text, the prompt is empty, the model cannot halt so, the text
+            has no such tool, or a result does not fit in `max_new_tokens`.
     """
     for name, value in (("max_new_tokens", max_new_tokens), ("num_samples", num_samples)):
         check_int(name, value, 1)
@@ -186,6 +205,10 @@ def stream(
         "vocab_size": task.vocab_size,
         **halt_option(check_halt(model, halt)),
     }
+    found, lengths = find_tools(task, tools), torch.full_like(rows[:, 0], len(tokens))
+    calls = begin_calls(model, found, rows, lengths, max_new_tokens)
+    if calls is not None:
+        sampling["tools"] = calls  # one for all windows: a call may pass the end of one
     assert task.tokenizer is not None
     token_bytes = task.tokenizer.token_bytes
     # A letter may be several tokens of one byte each: it is held back until it is complete.

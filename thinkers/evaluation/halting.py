@@ -1,7 +1,9 @@
 """Steps that tokens take before they halt, and the arithmetic that this saves, by example."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -67,8 +69,13 @@ def measure_effort(
     num_examples: int,
     num_steps: int | None,
     halt: float | Literal["answered"],
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Effort:
-    """Score a model whose tokens may halt, and measure the steps that they take."""
+    """Score a model whose tokens may halt, and measure the steps that they take.
+
+    Args:
+        options: Further arguments of `Task.graded_rows`.
+    """
     device = next(model.parameters()).device
     first = 0 if task.start_token is None else 1
     count = model.check_steps(num_steps)
@@ -83,7 +90,7 @@ def measure_effort(
 
     grades, tokens, steps, done, full = [], [], [], [], []
     with eval_mode(model):
-        for rows in task.graded_rows(model, split, num_examples, num_steps, halt):
+        for rows in task.graded_rows(model, split, num_examples, num_steps, halt, **options):
             grades.append(rows.grades)
             most = max(1, SCORED_PAIRS // rows.tokens.shape[1] ** 2)
             for some in torch.arange(len(rows.tokens)).split(most):

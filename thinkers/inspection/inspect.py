@@ -1,7 +1,7 @@
 """inspect(run, prompt): predictions, states and attention of each thinking step, as numbers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +16,11 @@ from thinkers.models.base import Model
 from thinkers.models.generation import eval_mode
 from thinkers.models.halt import Halt, check_halt, full_steps, halt_option
 from thinkers.models.positions import option
+from thinkers.models.tools import Tool, check_tools
 from thinkers.nn.tracing import AttentionRecord, record_attention
 from thinkers.runs.result import RunLike, folder_of, open_with_task
 from thinkers.tasks import Task
+from thinkers.tasks.tools import find_tools
 from thinkers.user_paths import output_file
 
 SHOWN = 5
@@ -32,6 +34,7 @@ def inspect(
     out: str | Path | None = None,
     *,
     halt: Halt = None,
+    tools: Sequence[str | Tool] = (),
 ) -> Inspection:
     """Record the thinking steps of a trained model on one prompt; write a page if `out` is given.
 
@@ -40,26 +43,34 @@ def inspect(
         num_steps: Thinking steps; None means those of `answer`.
         out: Path of an HTML page to write; None writes none.
         halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
+        tools: Names of tools that the model may call, or tools, as in `answer`.
 
     Raises:
-        UsageError: The prompt is empty or too long, the task cannot read it, or the model cannot
-            halt so.
+        UsageError: The prompt is empty or too long, the task cannot read it or has no such tool, or
+            the model cannot halt so.
     """
     target = None if out is None else output_file(out)
     model, task = open_with_task(run)
     steps = model.check_steps(steps_for(model, task.read_prompt(prompt), num_steps))
-    seen = inspect_model(model, task, prompt, steps, folder_of(run), check_halt(model, halt))
+    halt, found = check_halt(model, halt), check_tools(model, find_tools(task, tools))
+    seen = inspect_model(model, task, prompt, steps, folder_of(run), halt, found)
     if target is not None:
         write(target, seen)
     return seen
 
 
 def inspect_model(
-    model: Model, task: Task, prompt: str, num_steps: int, run: str = "", halt: Halt = None
+    model: Model,
+    task: Task,
+    prompt: str,
+    num_steps: int,
+    run: str = "",
+    halt: Halt = None,
+    tools: Sequence[Tool] = (),
 ) -> Inspection:
     """Inspect a model, in evaluation mode and without gradient."""
     with eval_mode(model):
-        tokens, prompt_length, answer = _tokens(model, task, prompt, num_steps, halt)
+        tokens, prompt_length, answer = _tokens(model, task, prompt, num_steps, halt, tools)
         row = torch.tensor([tokens], device=next(model.parameters()).device)
         lengths = None if prompt_length is None else torch.full_like(row[:, 0], prompt_length)
         with record_attention() as record:
@@ -108,14 +119,14 @@ def inspect_model(
 
 
 def _tokens(
-    model: Model, task: Task, prompt: str, num_steps: int, halt: Halt
+    model: Model, task: Task, prompt: str, num_steps: int, halt: Halt, tools: Sequence[Tool]
 ) -> tuple[list[int], int | None, str | None]:
     """Return (tokens to inspect, length of the prompt, answer), the last two None for a text."""
     read, room = fit_prompt(model, task, prompt)
     given = read.tokens
     if read.longest is None:
         return given, None, None
-    found = respond(model, task, read, room, num_steps, halt)
+    found = respond(model, task, read, room, num_steps, halt, tools)
     text = answer_text(task, prompt, read.begun, found.answer)
     begins = found.prompt_length
     other = token_with_text(task, given)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -32,6 +32,7 @@ from thinkers.models.halt import Halt, check_halt, full_steps, halt_option
 from thinkers.models.names import MODELS, Name
 from thinkers.models.output_weights import find_output_weights
 from thinkers.models.positions import Positions, option, refuse_positions
+from thinkers.models.tools import Tool, check_tools, tools_option
 from thinkers.models.weights_file import pack
 from thinkers.nn.tracing import Traced
 from thinkers.registry import Configured, check
@@ -232,6 +233,7 @@ class Model(Traced, Configured, nn.Module, ABC):
         positions: Positions | None = None,
         halt: Halt = None,
         return_steps: bool = False,
+        tools: Sequence[Tool] = (),
     ) -> Any:
         """Continue prompts, padded on the left, by `max_new_tokens` tokens each.
 
@@ -246,6 +248,9 @@ class Model(Traced, Configured, nn.Module, ABC):
                 (b, t), called on the tokens so far; or for one new token those of the prompts.
             halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
             return_steps: Also return the steps (b, n) that each new token took, 0 once a row ended.
+            tools: Write the result of each call of these after it: see `thinkers.models.tools`. Its
+                tokens count in `max_new_tokens` and are no stop tokens; their logits and steps are
+                those of the choice that they replace.
         """
         return generate(
             self,
@@ -264,6 +269,7 @@ class Model(Traced, Configured, nn.Module, ABC):
             positions=positions,
             halt=halt,
             return_steps=return_steps,
+            tools=tools,
         )
 
     def answer(
@@ -275,22 +281,24 @@ class Model(Traced, Configured, nn.Module, ABC):
         positions: Positions | None = None,
         halt: Halt = None,
         return_steps: bool = False,
+        tools: Sequence[Tool] = (),
     ) -> Any:
         """Answer prompts, padded on the left, greedily: what tasks score.
 
         A model that is not causal answers with one token, predicted at the end of the prompt.
 
         Args:
-            positions, halt: As in `generate`.
+            positions, halt, tools: As in `generate`.
             return_steps: Return the answers (b, n) and the steps (b, n) that each token took.
         """
         refuse_positions(self, positions)
         check_halt(self, halt)
+        check_tools(self, tools)
         if not self.causal and max_new_tokens == 1:
             answer = classify(self, tokens, prompt_lengths, num_steps)
             steps = full_steps(answer, self.check_steps(num_steps))
             return (answer, steps) if return_steps else answer
-        options = option(positions) | halt_option(halt)
+        options = option(positions) | halt_option(halt) | tools_option(tools)
         out, steps = self.generate(
             tokens, max_new_tokens, num_steps, prompt_lengths, return_steps=True, **options
         )

@@ -1,19 +1,20 @@
 """Generation of tokens by any model, over `prefill`, `extend` and `cache.select`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from thinkers.checks import NOT_CAUSAL, check_ids, check_int, check_lengths, check_shape
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.halt import Halt, check_halt
 from thinkers.models.positions import Positions, refuse_positions
+from thinkers.models.tools import Calls, Tool, check_tools
 from thinkers.models.writers import Cached, Recomputed
 
 
@@ -35,6 +36,7 @@ def generate(
     positions: Positions | None,
     halt: Halt,
     return_steps: bool,
+    tools: Sequence[Tool] = (),
 ) -> Any:
     """Implement `Model.generate`."""
     check_shape("tokens", tokens)
@@ -53,6 +55,7 @@ def generate(
         use_cache=use_cache,
         positions=positions,
         halt=halt,
+        tools=tools,
     )
     (b, t), chosen, kept, taken = tokens.shape, [], [], []
     for new in written:
@@ -87,14 +90,16 @@ class NextTokens:
 
     Args:
         rows: Indices of these rows.
-        logits: The raw logits that the tokens were chosen from.
-        steps: The thinking steps that they took.
+        logits: The raw logits that the tokens were chosen from, or would have been.
+        steps: The thinking steps that these logits took.
+        forced: True for the tokens of a tool's result, which were not chosen; None without tools.
     """
 
     rows: Int[Tensor, " r"]
     tokens: Int[Tensor, " r"]
     logits: Float[Tensor, "r v"]
     steps: Int[Tensor, " r"]
+    forced: Bool[Tensor, " r"] | None = None
 
 
 _vocab_size: ContextVar[int | None] = ContextVar("vocab_size", default=None)
@@ -137,17 +142,22 @@ def stream(
     vocab_size: int | None = None,
     positions: Positions | None = None,
     halt: Halt = None,
+    tools: Sequence[Tool] | Calls = (),
 ) -> Iterator[NextTokens]:
     """Yield the tokens of `Model.generate`, each as soon as it is chosen.
 
     The model stays in evaluation mode until the iterator is exhausted or closed. Only ids below
     `vocab_size` are chosen: `ids_below` would not hold between two tokens.
+
+    Args:
+        tools: As in `Model.generate`; or the calls of rows that are continued.
     """
     if not model.causal:
         raise UsageError(NOT_CAUSAL.format(what="generate"))
     rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
     check_sampling(temperature, top_k, top_p)
     halt = check_halt(model, halt)
+    calls = begin_calls(model, tools, rows, lengths, max_new_tokens)
     positions = continued(model, positions, tokens, lengths, max_new_tokens)
     if stop_token is not None:
         check_int("stop_token", stop_token, 0, model.config.vocab_size - 1, "vocab_size - 1")
@@ -160,17 +170,38 @@ def stream(
         for _ in range(max_new_tokens):
             logits = writer.logits()
             chosen = choose(logits[:, :vocab_size], temperature, top_k, top_p, generator)
-            yield NextTokens(alive, chosen, logits, writer.taken())
+            chosen, forced = (chosen, None) if calls is None else calls.write(chosen)
+            yield NextTokens(alive, chosen, logits, writer.taken(), forced)
             if stop_token is not None:
                 # Rows that ended leave the batch. Their number is read from the device, which is
-                # waited for.
-                kept = (chosen != stop_token).nonzero()[:, 0]
+                # waited for. What a tool writes is data, and ends no row.
+                goes_on = chosen != stop_token
+                kept = (goes_on if forced is None else goes_on | forced).nonzero()[:, 0]
                 if len(kept) < len(alive):
                     alive, chosen = alive[kept], chosen[kept]
                     writer.select(kept)
+                    if calls is not None:
+                        calls.select(kept)
                 if not len(alive):
                     return
             writer.write(chosen)
+
+
+def begin_calls(
+    model: Any,
+    tools: Sequence[Tool] | Calls,
+    rows: Int[Tensor, "b t"],
+    lengths: Int[Tensor, " b"],
+    room: int,
+) -> Calls | None:
+    """Return the calls of left-aligned prompts, to which `room` tokens each will be added."""
+    if isinstance(tools, Calls):
+        return tools
+    tools = check_tools(model, tools)
+    if not tools:
+        return None
+    cut = zip(rows.tolist(), lengths.tolist(), strict=True)
+    return Calls(tools, [row[:length] for row, length in cut], model.config.vocab_size, room)
 
 
 def classify(

@@ -36,6 +36,7 @@ from thinkers.models.thinker_halting import (
 from thinkers.models.thinker_input import read_text, text_input
 from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
 from thinkers.models.thinker_tracing import read_out_attention
+from thinkers.models.tools import Tool, check_tools, tools_option
 from thinkers.nn.latent_noise import Disturb, random_latents, split_keys
 from thinkers.nn.latent_store import LatentStore, Memory
 from thinkers.nn.layers import Head, initialize, swiglu_width
@@ -525,10 +526,15 @@ class Thinker(HaltingModel):
         positions: Positions | None = None,
         halt: Halt = None,
         return_steps: bool = False,
+        tools: Sequence[Tool] = (),
     ) -> Any:
         """Generate greedily; with parallel output, predict all tokens of the answer at once."""
         refuse_positions(self, positions)
         halt = check_halt(self, halt)
+        if check_tools(self, tools) and self.config.output == "parallel":
+            raise UsageError(
+                "tools need output='autoregressive', which writes token by token, got 'parallel'"
+            )
         if self.config.output != "parallel" or max_new_tokens == 0:
             return super().answer(
                 tokens,
@@ -537,6 +543,7 @@ class Thinker(HaltingModel):
                 num_steps,
                 halt=halt,
                 return_steps=return_steps,
+                **tools_option(tools),
             )
         rows, lengths, steps = check_call(self, tokens, max_new_tokens, num_steps, prompt_lengths)
         sizes = rows.shape[1], max_new_tokens

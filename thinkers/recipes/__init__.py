@@ -58,6 +58,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "arithmetic/free": arithmetic.arithmetic_free,
         "arithmetic/written": arithmetic.arithmetic_written,
         "arithmetic/written_decoder": arithmetic.arithmetic_written_decoder,
+        "arithmetic/calculator": arithmetic.arithmetic_calculator,
         "factorise/thinker": numbers.factorise_thinker,
         "shakespeare/decoder": text.decoder,
         "shakespeare/looped": text.looped,

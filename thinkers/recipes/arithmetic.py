@@ -144,6 +144,11 @@ def arithmetic_written_decoder() -> Config:
     return _decoder(replace(CHAINS, scratch=True), 6130)
 
 
+def arithmetic_calculator() -> Config:
+    """Compute chains of two operators with a calculator that is called for each product."""
+    return _written(replace(CHAINS, calculator=True, product_share=None), 2000)
+
+
 def _lessons(num_updates: int) -> Training:
     return training_settings(num_updates, lr=3e-3, batch_size=64)
 

@@ -1,7 +1,7 @@
 """Tasks of prompts with one right answer: batches, and the scores `exact` and `per_token`."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,10 +16,12 @@ from thinkers.models.batch import Batch
 from thinkers.models.generation import eval_mode, ids_below
 from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import Positions, option, refuse_positions
+from thinkers.models.tools import Tool, cut_results, tools_option
 from thinkers.prng import Rng, mix_int, row_keys
 from thinkers.tasks.base import IGNORED, Prompt, Task, check_batch, split_of_hash
 from thinkers.tasks.due import Steps, step_groups
 from thinkers.tasks.graded_rows import GradedRows, check_no_oracle, with_answers
+from thinkers.tasks.tools import find_tools
 
 SCORING_ROWS = 500
 """Examples of one batch when a model is scored."""
@@ -161,14 +163,19 @@ class AnswerTask(Task):
         num_examples: int = 2000,
         num_steps: Steps = None,
         halt: Halt = None,
+        tools: Sequence[str | Tool] | None = None,
     ) -> dict[str, float]:
         """Return the shares of answers (`exact`) and of answer tokens (`per_token`) that are right.
 
         Both include the end token: `exact` counts an answer only if it also ends at the right
         place.
+
+        Args:
+            tools: The tools that the model may call; None means `scored_with`.
         """
         exact, right, graded = [], 0, 0
-        for predicted, truth in self._answers(model, split, num_examples, num_steps, halt):
+        given = model, split, num_examples, num_steps, halt, tools
+        for predicted, truth in self._answers(*given):
             exact.append(self.is_exact(predicted, truth))
             right += int(((predicted == truth) & (truth != IGNORED)).sum())
             graded += int((truth != IGNORED).sum())
@@ -181,16 +188,23 @@ class AnswerTask(Task):
         num_examples: int = 2000,
         num_steps: Steps = None,
         halt: Halt = None,
+        tools: Sequence[str | Tool] | None = None,
     ) -> Float[Tensor, " n"]:
         """Return 1 for each answer that is right to its end token, 0 for the others."""
-        found = self._answers(model, split, num_examples, num_steps, halt)
+        found = self._answers(model, split, num_examples, num_steps, halt, tools)
         return torch.cat([self.is_exact(predicted, truth) for predicted, truth in found]).double()
 
     def graded_rows(
-        self, model: Any, split: str, num_examples: int, num_steps: Steps, halt: Halt = None
+        self,
+        model: Any,
+        split: str,
+        num_examples: int,
+        num_steps: Steps,
+        halt: Halt = None,
+        tools: Sequence[str | Tool] | None = None,
     ) -> Iterator[GradedRows]:
         batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
-        answers = self._answers(model, split, num_examples, num_steps, halt)
+        answers = self._answers(model, split, num_examples, num_steps, halt, tools)
         end = self.end_token if self.max_answer_length() > 1 else None
         for batch, (predicted, truth) in zip(batches, answers, strict=True):
             tokens, lengths = with_answers(batch, predicted, end)
@@ -210,12 +224,22 @@ class AnswerTask(Task):
         num_examples: int,
         num_steps: Steps,
         halt: Halt = None,
+        tools: Sequence[str | Tool] | None = None,
     ) -> Iterator[tuple[Int[Tensor, "n a"], Int[Tensor, "n a"]]]:
         """Yield the answers of the model to held-out prompts, and the right ones."""
         batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
         length, choices = self.max_answer_length(), self.num_output_tokens
+        names = self.scored_with if tools is None else tools
+        find_tools(self, names)  # a wrong name is refused before anything is computed
         return generated_answers(
-            model, batches, length, choices, num_steps, self.positions, halt=halt
+            model,
+            batches,
+            length,
+            choices,
+            num_steps,
+            self.positions,
+            halt=halt,
+            tools=lambda rows: find_tools(self, names, rows.keys),
         )
 
     def groups(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
@@ -259,6 +283,7 @@ def generated_answers(
     positions: Positions | None = None,
     *,
     halt: Halt = None,
+    tools: Callable[[Batch], Sequence[Tool]] = lambda rows: (),
 ) -> Iterator[tuple[Int[Tensor, "b n"], Int[Tensor, "b n"]]]:
     """Yield for each batch the answers of `model` and the right ones, -100 after their end.
 
@@ -268,10 +293,11 @@ def generated_answers(
         vocab_size: The model chooses among the ids below.
         positions: Coupled positions of tokens, `Task.positions`.
         halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
+        tools: Returns the tools that the rows of a batch may call.
     """
     check_no_oracle(num_steps, halt)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with eval_mode(model), ids_below(vocab_size):
+    with eval_mode(model), ids_below(vocab_size), cut_results():
         for batch in batches:
             truth = true_answers(batch, max_new_tokens)
             predicted = torch.full_like(truth, IGNORED)
@@ -286,6 +312,7 @@ def generated_answers(
                         num_steps=steps,
                         **option(positions),
                         **halt_option(halt),
+                        **tools_option(tools(some)),
                     ).cpu()
             yield predicted, truth
 

@@ -9,6 +9,7 @@ from thinkers.checks import added, check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.prng import Draws
 from thinkers.tasks import bigint
+from thinkers.tasks.calculator_task import CalculatorTask
 from thinkers.tasks.intermediate_results import (
     MOST_OPERATORS,
     Place,
@@ -22,6 +23,7 @@ from thinkers.tasks.number_task import Questions, TokenBlocks
 from thinkers.tasks.number_tokens import MINUS, PLUS, SYMBOL_TOKENS, TIMES
 from thinkers.tasks.operand_task import LONGEST, OperandTask
 from thinkers.tasks.padded_task import PaddedTask
+from thinkers.tasks.tools import LONGEST_OPERAND
 from thinkers.tasks.worked_task import WorkedTask
 
 SHARES = 1 << 16
@@ -181,11 +183,11 @@ class Multiply(WorkedTask, PaddedTask, OperandTask):
         return least**2, most**2
 
 
-class Arithmetic(WorkedTask, OperandTask):
+class Arithmetic(CalculatorTask):
     """Evaluate a chain of + - *, products first: `12-3*45=-123`."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(WorkedTask.Config, OperandTask.Config):
+    class Config(CalculatorTask.Config):
         max_digits: int = 2
         min_operators: int = 1
         """Every number of operators is equally likely, and so is each operator."""
@@ -207,6 +209,17 @@ class Arithmetic(WorkedTask, OperandTask):
                 raise UsageError(
                     "product_share must be above 0 and below 1, and operators must be * and "
                     f"others, got {share} and {self.operators!r}"
+                )
+            if self.calculator and "*" not in given:
+                raise UsageError(
+                    "operators must have * with calculator, which computes products, got "
+                    f"{self.operators!r}"
+                )
+            if self.calculator and self.max_digits * (self.max_operators + 1) > LONGEST_OPERAND:
+                raise UsageError(
+                    "max_digits of all operands together must be at most "
+                    f"{LONGEST_OPERAND} with calculator, got {self.max_digits} of "
+                    f"{self.max_operators + 1} operands"
                 )
             worked = self.scratch or self.registers
             if worked and self.max_operators > MOST_OPERATORS:

@@ -1,7 +1,7 @@
 """The contract of a task: batches, scores, text and tokens; and which examples are held out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from thinkers.models.batch import IGNORED as IGNORED
 from thinkers.models.batch import Batch
 from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import option
+from thinkers.models.tools import Tool, tools_option
 from thinkers.prng import hash_integers
 from thinkers.registry import Configured
 from thinkers.tasks.due import Steps
@@ -93,6 +94,12 @@ class Task(Configured, ABC):
     """The first token of every row, added by `encode` and dropped by `decode`; None for rows that
     begin with their text. Without one, attention over equal leading tokens averages equal values:
     a model without absolute positions cannot distinguish `11+` from `111+`."""
+
+    tools: tuple[str, ...] = ()
+    """The names of the tools that it has: see `tool`."""
+    scored_with: tuple[str, ...] = ()
+    """Those that its rows call: `score`, `grade` and `evaluate` let the model call them, unless
+    others are named. Nothing else calls a tool that was not named."""
 
     def __init__(self, config: Any = None, seed: int = 0):
         self.config = self.Config() if config is None else self.own_config(config)
@@ -204,14 +211,24 @@ class Task(Configured, ABC):
         room: int,
         num_steps: int | None = None,
         halt: Halt = None,
+        tools: Sequence[Tool] = (),
     ) -> Response:
         """Let the model answer a prompt, here by `room` tokens generated after it."""
         device = next(model.parameters()).device
         row = torch.tensor([prompt.tokens], device=device)
         lengths = torch.tensor([len(prompt.tokens)], device=device)
-        given = option(self.positions) | halt_option(halt)
+        given = option(self.positions) | halt_option(halt) | tools_option(tools)
         answer = model.answer(row, lengths, room, num_steps=num_steps, **given)[0].tolist()
         return Response(answer, prompt.tokens + answer, len(prompt.tokens))
+
+    def tool(self, name: str, keys: Int[Tensor, " b"] | None = None) -> Tool:
+        """Return the tool of this name, one of `tools`.
+
+        Args:
+            keys: The keys of the rows that will call it, `Batch.keys`, where what it gives depends
+                on the row; None for rows that are no examples of the task.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no tools")
 
     def max_answer_length(self) -> int | None:
         """Return the most tokens of an answer, end token included; None for open-ended text."""

@@ -380,7 +380,8 @@ class NumberTask(CurriculumTask):
 
     def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
         """Return the text of `tokens`, up to the end token, without start tokens and padding."""
-        return number_tokens.decode(tokens, reverse=self.least_significant_first)
+        reverse, limit = self.least_significant_first, self.num_output_tokens
+        return number_tokens.decode(tokens, reverse=reverse, vocab_size=limit)
 
 
 def _left_align(parts: TokenBlocks, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,10 @@ BASE = 24
 START = BASE + 17
 """First token of every row."""
 VOCAB_SIZE = START + 1
+OPEN, CLOSE = VOCAB_SIZE, VOCAB_SIZE + 1
+"""Around a call of a tool, in tasks that have one; others have no such tokens."""
 SYMBOL_TOKENS = {"+": PLUS, "-": MINUS, "*": TIMES, "^": POWER, "=": EQUALS, ",": COMMA, "_": BLANK}
+SYMBOL_TOKENS |= {"[": OPEN, "]": CLOSE}
 
 _TEXT = dict(enumerate(DIGITS)) | {token: x for x, token in SYMBOL_TOKENS.items()} | {NEGATIVE: "-"}
 _RUN = re.compile(f"[{DIGITS}_]+")
@@ -106,22 +109,24 @@ def _with_blanks(body: str, width: int, reverse: bool) -> str:
     return wide + equals + answer
 
 
-def decode(tokens: Iterable[int] | Int[Tensor, " t"], *, reverse: bool) -> str:
+def decode(
+    tokens: Iterable[int] | Int[Tensor, " t"], *, reverse: bool, vocab_size: int = VOCAB_SIZE
+) -> str:
     """Return the text of `tokens`, up to the end token, without start tokens and padding."""
     bases, body = [], ""
     for position, token in enumerate(int(token) for token in tokens):
-        if not 0 <= token < VOCAB_SIZE:
-            raise UsageError(f"token {position} must be in 0 .. {VOCAB_SIZE - 1}, got {token}")
+        if not 0 <= token < vocab_size:
+            raise UsageError(f"token {position} must be in 0 .. {vocab_size - 1}, got {token}")
         if token == END:
             break
         if token in (START, PAD):
             continue
-        if token > PAD and not body:
-            bases.append(str(token - BASE))
-        elif token > PAD:
-            body += f"<{token - BASE}>"  # a base in an answer is wrong: it is shown at its place
-        else:
+        if token in _TEXT:
             body += _TEXT[token]
+        elif token > PAD and not body:
+            bases.append(str(token - BASE))
+        else:
+            body += f"<{token - BASE}>"  # a base in an answer is wrong: it is shown at its place
     head = ">".join(bases) + ":" if bases else ""
     return head + (_reverse_runs(body) if reverse else body)
 

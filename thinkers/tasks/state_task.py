@@ -6,7 +6,7 @@ are made while a small model waits for them.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -21,11 +21,13 @@ from thinkers.models.batch import Batch
 from thinkers.models.generation import choosable, eval_mode, ids_below
 from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import option
+from thinkers.models.tools import Tool
 from thinkers.prng import Draws, constants, mix, row_keys
 from thinkers.tasks.answers import SCORING_ROWS, AnswerTask
 from thinkers.tasks.base import IGNORED, SPLITS, Prompt, Response, check_batch, splits_of_hashes
 from thinkers.tasks.due import Steps, check_steps_of_task, step_groups
 from thinkers.tasks.graded_rows import GradedRows, check_no_oracle
+from thinkers.tasks.tools import refuse_tools
 
 BLOCK_ROWS = 1 << 11
 """Training rows that are drawn at once."""
@@ -214,8 +216,15 @@ class StateTask(AnswerTask):
             yield batch, (predicted == batch.targets) & (batch.targets != IGNORED)
 
     def graded_rows(
-        self, model: Any, split: str, num_examples: int, num_steps: Steps, halt: Halt = None
+        self,
+        model: Any,
+        split: str,
+        num_examples: int,
+        num_steps: Steps,
+        halt: Halt = None,
+        tools: Sequence[str | Tool] | None = None,
     ) -> Iterator[GradedRows]:
+        refuse_tools(self, tools)
         for batch, predicted in self._predicted(model, split, num_examples, num_steps, halt):
             right = (predicted == batch.targets) & (batch.targets != IGNORED)
             grades, tokens = self._exact(batch, right).double(), self.read_by(batch, predicted)
@@ -229,6 +238,7 @@ class StateTask(AnswerTask):
         num_examples: int = 2000,
         num_steps: Steps = None,
         halt: Halt = None,
+        tools: Sequence[str | Tool] | None = None,
     ) -> dict[str, float]:
         """Return the shares of rows (`exact`) and of graded positions (`per_token`) that are right.
 
@@ -236,6 +246,7 @@ class StateTask(AnswerTask):
             num_steps: "due" evaluates each row at its largest due step: see `step_groups`.
             halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
         """
+        refuse_tools(self, tools)
         exact, right, graded = [], 0, 0
         for batch, is_right in self.graded(model, split, num_examples, num_steps, halt):
             exact.append(self._exact(batch, is_right))
@@ -250,8 +261,10 @@ class StateTask(AnswerTask):
         num_examples: int = 2000,
         num_steps: Steps = None,
         halt: Halt = None,
+        tools: Sequence[str | Tool] | None = None,
     ) -> Float[Tensor, " n"]:
         """Return 1 for each row that is right, 0 for the others."""
+        refuse_tools(self, tools)
         found = self.graded(model, split, num_examples, num_steps, halt)
         return torch.cat([self._exact(batch, is_right) for batch, is_right in found]).double()
 
@@ -323,8 +336,10 @@ class StateTask(AnswerTask):
         room: int,
         num_steps: int | None = None,
         halt: Halt = None,
+        tools: Sequence[Tool] = (),
     ) -> Response:
         """Answer a prompt at the positions of its own inputs, by one forward pass."""
+        refuse_tools(self, tools)
         device = next(model.parameters()).device
         row = torch.tensor([prompt.tokens], device=device)
         ends = torch.tensor([row.shape[1]], device=device)

@@ -18,11 +18,13 @@ from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.generation import Cached, check_call, choosable
 from thinkers.models.halt import Halt, check_halt
+from thinkers.models.tools import Tool
 from thinkers.prng import Draws, constants, mix
 from thinkers.tasks.answers import AnswerTask
 from thinkers.tasks.base import IGNORED, Prompt, Response
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.state_task import BLOCK_ROWS, LONGEST, Layout, StateTask, checked
+from thinkers.tasks.tools import refuse_tools
 
 
 class Cups(StateTask):
@@ -214,8 +216,10 @@ class Cups(StateTask):
         room: int,
         num_steps: int | None = None,
         halt: Halt = None,
+        tools: Sequence[Tool] = (),
     ) -> Response:
         """Answer with the cup after the last swap, after writing all states if they are written."""
+        refuse_tools(self, tools)
         if not self.config.written:
             return AnswerTask.respond(self, model, prompt, room, num_steps, halt)
         swaps = prompt.tokens[1:]

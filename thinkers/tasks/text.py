@@ -26,11 +26,13 @@ from thinkers.errors import DataError, UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.generation import eval_mode
 from thinkers.models.halt import Halt, halt_option
+from thinkers.models.tools import Tool
 from thinkers.prng import GOLDEN, mix, row_keys
 from thinkers.strict_json import Schema
 from thinkers.tasks.base import SPLITS, Task, check_batch, check_split
 from thinkers.tasks.due import Steps, check_steps_of_task
 from thinkers.tasks.graded_rows import GradedRows
+from thinkers.tasks.tools import calculator_of_text, writes_calls
 from thinkers.tasks.vocabulary_file import VOCABULARY_FILE, load_vocabulary, save_vocabulary
 
 SCORING_TOKENS = 4096
@@ -131,6 +133,8 @@ class Text(Task):
                 self.tokens(split)  # a missing or too short text fails here, not in training
         fewest = MIN_VOCAB_SIZE[self.config.vocabulary]
         self.vocab_size = len(self.tokenizer) if self.tokenizer is not None else fewest
+        if self.tokenizer is not None and writes_calls(self.tokenizer):
+            self.tools = ("calculator",)
 
     # the text
 
@@ -278,6 +282,10 @@ class Text(Task):
                 logits = logits.float() if logits.dtype.itemsize < 4 else logits
                 losses = F.cross_entropy(logits.mT, rows[:, 1:].to(device), reduction="none")
                 yield rows, losses.double().sum(1).cpu()
+
+    def tool(self, name: str, keys: Int[Tensor, " b"] | None = None) -> Tool:
+        assert self.tokenizer is not None
+        return calculator_of_text(self.tokenizer)
 
     def check(self, model: Any) -> None:
         if not model.causal:

@@ -174,7 +174,7 @@ class WorkedTask(NumberTask):
         if not self.config.scratch:
             return super().is_exact(predicted, truth)
         pairs = zip(predicted.tolist(), truth.tolist(), strict=True)
-        return torch.tensor([_last_part(ours) == _last_part(right) for ours, right in pairs])
+        return torch.tensor([last_part(ours) == last_part(right) for ours, right in pairs])
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text as `NumberTask.encode`; registers follow the `=`."""
@@ -229,7 +229,7 @@ class WorkedTask(NumberTask):
                 )
 
 
-def _last_part(answer: Sequence[int]) -> list[int]:
+def last_part(answer: Sequence[int]) -> list[int]:
     """Return the tokens after the last comma, up to the end token."""
     row = list(answer)
     row = row[: row.index(END) + 1] if END in row else row
