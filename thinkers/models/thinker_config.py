@@ -1,0 +1,109 @@
+"""Settings of a Thinker."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from thinkers.checks import added, check_int
+from thinkers.errors import UsageError
+from thinkers.models.step_loss import StepLossConfig
+from thinkers.nn.processor import SelfAttention
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinkerConfig(StepLossConfig):
+    """Settings of a Thinker; `num_layers` is the depth of the block."""
+
+    variant: Literal["modern", "published"] = "modern"
+    """published: no norm on memory, stored input positions, and output queries that attend to
+    each other in both directions, so that nothing can be generated token by token."""
+
+    num_latents: int = 8
+    section: int = 16
+    """Tokens of a section, at whose end the latents think."""
+    mixing: int = added(0)
+    """Width of a causal depth-wise convolution over the text that is read; 0 means none."""
+    num_input_layers: int = added(0)
+    """Causal layers that this text passes before it is projected into memory."""
+    read_steps: int | None = None
+    """Number of steps after the first that read the input again; None means all."""
+    memory_steps: int | None = None
+    """Number of latest latents in memory; None means all, 0 only input and knowledge."""
+    num_knowledge: int = 0
+    """Learned vectors in the memory of every step except the first."""
+    output: Literal["autoregressive", "parallel"] = "autoregressive"
+    """autoregressive: an output query carries the token before it; parallel: it does not."""
+    output_steps: int = 1
+    """Number of times that the output queries go through the block."""
+    num_probes: int = 0
+    """Linear scalars of every output state, in `extra["probes"]`."""
+    self_attention: SelfAttention = "plain"
+    rank: int | None = None
+    """Rank of the attention projections of the block; None means full."""
+    hidden: int | None = None
+    """Hidden size of the feed-forwards; None means 8/3 of dim."""
+    max_latents: int | None = None
+    """Rows of the table of learned latents; None means num_latents."""
+    max_inputs: int | None = None
+    """Rows of the table of input positions; None means max_length."""
+    max_outputs: int | None = None
+    """Rows of the table of output queries; None means the larger of max_length and section."""
+    step_weights: Sequence[float] = ()
+    """Weights of the steps in step_loss every; the last is repeated; () means equal weights."""
+    backprop_steps: int | None = None
+    """Number of steps that gradients flow through; None means all."""
+    random_latents: bool = False
+    """In training, start from random latents with the learned ones' mean and standard
+    deviation."""
+    add_latents: int = 0
+    """In training, number of random latents added to the others."""
+    noise: float = 0.0
+    """In training, standard deviation of the noise on latents between steps."""
+    drop: float = 0.0
+    """In training, probability that a latent is set to zero between steps."""
+    replace: float = 0.0
+    """In training, probability that a latent is replaced by noise between steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant == "published":
+            unused = ("tie_head", "mixing", "num_input_layers")
+            self.refuse_unused(unused, "variant is published")
+        lowest = {"num_latents": 1, "section": 1, "output_steps": 1}
+        lowest |= {"num_knowledge": 0, "num_probes": 0, "add_latents": 0}
+        lowest |= {"mixing": 0, "num_input_layers": 0}
+        optional = {"rank": 1, "hidden": 1, "backprop_steps": 1, "max_inputs": 1}
+        optional |= {"read_steps": 0, "memory_steps": 0}
+        optional |= {"max_latents": self.num_latents, "max_outputs": self.section}
+        lowest |= {name: n for name, n in optional.items() if getattr(self, name) is not None}
+        for name, least in lowest.items():
+            check_int(name, getattr(self, name), least)
+        rereads = self.read_steps is None or self.read_steps >= (self.max_steps or 0)
+        if self.memory_steps == 0 and not (rereads or self.num_knowledge):
+            raise UsageError(
+                "memory_steps is 0, and a step after read_steps would have nothing to read; "
+                "set memory_steps >= 1, num_knowledge >= 1 or read_steps >= max_steps"
+            )
+        for name in ("drop", "replace"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} must be in 0 .. 1, got {getattr(self, name)}")
+        if not 0 <= self.noise < float("inf"):
+            raise UsageError(f"noise must be at least 0 and finite, got {self.noise}")
+        if self.variant == "published" and self.output != "parallel":
+            raise UsageError(
+                f"variant published needs output='parallel', got output={self.output!r}"
+            )
+        if self.backprop_steps and self.halting:
+            raise UsageError(
+                "backprop_steps must be None with halting, which grades several steps, got "
+                f"{self.backprop_steps}"
+            )
+        weights = tuple(self.step_weights)
+        object.__setattr__(self, "step_weights", weights)
+        if any(not 0 <= w < float("inf") for w in weights) or (weights and not weights[-1]):
+            raise UsageError(
+                "step_weights must be at least 0 and finite, and the last one above 0, "
+                f"got {weights}"
+            )
+        if self.step_loss != "every":
+            self.refuse_unused(("step_weights",), f"step_loss is {self.step_loss}")
