@@ -95,6 +95,14 @@ def resume(options: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def reinforce(options: argparse.Namespace, settings: list[str]) -> int:
+    run = thinkers.reinforce(
+        options.folder, out=options.out, flags=settings, tracking=options.tracking
+    )
+    print_run(run)
+    return 0
+
+
 def print_run(run: Any) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
@@ -124,10 +132,11 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
         num_examples=num_examples,
         halt=halt,
         tools=tools,
-        by_example=halt is not None and out is not None,
+        policy=options.policy,
+        by_example=(halt is not None or options.policy) and out is not None,
         flags=settings,
     )
-    others = ("num_steps", "oracle", "halt", "tools", "examples")
+    others = ("num_steps", "oracle", "halt", "policy", "tools", "examples")
     metrics = [name for name in rows[0] if name not in others]
     widths = {name: max(9, len(name)) for name in metrics}
     show("steps  " + "  ".join(f"{name:>{widths[name]}}" for name in metrics))
@@ -138,7 +147,7 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
         show("due: each example at as many steps as its answers need, known to an oracle alone")
     if out is not None:
         write_file(out, to_json({"scores": {str(r["num_steps"]): r for r in rows}}))
-    asked = {"halt": halt, "tools": tools, "flags": settings}
+    asked = {"halt": halt, "policy": options.policy, "tools": tools, "flags": settings}
     warn_of_fall(options.folder, rows, num_examples, asked)
     return 0
 
@@ -169,7 +178,7 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
     from thinkers.tasks.text import Text
 
     num_steps = parse_optional("--num_steps", options.num_steps, 0)
-    halt, tools = parse_halt(options.halt), parse_tools(options.tools)
+    rule = parse_rule(options)
     least = {"max_new_tokens": 1, "top_k": 1, "seed": 0, "num_samples": 1}
     own = {name: getattr(options, name) for name in (*least, "temperature", "top_p")}
     own = {
@@ -180,9 +189,7 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
     run = open_with_task(options.folder)
     if isinstance(run[1], Text):
         print_samples(
-            thinkers.stream(
-                run, options.prompt, num_steps=num_steps, halt=halt, tools=tools, **own
-            ),
+            thinkers.stream(run, options.prompt, num_steps=num_steps, **rule, **own),
             options.prompt,
         )
     elif own:
@@ -192,7 +199,7 @@ def generate(options: argparse.Namespace, settings: list[str]) -> int:
             f"leave --{next(iter(own))} out",
         )
     else:
-        show(thinkers.answer(run, options.prompt, num_steps=num_steps, halt=halt, tools=tools))
+        show(thinkers.answer(run, options.prompt, num_steps=num_steps, **rule))
     return 0
 
 
@@ -299,11 +306,12 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
             "--ablate, which uses held-out examples",
             "leave --num_examples out, or add --ablate",
         )
-    if options.halt is not None and options.prompt is None:
+    if options.prompt is None and (options.halt is not None or options.policy):
+        flag = "--policy" if options.policy else "--halt"
         raise usage_error(
-            "--halt without a prompt",
+            f"{flag} without a prompt",
             "--prompt TEXT: thoughts are replaced at all steps, whether tokens could halt or not",
-            "leave --halt out, or add --prompt",
+            f"leave {flag} out, or add --prompt",
         )
     if options.tools is not None and options.prompt is None:
         raise usage_error(
@@ -311,7 +319,7 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
             "--prompt TEXT: thoughts are replaced on rows that call the tools of the task",
             "leave --tools out, or add --prompt",
         )
-    halt, tools = parse_halt(options.halt), parse_tools(options.tools)
+    rule = parse_rule(options)
     out = None if options.out is None else output_file(options.out, "--out")
     from thinkers.inspection import page as pages
 
@@ -319,8 +327,7 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
     num_examples = parse_int("--num_examples", options.num_examples or "2000", 2)
     seen = ablation = None
     if options.prompt is not None:
-        prompt = options.prompt
-        seen = thinkers.inspect(options.folder, prompt, num_steps, halt=halt, tools=tools)
+        seen = thinkers.inspect(options.folder, options.prompt, num_steps, **rule)
         show("\n".join(pages.inspection_lines(seen)))
     if options.ablate:
         ablation = thinkers.ablate(options.folder, num_steps, num_examples)
@@ -329,6 +336,15 @@ def inspect(options: argparse.Namespace, settings: list[str]) -> int:
         pages.write(out, seen, ablation)
         show(f"report {out}")
     return 0
+
+
+def parse_rule(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of --halt, --policy and --tools."""
+    return {
+        "halt": parse_halt(options.halt),
+        "policy": options.policy,
+        "tools": parse_tools(options.tools),
+    }
 
 
 def parse_halt(text: str | None) -> Any:

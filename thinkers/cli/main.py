@@ -31,7 +31,12 @@ from thinkers.terminal import one_line, show
 
 SWITCHES = ("print_config", "dry_run", "debug", "help", "version", "ablate")
 PATHS = ("out", "config", "resume", "import_module", "init_from")
-SETTINGS_OF = {commands.train: "--", commands.compare: "--", commands.evaluate: "--task."}
+SETTINGS_OF = {
+    commands.train: "--",
+    commands.reinforce: "--",
+    commands.compare: "--",
+    commands.evaluate: "--task.",
+}
 """{command: prefix of the settings that it takes}; the others take none."""
 
 

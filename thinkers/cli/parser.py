@@ -27,6 +27,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     add_train(verbs)
     add_evaluate(verbs)
     add_generate(verbs)
+    add_reinforce(verbs)
     add_reproduce(verbs)
     add_compare(verbs)
     add_inspect(verbs)
@@ -90,6 +91,7 @@ def add_evaluate(verbs: Subparsers) -> None:
     )
     add_halt(verb)
     add_tools(verb, "those that the rows of the task call; none turns them off")
+    add_policy(verb)
     verb.add_argument("--num_examples", metavar="N", default="2000", help="default: 2000")
     verb.add_argument(
         "--out",
@@ -107,6 +109,7 @@ def add_generate(verbs: Subparsers) -> None:
     verb.add_argument("--num_steps", metavar="N", help="thinking steps (default: as trained)")
     add_halt(verb)
     add_tools(verb, "none")
+    add_policy(verb)
     sampling = verb.add_argument_group("for a run on text")
     sampling.add_argument("--max_new_tokens", metavar="N", help="default: 200")
     sampling.add_argument("--temperature", type=float, metavar="T", help="default: 0.8")
@@ -121,6 +124,20 @@ def add_generate(verbs: Subparsers) -> None:
     sampling.add_argument("--num_samples", metavar="N", help="texts to sample, in one batch")
     add_import_module(verb)
     verb.set_defaults(run=commands.generate)
+
+
+def add_reinforce(verbs: Subparsers) -> None:
+    verb = verbs.add_parser(
+        "reinforce",
+        help="train a policy that chooses the next block, and its model, in turn",
+        description="RUN is of a thinker with --model.policy true. Settings are flags: "
+        "--reinforce.cost_weight 0.5 --training.lr 1e-3. thinkers train --resume DIR continues it.",
+    )
+    verb.add_argument("folder", metavar="RUN")
+    verb.add_argument("--out", metavar="DIR", required=True, help="the new run folder")
+    verb.add_argument("--tracking", metavar="NAME", help="mlflow, tensorboard or one of yours")
+    add_import_module(verb)
+    verb.set_defaults(run=commands.reinforce)
 
 
 def add_reproduce(verbs: Subparsers) -> None:
@@ -179,6 +196,7 @@ def add_inspect(verbs: Subparsers) -> None:
     verb.add_argument("--num_steps", metavar="N", help="thinking steps (default: as trained)")
     add_halt(verb)
     add_tools(verb, "none")
+    add_policy(verb)
     verb.add_argument("--num_examples", metavar="N", help="for --ablate (default: 2000)")
     verb.add_argument("--out", metavar="FILE", help="write an HTML page")
     add_import_module(verb)
@@ -209,6 +227,14 @@ def add_tools(verb: argparse.ArgumentParser, default: str) -> None:
         metavar="A,B",
         help="tools that the model may call: calculator, store; what it writes between [ and ] is "
         f"computed and the result written after it (default: {default})",
+    )
+
+
+def add_policy(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--policy",
+        action="store_true",
+        help="let the model choose its blocks (after thinkers reinforce)",
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkers import checks, models, tasks
+from thinkers.config.reinforce import Reinforce
 from thinkers.config.training import Training
 from thinkers.errors import FormatError, UsageError, nearest, usage_error
 from thinkers.models import MODELS, Model
@@ -16,6 +17,7 @@ from thinkers.registry import class_named, name_of_config
 from thinkers.tasks import TASKS, Task
 
 PARTS = ("model", "task", "training")
+OPTIONAL_PART = "reinforce"
 TASK_SIZES = {"vocab_size": "vocabulary", "max_length": "longest row"}
 """{model setting that follows the task if it is None: the property of the task that it holds}."""
 STEP_SETTINGS = ("num_steps", "max_steps")
@@ -34,12 +36,19 @@ class Config:
         model: The `Config` of a class in MODELS; sizes that are None follow the task.
         task: The `Config` of a class in TASKS.
         recipe: The name in RECIPES that it came from; empty for none.
+        reinforce: Training of a policy in turn with the model; None trains the model alone.
     """
 
     model: Any
     task: Any
     training: Training
     recipe: str = ""
+    reinforce: Reinforce | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the groups of settings."""
+        return PARTS if self.reinforce is None else (*PARTS, OPTIONAL_PART)
 
     @classmethod
     def fit(cls, model: type[Model], task: Any, training: Training, **settings: Any) -> "Config":
@@ -55,6 +64,8 @@ class Config:
             | dataclasses.asdict(self.task),
             "training": dataclasses.asdict(self.training),
         }
+        if self.reinforce is not None:
+            parts[OPTIONAL_PART] = dataclasses.asdict(self.reinforce)
         # The round trip turns tuples into lists, so that the result equals the one read from a
         # file.
         return json.loads(json.dumps({"recipe": self.recipe} | parts))
@@ -62,16 +73,22 @@ class Config:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Config":
         """Return the configuration that `to_dict` described."""
-        return Config(*parts_of(data), recipe=data.get("recipe", ""))
+        config = Config(*parts_of(data), recipe=data.get("recipe", ""))
+        if (settings := data.get(OPTIONAL_PART)) is None:
+            return config
+        if not isinstance(settings, Mapping):
+            raise usage_error(f"{OPTIONAL_PART} {settings!r}", "settings", "remove or change it")
+        own = build_part(Reinforce, dict(settings), OPTIONAL_PART)
+        return dataclasses.replace(config, reinforce=own)
 
     def changes(self, other: "Config") -> dict[str, Any]:
         """Return the settings that differ from `other`: {"model.num_steps": 8}."""
         ours, theirs = self.to_dict(), other.to_dict()
         return {
             f"{part}.{name}": value
-            for part in PARTS
+            for part in self.parts
             for name, value in ours[part].items()
-            if name not in theirs[part] or theirs[part][name] != value
+            if name not in theirs.get(part, ()) or theirs[part][name] != value
         }
 
 

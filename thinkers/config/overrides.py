@@ -11,7 +11,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from thinkers.config.experiment import PARTS, TASK_SIZES, Config, build_part
+from thinkers.config.experiment import TASK_SIZES, Config, build_part
 from thinkers.errors import UsageError, nearest, usage_error
 from thinkers.files import read_file
 from thinkers.user_paths import user_path
@@ -24,18 +24,18 @@ def parser(config: Config, prog: str = "thinkers train RECIPE") -> jsonargparse.
 
     It is that of the last call for the same classes, with other defaults: use it at once.
     """
-    parts = {part: getattr(config, part) for part in PARTS}
-    result = _flags_of(prog, tuple(type(value) for value in parts.values()))
+    parts = {part: getattr(config, part) for part in config.parts}
+    result = _flags_of(prog, tuple((part, type(value)) for part, value in parts.items()))
     for part, value in parts.items():
         result.set_defaults({f"{part}.{k}": v for k, v in _given(value).items()})
     return result
 
 
 @lru_cache(maxsize=64)
-def _flags_of(prog: str, kinds: tuple[type, ...]) -> jsonargparse.ArgumentParser:
+def _flags_of(prog: str, kinds: tuple[tuple[str, type], ...]) -> jsonargparse.ArgumentParser:
     """Build a parser with a flag for each field of these classes, one class for each part."""
     result = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, add_help=False)
-    for part, kind in zip(PARTS, kinds, strict=True):
+    for part, kind in kinds:
         # The sizes are added below, with a help that explains null.
         skip = set(TASK_SIZES) if part == "model" else set()
         result.add_class_arguments(kind, part, skip=skip, instantiate=False)  # type: ignore
@@ -52,7 +52,7 @@ def override(config: Config, files: Sequence[str] = (), flags: Sequence[str] = (
         UsageError: A file, a name or a value that is not valid.
     """
     values = parse(config, files, flags)
-    parts = {x: build_part(type(getattr(config, x)), values[x], x) for x in PARTS}
+    parts = {x: build_part(type(getattr(config, x)), values[x], x) for x in config.parts}
     return dataclasses.replace(config, **parts)
 
 
@@ -80,7 +80,7 @@ def parse(config: Config, files: Sequence[str], flags: Sequence[str]) -> dict[st
     """Return {part: {field: value}} of every field, checked against its type."""
     reader = parser(config)
     known = {key for key in reader.get_defaults().keys() if "." in key}
-    tokens = [(name, token) for file in files for name, token in _read_file(file)]
+    tokens = [(name, token) for file in files for name, token in _read_file(file, config.parts)]
     tokens += [(f"--{flag[2:].partition('=')[0]}", flag) for flag in flags]
     for shown, token in tokens:
         key = token[2:].partition("=")[0]
@@ -98,7 +98,7 @@ def parse(config: Config, files: Sequence[str], flags: Sequence[str]) -> dict[st
     for key in known:
         part, _, field = key.partition(".")
         _check_finite(key, settings[part].get(field))
-    return {part: settings[part] for part in PARTS}
+    return {part: settings[part] for part in config.parts}
 
 
 def dump(config: Config, files: Sequence[str] = (), flags: Sequence[str] = ()) -> str:
@@ -126,7 +126,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_file(file: str) -> list[tuple[str, str]]:
+def _read_file(file: str, parts: Sequence[str]) -> list[tuple[str, str]]:
     """Return (the name for errors, the equivalent flag) of each setting in a YAML file."""
     fix = "write a valid one by thinkers train RECIPE --print_config > FILE"
     path = user_path(file, "--config")
@@ -145,10 +145,10 @@ def _read_file(file: str) -> list[tuple[str, str]]:
         raise usage_error(f"--config {file}: {what[:200]}", "a YAML file", fix) from None
     tokens = []
     for part, settings in (data or {}).items() if isinstance(data or {}, dict) else [("", data)]:
-        if part in PARTS and isinstance(settings, dict):
+        if part in parts and isinstance(settings, dict):
             tokens += [(f"{part}.{k} in {file}", _token(part, k, v)) for k, v in settings.items()]
-        elif part not in PARTS:
-            raise usage_error(f"{part or data!r} in {file}", ", ".join(PARTS), fix)
+        elif part not in parts:
+            raise usage_error(f"{part or data!r} in {file}", ", ".join(parts), fix)
         else:
             raise usage_error(f"{part}: {settings!r} in {file}", f"the settings of {part}", fix)
     return tokens

@@ -8,7 +8,7 @@ from thinkers.errors import usage_error
 from thinkers.evaluation.halting import measure_effort
 from thinkers.evaluation.statistics import Fall, worst_fall
 from thinkers.models.base import Model
-from thinkers.models.halt import Halt, check_halt, halt_option
+from thinkers.models.halt import Halt, check_halt, halt_option, with_policy
 from thinkers.models.tools import Tool
 from thinkers.runs.result import RunLike, open_with_task
 from thinkers.tasks.answers import AnswerTask
@@ -26,6 +26,7 @@ def evaluate(
     *,
     halt: Halt = None,
     tools: Sequence[str | Tool] | None = None,
+    policy: bool = False,
     by_example: bool = False,
     flags: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
@@ -41,6 +42,8 @@ def evaluate(
             and its measured `mean_steps` and `flops_share`: see `thinkers.evaluation.halting`.
         tools: The tools that the model may call; None means those that the rows of the task call
             (`Task.scored_with`), and () none. A row then has `tools`, their names.
+        policy: Let the model choose the block of each step, at most `num_steps`. A row then has
+            `policy`, and the measured numbers too; steps are blocks.
         by_example: Add `examples` to each row, a list with the numbers of each example.
         flags: Settings of the run's task to change, such as --task.test_path=other.txt.
 
@@ -51,7 +54,7 @@ def evaluate(
     _check(split, num_examples)
     model, task = open_with_task(run, flags=flags)
     called = _tools_of(task, tools)
-    halt = check_halt(model, halt)
+    halt = check_halt(model, with_policy(halt, policy))
     counts = _step_counts(model, num_steps)
     is_judged_so = task.judged_at == "due" and model.config.takes_steps and halt is None
     if num_steps is None and is_judged_so:
@@ -100,7 +103,7 @@ def _row(
             scores = {**scores, "examples": named}  # type: ignore[dict-item]
         return row | scores
     effort = measure_effort(model, task, split, num_examples, num_steps, halt, called)
-    row |= {"halt": halt, **scores}
+    row |= ({"policy": True} if halt == "policy" else {"halt": halt}) | scores
     row |= {"mean_steps": effort.mean_steps, "flops_share": effort.flops_share}
     if by_example:
         row["examples"] = effort.by_example(task.primary_metric)
@@ -115,6 +118,7 @@ def find_fall(
     *,
     halt: Halt = None,
     tools: Sequence[str | Tool] | None = None,
+    policy: bool = False,
     flags: Sequence[str] = (),
 ) -> Fall | None:
     """Return the largest significant loss of score from fewer to more steps; None if there is none.
@@ -126,6 +130,7 @@ def find_fall(
     """
     _check(split, num_examples)
     model, task = open_with_task(run, flags=flags)
+    halt = with_policy(halt, policy)
     if task.judged_at == "due":
         return None
     sign = 1 if task.higher_is_better else -1

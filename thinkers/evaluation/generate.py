@@ -13,7 +13,7 @@ from thinkers.errors import usage_error
 from thinkers.models.base import Model
 from thinkers.models.generation import begin_calls, check_sampling, ids_below
 from thinkers.models.generation import stream as next_tokens
-from thinkers.models.halt import Halt, check_halt, halt_option
+from thinkers.models.halt import Halt, check_halt, halt_option, with_policy
 from thinkers.models.tools import Tool, check_tools, cut_results, tools_option
 from thinkers.runs.result import RunLike, open_with_task
 from thinkers.tasks import Task
@@ -33,6 +33,7 @@ def answer(
     *,
     halt: Halt = None,
     tools: Sequence[str | Tool] = (),
+    policy: bool = False,
 ) -> str:
     """Return the prompt followed by the model's answer, as text of its task.
 
@@ -47,14 +48,15 @@ def answer(
         halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
         tools: Names of tools of the task, or tools: what the model writes between `[` and `]` is
             computed, and the result is written after it. None is on unless it is named.
+        policy: Let the model choose the block of each step: see `thinkers.models.thinker_policy`.
 
     Raises:
         UsageError: The prompt does not fit the task, or leaves no room for its longest answer; the
             model cannot halt so; or the task has no such tool.
     """
     model, task = open_with_task(run)
-    halt = check_halt(model, halt)
     found = check_tools(model, find_tools(task, tools))
+    halt = check_halt(model, with_policy(halt, policy))
     read, room = fit_prompt(model, task, prompt)
     if room < 1:
         limit = model.config.max_length - 1
@@ -140,6 +142,7 @@ def generate(
     num_samples: int = 1,
     halt: Halt = None,
     tools: Sequence[str | Tool] = (),
+    policy: bool = False,
 ) -> list[str]:
     """Return samples of a text that begins with the prompt; the arguments are those of `stream`."""
     pieces = stream(
@@ -154,6 +157,7 @@ def generate(
         num_samples=num_samples,
         halt=halt,
         tools=tools,
+        policy=policy,
     )
     return [prompt + "".join(sample) for sample in zip(*pieces, strict=True)]
 
@@ -171,6 +175,7 @@ def stream(
     num_samples: int = 1,
     halt: Halt = None,
     tools: Sequence[str | Tool] = (),
+    policy: bool = False,
 ) -> Iterator[list[str]]:
     """Yield pieces of samples of a text, by a run on text, as they are generated in one batch.
 
@@ -185,6 +190,7 @@ def stream(
         seed: Equal seeds give equal samples.
         halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
         tools: As in `answer`; results count in `max_new_tokens`.
+        policy: Let the model choose the block of each step: see `thinkers.models.thinker_policy`.
 
     Raises:
         UsageError: The task is not text, the prompt is empty, the model cannot halt so, the text
@@ -203,7 +209,7 @@ def stream(
         "top_p": top_p,
         "generator": torch.Generator(device).manual_seed(seed),
         "vocab_size": task.vocab_size,
-        **halt_option(check_halt(model, halt)),
+        **halt_option(check_halt(model, with_policy(halt, policy))),
     }
     found, lengths = find_tools(task, tools), torch.full_like(rows[:, 0], len(tokens))
     calls = begin_calls(model, found, rows, lengths, max_new_tokens)

@@ -4,17 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from thinkers.errors import usage_error
 from thinkers.models.generation import eval_mode
-from thinkers.models.halt import halt_option
+from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import option
+from thinkers.models.thinker_flops import of_blocks
+from thinkers.models.thinker_policy import PROCESS
 from thinkers.tasks.answers import SCORED_PAIRS
 from thinkers.tasks.base import Task
+
+SCORED_ROWS = 250
+"""Rows of a pass that finds the blocks of prompts."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +74,18 @@ def measure_effort(
     split: str,
     num_examples: int,
     num_steps: int | None,
-    halt: float | Literal["answered"],
+    halt: Halt,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Effort:
     """Score a model whose tokens may halt, and measure the steps that they take.
 
+    With a policy, steps are the blocks that a prompt chooses, and operations those of its answer.
+
     Args:
         options: Further arguments of `Task.graded_rows`.
     """
+    if halt == "policy":
+        return _policy_effort(model, task, split, num_examples, num_steps, options)
     device = next(model.parameters()).device
     first = 0 if task.start_token is None else 1
     count = model.check_steps(num_steps)
@@ -114,4 +124,48 @@ def measure_effort(
         torch.tensor(steps, dtype=torch.float64),
         torch.tensor(done, dtype=torch.float64),
         torch.tensor(full, dtype=torch.float64),
+    )
+
+
+def _policy_effort(
+    model: Any,
+    task: Task,
+    split: str,
+    num_examples: int,
+    num_steps: int | None,
+    options: Mapping[str, Any],
+) -> Effort:
+    device = next(model.parameters()).device
+    count = model.check_steps(num_steps)
+    grades, steps, done, full = [], [], [], []
+    with eval_mode(model):
+        for rows in task.graded_rows(model, split, num_examples, num_steps, "policy", **options):
+            grades.append(rows.grades)
+            if rows.prompt_lengths is None:
+                raise usage_error(
+                    f"policy for {type(task).__name__}",
+                    "a task of questions, whose prompts choose their blocks",
+                    "leave policy out",
+                )
+            prompts = rows.prompt_lengths
+            for some in torch.arange(len(rows.tokens)).split(SCORED_ROWS):
+                thought = model(
+                    rows.tokens[some].to(device),
+                    num_steps=num_steps,
+                    lengths=rows.lengths[some].to(device),
+                    prompt_lengths=prompts[some].to(device),
+                    policy=True,
+                )
+                actions, at_end = thought.extra["actions"].cpu(), prompts[some][:, None] - 1
+                steps.append(thought.steps.cpu().gather(1, at_end)[:, 0])
+                rooms = rows.lengths[some] - prompts[some] + 1
+                most = torch.full((len(some), count), PROCESS)
+                done.append(of_blocks(model, actions, prompts[some], rooms))
+                full.append(of_blocks(model, most, prompts[some], rooms))
+    return Effort(
+        torch.cat(grades),
+        torch.ones(len(torch.cat(grades)), dtype=torch.int64),
+        torch.cat(steps).double(),
+        torch.cat(done).double(),
+        torch.cat(full).double(),
     )

@@ -14,8 +14,9 @@ from thinkers.inspection.page import write
 from thinkers.inspection.results import Inspection, ReadOut, is_end, token_with_text
 from thinkers.models.base import Model
 from thinkers.models.generation import eval_mode
-from thinkers.models.halt import Halt, check_halt, full_steps, halt_option
+from thinkers.models.halt import Halt, check_halt, full_steps, halt_option, with_policy
 from thinkers.models.positions import option
+from thinkers.models.thinker_policy import BLOCKS, NONE
 from thinkers.models.tools import Tool, check_tools
 from thinkers.nn.tracing import AttentionRecord, record_attention
 from thinkers.runs.result import RunLike, folder_of, open_with_task
@@ -35,6 +36,7 @@ def inspect(
     *,
     halt: Halt = None,
     tools: Sequence[str | Tool] = (),
+    policy: bool = False,
 ) -> Inspection:
     """Record the thinking steps of a trained model on one prompt; write a page if `out` is given.
 
@@ -44,6 +46,7 @@ def inspect(
         out: Path of an HTML page to write; None writes none.
         halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
         tools: Names of tools that the model may call, or tools, as in `answer`.
+        policy: Let the model choose the block of each step: see `thinkers.models.thinker_policy`.
 
     Raises:
         UsageError: The prompt is empty or too long, the task cannot read it or has no such tool, or
@@ -52,7 +55,8 @@ def inspect(
     target = None if out is None else output_file(out)
     model, task = open_with_task(run)
     steps = model.check_steps(steps_for(model, task.read_prompt(prompt), num_steps))
-    halt, found = check_halt(model, halt), check_tools(model, find_tools(task, tools))
+    halt = check_halt(model, with_policy(halt, policy))
+    found = check_tools(model, find_tools(task, tools))
     seen = inspect_model(model, task, prompt, steps, folder_of(run), halt, found)
     if target is not None:
         write(target, seen)
@@ -102,6 +106,7 @@ def inspect_model(
         requested_steps=num_steps,
         halt=halt,
         taken=taken,
+        blocks=block_names(thought.extra.get("actions")),
         prompt=prompt,
         tokens=tokens,
         prompt_length=prompt_length,
@@ -116,6 +121,14 @@ def inspect_model(
         plane=plane,
         explained=explained,
     )
+
+
+def block_names(actions: Tensor | None) -> tuple[tuple[str, ...], ...]:
+    """Return the names of the blocks that were chosen: for the prompt, or for each section."""
+    if actions is None:
+        return ()
+    rows = actions[0].reshape(-1, actions.shape[-1]).tolist()
+    return tuple(tuple(BLOCKS[x] for x in row if x != NONE) for row in rows)
 
 
 def _tokens(

@@ -74,6 +74,8 @@ def steps_lines(seen: Inspection, labels: Labels) -> list[str]:
     """Format the tokens, and under each the steps that it took; nothing if none may halt."""
     if seen.halt is None:
         return []
+    if seen.blocks:
+        return ["blocks  " + " ".join(blocks) for blocks in seen.blocks]
     lines = [["token"], ["steps"]]
     for token, taken in zip(seen.tokens, seen.taken.tolist(), strict=True):
         width = max(len(labels[token]), len(str(taken)))
@@ -94,6 +96,9 @@ def summary(seen: Inspection, labels: Labels) -> str:
     after = f"After {steps} thinking step{'s' if steps > 1 else ''}"
     if seen.halt is not None:
         after = f"After at most {steps} thinking steps, {seen.mean_steps:.2f} in the mean,"
+    if seen.blocks and len(seen.blocks) == 1:
+        number = sum(block != "output" for block in seen.blocks[0])
+        after = f"After {number} of {steps} blocks"
     after = after if seen.requested_steps else "Without thinking,"
     if seen.answer is not None:
         text = f"{after} {seen.model.name} answers {shortened(seen.answer) or 'nothing'}."
@@ -272,6 +277,8 @@ def facts(seen: Inspection, folder: Path) -> list[tuple[str, Any]]:
     steps = f"{seen.requested_steps} (configured: {usual})"
     if seen.halt is not None:
         steps = f"at most {steps}, {seen.mean_steps:.2f} in the mean with halt {seen.halt}"
+    if seen.blocks:
+        steps = f"{' | '.join(' '.join(blocks) for blocks in seen.blocks)}; at most {usual}"
     rows = [
         ("model", f"{model.name}, {size:,} parameters, width {model.config.dim}"),
         ("thinking steps", steps),
@@ -284,7 +291,9 @@ def facts(seen: Inspection, folder: Path) -> list[tuple[str, Any]]:
         return rows
     words = ["thinkers", "inspect", seen.run, f"--prompt={seen.prompt}"]
     words += [f"--num_steps={seen.requested_steps}"]
-    words += [f"--halt={seen.halt}"] * (seen.halt is not None) + ["--out=report.html"]
+    if seen.halt is not None:
+        words.append("--policy" if seen.halt == "policy" else f"--halt={seen.halt}")
+    words.append("--out=report.html")
     run = html.link(seen.run, os.path.relpath(seen.run, folder))
     return [("run", run), *rows, ("command to repeat it", html.command(words))]
 

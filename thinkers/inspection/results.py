@@ -35,6 +35,7 @@ class Inspection:
         requested_steps: Thinking steps; with 0 there is still one state.
         halt: The rule by which tokens may halt before these; None if they may not.
         taken: The steps that each token took, all of them if tokens may not halt.
+        blocks: The blocks that the prompt, or each section of a text, chose; () without a policy.
         tokens: The input: the prompt and, where the task has answers, the model's own answer.
         prompt_length: Tokens of the prompt; None for open-ended text.
         answer: The answer after the last step; None for open-ended text.
@@ -55,6 +56,7 @@ class Inspection:
     requested_steps: int
     halt: Halt
     taken: Int[Tensor, " t"]
+    blocks: tuple[tuple[str, ...], ...]
     prompt: str
     tokens: list[int]
     prompt_length: int | None

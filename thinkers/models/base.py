@@ -28,7 +28,7 @@ from thinkers.models.batch import (
 from thinkers.models.config import SIZES as SIZES
 from thinkers.models.config import Config as Config
 from thinkers.models.generation import classify, generate
-from thinkers.models.halt import Halt, check_halt, full_steps, halt_option
+from thinkers.models.halt import Halt, check_halt, full_steps, halt_option, with_policy
 from thinkers.models.names import MODELS, Name
 from thinkers.models.output_weights import find_output_weights
 from thinkers.models.positions import Positions, option, refuse_positions
@@ -234,6 +234,7 @@ class Model(Traced, Configured, nn.Module, ABC):
         halt: Halt = None,
         return_steps: bool = False,
         tools: Sequence[Tool] = (),
+        policy: bool = False,
     ) -> Any:
         """Continue prompts, padded on the left, by `max_new_tokens` tokens each.
 
@@ -251,6 +252,7 @@ class Model(Traced, Configured, nn.Module, ABC):
             tools: Write the result of each call of these after it: see `thinkers.models.tools`. Its
                 tokens count in `max_new_tokens` and are no stop tokens; their logits and steps are
                 those of the choice that they replace.
+            policy: Let the model's policy choose the block of each step, and when to stop.
         """
         return generate(
             self,
@@ -267,7 +269,7 @@ class Model(Traced, Configured, nn.Module, ABC):
             use_cache=use_cache,
             return_logits=return_logits,
             positions=positions,
-            halt=halt,
+            halt=with_policy(halt, policy),
             return_steps=return_steps,
             tools=tools,
         )
@@ -282,18 +284,19 @@ class Model(Traced, Configured, nn.Module, ABC):
         halt: Halt = None,
         return_steps: bool = False,
         tools: Sequence[Tool] = (),
+        policy: bool = False,
     ) -> Any:
         """Answer prompts, padded on the left, greedily: what tasks score.
 
         A model that is not causal answers with one token, predicted at the end of the prompt.
 
         Args:
-            positions, halt, tools: As in `generate`.
+            positions, halt, tools, policy: As in `generate`.
             return_steps: Return the answers (b, n) and the steps (b, n) that each token took.
         """
         refuse_positions(self, positions)
-        check_halt(self, halt)
         check_tools(self, tools)
+        halt = check_halt(self, with_policy(halt, policy))
         if not self.causal and max_new_tokens == 1:
             answer = classify(self, tokens, prompt_lengths, num_steps)
             steps = full_steps(answer, self.check_steps(num_steps))

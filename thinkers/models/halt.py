@@ -9,10 +9,10 @@ from torch import Tensor
 
 from thinkers.errors import UsageError, usage_error
 
-Halt = float | Literal["answered"] | None
+Halt = float | Literal["answered", "policy"] | None
 """A threshold in 0 .. 1: a token halts after the first step at which its gate is above it, so that
-1 never halts. "answered": at the first step whose likeliest token is not `wait_token`. None: after
-`num_steps`."""
+1 never halts. "answered": at the first step whose likeliest token is not `wait_token`. "policy":
+where the model's policy chooses OUTPUT; callers set it by `policy`. None: after `num_steps`."""
 
 
 def halt_option(halt: Halt) -> dict[str, Any]:
@@ -20,10 +20,37 @@ def halt_option(halt: Halt) -> dict[str, Any]:
     return {} if halt is None else {"halt": halt}
 
 
+def with_policy(halt: Halt, policy: bool) -> Halt:
+    """Return the rule of a call that takes `halt` and `policy`.
+
+    Raises:
+        UsageError: Both are set, or `policy` is no bool.
+    """
+    if not isinstance(policy, bool):
+        raise UsageError(f"policy must be True or False, got {policy!r}")
+    if not policy or halt == "policy":
+        return halt
+    if halt is not None:
+        raise usage_error(
+            f"halt {halt} with policy",
+            "one of them: a policy decides by itself when to stop",
+            "leave one out",
+        )
+    return "policy"
+
+
 def check_halt(model: Any, halt: Any) -> Halt:
     """Return `halt`, or raise UsageError if it is invalid or this model cannot halt by it."""
     if halt is None:
         return None
+    if halt == "policy" and isinstance(halt, str):
+        if "policy" not in model.halts_by:
+            raise usage_error(
+                f"policy for {model.name} without one",
+                "thinker with policy (--model.policy true), trained by thinkers reinforce",
+                "leave policy out, or train such a model",
+            )
+        return "policy"
     if halt == "answered" and isinstance(halt, str):
         if "answered" not in model.halts_by:
             raise usage_error(
@@ -70,7 +97,7 @@ class HaltingCache:
 
     kept: Any
     num_steps: int
-    halt: float | Literal["answered"]
+    halt: float | Literal["answered", "policy"]
     taken: Int[Tensor, " b"]
 
     def select(self, rows: Int[Tensor, " r"]) -> None:

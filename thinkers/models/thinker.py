@@ -1,6 +1,6 @@
 """Thinker: latent vectors that attend, step by step, to the input and to their own past."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thinkers.errors import UsageError
 from thinkers.models import thinker_flops
 from thinkers.models.base import Thought
 from thinkers.models.batch import (
@@ -18,7 +19,14 @@ from thinkers.models.batch import (
     graded_targets,
 )
 from thinkers.models.generation import check_call, choosable, eval_mode
-from thinkers.models.halt import Halt, HaltingCache, check_halt, check_steps_taken, full_steps
+from thinkers.models.halt import (
+    Halt,
+    HaltingCache,
+    check_halt,
+    check_steps_taken,
+    full_steps,
+    with_policy,
+)
 from thinkers.models.halting_model import HaltingModel
 from thinkers.models.positions import Positions, refuse_positions
 from thinkers.models.step_loss import loss_of_states
@@ -26,12 +34,13 @@ from thinkers.models.thinker_cache import ThinkerCache
 from thinkers.models.thinker_config import ThinkerConfig
 from thinkers.models.thinker_halting import (
     Boundaries,
-    LiveRows,
     LiveThinking,
     boundary_loss,
     gates_of,
 )
 from thinkers.models.thinker_input import read_text, text_input
+from thinkers.models.thinker_live import LiveRows, live_thinking
+from thinkers.models.thinker_policy import Policy
 from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
 from thinkers.models.thinker_tracing import read_out_attention
 from thinkers.models.tools import Tool, check_tools, tools_option
@@ -77,6 +86,7 @@ class Thinker(HaltingModel):
         {"noise": 0.1, "drop": 0.1, "replace": 0.1, "add_latents": 2, "random_latents": True},
         {"mixing": 3, "num_input_layers": 1, "section": 5},
         {"halting": True, "section": 5, "read_steps": 2, "num_knowledge": 2, "num_layers": 1},
+        {"policy": True, "section": 5, "memory_steps": 2, "num_knowledge": 2, "num_layers": 1},
     )
 
     class Config(ThinkerConfig):
@@ -109,14 +119,18 @@ class Thinker(HaltingModel):
             self.probe = Probe(dim, config.num_probes)
         self.disturb = Disturb(config.noise, config.drop, config.replace)
         self.make_gate()
+        if config.policy:
+            self.policy = Policy(dim)
         initialize(self, num_residuals=3 * config.num_layers)
         nn.init.normal_(self.latents.weight)
         nn.init.normal_(self.queries.weight, std=0.5)
+        if config.policy:
+            self.policy.reset()
 
     @property
     def halts_by(self) -> tuple[str, ...]:
         # Not by answers, of which several are written from one thought.
-        return ("gate",) * self.config.halting
+        return ("gate",) * self.config.halting + ("policy",) * self.config.policy
 
     # Thinking ---------------------------------------------------------------------------------
 
@@ -308,8 +322,9 @@ class Thinker(HaltingModel):
         prompt_lengths: Int[Tensor, " b"] | None = None,
         keep_states: bool = False,
         halt: Halt = None,
+        policy: bool = False,
     ) -> Thought:
-        steps, halt = self.check_steps(num_steps), check_halt(self, halt)
+        steps, halt = self.check_steps(num_steps), check_halt(self, with_policy(halt, policy))
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
         sizes = prompt_sizes(prompt_lengths, tokens.shape[1], self.causal)
         live = None
@@ -321,6 +336,8 @@ class Thinker(HaltingModel):
         taken = full_steps(tokens, steps) if live is None else live.steps()
         latents = of_sections if of_prompts is None else of_prompts
         extra = {} if latents is None else {"latents": latents}
+        if live is not None and (actions := live.actions()) is not None:
+            extra["actions"] = actions
         if self.config.num_probes:
             extra["probes"] = self.probe(states if keep_states else states[:, -1])
         logits = self.output.logits(states[:, -1])
@@ -378,21 +395,15 @@ class Thinker(HaltingModel):
         steps, batch = self.check_steps(num_steps), as_batch(batch, self)
         own = self.count_terms(batch)
         tokens, prompts, targets = batch.tokens, batch.prompt_lengths, batch.targets
-        sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
         every, due = self.config.halting or self.config.step_loss != "last", batch.due
         keys = self._noise_keys(batch)
         if prompts is not None and (room := answer_room(targets, prompts)):
             # Only answers are graded: the states of prompts are not computed.
-            states, positions, latents = self._prompted(
-                tokens, prompts, (sizes[0], room), steps, every, keys
-            )
-            beyond = positions >= targets.shape[1]
-            positions = positions.clamp(max=targets.shape[1] - 1)
-            targets = targets.gather(1, positions).masked_fill(beyond, IGNORED)
-            due = None if due is None else due.gather(1, positions)
+            states, latents, targets, due = self.answer_states(batch, room, steps, every, keys)
             boundaries = Boundaries(torch.zeros_like(targets), 1)
             gated: tuple[Tensor | None, Tensor | None] = (None, latents)
         else:
+            sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
             states, *found = self._states(tokens, prompts, sizes, steps, every, keys)
             gated = found[0], found[1]
             boundaries = Boundaries.of_rows(batch, self.config.section)
@@ -404,6 +415,39 @@ class Thinker(HaltingModel):
             )
         count = (counts or own)["next_token"]
         return loss_of_states(self, states, targets, due, own, count)
+
+    def answer_states(
+        self,
+        batch: Batch,
+        room: int,
+        steps: int,
+        keep_states: bool,
+        keys: Int[Tensor, " b"] | None = None,
+        live: LiveThinking | None = None,
+    ) -> tuple[
+        Float[Tensor, "b k o c"],
+        Float[Tensor, "b k l c"],
+        Int[Tensor, "b o"],
+        Int[Tensor, "b o"] | None,
+    ]:
+        """Return the states of the answers, the latents, and the targets and due steps of answers.
+
+        Args:
+            batch: Rows with prompts, after whose last token alone there are targets.
+            room: The positions of the longest answer: see `answer_room`.
+            live: Thinks with rows that stop by themselves.
+        """
+        tokens, prompts, targets = batch.tokens, batch.prompt_lengths, batch.targets
+        assert prompts is not None
+        sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
+        states, positions, latents = self._prompted(
+            tokens, prompts, (sizes[0], room), steps, keep_states, keys, live
+        )
+        beyond = positions >= targets.shape[1]
+        positions = positions.clamp(max=targets.shape[1] - 1)
+        targets = targets.gather(1, positions).masked_fill(beyond, IGNORED)
+        due = None if batch.due is None else batch.due.gather(1, positions)
+        return states, latents, targets, due
 
     def count_terms(self, batch: Batch) -> dict[str, int]:
         counts = super().count_terms(batch)
@@ -430,10 +474,11 @@ class Thinker(HaltingModel):
         halt: Halt = None,
         return_steps: bool = False,
         tools: Sequence[Tool] = (),
+        policy: bool = False,
     ) -> Any:
         """Generate greedily; with parallel output, predict all tokens of the answer at once."""
         refuse_positions(self, positions)
-        halt = check_halt(self, halt)
+        halt = check_halt(self, with_policy(halt, policy))
         if check_tools(self, tools) and self.config.output == "parallel":
             raise UsageError(
                 "tools need output='autoregressive', which writes token by token, got 'parallel'"
@@ -450,7 +495,7 @@ class Thinker(HaltingModel):
             )
         rows, lengths, steps = check_call(self, tokens, max_new_tokens, num_steps, prompt_lengths)
         sizes = rows.shape[1], max_new_tokens
-        live = None if halt is None else LiveThinking(self, halt)
+        live = None if halt is None else live_thinking(self, halt)
         with eval_mode(self):
             states, _, _ = self._prompted(rows, lengths, sizes, steps, False, None, live)
             answer = choosable(self.output.logits(states[:, -1])).argmax(-1)
@@ -469,7 +514,7 @@ class Thinker(HaltingModel):
         *,
         halt: Halt = None,
     ) -> tuple[Float[Tensor, "b v"], ThinkerCache | HaltingCache]:
-        live = None if halt is None else LiveThinking(self, halt)
+        live = None if halt is None else live_thinking(self, halt)
         cache = ThinkerCache(self, lengths, num_steps, prompted, capacity, live)
         (b, t), size = tokens.shape, self.config.section
         if prompted:

@@ -52,6 +52,9 @@ class ThinkerConfig(StepLossConfig):
     """Weights of the steps in step_loss every; the last is repeated; () means equal weights."""
     backprop_steps: int | None = None
     """Number of steps that gradients flow through; None means all."""
+    policy: bool = added(False)
+    """Add a policy that chooses the block of each step: see `thinkers.models.thinker_policy`. It is
+    trained by `thinkers reinforce`."""
     random_latents: bool = False
     """In training, start from random latents with the learned ones' mean and standard
     deviation."""
@@ -97,6 +100,13 @@ class ThinkerConfig(StepLossConfig):
             raise UsageError(
                 "backprop_steps must be None with halting, which grades several steps, got "
                 f"{self.backprop_steps}"
+            )
+        if self.policy and self.halting:
+            raise UsageError("policy must be False with halting, which decides too, got True")
+        if self.policy and self.backprop_steps:
+            raise UsageError(
+                "backprop_steps must be None with policy, whose rows take different numbers of "
+                f"steps, got {self.backprop_steps}"
             )
         weights = tuple(self.step_weights)
         object.__setattr__(self, "step_weights", weights)

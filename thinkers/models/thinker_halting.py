@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers.models.batch import IGNORED, Batch, Loss, correct_predictions, real_positions
+from thinkers.models.batch import IGNORED, Batch, Loss, correct_predictions
 from thinkers.models.halt import Halt
 from thinkers.models.halting_model import (
     at_step,
@@ -124,11 +124,12 @@ class LiveThinking:
         rows, own = torch.arange(b, device=latent.device), whole.select(slice(None))
         if self.thinks is not None:
             rows, own = rows[self.thinks], whole.select(self.thinks)
+        self.begin(rows, b, steps)
         memories, latents = [], []
         for step in range(steps):
             if not len(rows):
                 break
-            new = model.process(latent[rows], own.before(step))
+            new = model.process(latent[rows], self.memory(own, step))
             latent = model.thought_hook(latent.index_put((rows,), new), step)
             new, taken = latent[rows], taken.index_fill(0, rows, step + 1)
             if model.config.memory_steps != 0:
@@ -138,7 +139,7 @@ class LiveThinking:
             if keep_states:
                 memories.append(whole.after(taken))
                 latents.append(latent)
-            goes_on = ~model.is_done(new.mean(1, keepdim=True), self.halt)[:, 0]
+            goes_on = self.goes_on(new, step + 1, rows)
             left = rows[goes_on]
             if len(left) < len(rows):
                 rows, own = left, own.select(goes_on)
@@ -149,46 +150,24 @@ class LiveThinking:
         memories += memories[-1:] * (number - len(memories))
         return memories, torch.stack(latents + latents[-1:] * (number - len(latents)), 1)
 
+    def begin(self, rows: Int[Tensor, " r"], b: int, steps: int) -> None:
+        """Begin the thinking of these rows of a batch of `b`, of at most so many steps."""
+
+    def memory(self, own: RowMemory, step: int) -> Memory:
+        """Return what the rows that still think read in a step, from 0."""
+        return own.before(step)
+
+    def goes_on(
+        self, latent: Float[Tensor, "r l c"], step: int, rows: Int[Tensor, " r"]
+    ) -> Bool[Tensor, " r"]:
+        """Return True for rows that take more steps than the first `step`, after which they have
+        these latents."""
+        return ~self.model.is_done(latent.mean(1, keepdim=True), self.halt)[:, 0]
+
 
 def spread(x: Float[Tensor, "r h m d"], rows: Int[Tensor, " r"], b: int) -> Tensor:
     """Return `x` as rows of a batch of `b`, zeros elsewhere."""
     return x if len(rows) == b else x.new_zeros(b, *x.shape[1:]).index_put((rows,), x)
-
-
-class LiveRows:
-    """The thinking of a forward pass with halting: at the ends of sections, and after prompts."""
-
-    def __init__(
-        self,
-        model: Any,
-        halt: Halt,
-        tokens: Int[Tensor, "b t"],
-        lengths: Int[Tensor, " b"] | None,
-        prompt_lengths: Int[Tensor, " b"] | None,
-    ):
-        self.size, self.prompt_lengths = model.config.section, prompt_lengths
-        self.real = real_positions(tokens, lengths)
-        # A boundary thinks if the first token written from it is real and no prompt's answer.
-        sectioned = self.real if prompt_lengths is None else self.real & ~self._answers()
-        thinks = sectioned[:, self.size - 1 :: self.size]
-        self.sections = LiveThinking(model, halt, thinks.flatten())
-        self.prompts = LiveThinking(model, halt)
-
-    def _answers(self) -> Bool[Tensor, "b t"]:
-        """Return True at positions that are written from the memory of a prompt."""
-        columns = torch.arange(self.real.shape[1], device=self.real.device)
-        assert self.prompt_lengths is not None
-        return columns >= self.prompt_lengths[:, None] - 1
-
-    def steps(self) -> Int[Tensor, "b t"]:
-        """Return the steps of the boundary that each token is written from, 0 without one."""
-        b, t = self.real.shape
-        of_sections = self.sections.taken.to(self.real.device).view(b, t // self.size)
-        section = torch.arange(1, t + 1, device=self.real.device) // self.size
-        steps = F.pad(of_sections, (1, 0))[:, section]
-        if self.prompt_lengths is not None:
-            steps = self.prompts.taken[:, None].where(self._answers(), steps)
-        return steps.where(self.real, 0)
 
 
 @dataclass(frozen=True)

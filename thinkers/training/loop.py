@@ -37,10 +37,10 @@ from thinkers.training.distributed import Ranks, is_first, join
 from thinkers.training.signals import Signals
 from thinkers.training.state import TrainState, build_on
 from thinkers.training.step import (
-    LossModule,
     StepResult,
     autocast,
     faster_precision,
+    loss_module,
     over_budget,
     require_finite,
     step,
@@ -225,7 +225,7 @@ def _train(
     home, tracker = None, None
     if ranks.is_writer:
         home, tracker = folder, trackers.open_tracker(record.get("tracking"), folder, record)
-    loss_module = ranks.data_parallel(LossModule(state.model), lambda: _uses_all(state))
+    loss = ranks.data_parallel(loss_module(state, ranks), lambda: _uses_all(state))
 
     with (
         MetricsWriter(home, state.update, last, tracker, kept) as metrics,
@@ -236,7 +236,7 @@ def _train(
         while state.update < last and not stop:
             batch = task.batch(state.update, settings.batch_size)
             state.minutes = (time.monotonic() - start) / 60
-            result = make_update(state, batch, loss_module, precision, ranks, signals.received())
+            result = make_update(state, batch, loss, precision, ranks, signals.received())
             done = result.update
             progress = partial(task.progress, batch, result.values())
             if done % settings.log_every == 0 or not result.is_finite:

@@ -9,8 +9,13 @@ from thinkers.config.training import Training
 from thinkers.errors import DamagedError
 from thinkers.models import Model
 
+LR_RATIO = "lr_ratio"
+"""In a group of parameters: its learning rate, as a multiple of that of the update."""
 
-def build(model: nn.Module, settings: Training) -> list[optim.Optimizer]:
+
+def build(
+    model: nn.Module, settings: Training, policy_lr: float | None = None
+) -> list[optim.Optimizer]:
     """Build AdamW for all parameters, or Muon for hidden matrices and AdamW for the rest.
 
     AdamW: Loshchilov and Hutter 2017, https://arxiv.org/abs/1711.05101; norms, biases and
@@ -19,10 +24,15 @@ def build(model: nn.Module, settings: Training) -> list[optim.Optimizer]:
     al. 2025, https://arxiv.org/abs/2502.16982), so that one learning rate serves both. Matrices are
     distinguished by their use, never by their shapes: the weights of `nn.Embedding` embed, and
     `Model.output_weights` write logits, however large the vocabulary is.
+
+    Args:
+        policy_lr: Learning rate of the weights by which `model.policy` chooses, which get an AdamW
+            of their own without decay; None treats them like all others.
     """
-    learned = [p for p in model.parameters() if p.requires_grad]
+    chooses = set() if policy_lr is None else {*model.policy.blocks.parameters()}  # type: ignore
+    learned = [p for p in model.parameters() if p.requires_grad and p not in chooses]
     tables = {layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)}
-    hidden = _hidden(model) - tables if settings.optimizer == "muon" else set()
+    hidden = _hidden(model) - tables - chooses if settings.optimizer == "muon" else set()
     others = [p for p in learned if p not in hidden]
     decayed = [p for p in others if p.ndim >= 2 and p not in tables]
     rest = [p for p in others if p.ndim < 2 or p in tables]
@@ -33,11 +43,15 @@ def build(model: nn.Module, settings: Training) -> list[optim.Optimizer]:
         betas=settings.betas,
         fused=True,
     )
+    own = []
+    if policy_lr is not None:
+        group = {"params": list(chooses), "weight_decay": 0.0, LR_RATIO: policy_lr / settings.lr}
+        own = [optim.AdamW([group], lr=policy_lr, betas=settings.betas, fused=True)]
     if not hidden:
-        return [adamw]
+        return [adamw, *own]
     matrices = [p for p in learned if p in hidden]
     muon = optim.Muon(matrices, settings.lr, settings.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return [adamw, muon]
+    return [adamw, muon, *own]
 
 
 def learning_rate(update: int, settings: Training) -> float:
@@ -58,7 +72,7 @@ def step(optimizers: Sequence[optim.Optimizer], lr: float) -> None:
     """Make one optimiser step at this learning rate, then clear the gradients."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get(LR_RATIO, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

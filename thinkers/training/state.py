@@ -18,6 +18,7 @@ from thinkers.errors import DamagedError, NonFiniteError, UsageError, usage_erro
 from thinkers.files import is_folder
 from thinkers.models.base import Model
 from thinkers.models.weights_file import check_shapes, shapes_of
+from thinkers.policies.rollout import question_room
 from thinkers.runs.checkpoint import Checkpoint
 from thinkers.runs.result import load
 from thinkers.strict_json import Schema, check_schema
@@ -67,7 +68,8 @@ class TrainState:
         settings = config.training
         average = copy.deepcopy(model) if settings.ema is not None else None
         config = replace(config, model=model.config)
-        return cls(config, model, average, optim.build(model, settings), task)
+        policy_lr = None if config.reinforce is None else config.reinforce.lr
+        return cls(config, model, average, optim.build(model, settings, policy_lr), task)
 
     @property
     def result(self) -> Model:
@@ -146,6 +148,7 @@ def build_on(
     task, model = build(config, run)
     model = model.to(device)
     check_depth(task, model, settings)
+    check_reinforce(config, task, model)
     task.check(model)
     # A batch that cannot be made fails here, before anything is written.
     task.batch(0, settings.batch_size)
@@ -180,6 +183,32 @@ def check_depth(task: Task, model: Model, settings: Training) -> None:
             f"at most model.max_steps, {limit}",
             f"set --model.max_steps {most}, or fewer --training.spare_steps",
         )
+
+
+def check_reinforce(config: Config, task: Task, model: Model) -> None:
+    """Raise a UsageError unless these settings can train a policy, if they ask for it."""
+    if config.reinforce is None:
+        return
+    if "policy" not in model.halts_by:
+        raise usage_error(
+            f"reinforce for {model.name} without a policy",
+            "thinker with policy (--model.policy true)",
+            "set it, and train the model first or begin with it",
+        )
+    for name, value in (("depth", "fixed"), ("compile", False)):
+        if (found := getattr(config.training, name)) != value:
+            raise usage_error(
+                f"--training.{name} {found} with reinforce", f"{value}", f"leave {name} out"
+            )
+    planned = config.training.num_updates
+    if planned != config.reinforce.num_updates:
+        raise usage_error(
+            f"--training.num_updates {planned} with reinforce.num_updates "
+            f"{config.reinforce.num_updates}",
+            "the same number",
+            "set --reinforce.num_updates, which both follow",
+        )
+    question_room(task.batch(0, 1))
 
 
 def load_initial_weights(model: Model, folder: str) -> None:

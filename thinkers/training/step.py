@@ -15,9 +15,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from thinkers.checks import first_not_finite
 from thinkers.config.training import Training
-from thinkers.errors import NonFiniteError
+from thinkers.errors import NonFiniteError, usage_error
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch, Loss
+from thinkers.policies.loss import PolicyLoss, update_flops
 from thinkers.prng import draw, seed_generators
 from thinkers.training import optim
 from thinkers.training.distributed import Ranks
@@ -86,12 +87,12 @@ def step(
 
     Args:
         batch: The global batch, the same on all ranks.
-        loss_module: A `LossModule` of the model, wrapped by `Ranks.data_parallel`.
+        loss_module: What `loss_module` returned, wrapped by `Ranks.data_parallel`.
         signals: For each of SIGINT and SIGTERM, True if this rank received it.
     """
     settings = state.config.training
     num_steps = thinking_steps(state.update, settings, batch)
-    state.flops += state.model.batch_flops(batch, num_steps, training=True)
+    state.flops += flops_of(state, batch, num_steps)
     result = forward_backward(state, batch, loss_module, num_steps, precision, ranks, signals)
     if not result.is_finite:
         return result
@@ -172,6 +173,31 @@ class LossModule(nn.Module):
 
     def forward(self, batch: Batch, num_steps: int | None, counts: dict[str, int]) -> Loss:
         return self.model.loss(batch, num_steps=num_steps, counts=counts)
+
+
+def loss_module(state: TrainState, ranks: Ranks) -> nn.Module:
+    """Return the loss that the settings ask for, as a module: that of the model, or of a policy.
+
+    Raises:
+        UsageError: Several ranks would train a policy.
+    """
+    config = state.config
+    if config.reinforce is None:
+        return LossModule(state.model)
+    if ranks.world > 1:
+        raise usage_error(
+            f"{ranks.world} processes with reinforce", "one process", "start it without torchrun"
+        )
+    rows = config.training.batch_size
+    return PolicyLoss(state.model, config.reinforce, rows, lambda: state.update)
+
+
+def flops_of(state: TrainState, batch: Batch, num_steps: int | None) -> int:
+    """Count the operations of an update."""
+    settings = state.config.reinforce
+    if settings is None:
+        return state.model.batch_flops(batch, num_steps, training=True)
+    return update_flops(state.model, settings, state.update, batch)
 
 
 def over_budget(state: TrainState) -> bool:

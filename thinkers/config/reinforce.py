@@ -1,0 +1,58 @@
+"""Reinforce: the settings of a policy's training."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from thinkers.checks import check_choices, check_int
+from thinkers.errors import UsageError
+from thinkers.registry import typed
+
+
+@typed
+@dataclass(frozen=True, kw_only=True)
+class Reinforce:
+    """The settings of `thinkers.reinforce`, which trains a model and its policy in turn."""
+
+    num_updates: int = 900
+    """Updates of the training, of both kinds."""
+    supervised_updates: int = 200
+    """Updates of the model, under schedules that the policy draws, before each part of policy
+    updates."""
+    policy_updates: int = 100
+    """Updates of the policy alone, after each part of supervised ones."""
+    group_size: int = 8
+    """Roll-outs of each question in a policy update."""
+    cost_weight: float = 0.5
+    """Share of the reward that an answer with the cost of all steps loses."""
+    entropy: float = 0.01
+    """Weight of the entropy of the policy, which is added to the reward."""
+    explore: float = 0.2
+    """In supervised updates, probability that a block is drawn uniformly instead of from the
+    policy."""
+    lr: float = 2e-2
+    """Highest learning rate of the policy; it has the schedule of training.lr."""
+    reward: Literal["saved", "quotient"] = "saved"
+    """saved: g (1 - cost_weight C / C_max), g = 1 for a right answer, else 0, and C its operations.
+    quotient: g C_max / C, a control, under which guessing at once earns most."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_updates", "supervised_updates", "policy_updates"):
+            check_int(name, getattr(self, name), 1)
+        check_int("group_size", self.group_size, 2)
+        for name in ("cost_weight", "explore"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} must be in 0 .. 1, got {getattr(self, name)}")
+        if not 0 <= self.entropy < math.inf:
+            raise UsageError(f"entropy must be at least 0 and finite, got {self.entropy}")
+        if not 0 < self.lr < math.inf:
+            raise UsageError(f"lr must be above 0 and finite, got {self.lr}")
+        check_choices(self)
+
+    def is_supervised(self, update: int) -> bool:
+        """Return True if an update, counted from 0, trains the model rather than its policy."""
+        return update % (self.supervised_updates + self.policy_updates) < self.supervised_updates
+
+    def cost_weight_at(self, update: int) -> float:
+        """Return the weight of an update: it rises from 0 during the first third."""
+        return self.cost_weight * min(1.0, 3 * update / self.num_updates)

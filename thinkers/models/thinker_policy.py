@@ -1,0 +1,147 @@
+"""Policy of a Thinker: each boundary chooses, after every step, the block that runs next.
+
+    z_s     = mean of latent_s + its last vector
+    pi_s    = softmax(W z_s + b), over the blocks that are allowed at s
+    READ      latent_(s+1) = block(latent_s, [input])
+    PROCESS   latent_(s+1) = block(latent_s, M_s)
+    REFLECT   latent_(s+1) = block(latent_s, [latents of earlier steps])
+    RECALL    latent_(s+1) = block(latent_s, [blocks of a long-term memory])
+    OUTPUT    logits       = E output(queries, M_s)
+
+A block of one step is a mask over one memory, [input | knowledge | latents], so that the rows of a
+batch choose differently in one call. Step 0 is PROCESS, which equals READ there. The likeliest
+block is taken, the first at ties; in training they are drawn. OUTPUT follows the last step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from thinkers.models.thinker_halting import LiveThinking, RowMemory
+from thinkers.nn.latent_store import Memory
+from thinkers.nn.processor import Probe
+
+BLOCKS = ("read", "process", "reflect", "recall", "output")
+READ, PROCESS, REFLECT, RECALL, OUTPUT = range(len(BLOCKS))
+NONE = -1
+"""In `extra["actions"]`: nothing, after OUTPUT."""
+FIRST_OUTPUT_BIAS = -2.0
+"""Bias of OUTPUT before training, so that thinking is tried before answering at once is learned."""
+
+Choose = Callable[[Float[Tensor, "r 5"], int, Int[Tensor, " r"]], Int[Tensor, " r"]]
+"""From scores of blocks (-inf where one is not allowed), step and rows to the chosen blocks."""
+
+
+class Policy(nn.Module):
+    """Scores of the blocks, and of whether the answer would be right now, from a latent state."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.blocks = Probe(dim, len(BLOCKS))
+        self.right = Probe(dim)
+
+    def reset(self) -> None:
+        """Set the weights before training: all blocks alike, OUTPUT unlikely."""
+        with torch.no_grad():
+            self.blocks.linear.weight.zero_()
+            self.blocks.linear.bias.zero_()
+            self.blocks.linear.bias[OUTPUT] = FIRST_OUTPUT_BIAS
+
+
+def state_of(latent: Float[Tensor, "b l c"]) -> Float[Tensor, "b c"]:
+    """Return z, what the policy reads of the latents."""
+    return latent.mean(1) + latent[:, -1]
+
+
+def allowed_blocks(config: Any, step: int) -> list[bool]:
+    """Return for each block whether it may run at a step, counted from 0, before the last."""
+    later = step > 0
+    return [later, True, later and config.memory_steps != 0, False, later]
+
+
+def likeliest(
+    scores: Float[Tensor, "r 5"], step: int, rows: Int[Tensor, " r"]
+) -> Int[Tensor, " r"]:
+    """Choose the block of the highest score, the first at ties."""
+    places = torch.arange(scores.shape[1], device=scores.device)
+    return places.where(scores == scores.amax(1, keepdim=True), len(BLOCKS)).amin(1)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The blocks that live rows chose at one step.
+
+    Args:
+        states: z of these rows.
+        allowed: The blocks that they could choose.
+        chosen: The blocks that they chose.
+    """
+
+    step: int
+    rows: Int[Tensor, " r"]
+    states: Float[Tensor, "r c"]
+    allowed: Bool[Tensor, " 5"]
+    chosen: Int[Tensor, " r"]
+
+
+class PolicyThinking(LiveThinking):
+    """`Thinker.think` with rows that choose their blocks; `actions` (b, k) has those of each step.
+
+    Args:
+        choose: Takes a block for each row; see `Choose`.
+    """
+
+    def __init__(
+        self, model: Any, thinks: Bool[Tensor, " b"] | None = None, choose: Choose = likeliest
+    ):
+        super().__init__(model, "policy", thinks)
+        self.choose = choose
+        self.decisions: list[Decision] = []
+        self.actions = torch.zeros(0, 0, dtype=torch.int64)
+
+    def begin(self, rows: Int[Tensor, " r"], b: int, steps: int) -> None:
+        self.decisions, self.steps = [], steps
+        self.actions = torch.full((b, steps), NONE, device=rows.device)
+        self.actions[rows, 0] = PROCESS
+        self.now = self.actions[rows, 0]
+
+    def memory(self, own: RowMemory, step: int) -> Memory:
+        return chosen_memory(own, step, self.now) if step else own.before(0)
+
+    def goes_on(
+        self, latent: Float[Tensor, "r l c"], step: int, rows: Int[Tensor, " r"]
+    ) -> Bool[Tensor, " r"]:
+        if step == self.steps:
+            return torch.zeros_like(rows, dtype=torch.bool)
+        states = state_of(latent)
+        allowed = torch.tensor(allowed_blocks(self.model.config, step), device=rows.device)
+        scores = self.model.policy.blocks(states).masked_fill(~allowed, -torch.inf)
+        chosen = self.choose(scores.detach(), step, rows)
+        self.decisions.append(Decision(step, rows, states, allowed, chosen))
+        self.actions[rows, step] = chosen
+        goes_on = chosen != OUTPUT
+        self.now = chosen[goes_on]
+        return goes_on
+
+
+def chosen_memory(own: RowMemory, step: int, actions: Int[Tensor, " b"]) -> Memory:
+    """Return what each row reads in a step after the first, from the block that it chose."""
+    config = own.config
+    reads, processes = actions == READ, actions == PROCESS
+    rereads = config.read_steps is None or step <= config.read_steps
+    first = 0 if config.memory_steps is None else max(0, step - config.memory_steps)
+    pieces = [(own.inputs, reads | processes if rereads else reads)]
+    if own.knowledge:
+        pieces.append((own.knowledge, processes))
+    pieces += [(parts, ~reads) for parts in own.latents[first:step]]
+    seen = [rows[:, None].expand(-1, parts[0].shape[2]) for parts, rows in pieces]
+    if own.hidden is not None:
+        seen[0] = seen[0] & ~own.hidden
+    joined = [torch.cat(same, 2) for same in zip(*(parts for parts, _ in pieces), strict=True)]
+    visible = torch.cat(seen, 1)
+    mask = joined[0].new_zeros(visible.shape).masked_fill(~visible, -torch.inf)
+    return Memory(joined[::2], joined[1::2], mask[:, None, None])

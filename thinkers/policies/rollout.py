@@ -1,0 +1,129 @@
+"""Roll-outs: questions answered under blocks that the policy draws, and what each answer took."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from thinkers.errors import UsageError, usage_error
+from thinkers.models.batch import IGNORED, Batch
+from thinkers.models.thinker_flops import of_blocks
+from thinkers.models.thinker_policy import PROCESS, Choose, Decision, PolicyThinking, likeliest
+from thinkers.models.thinker_sizes import answer_room
+from thinkers.prng import mix_tensor, uniform
+
+SMALLEST = 2.0**-60
+"""Instead of a drawn 0, which has no logarithm."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Answers to questions, each after the blocks that were chosen for it.
+
+    Args:
+        logits: Of the answer after each step, or after the last alone; those of OUTPUT stay.
+        targets: Tokens of the answer, -100 beyond its end.
+        actions: Numbers of the blocks, in the order of `thinkers.models.thinker_policy.BLOCKS`.
+        decisions: The choices of each step after the first.
+        flops: Operations of each answer by itself.
+        full_flops: Operations of the same answer after all steps, each PROCESS.
+    """
+
+    logits: Float[Tensor, "b k o v"]
+    targets: Int[Tensor, "b o"]
+    actions: Int[Tensor, "b s"]
+    decisions: list[Decision]
+    flops: Int[Tensor, " b"]
+    full_flops: Int[Tensor, " b"]
+
+    @property
+    def is_right(self) -> Bool[Tensor, "b k"]:
+        """True for rows all of whose answer is right, with the tokens before each given."""
+        right = self.logits.detach().argmax(-1) == self.targets[:, None]
+        return (right | (self.targets == IGNORED)[:, None]).all(2)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Draw the block of each row from the policy, as a function of the row's key and the step.
+
+    Args:
+        keys: One key per row.
+        explore: Probability of a draw from the uniform distribution instead.
+    """
+
+    keys: Int[Tensor, " b"]
+    explore: float = 0.0
+
+    def __call__(
+        self, scores: Float[Tensor, "r 5"], step: int, rows: Int[Tensor, " r"]
+    ) -> Int[Tensor, " r"]:
+        drawn = uniform(self.keys[rows], step, (1 + scores.shape[1],), torch.float64)
+        explores = drawn[:, :1] < self.explore
+        scores = scores.double()
+        scores = scores.masked_fill(explores & scores.isfinite(), 0.0)
+        # The largest of scores and Gumbel noise has the probabilities of their softmax.
+        noise = -(-drawn[:, 1:].clamp(min=SMALLEST).log()).log()
+        return (scores + noise).argmax(1)
+
+
+def roll_out(
+    model: Any, batch: Batch, choose: Choose = likeliest, keep_states: bool = False
+) -> Rollout:
+    """Answer the questions of a batch, each after the blocks that are chosen for it.
+
+    Args:
+        keep_states: Keep the logits after each step.
+
+    Raises:
+        UsageError: Not every row is a question with an answer.
+    """
+    room = question_room(batch)
+    steps, live = model.config.num_steps, PolicyThinking(model, None, choose)
+    states, _, targets, _ = model.answer_states(batch, room, steps, keep_states, live=live)
+    assert batch.prompt_lengths is not None
+    lengths = batch.prompt_lengths.cpu()
+    rooms = (targets != IGNORED).sum(1).cpu()
+    most = torch.full((len(batch), model.config.max_steps), PROCESS)
+    return Rollout(
+        model.read_out(states),
+        targets,
+        live.actions,
+        live.decisions,
+        of_blocks(model, live.actions, lengths, rooms),
+        of_blocks(model, most, lengths, rooms),
+    )
+
+
+def question_room(batch: Batch) -> int:
+    """Return the positions of the longest answer of a batch.
+
+    Raises:
+        UsageError: Not every row is a question with an answer.
+    """
+    prompts = batch.prompt_lengths
+    room = 0 if prompts is None else answer_room(batch.targets, prompts)
+    if not room:
+        raise usage_error(
+            "rows that are graded before their prompt ends, or that have none",
+            "questions with answers, at whose ends a policy decides",
+            "choose a task of questions, such as mixed, add or cups with task.targets last",
+        )
+    return room
+
+
+def repeated(batch: Batch, times: int) -> Batch:
+    """Return each row so many times, one after another, each with a key of its own."""
+    if batch.keys is None:
+        raise UsageError("keys of the batch must be set to draw roll-outs, got None")
+    found = batch.rows(torch.arange(len(batch)).repeat_interleave(times))
+    assert found.keys is not None
+    return replace(found, keys=group_keys(found.keys, times))
+
+
+def group_keys(keys: Int[Tensor, " b"], times: int) -> Int[Tensor, " b"]:
+    """Return a key for each of the equal keys that follow each other."""
+    numbers = torch.arange(len(keys), device=keys.device) % times
+    return mix_tensor(keys + mix_tensor(numbers))

@@ -1,0 +1,77 @@
+"""`reinforce`: from a trained run to one whose model chooses its next block."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from thinkers.config.experiment import OPTIONAL_PART, Config, build_part
+from thinkers.config.overrides import override
+from thinkers.config.reinforce import Reinforce
+from thinkers.errors import usage_error
+from thinkers.runs import folder as run_folder
+from thinkers.runs.result import Run
+from thinkers.runs.trackers import Tracking
+from thinkers.training.loop import train
+from thinkers.user_paths import user_path
+
+
+def reinforce(
+    run: Run | str | Path,
+    *,
+    out: str | Path,
+    flags: Sequence[str] = (),
+    tracking: Tracking | None = None,
+    **settings: Any,
+) -> Run:
+    """Train the model of a run and its policy in turn, in a new run folder, then score it.
+
+    Supervised updates train the model under blocks that its policy draws; policy updates train the
+    policy alone, by the reward of its roll-outs: see `thinkers.policies.loss`. `resume` continues
+    the new run bit for bit.
+
+    Args:
+        run: A run of a Thinker with `policy`, whose newest model is the beginning.
+        out: The folder of the new run.
+        flags: Other settings to change, such as --training.lr=1e-3.
+        settings: Fields of `thinkers.config.reinforce.Reinforce`.
+
+    Raises:
+        UsageError: The model has no policy, the task has no questions, or settings do not fit.
+        NonFiniteError: A loss, a gradient or a reward is infinite or not a number.
+    """
+    return train(configuration(run, flags, settings), out, tracking=tracking)
+
+
+def configuration(
+    run: Run | str | Path, flags: Sequence[str] = (), settings: dict[str, Any] | None = None
+) -> Config:
+    """Return the configuration of `reinforce`."""
+    folder = user_path(run.folder if isinstance(run, Run) else run, "run")
+    if not run_folder.is_run(folder):
+        raise usage_error(
+            f"{folder}, which is no run",
+            "the folder of a run of a thinker with policy",
+            "train one, such as mixed/thinker",
+        )
+    config = Config.from_dict(run_folder.read_record(folder)["config"])
+    own = build_part(Reinforce, dict(settings or {}), OPTIONAL_PART)
+    config = replace(
+        config,
+        recipe="",
+        reinforce=own,
+        training=replace(
+            config.training,
+            num_updates=own.num_updates,
+            init_from=str(folder),
+            depth="fixed",
+            spare_steps=0,
+            random_steps=None,
+        ),
+    )
+    if "curriculum" in {field.name for field in fields(config.task)}:
+        config = replace(config, task=replace(config.task, curriculum=False))
+    config = override(config, (), flags)
+    assert config.reinforce is not None
+    number = config.reinforce.num_updates
+    return replace(config, training=replace(config.training, num_updates=number))
