@@ -21,7 +21,7 @@ FLOORS = (
     ("tasks", "published", "testing"),
     ("config",),
     ("recipes",),
-    ("runs",),
+    ("runs", "policies"),
     ("training",),
     ("evaluation",),
     ("inspection", "comparison"),

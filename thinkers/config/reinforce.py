@@ -15,7 +15,7 @@ class Reinforce:
     """The settings of `thinkers.reinforce`, which trains a model and its policy in turn."""
 
     num_updates: int = 900
-    """Updates of the training, of both kinds."""
+    """Updates of the training, supervised and policy ones together."""
     supervised_updates: int = 200
     """Updates of the model, under schedules that the policy draws, before each part of policy
     updates."""

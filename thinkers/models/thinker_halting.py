@@ -151,7 +151,7 @@ class LiveThinking:
         return memories, torch.stack(latents + latents[-1:] * (number - len(latents)), 1)
 
     def begin(self, rows: Int[Tensor, " r"], b: int, steps: int) -> None:
-        """Begin the thinking of these rows of a batch of `b`, of at most so many steps."""
+        """Begin to think about these rows of a batch of `b`, for at most `steps` steps."""
 
     def memory(self, own: RowMemory, step: int) -> Memory:
         """Return what the rows that still think read in a step, from 0."""

@@ -23,7 +23,8 @@ class Rollout:
     """Answers to questions, each after the blocks that were chosen for it.
 
     Args:
-        logits: Of the answer after each step, or after the last alone; those of OUTPUT stay.
+        logits: Scores of the answer's tokens after each step, or after the last; those of OUTPUT
+            stay.
         targets: Tokens of the answer, -100 beyond its end.
         actions: Numbers of the blocks, in the order of `thinkers.models.thinker_policy.BLOCKS`.
         decisions: The choices of each step after the first.
@@ -115,7 +116,7 @@ def question_room(batch: Batch) -> int:
 
 
 def repeated(batch: Batch, times: int) -> Batch:
-    """Return each row so many times, one after another, each with a key of its own."""
+    """Return each row `times` times in succession, each copy with a key of its own."""
     if batch.keys is None:
         raise UsageError("keys of the batch must be set to draw roll-outs, got None")
     found = batch.rows(torch.arange(len(batch)).repeat_interleave(times))

@@ -33,7 +33,7 @@ class Mixed(StateTask, CurriculumTask):
     class Config:
         num_cups: int = 5
         max_swaps: int = 8
-        """Rows of cups have 1 to so many swaps, each number equally often."""
+        """Most swaps of a row; every number from 1 on is equally likely."""
         min_digits: int = 3
         """Fewest digits of a list; every number up to max_digits is equally likely."""
         max_digits: int = 8

@@ -87,7 +87,7 @@ def step(
 
     Args:
         batch: The global batch, the same on all ranks.
-        loss_module: What `loss_module` returned, wrapped by `Ranks.data_parallel`.
+        loss_module: The result of `loss_module`, wrapped by `Ranks.data_parallel`.
         signals: For each of SIGINT and SIGTERM, True if this rank received it.
     """
     settings = state.config.training
