@@ -29,7 +29,7 @@ from thinkers.errors import (
 from thinkers.plugins import import_file, imported_files
 from thinkers.terminal import one_line, show
 
-SWITCHES = ("print_config", "dry_run", "debug", "help", "version", "ablate")
+SWITCHES = ("print_config", "dry_run", "debug", "help", "version", "ablate", "policy")
 PATHS = ("out", "config", "resume", "import_module", "init_from")
 SETTINGS_OF = {
     commands.train: "--",

@@ -13,7 +13,7 @@ baseline is that of RLOO (Kool et al. 2019, https://openreview.net/forum?id=r1lg
 Supervised updates, under blocks that are drawn from the policy, some of them uniformly:
 
     loss = cross-entropy of the answer at OUTPUT + cross-entropy of right_s with "right if answered
-    now", mean over the decisions
+    now", mean over the decisions of a row
 
 The second part puts into the latents what the policy has to know: whether thinking is done.
 """
@@ -55,19 +55,23 @@ class PolicyLoss(nn.Module):
         found = roll_out(self.model, batch, choose, keep_states=True)
         logits = found.logits[:, -1]
         answered = next_token_loss(logits, found.targets, counts["next_token"])
-        right = self._right_loss(found) * len(batch) / self.rows
+        right = self._right_losses(found).sum() / self.rows
         parts = {"next_token": answered.detach(), "right": right.detach()}
         correct = correct_predictions(logits.detach(), found.targets)
         return Loss(answered + right, parts, dict(counts), *correct)
 
-    def _right_loss(self, found: Rollout) -> Float[Tensor, ""]:
-        """Return the cross-entropy of the estimate that the answer would be right now."""
-        is_right, losses = found.is_right, []
+    def _right_losses(self, found: Rollout) -> Float[Tensor, " b"]:
+        """Return the cross-entropy of the estimates of each row that it would be right now."""
+        is_right = found.is_right
+        total = found.logits.new_zeros(len(is_right))
+        number = torch.zeros_like(total)
         for decision in found.decisions:
             estimate = self.model.policy.right(decision.states)[:, 0]
             now = is_right[decision.rows, decision.step - 1].to(estimate.dtype)
-            losses.append(F.binary_cross_entropy_with_logits(estimate, now, reduction="none"))
-        return torch.cat(losses).mean() if losses else found.logits.new_zeros(())
+            loss = F.binary_cross_entropy_with_logits(estimate, now, reduction="none")
+            total = total.index_add(0, decision.rows, loss.to(total.dtype))
+            number = number.index_add(0, decision.rows, torch.ones_like(loss, dtype=total.dtype))
+        return total / number.clamp(min=1)
 
     def _reinforced(self, batch: Batch) -> Loss:
         settings, model = self.settings, self.model

@@ -1,0 +1,123 @@
+"""`reinforce`: phases, resumes, records and refusals."""
+
+import json
+
+import pytest
+import torch
+from training_cases import lines, make
+
+import thinkers
+from thinkers.cli.main import main
+from thinkers.errors import UsageError
+from thinkers.tasks import TASKS
+from thinkers.training.reinforce import configuration
+
+OWN = dict(num_updates=7, supervised_updates=2, policy_updates=1, group_size=2)
+SIZES = dict(num_latents=2, num_steps=3, max_steps=5)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    task = TASKS["mixed"].Config(max_swaps=3, curriculum=True)
+    config = make("thinker", task, {"num_updates": 2, "depth": "due"}, policy=True, **SIZES)
+    return thinkers.train(config, tmp_path_factory.mktemp("base") / "run")
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory):
+    return thinkers.reinforce(base, out=tmp_path_factory.mktemp("policy") / "run", **OWN)
+
+
+def weights(run):
+    return run.model.state_dict()
+
+
+def test_phases_alternate_and_the_record_has_their_settings(base, run):
+    kinds = ["policy" if "policy" in line else "model" for line in lines(run.folder)]
+    assert kinds == ["model", "model", "policy"] * 2 + ["model"]
+    record = json.loads((run.folder / "config.json").read_text())["config"]
+    assert record["reinforce"] | OWN == record["reinforce"]
+    assert record["training"]["num_updates"] == 7 and record["training"]["depth"] == "fixed"
+    assert record["training"]["init_from"] == str(base.folder)
+    assert record["task"]["curriculum"] is False
+    flops = [line["flops"] for line in lines(run.folder)]
+    assert flops == sorted(flops) and flops[0] > 0
+
+
+@pytest.mark.parametrize("until", [1, 2, 3, 4])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(base, run, tmp_path, until):
+    config = configuration(base, (), OWN)
+    thinkers.train(config, tmp_path / "run", until=until)
+    again = thinkers.resume(tmp_path / "run", init_from=str(base.folder))
+    assert all(torch.equal(x, weights(again)[name]) for name, x in weights(run).items())
+    drop = {"minutes"}
+    clean = [
+        [{k: v for k, v in x.items() if k not in drop} for x in lines(r)]
+        for r in (run.folder, again.folder)
+    ]
+    assert clean[0] == clean[1]
+
+
+def test_flags_and_settings_are_taken_by_function_and_command_line(base, tmp_path, capsys):
+    flags = ["--reinforce.num_updates=3", "--training.lr=0.0005", "--reinforce.cost_weight=0.2"]
+    line = ["reinforce", str(base.folder), "--out", str(tmp_path / "a"), *flags]
+    assert main(line) == 0
+    assert "on held-out examples" in capsys.readouterr().out
+    config = configuration(base, flags, {})
+    assert config.reinforce.num_updates == config.training.num_updates == 3
+    assert config.reinforce.cost_weight == 0.2 and config.training.lr == 0.0005
+    record = json.loads((tmp_path / "a" / "config.json").read_text())["config"]
+    assert record["reinforce"]["cost_weight"] == 0.2
+
+
+def test_all_commands_let_the_policy_choose(run, tmp_path, capsys):
+    rows = thinkers.evaluate(run, num_steps=[2, 5], num_examples=20, policy=True)
+    assert [row["policy"] for row in rows] == [True, True]
+    assert all(1 <= row["mean_steps"] <= row["num_steps"] for row in rows)
+    assert all(0 < row["flops_share"] <= 1 for row in rows)
+    out = tmp_path / "scores.json"
+    assert main(["evaluate", str(run.folder), "--policy", "--num_examples=9", f"--out={out}"]) == 0
+    assert len(json.loads(out.read_text())["scores"]["3"]["examples"]) == 9
+    assert main(["generate", str(run.folder), "--policy", "--prompt=2 12 13"]) == 0
+    assert "2 12 13 -> " in capsys.readouterr().out
+    seen = thinkers.inspect(run, "2 12 13", policy=True, out=tmp_path / "page.html")
+    assert seen.blocks[0][0] == "process" and len(seen.blocks) == 1
+    assert "--policy" in (tmp_path / "page.html").read_text()
+    assert main(["inspect", str(run.folder), "--policy", "--prompt=2 12 13"]) == 0
+    assert f"blocks  {' '.join(seen.blocks[0])}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("evaluate RUN --policy --halt 0.5", "halt 0.5 with policy"),
+        ("generate RUN --policy --halt 0.5 --prompt 1", "halt 0.5 with policy"),
+        ("inspect RUN --policy --ablate", "--policy without a prompt"),
+        ("reinforce RUN --out OUT --reinforce.groups 3", "--reinforce.group_size"),
+        ("reinforce RUN --out OUT --reinforce.group_size 1", "--reinforce.group_size 1"),
+        ("reinforce RUN --out OUT --training.depth due", "--training.depth due with reinforce"),
+        ("reinforce RUN --out OUT --training.compile true", "--training.compile True"),
+        ("reinforce OUT --out OUT", "which is no run"),
+    ],
+)
+def test_what_does_not_fit_exits_2_with_three_lines(base, tmp_path, capsys, line, message):
+    words = line.replace("RUN", str(base.folder)).replace("OUT", str(tmp_path / "x")).split()
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and "expected" in error, error
+
+
+def test_models_without_a_policy_and_tasks_without_questions_are_refused(tmp_path):
+    task = TASKS["cups"].Config(max_length=4)
+    settings = {"num_updates": 1}
+    plain = thinkers.train(
+        make("thinker", TASKS["mixed"].Config(max_swaps=3), settings, **SIZES), tmp_path / "plain"
+    )
+    with pytest.raises(UsageError, match="without a policy"):
+        thinkers.reinforce(plain, out=tmp_path / "x", **OWN)
+    graded = thinkers.train(
+        make("thinker", task, settings, policy=True, **SIZES), tmp_path / "cups"
+    )
+    with pytest.raises(UsageError, match="questions with answers"):
+        thinkers.reinforce(graded, out=tmp_path / "y", **OWN)
+    assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
