@@ -1,6 +1,6 @@
 """Questions of which half need no thinking, and half a step for each swap of cups, unmarked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -13,11 +13,13 @@ from thinkers.checks import check_int
 from thinkers.errors import usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.halt import Halt
+from thinkers.models.tools import Tool
 from thinkers.prng import Draws, row_keys
 from thinkers.tasks.answers import AnswerTask
 from thinkers.tasks.base import IGNORED, SPLITS, Prompt, Response
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.state_task import LONGEST, Layout, StateTask, checked
+from thinkers.tasks.tools import refuse_tools
 
 
 class Mixed(StateTask, CurriculumTask):
@@ -172,6 +174,8 @@ class Mixed(StateTask, CurriculumTask):
         room: int,
         num_steps: int | None = None,
         halt: Halt = None,
+        tools: Sequence[Tool] = (),
     ) -> Response:
         """Answer with the one token after the question."""
+        refuse_tools(self, tools)
         return AnswerTask.respond(self, model, prompt, room, num_steps, halt)
