@@ -189,8 +189,7 @@ def stream(
         top_p: Sample from the likeliest tokens that have this probability together.
         seed: Equal seeds give equal samples.
         halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
-        tools: As in `answer`; results count in `max_new_tokens`.
-        policy: Let the model choose the block of each step: see `thinkers.models.thinker_policy`.
+        tools, policy: As in `answer`; results of tools count in `max_new_tokens`.
 
     Raises:
         UsageError: The task is not text, the prompt is empty, the model cannot halt so, the text
