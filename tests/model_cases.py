@@ -17,12 +17,41 @@ SIZE: dict[str, Any] = {
     "max_steps": 4,
     "max_length": 67,
 }
-CASES = [
-    pytest.param(name, own, id="-".join([name, *(f"{k}={v}" for k, v in own.items())]))
-    for name in MODELS
-    for own in ({}, *MODELS[name].test_variants)
-]
+
+
+def case(name: str, own: dict[str, Any], *marks: pytest.MarkDecorator) -> Any:
+    """A model with settings of its own, as the parameters of a test."""
+    shown = "-".join([name, *(f"{k}={v}" for k, v in own.items())])
+    return pytest.param(name, own, id=shown, marks=marks)
+
+
+def cover(name: str) -> list[dict[str, Any]]:
+    """Variants with every setting of `test_variants`, fewer than these: joined where they agree."""
+    found: list[dict[str, Any]] = []
+    for own in MODELS[name].test_variants:
+        for number, other in enumerate(found):
+            # What a model that is not causal cannot do is checked of its other settings, too.
+            agree = own.get("causal") == other.get("causal")
+            if agree and all(own.get(key, value) == value for key, value in other.items()):
+                try:
+                    MODELS[name].Config(**{**SIZE, **other, **own})
+                except ValueError:
+                    continue  # settings that exclude each other
+                found[number] = other | own
+                break
+        else:
+            found.append(own)
+    return found
+
+
 NAMES = list(MODELS)
+VARIANTS = [(name, own) for name in NAMES for own in ({}, *MODELS[name].test_variants)]
+CASES = [case(name, own) for name, own in VARIANTS]
+COVER = [case(name, own) for name in NAMES for own in ({}, *cover(name))]
+"""For dear tests: every model by itself, and every setting of its variants in one of fewer."""
+COVER_AND_SLOW = COVER + [
+    case(name, own, pytest.mark.slow) for name, own in VARIANTS if own and own not in cover(name)
+]
 
 
 def tiny(name: str, own: dict[str, Any] | None = None, **more: Any) -> Model:

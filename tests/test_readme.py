@@ -28,14 +28,27 @@ COMMANDS = sorted(
 )
 
 
-def test_the_example_of_the_readme_is_short_and_ends_in_a_right_answer(
-    tmp_path, monkeypatch, capsys
-):
-    file = ROOT / "examples" / "first.py"
-    assert file.read_text() in README
-    assert len([line for line in file.read_text().splitlines() if line]) <= 20
+EXAMPLE = ROOT / "examples" / "first.py"
+
+
+def test_the_example_of_the_readme_is_short_and_runs(tmp_path, monkeypatch, capsys):
+    text = EXAMPLE.read_text()
+    assert text in README
+    assert len([line for line in text.splitlines() if line]) <= 20
+    short = text.replace("num_updates=300, batch_size=64", "num_updates=3, batch_size=8")
+    assert short != text
     monkeypatch.chdir(tmp_path)
-    found = runpy.run_path(str(file))
+    (tmp_path / "first.py").write_text(short)
+    found = runpy.run_path("first.py")
+    out = capsys.readouterr().out
+    assert re.search(r"^48\+69=.*\n(\d steps: [\d.]+\n){2}.*\n.*\n\Z", out, re.MULTILINE), out
+    assert 0 <= found["run"].scores["exact"] < 0.9
+
+
+@pytest.mark.slow  # a quarter of a minute
+def test_the_example_of_the_readme_ends_in_a_right_answer(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = runpy.run_path(str(EXAMPLE))
     out = capsys.readouterr().out
     assert "48+69=117\n" in out and out.endswith("\n7\n")
     one, two = (float(x) for x in re.findall(r"^\d steps: (.*)$", out, re.MULTILINE))

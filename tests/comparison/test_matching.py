@@ -142,7 +142,7 @@ def test_settings_come_from_the_nearest_recipe():
 
 
 def test_a_size_that_no_width_reaches_is_refused():
-    model = build(thinkers.RECIPES["add/decoder"]())[1].config
+    model = replace(build(thinkers.RECIPES["add/decoder"]())[1].config, dim=16)
     with pytest.raises(UsageError, match="no width at which decoder has 90"):
         matching.fit(model, matching.parameters, 90)
 

@@ -40,10 +40,13 @@ def constructed(monkeypatch):
 
 
 def test_configurations_build_no_task(constructed, capsys):
+    each_task = {}
     for recipe in RECIPES.values():
         config = recipe()
         assert Config.from_dict(config.to_dict()) == config
         assert dataclasses.replace(config, recipe="x").changes(config) == {}
+        each_task[type(config.task)] = config
+    for config in each_task.values():
         flags = ["--training.lr=0.5", "--model.max_length=999"]
         assert override(config, flags=flags).model.max_length == 999
         assert "max_length: 999" in dump(config, flags=flags)

@@ -25,9 +25,9 @@ SHAPES = {
     "parallel": {"output": "parallel", "output_steps": 2, "read_steps": 0, "memory_steps": 1},
     "mixing": {"mixing": 3, "num_input_layers": 1, "num_layers": 1, "self_attention": "none"},
 }
-CASES = [(name, 0.4) for name in SHAPES] + [("plain", halt) for halt in (0.0, 0.3, 0.5, 0.8, 1.0)]
+CASES = [(name, 0.4) for name in SHAPES] + [("plain", halt) for halt in (0.0, 0.6, 1.0)]
 KINDS = ("text", "answers", "all")
-LESSONS = [("plain", kind, has_due) for kind in KINDS for has_due in (True, False)]
+LESSONS = [("plain", "text", False), ("plain", "answers", True), ("plain", "all", True)]
 LESSONS += [("parallel", "all", False), ("two latents", "text", True)]
 LENGTHS, PROMPTS = torch.tensor([17, 9, 4, 15]), torch.tensor([12, 1, 3, 6])
 
@@ -78,10 +78,10 @@ def test_sections_halt_as_defined_together_alone_and_token_by_token(shape, halt)
     model, tokens = gated(SHAPES[shape]), rows(4, 17)
     together = model(tokens, lengths=LENGTHS, num_steps=STEPS, halt=halt, keep_states=True)
     check_rows(model, tokens, halt, together, LENGTHS, None)
-    if halt in (0.4, 0.5):
+    if halt == 0.4:
         assert len(together.steps.unique()) > 2, "the gates never differ"
     whole = model(tokens, num_steps=STEPS, halt=halt)
-    for start in (1, 7):
+    for start in (1, 7) if halt == 0.4 else (7,):
         given = torch.full((4,), start)
         logits, cache = model.prefill(tokens[:, :start], given, STEPS, False, 20, halt=halt)
         for t in range(start, 17):
@@ -129,8 +129,10 @@ def test_a_token_changes_nothing_before_it(shape):
     assert not torch.equal(before.logits[:, 11:], after.logits[:, 11:])
 
 
-@pytest.mark.parametrize("shape", ["plain", "no latents", "parallel"])
-@pytest.mark.parametrize("prompted", [True, False])
+@pytest.mark.parametrize(
+    "shape, prompted",
+    [("plain", True), ("plain", False), ("no latents", False), ("parallel", True)],
+)
 @torch.no_grad()
 def test_rows_that_leave_while_writing_change_nothing_for_the_others(shape, prompted):
     model, tokens = gated(SHAPES[shape]), rows(4, 9, seed=3)

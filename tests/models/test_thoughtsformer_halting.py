@@ -23,8 +23,8 @@ SHAPES = {
     "words": {"thoughts": "words", "num_layers": 1, "tie_head": False},
     "published words": {"variant": "published", "thoughts": "words", "num_layers": 1},
 }
-CASES = [(name, halt) for name in SHAPES for halt in (0.3, 0.5)]
-CASES += [("modern", halt) for halt in (0.0, 0.6, 0.8, 1.0)]
+CASES = list(zip(SHAPES, (0.3, 0.5, 0.3, 0.5), strict=True))
+CASES += [("modern", halt) for halt in (0.0, 0.6, 1.0)]
 
 
 def gated(own, seed=6, **settings):

@@ -31,8 +31,13 @@ def poem(tmp_path, monkeypatch):
     return str(tmp_path / "poem.txt")
 
 
-@pytest.mark.parametrize("vocabulary", ["byte", "character", "bpe"])
-@pytest.mark.parametrize("model", ["decoder", "deepsight", "multi_token"])
+@pytest.mark.parametrize(
+    "model, vocabulary",
+    [
+        *(("decoder", "byte"), ("decoder", "character"), ("decoder", "bpe")),
+        *(("deepsight", "character"), ("multi_token", "bpe")),
+    ],
+)
 def test_text_shows_accuracy_per_token_and_bits_per_byte(model, vocabulary, poem, tmp_path, shown):
     task = Text.Config(path=poem, vocabulary=vocabulary, context=9, bpe_size=270)
     run = thinkers.train(make(model, task, dict(lr=3e-2, num_updates=20)), tmp_path / "a")

@@ -82,7 +82,8 @@ def assert_model_is_newest(folder):
 
 
 @pytest.mark.parametrize(
-    ("death", "every"), [(True, 1), (False, 4), pytest.param(False, 1, marks=pytest.mark.slow)]
+    ("death", "every"),
+    [(True, 2), (False, 4), *(pytest.param(x, 1, marks=pytest.mark.slow) for x in (True, False))],
 )
 def test_model_is_that_of_the_newest_checkpoint_whichever_change_of_the_disk_fails(
     begun, tmp_path, monkeypatch, capsys, death, every
