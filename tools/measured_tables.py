@@ -241,3 +241,55 @@ def _measured_arithmetic() -> dict:
     names = [n for n in RECIPES if n.partition("/")[0] in ("multiply", "arithmetic")]
     elsewhere = ("multiply/thinker", "multiply/long", "arithmetic/calculator")
     return {name: found.get(name, {}) for name in names if name not in elsewhere}
+
+
+def _measured_tools() -> dict:
+    """{case: {seed: result}} of benchmarks/tools.py; empty for a case that was not measured."""
+    return json.loads((ROOT / "docs" / "tools.json").read_text())
+
+
+def tools_measured() -> str:
+    """The results of benchmarks/tools.py: a row for each case."""
+    rows = []
+    for name, seeds in _measured_tools().items():
+        runs = list(seeds.values())
+        if not runs:
+            rows.append([f"`{name}`", "not measured", *["-"] * 7])
+            continue
+        first = runs[0]
+        calls, without, due = "-", "-", "-"
+        if "without the tool" in first:
+            calls = _mean([run["scores"]["calls"] for run in runs])
+            without = _mean([run["without the tool"] for run in runs])
+            kinds = list(first["by_kind"].values())
+            total = sum(kind["rows"] for kind in kinds)
+            due = f"{sum(kind['due'] * kind['rows'] for kind in kinds) / total:.4f}"
+        rows.append(
+            [
+                f"`{name}`",
+                _mean([run["scores"]["exact"] for run in runs]),
+                without,
+                calls,
+                due,
+                str(len(runs)),
+                f"{first['parameters']:,}",
+                f"{first['flops']:.2g}",
+                f"{statistics.mean(run['cpu_minutes'] for run in runs):.1f}",
+            ]
+        )
+    columns = ["exact", "exact without the tool", "calls", "products or hops", "seeds"]
+    return table(["case", *columns, "parameters", "training FLOPs", "CPU minutes"], rows)
+
+
+def tools_by_kind() -> str:
+    """Exact, and rows with the right number of calls, by operators or hops, over seeds."""
+    rows = []
+    for name, seeds in _measured_tools().items():
+        runs = [run["by_kind"] for run in seeds.values()]
+        for kind in runs[0] if runs else ():
+            found = [run[kind] for run in runs]
+            what = f"{kind} hops" if kind.isdigit() else f"`{kind}`"
+            calls = [_mean([x[key] for x in found]) for key in ("exact", "calls", "equal")]
+            rows.append([f"`{name}`", what, *calls[:2], f"{found[0]['due']:.0f}", calls[2]])
+    columns = ["case", "questions", "exact", "calls", "products or hops", "as many calls as these"]
+    return table(columns, rows)

@@ -262,6 +262,13 @@ def test_a_model_that_reads_the_future_calls_no_tools():
         model.answer(torch.tensor([[1, 7]]), torch.tensor([2]), 1, tools=[Doubling()])
 
 
+def test_answers_that_are_written_at_once_call_no_tools():
+    model, tokens = tiny("thinker", {"output": "parallel"}), torch.tensor([[1, 7]])
+    with pytest.raises(UsageError, match="tools need output='autoregressive'"):
+        model.answer(tokens, torch.tensor([2]), 3, tools=[Doubling()])
+    assert model.answer(tokens, torch.tensor([2]), 3, tools=[]).shape == (1, 3)
+
+
 def test_without_tools_nothing_changes_and_nothing_is_asked():
     model, tool = tiny("decoder"), Doubling()
     tokens = torch.tensor([[1, 7, 2]])

@@ -179,7 +179,9 @@ def test_exact_looks_at_the_answer_alone():
     assert share(lambda text: text if text.count("[") == 2 else "[1*1]1," + text) == 1
     assert share(lambda text: text + "0") == 0
     assert share(lambda text: text + ",") == 0
-    assert task.score(Writer(task, str), "test", 60)["per_token"] == 1
+    scores = task.score(Writer(task, str), "test", 60)
+    rows = [question for i in range(1) for question, *_ in rows_of(task, i, 60, "test")]
+    assert scores["per_token"] == 1 and scores["calls"] == "".join(rows).count("*") / 60
 
 
 def test_scores_are_those_with_the_tools_of_the_rows_unless_others_are_named():
@@ -225,6 +227,17 @@ def test_evaluate_names_the_tools():
     plain = build_task("arithmetic")
     (row,) = thinkers.evaluate((untrained(plain), plain), 2, 8, tools=())
     assert "tools" not in row
+
+
+def test_tokens_that_halt_and_call_are_scored_together():
+    task = build_task("arithmetic", calculator=True, max_digits=1)
+    run = untrained(task, halting=True), task
+    found = {}
+    for tools in (None, ()):
+        (row,) = thinkers.evaluate(run, 2, 6, halt=0.5, tools=tools, by_example=True)
+        assert 1 <= row["mean_steps"] <= 2 and len(row["examples"]) == 6
+        found[tools] = row
+    assert found[None]["calls"] >= 0 and "calls" not in found[()]
 
 
 def test_a_tool_that_the_task_does_not_have_is_refused():

@@ -85,6 +85,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "links/looped": state_tracking.links_looped,
         "links/halting": state_tracking.links_halting,
         "links/decoder": state_tracking.links_decoder,
+        "lookup/looped": state_tracking.lookup_looped,
     }.items()
 }
 

@@ -15,6 +15,7 @@ from thinkers.models.thinker import Thinker
 from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.recipes.numbers import training_settings
 from thinkers.tasks.cellular_automaton import Automaton
+from thinkers.tasks.lookup import Lookup
 from thinkers.tasks.state_tracking import Cups, Links
 
 CUPS, AUTOMATON, LINKS = Cups.Config(), Automaton.Config(), Links.Config(curriculum=True)
@@ -116,6 +117,13 @@ def links_decoder() -> Config:
     Pilot runs stayed at lessons of 5 and 6 links, whose rows are shorter.
     """
     return _decoder(LINKS, 3800, {})
+
+
+def lookup_looped() -> Config:
+    """Follow 1 to 4 hops over a table outside the prompt, with a call of a tool for each."""
+    training = _training(300, batch_size=128)
+    settings = dict(_SIZES, num_layers=1, num_coda_layers=0, num_steps=2)
+    return Config.fit(Looped, Lookup.Config(), training, **settings)
 
 
 _SIZES: dict[str, Any] = dict(dim=48, num_heads=4, max_length=64, tie_head=False)

@@ -21,7 +21,7 @@ from thinkers.prng import Rng, mix_int, row_keys
 from thinkers.tasks.base import IGNORED, Prompt, Task, check_batch, split_of_hash
 from thinkers.tasks.due import Steps, step_groups
 from thinkers.tasks.graded_rows import GradedRows, check_no_oracle, with_answers
-from thinkers.tasks.tools import find_tools
+from thinkers.tasks.tools import count_calls, find_tools
 
 SCORING_ROWS = 500
 """Examples of one batch when a model is scored."""
@@ -168,18 +168,23 @@ class AnswerTask(Task):
         """Return the shares of answers (`exact`) and of answer tokens (`per_token`) that are right.
 
         Both include the end token: `exact` counts an answer only if it also ends at the right
-        place.
+        place. With tools, `calls` is the mean number of calls of an answer.
 
         Args:
             tools: The tools that the model may call; None means `scored_with`.
         """
-        exact, right, graded = [], 0, 0
+        exact, calls, right, graded = [], [], 0, 0
+        called = find_tools(self, self.scored_with if tools is None else tools)
         given = model, split, num_examples, num_steps, halt, tools
         for predicted, truth in self._answers(*given):
             exact.append(self.is_exact(predicted, truth))
+            calls.append(count_calls(predicted, called, self.end_token))
             right += int(((predicted == truth) & (truth != IGNORED)).sum())
             graded += int((truth != IGNORED).sum())
-        return {"exact": float(torch.cat(exact).double().mean()), "per_token": right / graded}
+        found = {"exact": float(torch.cat(exact).double().mean()), "per_token": right / graded}
+        if called:
+            found["calls"] = float(torch.cat(calls).double().mean())
+        return found
 
     def grade(
         self,

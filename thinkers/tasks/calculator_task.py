@@ -37,8 +37,8 @@ from thinkers.tasks.number_tokens import (
     TIMES,
 )
 from thinkers.tasks.operand_task import OperandTask
-from thinkers.tasks.tools import LONGEST_OPERAND, Calculator
-from thinkers.tasks.worked_task import WorkedTask, last_part
+from thinkers.tasks.tools import LONGEST_OPERAND, Calculator, last_part
+from thinkers.tasks.worked_task import WorkedTask
 
 
 class CalculatorTask(WorkedTask, OperandTask):
@@ -196,8 +196,10 @@ class CalculatorTask(WorkedTask, OperandTask):
     ) -> Bool[Tensor, " n"]:
         if not self.config.calculator:
             return super().is_exact(predicted, truth)
-        pairs = zip(predicted.tolist(), truth.tolist(), strict=True)
-        return torch.tensor([last_part(ours) == last_part(right) for ours, right in pairs])
+        ours, right = (
+            [last_part(row, COMMA, END) for row in rows.tolist()] for rows in (predicted, truth)
+        )
+        return torch.tensor([x == y for x, y in zip(ours, right, strict=True)])
 
     def with_answer(self, prompt: str, answer: Iterable[int]) -> str:
         text = super().with_answer(prompt, answer)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -62,6 +63,22 @@ def refuse_tools(task: Any, tools: Sequence[str | Tool] | None) -> None:
             "tokens of its prompt",
             "leave them out",
         )
+
+
+def last_part(row: Sequence[int], comma: int, end: int) -> list[int]:
+    """Return the tokens of an answer after its last comma, up to its end token."""
+    row = list(row)
+    row = row[: row.index(end) + 1] if end in row else row
+    return row[len(row) - row[::-1].index(comma) :] if comma in row else row
+
+
+def count_calls(
+    answers: Int[Tensor, "n a"], tools: Sequence[Tool], end_token: int
+) -> Int[Tensor, " n"]:
+    """Return the number of calls that each answer begins before its end token."""
+    is_open = sum((answers == tool.opening for tool in tools), torch.zeros_like(answers))
+    ended = (answers == end_token).cumsum(1) > 0
+    return torch.as_tensor(is_open).masked_fill(ended, 0).sum(1)
 
 
 @dataclass(frozen=True)

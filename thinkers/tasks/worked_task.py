@@ -29,6 +29,7 @@ from thinkers.tasks.intermediate_results import Place, Result
 from thinkers.tasks.number_prompts import PromptReader
 from thinkers.tasks.number_task import NumberTask, Questions, TokenBlocks
 from thinkers.tasks.number_tokens import BLANK, COMMA, DIGITS, END, EQUALS
+from thinkers.tasks.tools import last_part
 
 FIRST_REGISTER = number_tokens.VOCAB_SIZE
 """Registers are the ids from here on; models choose among those below."""
@@ -174,7 +175,7 @@ class WorkedTask(NumberTask):
         if not self.config.scratch:
             return super().is_exact(predicted, truth)
         pairs = zip(predicted.tolist(), truth.tolist(), strict=True)
-        return torch.tensor([last_part(ours) == last_part(right) for ours, right in pairs])
+        return torch.tensor([_answer(ours) == _answer(right) for ours, right in pairs])
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text as `NumberTask.encode`; registers follow the `=`."""
@@ -229,11 +230,8 @@ class WorkedTask(NumberTask):
                 )
 
 
-def last_part(answer: Sequence[int]) -> list[int]:
-    """Return the tokens after the last comma, up to the end token."""
-    row = list(answer)
-    row = row[: row.index(END) + 1] if END in row else row
-    return row[len(row) - row[::-1].index(COMMA) :] if COMMA in row else row
+def _answer(row: Sequence[int]) -> list[int]:
+    return last_part(row, COMMA, END)
 
 
 def _runs_of_digits(text: str) -> list[str]:
