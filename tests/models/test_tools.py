@@ -13,7 +13,7 @@ from thinkers.models import MODELS
 from thinkers.models.generation import stream
 from thinkers.models.tools import Calls, Tool, cut_results
 
-PROMPTS, NEW = torch.tensor([5, 2, 7, 4]), 30
+PROMPTS, NEW = torch.tensor([5, 2, 7, 4]), 20
 
 
 @dataclass

@@ -187,9 +187,10 @@ class _Row:
             self.tool, self.call = self.by_opening[token], []
         elif self.call is not None and token == self.tool.closing:
             self.forced, self.call = deque(self._result(self.call)), None
-        elif self.call is not None:
-            is_long = len(self.call) >= self.tool.longest_call
-            self.call = None if is_long else [*self.call, token]
+        elif self.call is not None and len(self.call) < self.tool.longest_call:
+            self.call.append(token)
+        else:
+            self.call = None
 
     def _result(self, call: list[int]) -> list[int]:
         tool = self.tool
