@@ -18,8 +18,8 @@ from thinkers.tasks.base import SPLITS as SPLITS
 from thinkers.tasks.base import Task as Task
 from thinkers.tasks.cellular_automaton import Automaton
 from thinkers.tasks.factorise import Factorise
-from thinkers.tasks.mixed import Mixed
 from thinkers.tasks.lookup import Lookup
+from thinkers.tasks.mixed import Mixed
 from thinkers.tasks.sequences import Copy, Jump, Reverse, Rotate, RunningSum, Shift, Sort
 from thinkers.tasks.star_graph import StarGraph
 from thinkers.tasks.state_tracking import Cups, Links
