@@ -36,6 +36,14 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+@pytest.fixture
+def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without their figures, which take longer than tiny runs do."""
+    from thinkers.report import html
+
+    monkeypatch.setattr(html, "drawing", lambda *_, **__: "<svg></svg>")
+
+
 @pytest.fixture(autouse=True)
 def imported_files_are_forgotten():
     """Files that a test imports are not imported again by the runs of a later test."""

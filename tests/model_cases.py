@@ -45,13 +45,11 @@ def cover(name: str) -> list[dict[str, Any]]:
 
 
 NAMES = list(MODELS)
-VARIANTS = [(name, own) for name in NAMES for own in ({}, *MODELS[name].test_variants)]
-CASES = [case(name, own) for name, own in VARIANTS]
-COVER = [case(name, own) for name in NAMES for own in ({}, *cover(name))]
-"""For dear tests: every model by itself, and every setting of its variants in one of fewer."""
-COVER_AND_SLOW = COVER + [
-    case(name, own, pytest.mark.slow) for name, own in VARIANTS if own and own not in cover(name)
-]
+JOINED = [(name, own) for name in NAMES for own in ({}, *cover(name))]
+ALONE = [(name, own) for name in NAMES for own in MODELS[name].test_variants]
+CASES = [case(name, own) for name, own in JOINED]
+CASES += [case(name, own, pytest.mark.slow) for name, own in ALONE if (name, own) not in JOINED]
+"""Every model by itself and every setting of its variants; each variant alone in slow tests."""
 
 
 def tiny(name: str, own: dict[str, Any] | None = None, **more: Any) -> Model:

@@ -18,6 +18,7 @@ from thinkers.published import system_of
 from thinkers.tasks import TASKS
 from thinkers.tasks.arithmetic import Add
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
 SIZE = dict(dim=8, num_heads=2)
 
 

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Mapping
 from dataclasses import field, fields
+from functools import lru_cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -175,10 +176,15 @@ def check_positions(positions: Any, tokens: Any, lengths: Any) -> None:
 
 def check_choices(config: Any) -> None:
     """Raise ValueError unless each field typed as a Literal, or that or None, has such a value."""
-    for setting in fields(config):
-        known, value = _choices(setting.type), getattr(config, setting.name)
-        if known and value not in known:
-            raise UsageError(f"{setting.name} must be one of {known}, got {value!r}")
+    for name, known in _choices_of(type(config)).items():  # type: ignore[arg-type]
+        value = getattr(config, name)
+        if value not in known:
+            raise UsageError(f"{name} must be one of {known}, got {value!r}")
+
+
+@lru_cache(maxsize=256)
+def _choices_of(kind: type) -> dict[str, list[str | None]]:
+    return {x.name: known for x in fields(kind) if (known := _choices(x.type))}
 
 
 def added(default: Any) -> Any:

@@ -12,7 +12,6 @@ from thinkers.comparison.runner import compare
 from thinkers.comparison.summary import Findings, by_steps, limits
 from thinkers.errors import UsageError
 from thinkers.evaluation.halting import measure_effort
-from thinkers.report import html
 
 SMALL = {
     "task.max_length": 4,
@@ -27,8 +26,7 @@ NAMES = ["looped", "looped+halt"]
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(html, "drawing", lambda *_, **__: "<svg></svg>")
+def quick(monkeypatch, plain_pages):
     monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.setattr(plan, "POINTS", 2)
 

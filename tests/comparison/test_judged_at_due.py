@@ -4,7 +4,6 @@ import thinkers
 from thinkers.comparison import one_run
 from thinkers.comparison.runner import compare
 from thinkers.comparison.summary import Findings, limits
-from thinkers.report import html
 
 SMALL = {
     "task.width": 4,
@@ -16,8 +15,7 @@ SMALL = {
 }
 
 
-def test_a_task_that_is_judged_at_due_steps_is_compared_at_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(html, "drawing", lambda *_, **__: "<svg></svg>")
+def test_a_task_that_is_judged_at_due_steps_is_compared_at_them(tmp_path, plain_pages):
     sizes = dict(budget=6e7, seeds=2, num_examples=40, settings=SMALL, out=tmp_path)
     found = compare("automaton", ["decoder", "looped"], **sizes)
     by_name = {name: runs[0].record for name, runs in found.results.items()}

@@ -9,6 +9,7 @@ from thinkers.comparison.results import read
 from thinkers.comparison.runner import compare
 from thinkers.errors import DamagedError
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
 SMALL = {"task.max_digits": 1, "model.dim": 8, "model.num_heads": 2, "training.batch_size": 2}
 
 

@@ -22,11 +22,12 @@ from thinkers.errors import DamagedError, Interrupted, UsageError
 from thinkers.json_files import with_digest
 from thinkers.models import MODELS
 from thinkers.models.looped import Looped
-from thinkers.report import html
 from thinkers.runs import folder as run_folder
 from thinkers.runs import trackers
 from thinkers.tasks.base import example_groups
 
+# The figures of `finished`, which is made before, are drawn.
+pytestmark = pytest.mark.usefixtures("plain_pages")
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
 FLAGS = [f"--{key}={value}" for key, value in SMALL.items()]
 BUDGET = 6e7
@@ -44,12 +45,6 @@ def quick_disk():
         patch.setattr("os.fsync", lambda _: None)
         patch.setattr(plan, "POINTS", 3)
         yield
-
-
-@pytest.fixture(autouse=True)
-def plain_pages(monkeypatch):
-    """Figures take longer than the runs; those of `finished`, which is made before, are drawn."""
-    monkeypatch.setattr(html, "drawing", lambda *_, **__: "<svg></svg>")
 
 
 def records(folder):

@@ -24,6 +24,7 @@ from thinkers.models import MODELS
 from thinkers.models.decoder import Decoder
 from thinkers.plugins import import_file
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 SMALL = {"task.max_digits": 1, "model.dim": 16, "model.num_heads": 2, "training.batch_size": 7}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch._dynamo
-from model_cases import CASES, COVER_AND_SLOW, NAMES, ids, lesson, tiny
+from model_cases import CASES, NAMES, ids, lesson, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.unchecked
@@ -51,7 +51,7 @@ def test_no_value_is_read_in_a_loss_once_its_terms_are_counted(name, own, unchec
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name, own", COVER_AND_SLOW)
+@pytest.mark.parametrize("name, own", CASES)
 def test_no_value_is_read_by_a_cache(name, own, unchecked):
     model = tiny(name, own)
     if not model.causal:

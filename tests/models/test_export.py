@@ -10,6 +10,8 @@ pytestmark = pytest.mark.unchecked
 LONGEST = SIZE["max_length"]
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 SECTION = 8
+DEAR = ("thinker", "multi_token", "pause")
+"""The last two run the layers of the decoder, after which they are exported in slow tests."""
 
 
 def small(name):
@@ -31,7 +33,7 @@ def dynamic(least):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=pytest.mark.slow if x == "thinker" else ()) for x in NAMES]
+    "name", [pytest.param(x, marks=pytest.mark.slow if x in DEAR else ()) for x in NAMES]
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_an_exported_model_takes_any_number_of_rows_of_any_length(name):

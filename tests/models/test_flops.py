@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from model_cases import CASES, COVER_AND_SLOW, NAMES, lesson, tiny
+from model_cases import CASES, NAMES, lesson, tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -81,7 +81,7 @@ def countable(monkeypatch):
                     monkeypatch.setattr(module, operation, double)
 
 
-@pytest.mark.parametrize("name, own", COVER_AND_SLOW)
+@pytest.mark.parametrize("name, own", CASES)
 def test_flops_are_those_counted_by_torch(name, own, countable):
     check_flops(tiny(name, {"max_steps": 3, "vocab_size": 37, **own}), 3, 23)
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from model_cases import CASES, COVER_AND_SLOW, NAMES, SIZE, ids, lesson, thinks, tiny
+from model_cases import CASES, NAMES, SIZE, ids, lesson, thinks, tiny
 
 import thinkers
 from thinkers.errors import UsageError
@@ -17,7 +17,7 @@ COMMON = ("vocab_size", "dim", "num_layers", "num_heads", "num_steps", "max_leng
 
 
 @pytest.mark.misuse
-@pytest.mark.parametrize("name, own", COVER_AND_SLOW)
+@pytest.mark.parametrize("name, own", CASES)
 def test_every_model_has_every_property_in_float64(name, own):
     check_model(tiny(name, {**({"max_steps": 3} if own else {}), **own}).double())
 

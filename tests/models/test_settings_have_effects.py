@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
-from model_cases import COVER_AND_SLOW, NAMES, ids, lesson, thinks, tiny
+from model_cases import CASES, NAMES, ids, lesson, thinks, tiny
 
 import thinkers
 from thinkers.comparison.matching import contenders
@@ -94,7 +94,7 @@ def differ(model: Model, mine: Traits, changed: Model) -> bool:
 
 
 @pytest.mark.unchecked
-@pytest.mark.parametrize("name, own", COVER_AND_SLOW)
+@pytest.mark.parametrize("name, own", CASES)
 def test_each_setting_changes_something_or_is_refused(name, own):
     model = tiny(name, own)
     mine = Traits(model)

@@ -1,6 +1,7 @@
 """RECIPES: functions that return tested configurations, and the measured scores of each."""
 
 import dataclasses
+import functools
 import json
 import statistics
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ RESULTS = Path(__file__).with_name("results.json")
 
 
 def _named(name: str, recipe: Callable[[], Config]) -> Callable[[], Config]:
+    @functools.cache
     def named() -> Config:
         return dataclasses.replace(recipe(), recipe=name)
 
