@@ -257,6 +257,7 @@ def tools_measured() -> str:
             rows.append([f"`{name}`", "not measured", *["-"] * 7])
             continue
         first = runs[0]
+        minutes = [run["cpu_minutes"] for run in runs if not run["resumed"]]
         calls, without, due = "-", "-", "-"
         if "without the tool" in first:
             calls = _mean([run["scores"]["calls"] for run in runs])
@@ -274,7 +275,7 @@ def tools_measured() -> str:
                 str(len(runs)),
                 f"{first['parameters']:,}",
                 f"{first['flops']:.2g}",
-                f"{statistics.mean(run['cpu_minutes'] for run in runs):.1f}",
+                f"{statistics.mean(minutes):.1f}" if minutes else "-",
             ]
         )
     columns = ["exact", "exact without the tool", "calls", "products or hops", "seeds"]
@@ -289,7 +290,8 @@ def tools_by_kind() -> str:
         for kind in runs[0] if runs else ():
             found = [run[kind] for run in runs]
             what = f"{kind} hops" if kind.isdigit() else f"`{kind}`"
-            calls = [_mean([x[key] for x in found]) for key in ("exact", "calls", "equal")]
-            rows.append([f"`{name}`", what, *calls[:2], f"{found[0]['due']:.0f}", calls[2]])
+            exact, *calls = [_mean([x[key] for x in found]) for key in ("exact", "calls", "equal")]
+            calls = ["-", "-"] if name == "direct" else calls
+            rows.append([f"`{name}`", what, exact, calls[0], f"{found[0]['due']:.0f}", calls[1]])
     columns = ["case", "questions", "exact", "calls", "products or hops", "as many calls as these"]
     return table(columns, rows)

@@ -41,3 +41,10 @@ def test_the_lessons_of_chains_are_those_of_the_first_measurement():
     config = thinkers.RECIPES["arithmetic/direct"]()
     assert config.training.num_updates == 18000 and config.task.curriculum
     assert not config.task.scratch and config.task.registers is None
+
+
+def test_the_calculator_is_called_by_the_model_that_writes_products_itself():
+    ours, theirs = (thinkers.RECIPES[f"arithmetic/{x}"]() for x in ("calculator", "written"))
+    changed = {"task.calculator", "task.scratch", "task.product_share", "training.num_updates"}
+    assert set(ours.changes(theirs)) == changed
+    assert ours.training.num_updates < theirs.training.num_updates / 3
