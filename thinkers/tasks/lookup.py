@@ -34,7 +34,7 @@ class Store:
     """Look up a key in the table of the row: `[c]` is followed by the value of c.
 
     Args:
-        tables: The value of each key, for each row; the last table is that of all further rows.
+        tables: The value of each key, for each row; a single table is that of all rows.
     """
 
     opening: int
@@ -47,7 +47,7 @@ class Store:
 
     def result(self, call: Sequence[int], row: int) -> list[int]:
         """Return the value of a key; no token if it is none of the table."""
-        table = self.tables[min(row, len(self.tables) - 1)]
+        table = self.tables[row if len(self.tables) > 1 else 0]
         is_key = len(call) == 1 and 0 <= call[0] < len(table)
         return [int(table[call[0]])] if is_key else []
 
