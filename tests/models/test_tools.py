@@ -264,7 +264,7 @@ def test_a_model_that_reads_the_future_calls_no_tools():
 
 def test_answers_that_are_written_at_once_call_no_tools():
     model, tokens = tiny("thinker", {"output": "parallel"}), torch.tensor([[1, 7]])
-    with pytest.raises(UsageError, match="tools need output='autoregressive'"):
+    with pytest.raises(UsageError, match="write all tokens of an answer at once"):
         model.answer(tokens, torch.tensor([2]), 3, tools=[Doubling()])
     assert model.answer(tokens, torch.tensor([2]), 3, tools=[]).shape == (1, 3)
 

@@ -132,6 +132,15 @@ def test_a_prompt_is_answered_over_a_table_of_ones_own():
             task.store(table)
 
 
+def test_models_that_write_answers_at_once_are_refused_before_training():
+    task = build_task("lookup")
+    model = build_model("thinker", vocab_size=task.vocab_size, output="parallel", max_length=64)
+    with pytest.raises(UsageError, match="write all tokens of an answer at once"):
+        task.check(model)
+    build_task("add").check(model)
+    task.check(untrained(task))
+
+
 def test_prompts():
     task = build_task("lookup", num_keys=6)
     assert task.read_prompt("c3").tokens == task.encode("c3=")

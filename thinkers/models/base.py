@@ -83,6 +83,8 @@ class Model(Traced, Configured, nn.Module, ABC):
     causal: bool = True
     takes_positions: ClassVar[bool] = False
     """True if `forward`, `prefill` and `extend` take `positions`, coupled ones."""
+    calls_tools: bool = True
+    """False if `answer` writes all tokens at once, so that no result can follow a call."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinkers.errors import UsageError
 from thinkers.models import thinker_flops
 from thinkers.models.base import Thought
 from thinkers.models.batch import (
@@ -105,6 +104,7 @@ class Thinker(HaltingModel):
             normed=config.variant == "modern",
         )
         self.causal = config.variant == "modern"
+        self.calls_tools = config.output == "autoregressive"
         self.text = text_input(self.config)
         self.read = Read(self.process, self.text)
         embedding = self.text.embedding
@@ -479,10 +479,7 @@ class Thinker(HaltingModel):
         """Generate greedily; with parallel output, predict all tokens of the answer at once."""
         refuse_positions(self, positions)
         halt = check_halt(self, with_policy(halt, policy))
-        if check_tools(self, tools) and self.config.output == "parallel":
-            raise UsageError(
-                "tools need output='autoregressive', which writes token by token, got 'parallel'"
-            )
+        check_tools(self, tools)
         if self.config.output != "parallel" or max_new_tokens == 0:
             return super().answer(
                 tokens,

@@ -88,9 +88,21 @@ def check_tools(model: Any, tools: Any) -> tuple[Tool, ...]:
                 "leave one of them out",
             )
         seen[tool.opening] = tool.name
-    if tools and not model.causal:
-        raise UsageError(NOT_CAUSAL.format(what="calling tools"))
+    if tools:
+        check_calls(model)
     return tuple(tools)
+
+
+def check_calls(model: Any) -> None:
+    """Raise UsageError if a model cannot call tools, since it does not write token by token."""
+    if not model.causal:
+        raise UsageError(NOT_CAUSAL.format(what="calling tools"))
+    if not model.calls_tools:
+        raise usage_error(
+            f"{model.name}, whose settings let it write all tokens of an answer at once",
+            "a model that writes token by token, since results follow calls",
+            'leave the tools out, or train with output="autoregressive"',
+        )
 
 
 _results_cut: ContextVar[bool] = ContextVar("results_cut", default=False)

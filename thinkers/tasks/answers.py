@@ -16,7 +16,7 @@ from thinkers.models.batch import Batch
 from thinkers.models.generation import eval_mode, ids_below
 from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import Positions, option, refuse_positions
-from thinkers.models.tools import Tool, cut_results, tools_option
+from thinkers.models.tools import Tool, check_calls, cut_results, tools_option
 from thinkers.prng import Rng, mix_int, row_keys
 from thinkers.tasks.base import IGNORED, Prompt, Task, check_batch, split_of_hash
 from thinkers.tasks.due import Steps, step_groups
@@ -155,6 +155,8 @@ class AnswerTask(Task):
         if not model.causal and self.max_answer_length() > 1:
             reason = NOT_CAUSAL.format(what="writing answers")
             raise UsageError(f"{reason}; {self.causal_fix}")
+        if self.scored_with:
+            check_calls(model)
 
     def score(
         self,
