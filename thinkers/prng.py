@@ -9,6 +9,7 @@ Arithmetic is modulo 2**64.
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -31,10 +32,13 @@ def mix(x: UInt64[np.ndarray, "*n"]) -> UInt64[np.ndarray, "*n"]:
     return x
 
 
+@lru_cache(maxsize=1024)
 def constants(count: int, salt: int) -> UInt64[np.ndarray, " count"]:
     """Return odd multipliers for hashing; a larger `count` only adds to a smaller one."""
     numbers = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN + np.uint64(salt)
-    return mix(numbers) | np.uint64(1)
+    found = mix(numbers) | np.uint64(1)
+    found.setflags(write=False)  # every caller gets the same array
+    return found
 
 
 def row_keys(

@@ -232,6 +232,7 @@ def test_results_count_in_max_new_tokens_and_must_fit():
         model.generate(tokens, 3, tools=[Doubling()])
 
 
+@pytest.mark.misuse
 def test_tools_that_break_their_bounds_are_refused():
     class Long(Doubling):
         def result(self, call, row):

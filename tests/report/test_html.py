@@ -143,6 +143,7 @@ def test_the_demo_writes_a_picture_and_a_report_and_keeps_the_one_before(
     assert stands_alone(page) and "23 held-out rows" in page and "compared/runs" in page
     assert all(name in page for name in ("decoder", "looped", "Ten stories", "Learning curves"))
 
+    monkeypatch.setattr("thinkers.report.html.drawing", lambda *_, **__: "<svg></svg>")
     assert demo("--budget", "0") == 2 and Path("runs/demo/report.html").exists()  # where it was
     Path("runs/demo/report.html").unlink()  # as if it had been interrupted
     assert demo("--budget", "2e9") == 0 and Path("runs/demo/report.html").exists()

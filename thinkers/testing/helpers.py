@@ -50,8 +50,8 @@ class Rows:
         """Lengths of the rows, prompt and continuation."""
         return self.prompts + self.new
 
-    def padded(self, fill: int) -> Int[Tensor, "b t"]:
-        """Return the rows with `fill` after their ends."""
+    def padded(self, fill: int | Int[Tensor, " t"]) -> Int[Tensor, "b t"]:
+        """Return the rows with `fill` after their ends, one id or one for each column."""
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return self.tokens.where(columns < self.lengths[:, None], fill)
 
