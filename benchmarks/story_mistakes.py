@@ -16,11 +16,11 @@ import torch
 
 import thinkers
 from thinkers.runs.result import open_with_task
-from thinkers.tasks import babi_format, babi_worlds
+from thinkers.tasks import babi_format, babi_words
 from thinkers.tasks.babi import Babi
 
 GROUPS = ("the thing asked for was touched last", "the other thing was touched last")
-DROPS = {text.split()[1] for text in babi_worlds.DROPS}
+DROPS = {text.split()[1] for text in babi_words.DROPS}
 
 
 def where(facts: list[list[str]], thing: str) -> str:
@@ -29,7 +29,7 @@ def where(facts: list[list[str]], thing: str) -> str:
     who, deed = facts[last][:2]
     until = last if deed in DROPS else len(facts)
     return next(
-        x[-1] for x in reversed(facts[:until]) if x[0] == who and x[-1] in babi_worlds.PLACES
+        x[-1] for x in reversed(facts[:until]) if x[0] == who and x[-1] in babi_words.PLACES
     )
 
 
@@ -41,7 +41,7 @@ def grouped_questions(story: babi_format.Story) -> Iterator[tuple[int, bool]]:
         if line.answer is None:
             facts.append(words)
             continue
-        things = [fact[-1] for fact in facts if fact[-1] in babi_worlds.THINGS]
+        things = [fact[-1] for fact in facts if fact[-1] in babi_words.THINGS]
         assert where(facts, words[-1]) == line.answer, "another answer than the story's"
         yield int(things[-1] != words[-1]), where(facts, things[-1]) == line.answer
 

@@ -10,7 +10,7 @@ from thinkers.prng import Rng, hash_integers, mix, mix_int
 from thinkers.tasks import babi_worlds
 from thinkers.tasks.babi import LONGEST, Babi
 from thinkers.tasks.babi_format import parse_stories
-from thinkers.tasks.babi_worlds import THINGS
+from thinkers.tasks.babi_words import THINGS
 
 KINDS = list(babi_worlds.KINDS)
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int, Int64
@@ -20,8 +20,8 @@ from thinkers.errors import UsageError
 from thinkers.models.batch import Batch
 from thinkers.prng import Draws, mix, row_keys
 from thinkers.strict_json import Schema
-from thinkers.tasks import babi_worlds
-from thinkers.tasks.answers import answer_batch
+from thinkers.tasks import babi_words, babi_worlds
+from thinkers.tasks.babi_examples import Asked, Example, examples_at, question_batch
 from thinkers.tasks.babi_format import Story, files_of, generated_stories, read_splits
 from thinkers.tasks.base import SPLITS, check_batch, check_split
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
@@ -43,20 +43,6 @@ STATE: Schema = {
 }
 """Fields of vocabulary.json, and their types."""
 _PART = re.compile(r"[^\s.?,]+|[.?,]")
-
-
-class Example(NamedTuple):
-    """Tokens of a question after the statements before it, and of its answer with the end token.
-
-    The prompt begins with the start token.
-    """
-
-    prompt: list[int]
-    answer: list[int]
-    bucket: tuple[int, int]
-    """Index of its kind in `kinds`, and number of statements: the order of the curriculum."""
-    story: int
-    """Index of its story in its split."""
 
 
 class Babi(CurriculumTask):
@@ -82,6 +68,10 @@ class Babi(CurriculumTask):
         stands for the whole answer, which a non-causal model can do too."""
         num_stories: int = 2000
         """Generated stories of each kind to train on."""
+        questions: int = 1
+        """Most questions of a training row, all graded: one, and others that are asked at the same
+        place of its story; their number is drawn for each row. Generated training stories then ask
+        so many where held-out stories ask one; in files there are as many as there are."""
         num_held_out: int = 200
         """Generated stories of each kind for valid, and as many for test."""
         curriculum: bool = False
@@ -98,7 +88,7 @@ class Babi(CurriculumTask):
             object.__setattr__(self, "path", absolute_path(self.path, "--task.path"))
             if self.answers not in ("written", "chosen"):
                 raise UsageError(f"answers must be written or chosen, got {self.answers!r}")
-            for name in ("num_stories", "num_held_out"):
+            for name in ("num_stories", "num_held_out", "questions"):
                 check_int(name, getattr(self, name), 1)
             check_curriculum(self)
             for kind in self.kinds:
@@ -135,7 +125,7 @@ class Babi(CurriculumTask):
         self._allowed: frozenset[str] = frozenset()
         # Files may have questions of any form; generated ones end in a question mark.
         self.prompt_end = "" if self.config.path else "?"  # type: ignore[misc]
-        self.words: tuple[str, ...] = tuple(sorted({word.lower() for word in babi_worlds.words()}))
+        self.words: tuple[str, ...] = tuple(sorted({word.lower() for word in babi_words.words()}))
         if run is not None:
             self.words = tuple(run["words"])
         elif self.config.path:
@@ -151,7 +141,9 @@ class Babi(CurriculumTask):
         elif self.config.path:
             examples = [x for split in SPLITS for x in self.examples(split)]
             self._answer_length = max(len(x.answer) for x in examples)
-            self.max_length = max(len(x.prompt) for x in examples) + self._answer_length
+            # No row, and no prompt with the longest answer, is longer.
+            rows = max(x.longest(self.config.questions) for x in examples)
+            self.max_length = max(rows, max(len(x.prompt) for x in examples) + self._answer_length)
         self.difficulty = 0
 
     def max_answer_length(self) -> int:
@@ -164,8 +156,10 @@ class Babi(CurriculumTask):
         if config.path:
             source = self._source()
             return read_splits(Path(source.path), config.kinds)[split]
-        count = config.num_stories if split == "train" else config.num_held_out
-        return [generated_stories(kind, split, count) for kind in config.kinds]
+        if split != "train":
+            return [generated_stories(x, split, config.num_held_out) for x in config.kinds]
+        sizes = config.num_stories, config.questions
+        return [generated_stories(kind, split, *sizes) for kind in config.kinds]
 
     def _source(self) -> Source:
         """Return the files of stories."""
@@ -196,19 +190,20 @@ class Babi(CurriculumTask):
         return self._examples[split]
 
     def _examples_of(self, story: Story, kind: int, number: int) -> Iterator[Example]:
-        facts = [self.start_token]
-        count = 0
-        for line in story:
-            tokens = self._tokenize(line.text)
-            if line.answer is None:
-                facts += tokens
+        facts, count = [self.start_token], 0
+        for is_question, lines in groupby(story, lambda line: line.answer is not None):
+            if is_question:
+                asked = [(self._tokenize(x.text), self._answer(x.answer or "")) for x in lines]
+                yield from examples_at(facts, asked, (kind, count), number)
+                continue
+            for line in lines:
+                facts += self._tokenize(line.text)
                 count += 1
-            elif self.config.answers == "chosen":
-                answer = [self._token_of(line.answer.lower())]
-                yield Example(facts + tokens, answer, (kind, count), number)
-            else:
-                answer = [*self._tokenize(line.answer), END]
-                yield Example(facts + tokens, answer, (kind, count), number)
+
+    def _answer(self, answer: str) -> list[int]:
+        if self.config.answers == "chosen":
+            return [self._token_of(answer.lower())]
+        return [*self._tokenize(answer), END]
 
     @cached_property
     def levels(self) -> range:  # type: ignore[override]
@@ -258,7 +253,8 @@ class Babi(CurriculumTask):
         """Return questions drawn with replacement from the split, padded to the longest.
 
         A row is a function of (seed, split, update, row), and in training of the curriculum's
-        stage. All rows of a training batch are then of one bucket, and about equally long.
+        stage. All rows of a training batch are then of one bucket, and about equally long. Training
+        rows have up to `questions` questions each, as many as fit in `max_length`.
         """
         stream = check_batch(update, batch_size, split)
         examples = self.examples(split)
@@ -266,14 +262,22 @@ class Babi(CurriculumTask):
         if self.config.curriculum and split == "train":
             # The first row's key decides for all rows, so that the batch size does not matter.
             examples = self._draw_bucket(Draws(mix(keys[:1])))
-        chosen = Draws(keys).below(len(examples), 1)[:, 0].tolist()
-        return _batch([examples[i] for i in chosen], keys.view(np.int64))
+        draws = Draws(keys)
+        chosen = draws.below(len(examples), 1)[:, 0].tolist()
+        most = self.config.questions if split == "train" else 1
+        counts = 1 + draws.below(most, 1)[:, 0]
+        rows = [examples[i].first(n, self.max_length) for i, n in zip(chosen, counts, strict=True)]
+        return self._batch(rows, keys.view(np.int64))
+
+    def _batch(self, rows: Sequence[Sequence[Asked]], keys: Int64[np.ndarray, " b"]) -> Batch:
+        return question_batch(rows, keys, PAD, is_written=self.config.answers == "written")
 
     def evaluation_batches(self, split: str, num_examples: int) -> Iterator[Batch]:
         examples = self.examples(split)[:num_examples]
         for start in range(0, len(examples), SCORING_ROWS):
             some = examples[start : start + SCORING_ROWS]
-            yield _batch(some, np.arange(start, start + len(some)))
+            rows = [x.first(1, self.max_length) for x in some]
+            yield self._batch(rows, np.arange(start, start + len(some)))
 
     # text
 
@@ -351,10 +355,6 @@ class Babi(CurriculumTask):
     @classmethod
     def from_run(cls, config: Any, seed: int, folder: Path) -> "Babi":
         return cls(config, seed, load_vocabulary(folder, STATE), folder)
-
-
-def _batch(examples: Sequence[Example], keys: Int64[np.ndarray, " b"]) -> Batch:
-    return answer_batch([(x.prompt, x.answer) for x in examples], keys, PAD)
 
 
 def words_in(stories: Iterable[Story], whole_answers: bool) -> tuple[str, ...]:

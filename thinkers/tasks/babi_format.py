@@ -32,9 +32,12 @@ Story = list[Line]
 
 # Generating stories is slow, and models that are compared ask for the same ones.
 @lru_cache(maxsize=8)
-def generated_stories(kind: int, split: str, count: int) -> tuple[Story, ...]:
-    """Return the first `count` generated stories of a kind, parsed like those of a file."""
-    text = "".join(babi_worlds.generate_story(kind, split, number) for number in range(count))
+def generated_stories(kind: int, split: str, count: int, asked: int = 1) -> tuple[Story, ...]:
+    """Return the first `count` generated stories of a kind, parsed like those of a file.
+
+    With `asked`, they have up to so many questions where others have one: see `generate_story`.
+    """
+    text = "".join(babi_worlds.generate_story(kind, split, i, asked) for i in range(count))
     return tuple(parse_stories(text.encode(), f"generated stories of kind {kind}"))
 
 

@@ -6,51 +6,44 @@ keeps the state of the world, and writes statements and questions about it. A st
 function of (kind, split, number).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from thinkers.prng import Rng, hash_integers
-from thinkers.tasks.base import SPLITS, split_of_hash
-
-WOMEN = ("Anna", "Clara", "Emma", "Greta")
-MEN = ("Boris", "Daniel", "Felix", "Hugo")
-NAMES = (*WOMEN, *MEN)
-PLACES = ("attic", "bakery", "cellar", "harbour", "library", "orchard", "stable", "tower")
-THINGS = ("apple", "book", "coin", "lamp", "rope", "spoon")
-ANIMALS = {
-    "cat": "cats",
-    "dog": "dogs",
-    "frog": "frogs",
-    "hawk": "hawks",
-    "mouse": "mice",
-    "snake": "snakes",
-}
-COLOURS = ("black", "brown", "green", "grey", "white", "yellow")
-BOXES = ("barrel", "basket", "box", "chest", "crate", "cup", "jar", "trunk")
-NUMBERS = ("none", "one", "two", "three", "four")
-MOODS = {
-    "bored": ("garden", "ball"),
-    "cold": ("bedroom", "blanket"),
-    "hungry": ("kitchen", "bread"),
-    "thirsty": ("well", "bucket"),
-}
-MOVES = tuple(f"{{}} {verb} to the {{}}." for verb in ("went", "walked", "moved", "ran"))
-TAKES = tuple(f"{{}} {verb} the {{}}." for verb in ("took", "fetched", "grabbed"))
-DROPS = tuple(f"{{}} {verb} the {{}}." for verb in ("dropped", "left"))
-PRONOUN = "{} {} {} to the {}."
-THEN = ("Afterwards", "Then", "Later")
-PAIR = "{} and {} {} to the {}."
-IS_A, IS, FEAR = "{} is a {}.", "{} is {}.", "{} fear {}."
-LARGER, FITS = "The {} is larger than the {}.", "The {} fits in the {}."
-WHERE, WHERE_THING, BEFORE = "Where is {}?", "Where is the {}?", "Where was the {} before the {}?"
-IS_IN, CARRYING = "Is {} in the {}?", "How many things is {} carrying?"
-WHAT_FEAR, COLOUR = "What does {} fear?", "What colour is {}?"
-DOES_FIT, IS_LARGER = "Does the {} fit in the {}?", "Is the {} larger than the {}?"
-WILL_GO, WHY_GO, WHY_TAKE = (
-    "Where will {} go?",
-    "Why did {} go to the {}?",
-    "Why did {} take the {}?",
+from thinkers.tasks.babi_words import (
+    ANIMALS,
+    BEFORE,
+    BOXES,
+    CARRYING,
+    COLOUR,
+    COLOURS,
+    DOES_FIT,
+    DROPS,
+    FEAR,
+    FITS,
+    IS,
+    IS_A,
+    IS_IN,
+    IS_LARGER,
+    LARGER,
+    MOODS,
+    MOVES,
+    NAMES,
+    NUMBERS,
+    PAIR,
+    PLACES,
+    PRONOUN,
+    TAKES,
+    THEN,
+    THINGS,
+    WHAT_FEAR,
+    WHERE,
+    WHERE_THING,
+    WHY_GO,
+    WHY_TAKE,
+    WILL_GO,
+    WOMEN,
 )
+from thinkers.tasks.base import SPLITS, split_of_hash
 
 MAX_LINES = 24
 OPENING_LINES = 2
@@ -59,19 +52,30 @@ _SALT = 29
 
 
 class Story:
-    """Numbered lines of a story that is being written."""
+    """Numbered lines of a story that is being written, with at most `asked` questions at a place.
 
-    def __init__(self) -> None:
+    `size` is the number of its lines, those of questions after a question left out.
+    """
+
+    def __init__(self, asked: int = 1) -> None:
         self.lines: list[str] = []
+        self.asked, self.size = asked, 0
 
     def add_statement(self, text: str) -> int:
         """Append a statement and return its line number."""
         self.lines.append(f"{len(self.lines) + 1} {text}")
+        self.size += 1
         return len(self.lines)
+
+    def subjects(self, rng: Rng, choices: Iterable[str]) -> list[str]:
+        """Return those of `choices` that are asked about here, `asked` or all, in random order."""
+        known = tuple(choices)
+        return rng.sample(known, min(self.asked, len(known)))
 
     def add_question(self, question: str, answer: str, support: Sequence[int]) -> None:
         """Append a question, its answer and the line numbers of its supporting facts."""
         numbers = " ".join(str(number) for number in sorted(set(support)))
+        self.size += "\t" not in self.lines[-1]
         self.lines.append(f"{len(self.lines) + 1} {question}\t{answer}\t{numbers}")
 
 
@@ -105,13 +109,13 @@ class Walk:
 
 
 def walks(rng: Rng, story: Story) -> Iterator[tuple[str, str, int]]:
-    """Five times write two moves, and yield a name, its place and the line that states it."""
+    """Five times write two moves, and yield names, their places and the lines that state them."""
     walk = Walk(rng, story, 4)
     for _ in range(5):
         walk.go()
         walk.go()
-        name = rng.choice(list(walk.at))
-        yield name, *walk.at[name]
+        for name in story.subjects(rng, walk.at):
+            yield name, *walk.at[name]
 
 
 def one_fact(rng: Rng, story: Story) -> None:
@@ -218,9 +222,9 @@ def two_facts(rng: Rng, story: Story) -> None:
     for turn in range(4):
         for _ in range(2 if turn else 0):
             errands.act()
-        thing = rng.choice(errands.things)
-        place, lines = errands.trails[thing][-1]
-        story.add_question(WHERE_THING.format(thing), place, lines)
+        for thing in story.subjects(rng, errands.things):
+            place, lines = errands.trails[thing][-1]
+            story.add_question(WHERE_THING.format(thing), place, lines)
 
 
 def three_facts(rng: Rng, story: Story) -> None:
@@ -231,9 +235,9 @@ def three_facts(rng: Rng, story: Story) -> None:
             errands.act()
         while not (moved := [thing for thing, trail in errands.trails.items() if len(trail) > 1]):
             errands.act()
-        thing = rng.choice(moved)
-        (before, first), (place, last) = errands.trails[thing][-2:]
-        story.add_question(BEFORE.format(thing, place), before, [*first, *last])
+        for thing in story.subjects(rng, moved):
+            (before, first), (place, last) = errands.trails[thing][-2:]
+            story.add_question(BEFORE.format(thing, place), before, [*first, *last])
 
 
 def counting(rng: Rng, story: Story) -> None:
@@ -244,9 +248,9 @@ def counting(rng: Rng, story: Story) -> None:
         errands.act()
         while not errands.actions:
             errands.act()
-        name = rng.choice(list(errands.actions))
-        count = NUMBERS[len(errands.carried(name))]
-        story.add_question(CARRYING.format(name), count, errands.actions[name])
+        for name in story.subjects(rng, errands.actions):
+            count = NUMBERS[len(errands.carried(name))]
+            story.add_question(CARRYING.format(name), count, errands.actions[name])
 
 
 def pronouns(rng: Rng, story: Story) -> None:
@@ -260,9 +264,9 @@ def pronouns(rng: Rng, story: Story) -> None:
         again = story.add_statement(PRONOUN.format(rng.choice(THEN), who, verb, place))
         walk.at[name] = place, again
         lines = {name: [line, again]}
-        asked = name if rng.below(2) else rng.choice(list(walk.at))
-        place, line = walk.at[asked]
-        story.add_question(WHERE.format(asked), place, lines.get(asked, [line - 1, line]))
+        for asked in [name] if rng.below(2) else story.subjects(rng, walk.at):
+            place, line = walk.at[asked]
+            story.add_question(WHERE.format(asked), place, lines.get(asked, [line - 1, line]))
 
 
 def pairs(rng: Rng, story: Story) -> None:
@@ -276,8 +280,8 @@ def pairs(rng: Rng, story: Story) -> None:
             verb = rng.choice(MOVES).split()[1]
             line = story.add_statement(PAIR.format(*names, verb, place))
             at.update({name: (place, line) for name in names})
-        name = rng.choice(list(at))
-        story.add_question(WHERE.format(name), at[name][0], [at[name][1]])
+        for name in story.subjects(rng, at):
+            story.add_question(WHERE.format(name), at[name][0], [at[name][1]])
 
 
 def add_shuffled(rng: Rng, story: Story, texts: Sequence[str]) -> dict[str, int]:
@@ -361,15 +365,18 @@ KINDS: dict[int, Callable[[Rng, Story], None]] = {
 }
 
 
-def generate_story(kind: int, split: str, number: int) -> str:
+def generate_story(kind: int, split: str, number: int, asked: int = 1) -> str:
     """Return the text of story `number` of a kind and split: lines, each with a line break.
 
     Stories that are too long or belong to another split are drawn again.
+
+    Args:
+        asked: Most questions at a place of the story where the kind asks one at random.
     """
     for attempt in range(100_000):
-        story = Story()
+        story = Story(asked)
         KINDS[kind](Rng(hash_integers(kind, SPLITS.index(split), number, attempt)), story)
-        is_short = len(story.lines) <= MAX_LINES
+        is_short = story.size <= MAX_LINES
         if is_short and split_of(kind, story.lines[:OPENING_LINES]) == split:
             return "".join(f"{line}\n" for line in story.lines)
     raise RuntimeError(f"no {split} story of kind {kind} in 100,000 attempts")
@@ -382,19 +389,3 @@ def split_of(kind: int, opening: Sequence[str]) -> str:
     """
     content = [int.from_bytes(line.encode()) for line in opening]
     return split_of_hash(_SALT, kind, *content)
-
-
-@cache
-def words() -> tuple[str, ...]:
-    """Return all words of stories of all kinds, with their capitals."""
-    listed = (NAMES, PLACES, THINGS, COLOURS, BOXES, NUMBERS, THEN, ("she", "he", "yes", "no"))
-    known = {word for choices in listed for word in choices}
-    for animal, many in ANIMALS.items():
-        known |= {animal, many, many.capitalize()}
-    for mood, actions in MOODS.items():
-        known |= {mood, *actions}
-    sentences = (*MOVES, *TAKES, *DROPS, PRONOUN, PAIR, IS_A, IS, FEAR, LARGER, FITS, WHERE)
-    sentences += (WHERE_THING, BEFORE, IS_IN, CARRYING, WHAT_FEAR, COLOUR, DOES_FIT, IS_LARGER)
-    for sentence in (*sentences, WILL_GO, WHY_GO, WHY_TAKE):
-        known |= {word.rstrip(".?") for word in sentence.split() if "{" not in word}
-    return tuple(sorted(known))
