@@ -70,8 +70,8 @@ class Babi(CurriculumTask):
         """Generated stories of each kind to train on."""
         questions: int = 1
         """Most questions of a training row, all graded: one, and others that are asked at the same
-        place of its story; their number is drawn for each row. Generated training stories then ask
-        so many where held-out stories ask one; in files there are as many as there are."""
+        place of its story; where answers are chosen, their number is drawn. Generated training
+        stories then ask so many where held-out stories ask one; files have what they have."""
         num_held_out: int = 200
         """Generated stories of each kind for valid, and as many for test."""
         curriculum: bool = False
@@ -265,7 +265,10 @@ class Babi(CurriculumTask):
         draws = Draws(keys)
         chosen = draws.below(len(examples), 1)[:, 0].tolist()
         most = self.config.questions if split == "train" else 1
-        counts = 1 + draws.below(most, 1)[:, 0]
+        counts = np.full(batch_size, most)
+        if self.config.answers == "chosen":
+            # Non-causal models see all questions of a row, and are scored on rows of one.
+            counts = 1 + draws.below(most, 1)[:, 0]
         rows = [examples[i].first(n, self.max_length) for i, n in zip(chosen, counts, strict=True)]
         return self._batch(rows, keys.view(np.int64))
 
