@@ -71,7 +71,7 @@ class Babi(CurriculumTask):
         questions: int = 1
         """Most questions of a training row, all graded: one, and others that are asked at the same
         place of its story; where answers are chosen, their number is drawn. Generated training
-        stories then ask so many where held-out stories ask one; files have what they have."""
+        stories then ask that number where held-out stories ask one; files have what they have."""
         num_held_out: int = 200
         """Generated stories of each kind for valid, and as many for test."""
         curriculum: bool = False

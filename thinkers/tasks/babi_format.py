@@ -35,7 +35,7 @@ Story = list[Line]
 def generated_stories(kind: int, split: str, count: int, asked: int = 1) -> tuple[Story, ...]:
     """Return the first `count` generated stories of a kind, parsed like those of a file.
 
-    With `asked`, they have up to so many questions where others have one: see `generate_story`.
+    With `asked`, they have up to that number of questions where others have one.
     """
     text = "".join(babi_worlds.generate_story(kind, split, i, asked) for i in range(count))
     return tuple(parse_stories(text.encode(), f"generated stories of kind {kind}"))
