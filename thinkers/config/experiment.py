@@ -18,6 +18,8 @@ from thinkers.tasks import TASKS, Task
 
 PARTS = ("model", "task", "training")
 OPTIONAL_PART = "reinforce"
+PLANNED = ("training.num_updates", "reinforce.num_updates")
+"""The settings that hold the planned number of updates, the same in both."""
 TASK_SIZES = {"vocab_size": "vocabulary", "max_length": "longest row"}
 """{model setting that follows the task if it is None: the property of the task that it holds}."""
 STEP_SETTINGS = ("num_steps", "max_steps")
@@ -49,6 +51,28 @@ class Config:
     def parts(self) -> tuple[str, ...]:
         """The names of the groups of settings."""
         return PARTS if self.reinforce is None else (*PARTS, OPTIONAL_PART)
+
+    def with_updates(self, num_updates: int) -> "Config":
+        """Return this configuration with another planned number of updates."""
+        own = self.reinforce
+        return dataclasses.replace(
+            self,
+            training=dataclasses.replace(self.training, num_updates=num_updates),
+            reinforce=None if own is None else dataclasses.replace(own, num_updates=num_updates),
+        )
+
+    def update_counts(self, num_updates: int) -> tuple[int, ...]:
+        """Return how many of the first updates are of each kind: of the model, of its policy.
+
+        Without a policy that is trained, all are of one kind.
+        """
+        return (num_updates,) if self.reinforce is None else self.reinforce.counts(num_updates)
+
+    def to_measure(self) -> "Config":
+        """Return settings for measuring a few updates: of each kind in turn, if there are two."""
+        if self.reinforce is None:
+            return self
+        return dataclasses.replace(self, reinforce=self.reinforce.alternating())
 
     @classmethod
     def fit(cls, model: type[Model], task: Any, training: Training, **settings: Any) -> "Config":

@@ -11,7 +11,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from thinkers.config.experiment import TASK_SIZES, Config, build_part
+from thinkers.config.experiment import PLANNED, TASK_SIZES, Config, build_part
 from thinkers.errors import UsageError, nearest, usage_error
 from thinkers.files import read_file
 from thinkers.user_paths import user_path
@@ -48,12 +48,32 @@ def _flags_of(prog: str, kinds: tuple[tuple[str, type], ...]) -> jsonargparse.Ar
 def override(config: Config, files: Sequence[str] = (), flags: Sequence[str] = ()) -> Config:
     """Override `config` by YAML files in order, then by flags such as --model.dim=64.
 
+    With reinforce, a new number of updates of one part is that of both.
+
     Raises:
         UsageError: A file, a name or a value that is not valid.
     """
     values = parse(config, files, flags)
     parts = {x: build_part(type(getattr(config, x)), values[x], x) for x in config.parts}
-    return dataclasses.replace(config, **parts)
+    found = dataclasses.replace(config, **parts)
+    named = {flag[2:].partition("=")[0] for flag in flags}
+    return found if named.issuperset(PLANNED) else _with_equal_updates(config, found)
+
+
+def _with_equal_updates(before: Config, after: Config) -> Config:
+    """Return `after` with the planned updates of the one part in which they differ from `before`.
+
+    Where both differ, they stay: training refuses them if they are not equal.
+    """
+    old, new = before.reinforce, after.reinforce
+    if old is None or new is None:
+        return after
+    pairs = [
+        (before.training.num_updates, after.training.num_updates),
+        (old.num_updates, new.num_updates),
+    ]
+    changed = [number for was, number in pairs if number != was]
+    return after.with_updates(changed[0]) if len(changed) == 1 else after
 
 
 def override_task(task: Any, flags: Sequence[str]) -> Any:

@@ -1,7 +1,7 @@
 """Reinforce: the settings of a policy's training."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from thinkers.checks import check_choices, check_int
@@ -52,6 +52,16 @@ class Reinforce:
     def is_supervised(self, update: int) -> bool:
         """Return True if an update, counted from 0, trains the model rather than its policy."""
         return update % (self.supervised_updates + self.policy_updates) < self.supervised_updates
+
+    def counts(self, num_updates: int) -> tuple[int, int]:
+        """Return how many of the first updates train the model, and how many its policy."""
+        whole, rest = divmod(num_updates, self.supervised_updates + self.policy_updates)
+        supervised = whole * self.supervised_updates + min(rest, self.supervised_updates)
+        return supervised, num_updates - supervised
+
+    def alternating(self) -> "Reinforce":
+        """Return these settings with updates of both kinds in turn, of which few have both."""
+        return replace(self, supervised_updates=1, policy_updates=1)
 
     def cost_weight_at(self, update: int) -> float:
         """Return the weight of an update: it rises from 0 during the first third."""

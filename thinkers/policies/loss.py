@@ -63,14 +63,16 @@ class PolicyLoss(nn.Module):
     def _right_losses(self, found: Rollout) -> Float[Tensor, " b"]:
         """Return the cross-entropy of the estimates of each row that it would be right now."""
         is_right = found.is_right
-        total = found.logits.new_zeros(len(is_right))
+        # Half precision has too few bits of mantissa for sums.
+        dtype = torch.promote_types(found.logits.dtype, torch.float32)
+        total = found.logits.new_zeros(len(is_right), dtype=dtype)
         number = torch.zeros_like(total)
         for decision in found.decisions:
-            estimate = self.model.policy.right(decision.states)[:, 0]
-            now = is_right[decision.rows, decision.step - 1].to(estimate.dtype)
+            estimate = self.model.policy.right(decision.states)[:, 0].to(dtype)
+            now = is_right[decision.rows, decision.step - 1].to(dtype)
             loss = F.binary_cross_entropy_with_logits(estimate, now, reduction="none")
-            total = total.index_add(0, decision.rows, loss.to(total.dtype))
-            number = number.index_add(0, decision.rows, torch.ones_like(loss, dtype=total.dtype))
+            total = total.index_add(0, decision.rows, loss)
+            number = number.index_add(0, decision.rows, torch.ones_like(loss))
         return total / number.clamp(min=1)
 
     def _reinforced(self, batch: Batch) -> Loss:
@@ -85,7 +87,7 @@ class PolicyLoss(nn.Module):
         chosen, entropy = chosen_scores(model, found)
         share = len(batch) / self.rows
         policy = -(gained * chosen).mean() * share - settings.entropy * entropy.mean() * share
-        saved = 1 - (found.flops / found.full_flops).mean()
+        saved = 1 - (found.flops.double() / found.full_flops.double()).mean()
         groups = is_right.view(len(batch), -1)
         values = {
             "policy": policy.detach(),

@@ -13,7 +13,7 @@ from thinkers.devices import find_device
 from thinkers.process_state import keep_process_state
 from thinkers.training.distributed import Ranks
 from thinkers.training.state import TrainState, build_on
-from thinkers.training.step import LossModule, step, thinking_steps
+from thinkers.training.step import flops_of, loss_module, step, thinking_steps
 
 TIMED_UPDATES = 4
 COUNTED_UPDATES = 32
@@ -25,7 +25,7 @@ class Estimate:
 
     Args:
         flops: Floating-point operations of one update, the mean over several; with a curriculum,
-            of updates at its end.
+            of updates at its end; with a policy, over the updates of both kinds.
         memory: Peak memory of the process, or of its CUDA device, in bytes.
         minutes: Wall-clock minutes of all updates, without scoring.
     """
@@ -51,35 +51,39 @@ def estimate(config: Config) -> Estimate:
 
 
 def _measured(config: Config) -> Estimate:
-    settings = config.training
+    settings, counts = config.training, config.update_counts(config.training.num_updates)
+    config, kinds = config.to_measure(), len(counts)
     ranks = Ranks(0, 1, find_device(settings.device))
     task, model = build_on(ranks.device, config, initialize=True)
     precision = "float32" if settings.precision == "auto" else settings.precision
     if precision == "float64":
         model.double()
     state = TrainState.new(config, task, model)
-    loss_module = LossModule(model)
+    loss = loss_module(state, ranks)
 
     task.skip_curriculum()
     flops = []
-    for update in range(min(COUNTED_UPDATES, settings.num_updates)):
+    for update in range(kinds * min(COUNTED_UPDATES, settings.num_updates)):
         batch = task.batch(update, settings.batch_size)
-        num_steps = thinking_steps(update, settings, batch)
-        flops.append(model.batch_flops(batch, num_steps, training=True))
+        flops.append(flops_of(state, update, batch, thinking_steps(update, settings, batch)))
     rates = []
-    for update in range(min(TIMED_UPDATES, settings.num_updates)):
+    for update in range(kinds * min(TIMED_UPDATES, settings.num_updates)):
         start = time.perf_counter()
         batch = task.batch(update, settings.batch_size)
-        step(state, batch, loss_module, precision, ranks)
+        step(state, batch, loss, precision, ranks)
         if ranks.device.type == "cuda":
             torch.cuda.synchronize()
         rates.append((time.perf_counter() - start) / flops[update])
     # Minutes per FLOP times mean FLOPs: the timed updates may have drawn few or many steps.
+    of_kind = [statistics.mean(flops[kind::kinds]) for kind in range(kinds)]
+    rate = [statistics.median(rates[kind::kinds]) for kind in range(kinds)]
+    total = [number * each for number, each in zip(counts, of_kind, strict=True)]
+    seconds = sum(each * of_all for each, of_all in zip(rate, total, strict=True))
     return Estimate(
         parameters=sum(p.numel() for p in model.parameters()),
-        flops=statistics.mean(flops),
+        flops=sum(total) / settings.num_updates,
         memory=_peak(ranks.device),
-        minutes=statistics.median(rates) * statistics.mean(flops) * settings.num_updates / 60,
+        minutes=seconds / 60,
     )
 
 

@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -176,7 +175,7 @@ def _extended(config: Config, num_updates: int) -> Config:
             f"at least {planned}, for which the run was planned",
             "leave it out to train as planned",
         )
-    return replace(config, training=replace(config.training, num_updates=num_updates))
+    return config.with_updates(num_updates)
 
 
 def _check_callbacks(callbacks: Sequence[Callback]) -> None:

@@ -62,7 +62,6 @@ def configuration(
         reinforce=own,
         training=replace(
             config.training,
-            num_updates=own.num_updates,
             init_from=str(folder),
             depth="fixed",
             spare_steps=0,
@@ -71,7 +70,4 @@ def configuration(
     )
     if "curriculum" in {field.name for field in fields(config.task)}:
         config = replace(config, task=replace(config.task, curriculum=False))
-    config = override(config, (), flags)
-    assert config.reinforce is not None
-    number = config.reinforce.num_updates
-    return replace(config, training=replace(config.training, num_updates=number))
+    return override(config.with_updates(own.num_updates), (), flags)

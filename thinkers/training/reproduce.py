@@ -90,10 +90,10 @@ def reproduce(
     task.save_to_run(folder)
     torch.set_num_threads(record["threads"])
     precision = record.get("precision", config.training.precision)
-    planned = plans[0]["num_updates"]
-    training = replace(config.training, num_updates=planned, max_minutes=None, precision=precision)
+    training = replace(config.training, max_minutes=None, precision=precision)
+    again = replace(config, training=training).with_updates(plans[0]["num_updates"])
     ends = [after["from"] for _, after in pairwise(plans)] + [last]
-    train(replace(config, training=training), target, until=ends[0])
+    train(again, target, until=ends[0])
     for plan, end in zip(plans[1:], ends[1:], strict=True):
         if plan["from"] < end:
             resume(target, num_updates=plan["num_updates"], until=end)

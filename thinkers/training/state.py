@@ -12,7 +12,7 @@ from types import NoneType
 import torch
 
 from thinkers.checks import first_not_finite
-from thinkers.config.experiment import Config, build
+from thinkers.config.experiment import PLANNED, Config, build
 from thinkers.config.training import Training
 from thinkers.errors import DamagedError, NonFiniteError, UsageError, usage_error
 from thinkers.files import is_folder
@@ -114,7 +114,7 @@ class TrainState:
         values = checkpoint.state
         check_schema(values, SCHEMA, f"the state of update {checkpoint.update}")
         changed = self.config.changes(Config.from_dict(values["config"]))
-        for name in changed.keys() - {"training.num_updates"}:
+        for name in changed.keys() - set(PLANNED):
             raise DamagedError(f"config.json of the run has another {name} than its checkpoints")
         for kind, model in self._models().items():
             if kind not in checkpoint.tensors:
@@ -206,7 +206,7 @@ def check_reinforce(config: Config, task: Task, model: Model) -> None:
             f"--training.num_updates {planned} with reinforce.num_updates "
             f"{config.reinforce.num_updates}",
             "the same number",
-            "set --reinforce.num_updates, which both follow",
+            "set one of them, which both follow",
         )
     question_room(task.batch(0, 1))
 

@@ -92,7 +92,7 @@ def step(
     """
     settings = state.config.training
     num_steps = thinking_steps(state.update, settings, batch)
-    state.flops += flops_of(state, batch, num_steps)
+    state.flops += flops_of(state, state.update, batch, num_steps)
     result = forward_backward(state, batch, loss_module, num_steps, precision, ranks, signals)
     if not result.is_finite:
         return result
@@ -192,12 +192,12 @@ def loss_module(state: TrainState, ranks: Ranks) -> nn.Module:
     return PolicyLoss(state.model, config.reinforce, rows, lambda: state.update)
 
 
-def flops_of(state: TrainState, batch: Batch, num_steps: int | None) -> int:
-    """Count the operations of an update."""
+def flops_of(state: TrainState, update: int, batch: Batch, num_steps: int | None) -> int:
+    """Count the operations of an update, given by its number, from 0."""
     settings = state.config.reinforce
     if settings is None:
         return state.model.batch_flops(batch, num_steps, training=True)
-    return update_flops(state.model, settings, state.update, batch)
+    return update_flops(state.model, settings, update, batch)
 
 
 def over_budget(state: TrainState) -> bool:
