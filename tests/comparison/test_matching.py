@@ -8,7 +8,7 @@ import torch
 
 import thinkers
 from thinkers.cli.main import main
-from thinkers.comparison import matching
+from thinkers.comparison import budgets, matching
 from thinkers.comparison.plan import Plan, _budget
 from thinkers.config.experiment import build
 from thinkers.errors import UsageError
@@ -159,16 +159,16 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, cap
 
 def test_seconds_are_measured_with_one_thread(monkeypatch):
     (one,) = matching.contenders("add", ["decoder"], (), FLAGS)
-    step, seen = matching.step, []
+    step, seen = budgets.step, []
 
     def spy(*arguments):
         seen.append(torch.get_num_threads())
         return step(*arguments)
 
-    monkeypatch.setattr(matching, "step", spy)
+    monkeypatch.setattr(budgets, "step", spy)
     torch.set_num_threads(2)
     try:
-        assert matching.seconds_per_update(one.config) > 0
+        assert budgets.seconds_per_update(one.config)[0] > 0
         assert set(seen) == {1} and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import thinkers
-from thinkers.comparison import matching
+from thinkers.comparison import budgets
 from thinkers.config.experiment import build
 from thinkers.errors import UsageError
 from thinkers.recipes.numbers import training_settings
@@ -74,7 +74,7 @@ def test_an_estimate_takes_the_last_stage_of_the_curriculum(monkeypatch):
     config = replace(config, model=model.config)
     costs = [model.batch_flops(task.batch(u, 7), 1, training=True) for u in range(32)]
     assert estimate.estimate(config).flops == pytest.approx(sum(costs) / 32)
-    assert matching.updates_for(config, 100 * sum(costs) / 32) in (100, 101)
+    assert budgets.updates_for(config, 100 * sum(costs) / 32) in (100, 101)
 
 
 def test_stages_go_by_kind_and_number_of_statements_and_resume():

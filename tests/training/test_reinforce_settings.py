@@ -139,7 +139,9 @@ def test_the_average_is_of_model_and_policy_and_is_what_is_kept(tmp_path):
         wanted = {name: torch.lerp(before[name], x, 1 - decay) for name, x in weights.items()}
     for name, x in run.model.state_dict().items():
         torch.testing.assert_close(x, wanted[name])
-    assert not torch.equal(seen[1]["policy.blocks.linear.bias"], seen[2]["policy.blocks.linear.bias"])
+    assert not torch.equal(
+        seen[1]["policy.blocks.linear.bias"], seen[2]["policy.blocks.linear.bias"]
+    )
 
 
 def build_first():

@@ -1,25 +1,24 @@
 """Matched compute: contenders of equal size, and the number of updates that a budget allows.
 
 Size is the number of parameters: `fit` chooses widths so that any two models are within 3 %.
-Compute is FLOPs, counted by `Model.batch_flops` on rows of the task: `updates_for` divides a budget
-of FLOPs by those of an update, and `answer_flops` is the cost of one answer. A budget in seconds is
-divided by the measured `seconds_per_update`.
+Compute is FLOPs, counted by `Model.batch_flops` on rows of the task: `answer_flops` is the cost of
+one answer; `thinkers.comparison.budgets` counts the updates that a budget allows.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from functools import lru_cache
-from math import ceil
 from typing import Any
 
-import torch
-
 from thinkers import models, tasks
-from thinkers.config.experiment import DEPTH_SETTINGS, STEP_SETTINGS, Config, resolve_sizes
-from thinkers.config.overrides import override
-from thinkers.devices import find_device
+from thinkers.comparison.contenders import (
+    Contender,
+    base_of,
+    model_of,
+    override_all,
+    what_of,
+)
+from thinkers.config.experiment import Config, resolve_sizes
 from thinkers.errors import usage_error
 from thinkers.models import MODELS
 from thinkers.models.base import Model
@@ -29,46 +28,17 @@ from thinkers.recipes.pairs import base, task_settings
 from thinkers.registry import name_of_config
 from thinkers.tasks import Task
 from thinkers.tasks.due import Steps, step_groups
-from thinkers.training.distributed import Ranks
-from thinkers.training.state import TrainState
-from thinkers.training.step import LossModule, step, thinking_steps
+from thinkers.training.state import check_reinforce
 
 TOLERANCE = 0.014
 """Largest relative difference in size from the baseline: any two models are then within 3 %."""
 CONTROLS = ("fillers", "untied", "wider")
-UNTIMED, TIMED = 3, 20
-"""Warm-up updates, and timed updates, by which the seconds of an update are measured."""
-ESTIMATED = 4
-"""Timed updates if only the duration of a run is estimated."""
 SAMPLE = 100
 """Rows over which the FLOPs of an answer are averaged."""
 CURRICULUM_SAMPLE = 32
 """Updates whose FLOPs are averaged if a curriculum makes them differ."""
-STEP_FLAGS = tuple(f"--model.{field}" for field in STEP_SETTINGS) + tuple(
-    f"--training.{field}" for field in DEPTH_SETTINGS
-)
-HALTS, HALT = "+halt", 0.5
-"""Suffix of a contender that is built with a gate, and the threshold at which its tokens halt."""
 WIDEST = 16
 """Largest ratio of feed-forward width to model width; the smallest is 1/4."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One of the models or controls that are compared.
-
-    Args:
-        what: A description of a control, for the page.
-    """
-
-    name: str
-    config: Config
-    what: str = ""
-
-    @property
-    def halt(self) -> float | None:
-        """The threshold above which tokens halt when the contender is graded; None for none."""
-        return HALT if self.name.endswith(HALTS) else None
 
 
 def contenders(
@@ -89,7 +59,9 @@ def contenders(
         for name, own in zip(names, bases, strict=True)
     ]
     for one in found:
-        task_built.check(build(one.config.model))
+        model = build(one.config.model)
+        check_reinforce(one.config, task_built, model)
+        task_built.check(model)
     if not controls:
         return found
     reference = _reference(found)
@@ -97,52 +69,6 @@ def contenders(
     decoder = replace(decoder, model=resolve_sizes(decoder.model, task_built))
     makers = {"fillers": _fillers, "untied": _untied, "wider": _wider}
     return found + [makers[name](decoder, reference, wanted) for name in controls]
-
-
-def model_of(name: str) -> str:
-    """Return the name in MODELS of the model of a contender."""
-    return name.removesuffix(HALTS)
-
-
-def what_of(name: str) -> str:
-    """Return the description of a contender with a gate; empty without one."""
-    if not name.endswith(HALTS):
-        return ""
-    return f"{model_of(name)} with a gate, graded with tokens that halt where it is above {HALT}"
-
-
-def base_of(name: str, task_config: Any) -> Config:
-    """Return the settings of a contender: those of its model, with a gate where the name says so.
-
-    Raises:
-        UsageError: The model has no gate.
-    """
-    found = base(model_of(name), task_config)
-    if not name.endswith(HALTS):
-        return found
-    model, names = found.model, [field.name for field in fields(found.model)]
-    if "halting" not in names:
-        raise usage_error(
-            f"{name}, but {model_of(name)} has no setting halting",
-            "a model whose tokens may halt, such as looped",
-            f"leave {HALTS} out, or choose another model",
-        )
-    # With a gate, a target is graded from its due step on, and gradients flow through all steps.
-    own = {"halting": True, "step_loss": "due", "wait_token": None, "backprop_steps": None}
-    model = replace(model, **{key: value for key, value in own.items() if key in names})
-    return replace(found, model=model, recipe="")
-
-
-def override_all(configs: Sequence[Config], flags: Sequence[str]) -> list[Config]:
-    """Override configurations by the same flags; numbers of steps are for models that take steps.
-
-    If no model does, they are refused.
-    """
-    if any(config.model.takes_steps for config in configs):
-        others = [flag for flag in flags if flag.partition("=")[0] not in STEP_FLAGS]
-    else:
-        others = list(flags)
-    return [override(c, (), flags if c.model.takes_steps else others) for c in configs]
 
 
 def _reference(found: Sequence[Contender]) -> Contender:
@@ -290,78 +216,3 @@ def work_of(model: Any, task: Any, num_steps: Steps = None) -> float:
     built, batch = build(model), rows_of(task, SAMPLE)
     groups = step_groups(batch, built, num_steps)
     return sum(built.batch_flops(batch.rows(rows), steps) for rows, steps in groups) / SAMPLE
-
-
-def updates_for(config: Config, flops: float) -> int:
-    """Count the updates that a budget of FLOPs allows; the last one reaches or exceeds it.
-
-    The count is exact where the thinking steps of an update follow from the seed alone. Where rows
-    or steps differ by update, it is that of the mean of sampled updates; with a curriculum, whose
-    rows are shorter at first, training uses fewer FLOPs.
-    """
-    settings, model = config.training, build(config.model)
-    batches = last_stage_batches(config.task, settings.batch_size)
-
-    @lru_cache
-    def cost(num_steps: int | None) -> float:
-        costs = [model.batch_flops(batch, num_steps, training=True) for batch in batches]
-        return sum(costs) / len(costs)
-
-    if settings.depth == "due":
-        sampled = [
-            model.batch_flops(batch, thinking_steps(update, settings, batch), training=True)
-            for update, batch in enumerate(batches)
-        ]
-        mean = sum(sampled) / len(sampled)
-    else:
-        mean = cost(thinking_steps(0, settings, batches[0]))
-    if flops < mean:
-        raise usage_error(
-            f"--budget {flops:g} for {model.name}",
-            f"at least one update, {mean:.3g} FLOPs",
-            "increase --budget",
-        )
-    if settings.depth != "random":
-        return ceil(flops / mean)
-    done, used = 0, 0.0
-    while used < flops:
-        used += cost(thinking_steps(done, settings, batches[0]))
-        done += 1
-    return done
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit torch to one thread: process time then does not depend on other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def seconds_per_update(config: Config, timed: int = TIMED) -> float:
-    """Measure the process time of an update on one thread, as the mean of `timed` updates."""
-    with keep_process_state(find_device(config.training.device)), one_thread():
-        ends = [time.process_time() for _ in _updates(config, UNTIMED + timed)]
-    return (ends[-1] - ends[UNTIMED - 1]) / timed
-
-
-def warm_up(config: Config) -> None:
-    """Make a few updates: the first ones of a process are slower than the others."""
-    with keep_process_state(find_device(config.training.device)):
-        for _ in _updates(config, UNTIMED):
-            pass
-
-
-def _updates(config: Config, number: int) -> Iterator[int]:
-    ranks = Ranks(0, 1, find_device(config.training.device))
-    task = tasks.from_config(config.task, config.training.seed)
-    task.skip_curriculum()
-    model = build(config.model).to(ranks.device)
-    state, loss_module = TrainState.new(config, task, model), LossModule(model)
-    for update in range(number):
-        batch = task.batch(update, config.training.batch_size)
-        step(state, batch, loss_module, "float32", ranks)
-        yield update

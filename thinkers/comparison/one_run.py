@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from thinkers import tasks
-from thinkers.comparison import matching, results
-from thinkers.comparison.matching import Contender
+from thinkers.comparison import budgets, matching, results
+from thinkers.comparison.contenders import Contender
 from thinkers.comparison.plan import Plan
 from thinkers.config.experiment import Config
 from thinkers.devices import find_device
@@ -32,7 +32,7 @@ from thinkers.evaluation.halting import measure_effort
 from thinkers.files import exists, open_log, own_folder, write_file
 from thinkers.json_files import read_with_digest, with_digest
 from thinkers.models.base import Model
-from thinkers.models.halt import Halt, halt_option
+from thinkers.models.halt import Halt, halt_option, rule_record
 from thinkers.plugins import import_file, imported_files
 from thinkers.runs import checkpoint, folder
 from thinkers.runs.result import load
@@ -154,7 +154,8 @@ def _graded(
 ) -> tuple[dict[Steps, np.ndarray], dict[str, Any]]:
     """Grade a model on the test split after these numbers of steps; return also its FLOPs.
 
-    Where tokens halt, they are those that were done, with mean steps and the share of all steps.
+    Where tokens halt, or a policy chooses, they are those that were done, with the mean number of
+    steps, or of blocks, and the share of the FLOPs of all steps.
     """
     work = {str(k): matching.answer_flops(one.config, k) for k in counts}
     if one.halt is None:
@@ -168,7 +169,7 @@ def _graded(
     shares = {str(k): effort.flops_share for k, effort in efforts.items()}
     return {k: effort.grades.numpy() for k, effort in efforts.items()}, {
         "answer_flops": {k: work[k] * share for k, share in shares.items()},
-        "halt": one.halt,
+        **rule_record(one.halt),
         "mean_steps": {str(k): effort.mean_steps for k, effort in efforts.items()},
         "flops_share": shares,
     }
@@ -195,7 +196,7 @@ def _train(job: Job, config: Config) -> dict[str, float | None]:
     """
     file = job.home.with_name(f"{job.home.name}.usage.json")
     device = find_device(config.training.device)
-    matching.warm_up(config)
+    budgets.warm_up(config)
     try:
         before = read_with_digest(file, USAGE)
     except FileNotFoundError:
@@ -271,10 +272,11 @@ def _curve(
 def usual_steps(model: Model, task: Task, halt: Halt = None) -> int | Literal["due"]:
     """Return "due" if the task is judged so, else the steps of the model, one of `step_counts`.
 
-    With `halt` the model itself stops at what would be due, which is then the limit.
+    With `halt` the model itself stops at what would be due, which is then the limit; that of a
+    policy is the number of steps that its roll-outs took.
     """
     counts = model.step_counts
-    if task.judged_at == "due" and model.config.takes_steps:
+    if halt != "policy" and task.judged_at == "due" and model.config.takes_steps:
         return "due" if halt is None else model.check_steps(task.max_due)
     return model.config.num_steps if model.config.num_steps in counts else counts[0]
 
@@ -292,7 +294,7 @@ def main(words: str) -> int:
     for file in given["files"]:
         import_file(file)
     try:
-        with matching.one_thread():
+        with budgets.one_thread():
             perform(Job(**given["job"]))
     except (Interrupted, LockedError) as error:
         show(error)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thinkers.comparison.matching import HALT, HALTS
+from thinkers.comparison.contenders import CHOOSES, HALT, HALTS, suffix_of
 from thinkers.comparison.results import PAGE, Comparison
 from thinkers.comparison.summary import (
     UNITS,
@@ -119,8 +119,9 @@ def scores_section(findings: Findings) -> Section:
 
 
 def sizes_section(findings: Findings) -> Section:
-    """The table of sizes, with the steps that tokens took where they may halt."""
-    rows, halts = [], False
+    """The table of sizes, with the steps that were taken where a contender stops by itself."""
+    rows: list[tuple[str, ...]] = []
+    rules: set[str] = set()
     for one in findings.comparison.plan.contenders:
         if one.name not in findings.results:
             continue
@@ -131,7 +132,7 @@ def sizes_section(findings: Findings) -> Section:
         width = f"{model.dim}, {getattr(model, 'hidden', None) or 'default'}"
         size, mean, share = f"{record['parameters']:,}", steps, "100 %"
         if one.halt is not None:
-            halts = True
+            rules.add(suffix_of(one.name))
             mean = f"{by_steps(runs, 'mean_steps')[steps]:.2f}"
             share = f"{100 * by_steps(runs, 'flops_share')[steps]:.0f} %"
             steps = f"at most {steps}"
@@ -142,12 +143,18 @@ def sizes_section(findings: Findings) -> Section:
         "of the matrix products in reading one row and writing its answer."
     )
     names = ("model", "parameters", "width, feed-forward", "steps")
-    if halts:
+    if HALTS in rules:
         text += (
             f" Tokens of models with {HALTS} halt where their gate is above {HALT}: mean steps are "
-            "those of all tokens of held-out rows but the first, and the share is that of the "
-            "FLOPs of all steps."
+            "those of all tokens of held-out rows but the first."
         )
+    if CHOOSES in rules:
+        text += (
+            f" Models with {CHOOSES} choose the block of each step, and when to answer: mean steps "
+            "are the blocks before the answer of a held-out question."
+        )
+    if rules:
+        text += " The share is that of the FLOPs of all steps."
         names += ("mean steps", "share of FLOPs")  # type: ignore[assignment]
     else:
         rows = [(*row[:4], row[-1]) for row in rows]  # type: ignore[misc]

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, isfinite
 from pathlib import Path
 from types import NoneType
@@ -11,18 +11,10 @@ from typing import Any
 
 from thinkers import registry
 from thinkers.checks import check_int
-from thinkers.comparison.matching import (
-    CONTROLS,
-    ESTIMATED,
-    TIMED,
-    Contender,
-    contenders,
-    model_of,
-    parameters,
-    seconds_per_update,
-    updates_for,
-)
-from thinkers.config.experiment import Config
+from thinkers.comparison import budgets
+from thinkers.comparison.contenders import Contender, model_of
+from thinkers.comparison.matching import CONTROLS, contenders, parameters
+from thinkers.config.experiment import PLANNED, Config
 from thinkers.data.sources import absolute_path
 from thinkers.errors import UsageError, nearest, usage_error
 from thinkers.files import read_file
@@ -64,6 +56,7 @@ class Plan:
     Args:
         budget: Budget of each run: FLOPs, updates or seconds, depending on `match`.
         seconds_per_update: {contender: process time}, measured before the first run.
+        seconds_per_policy_update: The same of updates of a policy, of contenders that have one.
     """
 
     task: str
@@ -77,6 +70,7 @@ class Plan:
     num_examples: int
     contenders: tuple[Contender, ...] = ()
     seconds_per_update: Mapping[str, float] | None = None
+    seconds_per_policy_update: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of(**asked: Any) -> "Plan":
@@ -84,9 +78,14 @@ class Plan:
         plan = _checked(**asked)
         flags = [f"--{key}={value}" for key, value in plan.settings.items()]
         found = tuple(contenders(plan.task, plan.models, plan.controls, flags))
-        timed = TIMED if plan.match == "seconds" else ESTIMATED
-        rates = {one.name: seconds_per_update(one.config, timed) for one in found}
-        plan = replace(plan, contenders=found, seconds_per_update=rates)
+        timed = budgets.TIMED if plan.match == "seconds" else budgets.ESTIMATED
+        rates = {one.name: budgets.seconds_per_update(one.config, timed) for one in found}
+        plan = replace(
+            plan,
+            contenders=found,
+            seconds_per_update={name: costs[0] for name, costs in rates.items()},
+            seconds_per_policy_update={k: costs[1] for k, costs in rates.items() if costs[1:]},
+        )
         for one in found:
             plan.config(one, 0)  # refuses a budget below one update before any run begins
         return plan
@@ -124,18 +123,16 @@ class Plan:
         """Return the configuration of a run, whose learning-rate schedule ends with its budget."""
         training = replace(one.config.training, seed=seed, lr=lr or one.config.training.lr)
         config = replace(one.config, training=training)
-        flops = None
         if self.match == "flops":
-            num_updates, flops = updates_for(config, self.budget), self.budget
+            num_updates = budgets.updates_for(config, self.budget)
         elif self.match == "parameters":
             num_updates = int(self.budget)
         else:
-            assert self.seconds_per_update is not None
-            num_updates = max(1, round(self.budget / self.seconds_per_update[one.name]))
+            num_updates = budgets.nearest(config, self.budget, self._seconds(one))
+        _check_policy_updates(one, num_updates)
         training = replace(
             training,
-            num_updates=num_updates,
-            max_flops=flops,
+            max_flops=self.budget if self.match == "flops" else None,
             max_minutes=None,
             warmup_updates=min(training.warmup_updates, num_updates // 10),
             evaluate_every=None,
@@ -143,7 +140,13 @@ class Plan:
             checkpoint_every=ceil(num_updates / POINTS),
             keep_last=10 * POINTS,  # room for checkpoints of interruptions
         )
-        return replace(config, training=training)
+        return replace(config, training=training).with_updates(num_updates)
+
+    def _seconds(self, one: Contender) -> budgets.Costs:
+        """Return the process time of an update of each kind."""
+        assert self.seconds_per_update is not None
+        rates = (self.seconds_per_update, self.seconds_per_policy_update)
+        return tuple(rate[one.name] for rate in rates if one.name in rate)
 
     @property
     def primary_metric(self) -> str:
@@ -162,7 +165,7 @@ class Plan:
                 {"name": one.name, "what": one.what, "config": one.config.to_dict()}
                 for one in self.contenders
             ],
-            "seconds_per_update": self.seconds_per_update,
+            **{name: getattr(self, name) for name in RATES},
             "git_commit": run_folder.git_commit(),
             **run_folder.surroundings(),
         }
@@ -190,12 +193,13 @@ class Plan:
             for one in record["contenders"]
         )
         plan = _checked(**record["comparison"])
-        return replace(plan, contenders=contenders, seconds_per_update=record["seconds_per_update"])
+        rates = {name: record[name] for name in RATES if name in record}
+        return replace(plan, contenders=contenders, **rates)
 
     def minutes(self, one: Contender) -> float:
         """Estimate the minutes of one run."""
-        assert self.seconds_per_update is not None
-        return self.config(one, 0).training.num_updates * self.seconds_per_update[one.name] / 60
+        config = self.config(one, 0)
+        return budgets.total(config, config.training.num_updates, self._seconds(one)) / 60
 
     def contender(self, name: str) -> Contender:
         """Return the contender of this name."""
@@ -218,7 +222,8 @@ class Plan:
         return "\n".join(lines)
 
 
-DERIVED = ("contenders", "seconds_per_update")
+RATES = ("seconds_per_update", "seconds_per_policy_update")
+DERIVED = ("contenders", *RATES)
 ASKED = tuple(name for name in Plan.__dataclass_fields__ if name not in DERIVED)
 
 
@@ -297,7 +302,7 @@ def _several(kind: str, names: Sequence[str], known: Any) -> None:
 
 def _check_setting(key: str, match: str) -> None:
     part, _, field = key.partition(".")
-    if part == "training" and field in RESERVED:
+    if (part == "training" and field in RESERVED) or key in PLANNED:
         raise usage_error(
             f"--{key}", "a setting that the comparison does not choose", "see --budget and --lrs"
         )
@@ -336,6 +341,17 @@ def _budget(match: str | None, budget: str | float | None) -> tuple[str, float]:
     if chosen == "parameters" and amount != int(amount):
         raise usage_error(f"--budget {budget}", "an integer number of updates", "change --budget")
     return chosen, amount
+
+
+def _check_policy_updates(one: Contender, num_updates: int) -> None:
+    """Raise a UsageError if the budget ends before the first update of a policy."""
+    settings = one.config.reinforce
+    if settings is not None and not settings.counts(num_updates)[1]:
+        raise usage_error(
+            f"{num_updates} updates for {one.name}, none of which trains its policy",
+            f"more than reinforce.supervised_updates, {settings.supervised_updates}",
+            "increase --budget, or set fewer --reinforce.supervised_updates",
+        )
 
 
 def _number(text: str) -> float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkers.checks import check_int
-from thinkers.comparison.matching import one_thread
+from thinkers.comparison.budgets import one_thread
 from thinkers.comparison.one_run import Job, perform, write_failure
 from thinkers.comparison.page import write_page
 from thinkers.comparison.plan import Plan

@@ -8,7 +8,7 @@ from thinkers.errors import usage_error
 from thinkers.evaluation.halting import measure_effort
 from thinkers.evaluation.statistics import Fall, worst_fall
 from thinkers.models.base import Model
-from thinkers.models.halt import Halt, check_halt, halt_option, with_policy
+from thinkers.models.halt import Halt, check_halt, halt_option, rule_record, with_policy
 from thinkers.models.tools import Tool
 from thinkers.runs.result import RunLike, open_with_task
 from thinkers.tasks.answers import AnswerTask
@@ -103,7 +103,7 @@ def _row(
             scores = {**scores, "examples": named}  # type: ignore[dict-item]
         return row | scores
     effort = measure_effort(model, task, split, num_examples, num_steps, halt, called)
-    row |= ({"policy": True} if halt == "policy" else {"halt": halt}) | scores
+    row |= rule_record(halt) | scores
     row |= {"mean_steps": effort.mean_steps, "flops_share": effort.flops_share}
     if by_example:
         row["examples"] = effort.by_example(task.primary_metric)

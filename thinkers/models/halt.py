@@ -20,6 +20,11 @@ def halt_option(halt: Halt) -> dict[str, Any]:
     return {} if halt is None else {"halt": halt}
 
 
+def rule_record(halt: Halt) -> dict[str, Any]:
+    """Return the rule as results record it: {"halt": 0.5} or {"policy": True}."""
+    return {"policy": True} if halt == "policy" else {"halt": halt}
+
+
 def with_policy(halt: Halt, policy: bool) -> Halt:
     """Return the rule of a call that takes `halt` and `policy`.
 
