@@ -72,6 +72,7 @@ def check_rows(model, tokens, halt, together, lengths, prompts):
     assert together.logits.isfinite().all()
 
 
+@pytest.mark.unchecked  # repeats what the other tests run with checks
 @pytest.mark.parametrize("shape, halt", CASES)
 @torch.no_grad()
 def test_sections_halt_as_defined_together_alone_and_token_by_token(shape, halt):
@@ -90,6 +91,7 @@ def test_sections_halt_as_defined_together_alone_and_token_by_token(shape, halt)
             logits = model.extend(tokens[:, t], cache)
 
 
+@pytest.mark.unchecked  # repeats what the other tests run with checks
 @pytest.mark.parametrize("shape, halt", CASES)
 @torch.no_grad()
 def test_prompts_halt_as_defined_together_alone_and_token_by_token(shape, halt):
@@ -106,10 +108,9 @@ def test_prompts_halt_as_defined_together_alone_and_token_by_token(shape, halt):
         logits = model.extend(tokens[index, PROMPTS + j], cache)
 
 
-@pytest.mark.parametrize("halt", [0.4, 0.6])
 @torch.no_grad()
-def test_a_published_thinker_halts(halt):
-    model, tokens = gated(PUBLISHED), rows(5, 17)
+def test_a_published_thinker_halts():
+    model, tokens, halt = gated(PUBLISHED), rows(5, 17), 0.6
     for prompts in (None, torch.full((5,), 8)):
         found = model(tokens, prompt_lengths=prompts, num_steps=STEPS, halt=halt, keep_states=True)
         check_rows(model, tokens, halt, found, torch.full((5,), 17), prompts)
@@ -177,6 +178,7 @@ def test_no_threshold_is_the_model_without_a_gate_and_1_never_halts(own):
     assert (steps == STEPS).all() and steps.shape == answer.shape
 
 
+@pytest.mark.unchecked  # counts what runs
 @pytest.mark.parametrize("own", [*SHAPES.values(), PUBLISHED], ids=[*SHAPES, "published"])
 @torch.no_grad()
 def test_operations_of_halted_boundaries_are_not_done(own):

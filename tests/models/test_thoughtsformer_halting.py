@@ -131,6 +131,7 @@ def close(a, b):
     assert (a - b).abs().max() <= 1e-10 * b.abs().max(), (a - b).abs().max()
 
 
+@pytest.mark.unchecked  # repeats what the other tests run with checks
 @pytest.mark.parametrize("shape, halt", CASES)
 @torch.no_grad()
 def test_rows_halt_by_token_as_defined_together_alone_and_token_by_token(shape, halt):
@@ -250,6 +251,7 @@ def test_a_model_that_waits_halts_with_its_first_answer(thoughts):
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
+@pytest.mark.unchecked  # counts what runs
 @pytest.mark.parametrize("own", SHAPES.values(), ids=SHAPES)
 @torch.no_grad()
 def test_operations_of_halted_tokens_are_not_done(own):
