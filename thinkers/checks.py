@@ -153,6 +153,29 @@ def check_due(due: Any, tokens: Any, lengths: Any) -> None:
         )
 
 
+def check_early(early: Any, tokens: Any, due: Any, vocab_size: int, ignored: int) -> None:
+    """Raise an error unless `early` holds answers, (b, t, k), beside due steps.
+
+    Under torch.compile nothing is checked, as in `check_rows`.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if not isinstance(early, torch.Tensor) or early.dtype != torch.int64:
+        raise UsageTypeError(f"early must be an int64 tensor, got {describe(early)}")
+    if early.ndim != 3 or early.shape[:2] != tokens.shape:
+        expected = [*tokens.shape, "k"]
+        raise UsageError(f"early must have the shape {expected}, got {list(early.shape)}")
+    if due is None:
+        raise UsageError("due must be set beside early, whose answers end before it, got None")
+    odd = (early != ignored) & ((early < 0) | (early >= vocab_size))
+    if odd.any():
+        place = odd.nonzero()[0].tolist()
+        raise UsageError(
+            f"early must be {ignored} or in 0 .. {vocab_size - 1}, got {int(early[tuple(place)])} "
+            f"at row {place[0]}, position {place[1]}, step {place[2] + 1}"
+        )
+
+
 def check_positions(positions: Any, tokens: Any, lengths: Any) -> None:
     """Raise an error unless `positions` holds a number, from 0, for each real token.
 

@@ -10,7 +10,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers.checks import NOT_CAUSAL, check_due, check_shape, check_targets, describe
+from thinkers.checks import (
+    NOT_CAUSAL,
+    check_due,
+    check_early,
+    check_shape,
+    check_targets,
+    describe,
+)
 from thinkers.errors import UsageError, UsageTypeError
 from thinkers.models.positions import find_positions
 
@@ -32,6 +39,8 @@ class Batch:
             position without a target, the step after which later targets can use it. 0 at padding.
         positions: Coupled position of each token, of a model that takes them; 0 at padding. None
             means the order of the tokens.
+        early: The right answer at each position after step 1, 2 .. before its due step, for
+            step_loss early; -100 where there is none.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -41,6 +50,7 @@ class Batch:
     keys: Int[Tensor, " b"] | None = None
     due: Int[Tensor, "b t"] | None = None
     positions: Int[Tensor, "b t"] | None = None
+    early: Int[Tensor, "b t k"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -63,8 +73,8 @@ def collate(batches: Sequence[Batch]) -> Batch:
     Rows are padded on the right to the width of the widest batch, and `lengths` is set.
 
     Raises:
-        UsageError: There are none, or some have prompt_lengths, keys, due or
-            positions and others do not.
+        UsageError: There are none, or some have prompt_lengths, keys, due, positions or early and
+            others do not.
         UsageTypeError: One of them is no Batch.
     """
     batches = list(batches)
@@ -81,6 +91,12 @@ def collate(batches: Sequence[Batch]) -> Batch:
     def joined(name: str, padding: int) -> Tensor:
         rows = (getattr(batch, name) for batch in batches)
         return torch.cat([F.pad(x, (0, width - x.shape[1]), value=padding) for x in rows])
+
+    def joined_early() -> Tensor:
+        found = [batch.early for batch in batches if batch.early is not None]
+        steps = max(x.shape[2] for x in found)
+        sides = [(0, steps - x.shape[2], 0, width - x.shape[1]) for x in found]
+        return torch.cat([F.pad(x, p, value=IGNORED) for x, p in zip(found, sides, strict=True)])
 
     def are_set(name: str) -> bool:
         missing = [place for place, x in enumerate(batches) if getattr(x, name) is None]
@@ -108,6 +124,7 @@ def collate(batches: Sequence[Batch]) -> Batch:
         of_rows("keys"),
         joined("due", 0) if are_set("due") else None,
         joined("positions", 0) if are_set("positions") else None,
+        joined_early() if are_set("early") else None,
     )
 
 
@@ -162,6 +179,8 @@ def as_batch(batch: Any, model: Any) -> Batch:
     if batch.due is not None:
         check_due(batch.due, tokens, lengths)
         batch = dataclasses.replace(batch, due=batch.due.where(real_positions(tokens, lengths), 0))
+    if batch.early is not None:
+        check_early(batch.early, tokens, batch.due, model.config.vocab_size, IGNORED)
     return dataclasses.replace(
         batch,
         tokens=model.check_tokens(tokens, lengths, batch.prompt_lengths),

@@ -173,7 +173,7 @@ class Looped(HaltingModel):
         is_graded_once = self.config.step_loss == "last"
         states = self._run(batch.tokens, steps, not is_graded_once, positions=batch.positions)
         count = (counts or own)["next_token"]
-        return loss_of_states(self, states, batch.targets, batch.due, own, count)
+        return loss_of_states(self, states, batch, own, count)
 
     def _begin(
         self,

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers.checks import added, check_choices, check_int
-from thinkers.errors import UsageError
+from thinkers.errors import UsageError, usage_error
 from thinkers.models import base
-from thinkers.models.batch import IGNORED, Loss, correct_predictions, next_token_loss
+from thinkers.models.batch import IGNORED, Batch, Loss, correct_predictions, next_token_loss
 
-StepLoss = Literal["last", "every", "due", "wait"]
+StepLoss = Literal["last", "every", "due", "wait", "early"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class StepLossConfig(base.Config):
 
     step_loss: StepLoss = added("last")
     """Grade a target after the last step alone, after every step, or after every step from the one
-    on that it is due (`Batch.due`); wait: and before that step demand `wait_token` instead."""
+    on that it is due (`Batch.due`); wait: and before that step demand `wait_token` instead; early:
+    and before it demand the answers of `Batch.early`."""
     wait_token: int | None = added(None)
     """The answer "not yet" of step_loss wait; None follows the task."""
     halting: bool = added(False)
@@ -34,7 +35,7 @@ class StepLossConfig(base.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self)
-        if self.halting and self.step_loss == "every":
+        if self.halting and self.step_loss in ("every", "early"):
             raise UsageError(
                 "step_loss must be last, due or wait with halting, which grades a token from the "
                 f"step on that its answer can be known, got {self.step_loss}"
@@ -52,12 +53,13 @@ class StepLossConfig(base.Config):
 
 
 def graded_steps(
-    kind: Literal["every", "due", "wait"],
+    kind: Literal["every", "due", "wait", "early"],
     targets: Int[Tensor, "b t"],
     due: Int[Tensor, "b t"] | None,
     steps: int,
     wait_token: int | None = None,
     step_weights: Sequence[float] = (),
+    early: Int[Tensor, "b t k"] | None = None,
 ) -> tuple[Int[Tensor, "b k t"], Float[Tensor, "#b k #t"]]:
     """Return the target of each position after each graded step, and its weight.
 
@@ -67,6 +69,7 @@ def graded_steps(
         every   after every step, by `step_weights` (equal if there are none)
         due     after the steps min(d, n) .. n, equally
         wait    after every step, equally; before step d the right answer is `wait_token`
+        early   after every step, equally; before step d the right answer is that of `early`
 
     Args:
         due: None means that every target is due after the first step.
@@ -85,6 +88,17 @@ def graded_steps(
         waits = (number < first) & (wide != IGNORED)
         assert wait_token is not None
         return wide.masked_fill(waits, wait_token), (number[None] > 0).double() / steps
+    if kind == "early":
+        if early is None:
+            raise usage_error(
+                "step_loss early with a batch without early answers",
+                "a task that knows what is right before an answer is due, such as mixed",
+                "choose another step_loss, such as due",
+            )
+        known = early[..., :steps].transpose(1, 2)
+        known = F.pad(known, (0, 0, 0, steps - known.shape[1]), value=IGNORED)
+        before = (number < first) & (wide != IGNORED)
+        return known.where(before, wide), (number[None] > 0).double() / steps
     first = first.clamp(max=steps)
     return wide, (number >= first).double() / (steps + 1 - first)
 
@@ -92,8 +106,7 @@ def graded_steps(
 def loss_of_states(
     model: Any,
     states: Float[Tensor, "b k t c"],
-    targets: Int[Tensor, "b t"],
-    due: Int[Tensor, "b t"] | None,
+    batch: Batch,
     own: Mapping[str, int],
     count: int,
 ) -> Loss:
@@ -101,16 +114,18 @@ def loss_of_states(
 
     Args:
         states: The state after each graded step: after the last alone where `step_loss` is last.
+        batch: The targets of these positions, and when they are due.
         own: The number of terms of each part of the loss of these rows.
         count: The graded tokens of the batch, or of a larger one of which these rows are a share.
     """
-    config, logits = model.config, model.read_out(states)
+    config, logits, targets = model.config, model.read_out(states), batch.targets
     if config.step_loss == "last":
         total = next_token_loss(logits[:, -1], targets, count)
     else:
         weights = getattr(config, "step_weights", ())
         steps = states.shape[1]
-        graded = graded_steps(config.step_loss, targets, due, steps, config.wait_token, weights)
+        kind, wait = config.step_loss, config.wait_token
+        graded = graded_steps(kind, targets, batch.due, steps, wait, weights, batch.early)
         total = step_loss(logits, *graded, count)
     correct = correct_predictions(logits[:, -1], targets)
     return Loss(total, {"next_token": total.detach()}, own, *correct)

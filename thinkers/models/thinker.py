@@ -394,27 +394,24 @@ class Thinker(HaltingModel):
         """
         steps, batch = self.check_steps(num_steps), as_batch(batch, self)
         own = self.count_terms(batch)
-        tokens, prompts, targets = batch.tokens, batch.prompt_lengths, batch.targets
-        every, due = self.config.halting or self.config.step_loss != "last", batch.due
+        tokens, prompts, size = batch.tokens, batch.prompt_lengths, self.config.section
+        every = self.config.halting or self.config.step_loss != "last"
         keys = self._noise_keys(batch)
-        if prompts is not None and (room := answer_room(targets, prompts)):
+        if prompts is not None and (room := answer_room(batch.targets, prompts)):
             # Only answers are graded: the states of prompts are not computed.
-            states, latents, targets, due = self.answer_states(batch, room, steps, every, keys)
-            boundaries = Boundaries(torch.zeros_like(targets), 1)
-            gated: tuple[Tensor | None, Tensor | None] = (None, latents)
+            states, latents, graded = self.answer_states(batch, room, steps, every, keys)
+            boundaries = Boundaries(torch.zeros_like(graded.targets), 1)
+            of_sections, of_prompts = None, latents
         else:
             sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
-            states, *found = self._states(tokens, prompts, sizes, steps, every, keys)
-            gated = found[0], found[1]
-            boundaries = Boundaries.of_rows(batch, self.config.section)
-        if self.config.halting:
-            gates = gates_of(self, *gated, states)
-            extra = self._row_keys(batch)
-            return boundary_loss(
-                self, states, targets, due, boundaries, gates, extra, own, counts or own
+            states, of_sections, of_prompts = self._states(
+                tokens, prompts, sizes, steps, every, keys
             )
-        count = (counts or own)["next_token"]
-        return loss_of_states(self, states, targets, due, own, count)
+            graded, boundaries = batch, Boundaries.of_rows(batch, size)
+        if self.config.halting:
+            gates, extra = gates_of(self, of_sections, of_prompts, states), self._row_keys(batch)
+            return boundary_loss(self, states, graded, boundaries, gates, extra, own, counts or own)
+        return loss_of_states(self, states, graded, own, (counts or own)["next_token"])
 
     def answer_states(
         self,
@@ -424,13 +421,8 @@ class Thinker(HaltingModel):
         keep_states: bool,
         keys: Int[Tensor, " b"] | None = None,
         live: LiveThinking | None = None,
-    ) -> tuple[
-        Float[Tensor, "b k o c"],
-        Float[Tensor, "b k l c"],
-        Int[Tensor, "b o"],
-        Int[Tensor, "b o"] | None,
-    ]:
-        """Return the states of the answers, the latents, and the targets and due steps of answers.
+    ) -> tuple[Float[Tensor, "b k o c"], Float[Tensor, "b k l c"], Batch]:
+        """Return the states of the answers, the latents, and the answers with their targets.
 
         Args:
             batch: Rows with prompts, after whose last token alone there are targets.
@@ -445,9 +437,16 @@ class Thinker(HaltingModel):
         )
         beyond = positions >= targets.shape[1]
         positions = positions.clamp(max=targets.shape[1] - 1)
-        targets = targets.gather(1, positions).masked_fill(beyond, IGNORED)
-        due = None if batch.due is None else batch.due.gather(1, positions)
-        return states, latents, targets, due
+        early = batch.early
+        if early is not None:
+            early = early.take_along_dim(positions[..., None], 1)
+        answers = Batch(
+            tokens.gather(1, positions),
+            targets.gather(1, positions).masked_fill(beyond, IGNORED),
+            due=None if batch.due is None else batch.due.gather(1, positions),
+            early=early,
+        )
+        return states, latents, answers
 
     def count_terms(self, batch: Batch) -> dict[str, int]:
         counts = super().count_terms(batch)

@@ -226,8 +226,7 @@ def gates_of(
 def boundary_loss(
     model: Any,
     states: Float[Tensor, "b k t c"],
-    targets: Int[Tensor, "b t"],
-    due: Int[Tensor, "b t"] | None,
+    batch: Batch,
     boundaries: Boundaries,
     gates: Float[Tensor, "b k n"],
     keys: Int[Tensor, " b"] | None,
@@ -241,7 +240,7 @@ def boundary_loss(
         own: The number of terms of each part of the loss of these rows.
         counts: The same of the batch, or of a larger one of which these rows are a share.
     """
-    logits, steps = model.read_out(states), states.shape[1]
+    logits, steps, targets, due = model.read_out(states), states.shape[1], batch.targets, batch.due
     need = first_lasting(logits.detach(), targets) if due is None else due.clamp(min=1)
     needs = boundaries.largest(need.where(targets != IGNORED, 1), 1)
     takes = steps_in_training(needs, keys, steps)

@@ -173,7 +173,7 @@ class ThoughtsFormer(HaltingModel):
             # The thoughts of a token do not depend on the number of others.
             return self.halting_loss(batch, steps, counts, lambda taken: (states, states))
         count = (counts or own)["next_token"]
-        return loss_of_states(self, states, batch.targets, batch.due, own, count)
+        return loss_of_states(self, states, batch, own, count)
 
     def run(
         self,

@@ -83,14 +83,14 @@ def roll_out(
     """
     room = question_room(batch)
     steps, live = model.config.num_steps, PolicyThinking(model, None, choose)
-    states, _, targets, _ = model.answer_states(batch, room, steps, keep_states, live=live)
+    states, _, answers = model.answer_states(batch, room, steps, keep_states, live=live)
     assert batch.prompt_lengths is not None
     lengths = batch.prompt_lengths.cpu()
-    rooms = (targets != IGNORED).sum(1).cpu()
+    rooms = (answers.targets != IGNORED).sum(1).cpu()
     most = torch.full((len(batch), model.config.max_steps), PROCESS)
     return Rollout(
         model.read_out(states),
-        targets,
+        answers.targets,
         live.actions,
         live.decisions,
         of_blocks(model, live.actions, lengths, rooms),

@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
@@ -103,16 +104,33 @@ class Mixed(StateTask, CurriculumTask):
     def layout(self, inputs: Int64[np.ndarray, "n w"], sizes: Int64[np.ndarray, " n"]) -> Layout:
         n, rows = len(inputs), np.arange(len(inputs))
         real, is_list = inputs >= 0, self.is_list(inputs)
-        answer, last = inputs[:, 0], real.sum(1)
-        for column in range(1, inputs.shape[1]):
-            moved = self._moved[inputs[:, column], answer]
-            answer = np.where(real[:, column] & ~is_list, moved, answer)
-        answer = np.where(is_list, inputs[rows, 1 + inputs[:, 0]], answer)
+        last = real.sum(1)
+        answer = np.where(is_list, inputs[rows, 1 + inputs[:, 0]], self._balls(inputs)[:, -1])
         tokens = np.concatenate([np.full((n, 1), self.start_token), inputs], 1)
         targets = np.full(tokens.shape, IGNORED)
         targets[rows, last] = answer
         step = np.where(is_list[:, None], 1, np.maximum(1, np.arange(tokens.shape[1]) - 1))
         return tokens, targets, np.where(tokens >= 0, step, 0)
+
+    def _balls(self, inputs: Int64[np.ndarray, "n w"]) -> Int64[np.ndarray, "n k"]:
+        """Return where the ball is after each swap, and where it stays after the last."""
+        ball, found = inputs[:, 0], []
+        is_swap = inputs >= self.config.num_cups
+        for column in range(1, 1 + self.config.max_swaps):
+            moved = self._moved[inputs[:, column], ball]
+            ball = np.where(is_swap[:, column], moved, ball)
+            found.append(ball)
+        return np.stack(found, 1)
+
+    def early_answers(self, tokens: Int64[np.ndarray, "n t"]) -> Int[Tensor, "n t k"]:
+        """Return where the ball is after each swap, the answer of the steps before the last."""
+        inputs = tokens[:, 1:]
+        found = np.full((*tokens.shape, self.config.max_swaps), IGNORED)
+        rows = ~self.is_list(inputs)
+        found[np.arange(len(tokens))[rows], (tokens >= 0).sum(1)[rows] - 1] = self._balls(inputs)[
+            rows
+        ]
+        return torch.from_numpy(found)
 
     def is_list(self, inputs: Int64[np.ndarray, "n w"]) -> Any:
         """Return True for rows that ask for a digit of a list, from their inputs without START."""

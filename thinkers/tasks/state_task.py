@@ -81,6 +81,11 @@ class StateTask(AnswerTask):
     def layout(self, inputs: Int64[np.ndarray, "n w"], sizes: Int64[np.ndarray, " n"]) -> Layout:
         """Return the tokens, targets and due steps of rows with these inputs."""
 
+    def early_answers(self, tokens: Int64[np.ndarray, "n t"]) -> Int[Tensor, "n t k"] | None:
+        """Return the right answers before they are due (`Batch.early`), from rows of tokens that
+        are -1 beyond their end; None if the task does not know them."""
+        return None
+
     def max_answer_length(self) -> int:
         return 1
 
@@ -124,6 +129,7 @@ class StateTask(AnswerTask):
             lengths=ends,
             keys=torch.from_numpy(keys.ravel().view(np.int64)),
             due=None if self.max_due is None else arrays[2],
+            early=self.early_answers(tokens),
         )
 
     def _sizes_of(self, updates: Int64[np.ndarray, " u"]) -> Int64[np.ndarray, " u"]:
@@ -366,5 +372,7 @@ def _cut(batch: Batch) -> Batch:
     assert batch.lengths is not None
     width = int(batch.lengths.max())
     tokens, targets = (x[:, :width].contiguous() for x in (batch.tokens, batch.targets))
-    due = None if batch.due is None else batch.due[:, :width].contiguous()
-    return replace(batch, tokens=tokens, targets=targets, due=due)
+    due, early = (
+        None if x is None else x[:, :width].contiguous() for x in (batch.due, batch.early)
+    )
+    return replace(batch, tokens=tokens, targets=targets, due=due, early=early)
