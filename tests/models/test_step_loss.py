@@ -1,11 +1,13 @@
 """Targets graded after several thinking steps, against loops over steps and positions."""
 
+import dataclasses
+
 import pytest
 import torch
 from model_cases import ids, tiny
 from torch.nn import functional as F
 
-from thinkers import Batch
+from thinkers import Batch, collate
 from thinkers.errors import UsageError
 
 STEPPING = ("looped", "thoughtsformer", "thinker")
@@ -17,7 +19,10 @@ def rows_with_due(model) -> Batch:
     tokens = ids(3, T)
     targets = tokens.flip(1).masked_fill(torch.arange(T) % 4 == 1, -100)
     due = (torch.arange(T) + torch.arange(3)[:, None]) % 7 + 1
-    return Batch(tokens, targets, lengths=torch.tensor([T, 4, 7]), due=due)
+    # For 4 of 5 steps; some steps have no answer.
+    early = (tokens[..., None] + torch.arange(4)) % 5
+    early = early.masked_fill(torch.arange(4) == due[..., None] % 3, -100)
+    return Batch(tokens, targets, lengths=torch.tensor([T, 4, 7]), due=due, early=early)
 
 
 def loss_by_hand(model, batch, kind):
@@ -38,6 +43,11 @@ def loss_by_hand(model, batch, kind):
                     continue
                 if kind == "wait" and step < due:
                     wanted = WAIT
+                if kind == "early" and step < due:
+                    wanted = int(batch.early[row, place, step - 1]) if step <= 4 else -100
+                if wanted == -100:
+                    graded.append(torch.zeros((), dtype=torch.float64))
+                    continue
                 found = logits[row, step - 1, place]
                 graded.append(F.cross_entropy(found[None], torch.tensor([wanted])))
             losses.append(sum(graded) / len(graded))
@@ -45,7 +55,7 @@ def loss_by_hand(model, batch, kind):
 
 
 @pytest.mark.parametrize("name", STEPPING)
-@pytest.mark.parametrize("kind", ["last", "every", "due", "wait"])
+@pytest.mark.parametrize("kind", ["last", "every", "due", "wait", "early"])
 def test_each_target_is_graded_after_the_steps_of_its_kind(name, kind):
     own = {"step_loss": kind, "num_steps": STEPS, "max_steps": 8}
     model = tiny(name, own | ({"wait_token": WAIT} if kind == "wait" else {})).double()
@@ -122,3 +132,30 @@ def test_padding_has_no_due_step_and_real_tokens_have_one():
 def test_settings_of_step_losses_that_do_not_fit_are_refused(own, message):
     with pytest.raises(UsageError, match=message):
         tiny("looped", own)
+
+
+def test_early_answers_that_do_not_fit_are_refused():
+    model = tiny("looped", step_loss="early", num_steps=3)
+    batch = rows_with_due(model)
+    for own, message in (
+        ({"early": None}, "without early answers"),
+        ({"due": None}, "due must be set beside early"),
+        ({"early": batch.early[:, :4]}, r"early must have the shape \[3, 9, 'k'\]"),
+        ({"early": batch.early + 99}, "got .* at row 0, position 0, step 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            model.loss(dataclasses.replace(batch, **own))
+    with pytest.raises(TypeError, match="early must be an int64 tensor, got float32"):
+        model.loss(dataclasses.replace(batch, early=batch.early.float()))
+    with pytest.raises(UsageError, match="with halting"):
+        tiny("looped", step_loss="early", halting=True)
+
+
+def test_early_answers_are_collated_to_the_widest():
+    model = tiny("looped", step_loss="early", num_steps=3)
+    batch = rows_with_due(model)
+    short = dataclasses.replace(batch.rows(slice(0, 1)), early=batch.early[:1, :, :2])
+    joined = collate([short, batch])
+    assert joined.early.shape == (4, T, 4) and (joined.early[0, :, 2:] == -100).all()
+    assert torch.equal(joined.early[1:], batch.early)
+    assert torch.equal(joined.rows(torch.tensor([2])).early[0], batch.early[1])

@@ -27,11 +27,22 @@ def test_answers_and_due_steps_are_those_of_a_loop(own):
         for update in range(4):
             batch = task.batch(update, 25, split)
             found = zip(batch.tokens, batch.targets, batch.due, batch.lengths.tolist(), strict=True)
-            for (row, targets, due, n), kind in zip(found, task.kinds(batch), strict=True):
+            pairs = zip(found, task.kinds(batch), strict=True)
+            for row_number, ((row, targets, due, n), kind) in enumerate(pairs):
                 answer, steps = solved(task.decode(row[:n]))
                 assert row[0] == task.start_token and (targets[: n - 1] == -100).all()
                 assert task.decode([int(targets[n - 1])]) == answer
                 assert due[n - 1] == steps == max(1, kind) and (due[:n] >= 1).all()
+                early = batch.early[row_number, n - 1].tolist()
+                rest = task.decode(row[2:n]).split()
+                if kind:
+                    first = task.decode(row[1:2])
+                    path = [solved(" ".join([first, *rest[:k]]))[0] for k in range(1, kind + 1)]
+                    path += path[-1:] * (task.config.max_swaps - kind)
+                    assert [task.decode([x]) for x in early] == path
+                else:
+                    assert set(early) == {-100}
+                assert (batch.early[row_number, : n - 1] == -100).all()
                 assert (targets[n:] == -100).all() and (due[n:] == 0).all()
                 kinds.add(int(kind))
         assert 0 in kinds and len(kinds) > 2

@@ -63,13 +63,14 @@ def graded_steps(
 ) -> tuple[Int[Tensor, "b k t"], Float[Tensor, "#b k #t"]]:
     """Return the target of each position after each graded step, and its weight.
 
-    The weights of a position add up to 1. With n the number of steps and d the due step, a target
-    is graded
+    The weights of a position add up to 1, steps that are not graded included. With n the number of
+    steps and d the due step, a target is graded
 
         every   after every step, by `step_weights` (equal if there are none)
         due     after the steps min(d, n) .. n, equally
         wait    after every step, equally; before step d the right answer is `wait_token`
-        early   after every step, equally; before step d the right answer is that of `early`
+        early   after every step, equally; before step d the right answer is that of `early`, and
+                a step without one is not graded
 
     Args:
         due: None means that every target is due after the first step.

@@ -401,15 +401,14 @@ class Thinker(HaltingModel):
             # Only answers are graded: the states of prompts are not computed.
             states, latents, graded = self.answer_states(batch, room, steps, every, keys)
             boundaries = Boundaries(torch.zeros_like(graded.targets), 1)
-            of_sections, of_prompts = None, latents
+            thoughts: tuple[Tensor | None, Tensor | None] = (None, latents)
         else:
             sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
-            states, of_sections, of_prompts = self._states(
-                tokens, prompts, sizes, steps, every, keys
-            )
+            states, *found = self._states(tokens, prompts, sizes, steps, every, keys)
+            thoughts = found[0], found[1]
             graded, boundaries = batch, Boundaries.of_rows(batch, size)
         if self.config.halting:
-            gates, extra = gates_of(self, of_sections, of_prompts, states), self._row_keys(batch)
+            gates, extra = gates_of(self, *thoughts, states), self._row_keys(batch)
             return boundary_loss(self, states, graded, boundaries, gates, extra, own, counts or own)
         return loss_of_states(self, states, graded, own, (counts or own)["next_token"])
 
