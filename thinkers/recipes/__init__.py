@@ -86,6 +86,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "automaton/deep_decoder": state_tracking.automaton_deep_decoder,
         "links/looped": state_tracking.links_looped,
         "links/halting": state_tracking.links_halting,
+        "mixed/thinker": state_tracking.mixed_thinker,
         "links/decoder": state_tracking.links_decoder,
         "lookup/looped": state_tracking.lookup_looped,
     }.items()

@@ -1,4 +1,4 @@
-"""Recipes on states that are followed through a row: cups, automaton and links.
+"""Recipes on states that are followed through a row: cups, automaton, links and mixed.
 
 On each task all models have about 61,500 parameters, except `deep_decoder`, whose layers are as
 many as the looped model applies; and all are trained with the FLOPs of `looped`, within 3 %. On
@@ -16,9 +16,11 @@ from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.recipes.numbers import training_settings
 from thinkers.tasks.cellular_automaton import Automaton
 from thinkers.tasks.lookup import Lookup
+from thinkers.tasks.mixed import Mixed
 from thinkers.tasks.state_tracking import Cups, Links
 
 CUPS, AUTOMATON, LINKS = Cups.Config(), Automaton.Config(), Links.Config(curriculum=True)
+MIXED = Mixed.Config(curriculum=True, threshold=0.9)
 ROTARY_BASE = 1e6
 """No rotary frequency of the cups recipes completes its first turn between 17 and 60 swaps. With
 10,000 one does, at 29: in pilots, rows of 24 swaps were followed with some seeds alone."""
@@ -124,6 +126,17 @@ def lookup_looped() -> Config:
     training = _training(300, batch_size=128)
     settings = dict(_SIZES, num_layers=1, num_coda_layers=0, num_steps=2)
     return Config.fit(Looped, Lookup.Config(), training, **settings)
+
+
+def mixed_thinker() -> Config:
+    """Read out places of lists, and follow a ball through up to 8 swaps, by one block in latents.
+
+    Before the step of the last swap the answer is where the ball is then. With answers graded from
+    their due step on alone, pilot runs learned each number of swaps anew.
+    """
+    training = _training(2500, depth="due", spare_steps=2, optimizer="muon", lr=5e-3)
+    own = dict(_SIZES, dim=64, num_layers=2, num_latents=4, num_steps=8, max_length=None)
+    return Config.fit(Thinker, MIXED, training, step_loss="early", max_steps=10, policy=True, **own)
 
 
 _SIZES: dict[str, Any] = dict(dim=48, num_heads=4, max_length=64, tie_head=False)

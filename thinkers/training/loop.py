@@ -357,7 +357,8 @@ def evaluate_split(state: TrainState, split: str) -> dict[str, float]:
     """Score the resulting model: {metric: value}, the same on every rank."""
     model = state.result.eval()
     task, num_examples = state.task, state.config.training.evaluate_examples
-    scores = task.score(model, split, num_examples, task.judged_at)
+    chosen = {} if state.config.reinforce is None else {"halt": "policy"}
+    scores = task.score(model, split, num_examples, task.judged_at, **chosen)
     state.model.train()
     return scores
 
