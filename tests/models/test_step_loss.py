@@ -138,7 +138,7 @@ def test_early_answers_that_do_not_fit_are_refused():
     model = tiny("looped", step_loss="early", num_steps=3)
     batch = rows_with_due(model)
     for own, message in (
-        ({"early": None}, "without early answers"),
+        ({"early": None}, "no early answers"),
         ({"due": None}, "due must be set beside early"),
         ({"early": batch.early[:, :4]}, r"early must have the shape \[3, 9, 'k'\]"),
         ({"early": batch.early + 99}, "got .* at row 0, position 0, step 1"),

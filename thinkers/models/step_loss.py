@@ -90,16 +90,18 @@ def graded_steps(
         assert wait_token is not None
         return wide.masked_fill(waits, wait_token), (number[None] > 0).double() / steps
     if kind == "early":
+        equal = (number[None] > 0).double() / steps
+        if due is None:
+            return wide, equal
         if early is None:
             raise usage_error(
-                "step_loss early with a batch without early answers",
+                "step_loss early with due steps and no early answers",
                 "a task that knows what is right before an answer is due, such as mixed",
                 "choose another step_loss, such as due",
             )
         known = early[..., :steps].transpose(1, 2)
         known = F.pad(known, (0, 0, 0, steps - known.shape[1]), value=IGNORED)
-        before = (number < first) & (wide != IGNORED)
-        return known.where(before, wide), (number[None] > 0).double() / steps
+        return known.where((number < first) & (wide != IGNORED), wide), equal
     first = first.clamp(max=steps)
     return wide, (number >= first).double() / (steps + 1 - first)
 
