@@ -22,6 +22,7 @@ from thinkers.devices import find_device
 from thinkers.errors import Interrupted, UsageError, usage_error
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch
+from thinkers.models.halt import halt_option
 from thinkers.models.weights_file import sizes_within
 from thinkers.process_state import keep_process_state
 from thinkers.runs import checkpoint, trackers
@@ -357,8 +358,8 @@ def evaluate_split(state: TrainState, split: str) -> dict[str, float]:
     """Score the resulting model: {metric: value}, the same on every rank."""
     model = state.result.eval()
     task, num_examples = state.task, state.config.training.evaluate_examples
-    chosen = {} if state.config.reinforce is None else {"halt": "policy"}
-    scores = task.score(model, split, num_examples, task.judged_at, **chosen)
+    rule = halt_option(None if state.config.reinforce is None else "policy")
+    scores = task.score(model, split, num_examples, task.judged_at, **rule)
     state.model.train()
     return scores
 
