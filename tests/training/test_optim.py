@@ -33,7 +33,8 @@ def test_the_matrices_of_muon_do_not_depend_on_the_size_of_the_vocabulary(name, 
     linear = {f"{n}.weight" for n, part in usual.named_modules() if isinstance(part, nn.Linear)}
     assert wanted == linear - {"head.weight"}
     for size in widths(usual) - {SIZE["vocab_size"]}:
-        assert of_muon(tiny(name, own, vocab_size=size)) == wanted, size
+        if size > own.get("wait_token", 0):  # a token of every vocabulary
+            assert of_muon(tiny(name, own, vocab_size=size)) == wanted, size
 
 
 def test_a_head_of_classes_is_a_head():
