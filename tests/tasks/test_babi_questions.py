@@ -126,6 +126,22 @@ def test_every_answer_of_stories_with_more_questions_follows_from_the_sentences(
     assert more > 1.2 * one or kind == 20
 
 
+def test_kind_2_with_more_questions_also_asks_where_one_thing_is_known():
+    (one, more) = (babi_worlds.generate_story(2, "train", 5, asked) for asked in (1, 2))
+    asked = collections.Counter()
+    for number in range(40):
+        facts = []
+        story = babi_worlds.generate_story(2, "train", number, 2)
+        for line in parse_stories(story.encode(), "")[0]:
+            if line.answer is None:
+                facts.append(line.text)
+            known = {x.split()[-1] for x in facts} & {f"{thing}." for thing in THINGS}
+            asked[len(facts), len(known)] += line.answer is not None
+    assert all(asked[count, 2] == 80 for count in range(4, 11))
+    assert asked[3, 1] == 40 and 0 < asked[2, 1] < 40 and not asked[4, 1]
+    assert one.count("?") == 4 < more.count("?")
+
+
 @pytest.mark.parametrize("model", ["looped", "thinker", "thoughtsformer"])
 def test_the_models_of_the_recipes_learn_from_rows_of_several_questions(model):
     own = dict(causal=False) if model == "thoughtsformer" else {}

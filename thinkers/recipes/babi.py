@@ -9,28 +9,38 @@ from thinkers.models.thoughtsformer import ThoughtsFormer
 from thinkers.recipes.numbers import training_settings
 from thinkers.tasks.babi import Babi
 
-STORIES = Babi.Config(kinds=(1, 2), num_stories=30_000, curriculum=True, threshold=0.8, window=1000)
-"""Stories of kind 1, then of kind 2 as well, each from the shortest to the longest."""
-STAGED = replace(STORIES, threshold=0.9, whole_kinds=True)
-"""Stories of kind 1 from the shortest to the longest, then all of kind 2."""
+STORIES = Babi.Config(
+    kinds=(1, 2), num_stories=10_000, questions=4, curriculum=True, threshold=0.85, window=1000
+)
+"""Stories of kind 1, then of kind 2 as well, each from the shortest to the longest, with up to four
+questions in a training row."""
+STAGED = replace(STORIES, num_stories=30_000, questions=1, threshold=0.9, whole_kinds=True)
+"""Stories of kind 1 from the shortest to the longest, then all of kind 2; one question in a row."""
 
 
 def looped() -> Config:
-    """Answer questions on stories, by two layers that are run once or twice."""
-    training = training_settings(9000, lr=5e-4, batch_size=32, depth="random", random_steps=(1, 2))
+    """Answer questions on stories, by two layers that are run three times.
+
+    Three runs learn to find a person in half the updates that two need. The small rotary base lets
+    a head prefer the latest of several statements by their distance.
+    """
+    training = training_settings(
+        4500, batch_size=32, optimizer="muon", weight_decay=0.1, schedule="linear"
+    )
     return Config.fit(
         Looped,
         STORIES,
         training,
         dim=128,
-        num_heads=8,
+        num_heads=4,
         tie_head=False,
         num_layers=2,
         num_prelude_layers=0,
         num_coda_layers=0,
         injection="add",
-        hidden=512,
-        num_steps=2,
+        hidden=128,
+        rotary_base=100.0,
+        num_steps=3,
     )
 
 

@@ -235,16 +235,19 @@ class Babi(CurriculumTask):
         return found
 
     def _draw_bucket(self, draws: Draws) -> list[Example]:
-        """Return the examples of a random bucket, one with more examples being likelier.
+        """Return the examples of a random bucket.
 
         One time in four it is of an earlier kind, so that earlier kinds are not forgotten; else of
-        the last kind that the stage includes.
+        the last kind that the stage includes, and every other time then one that the stage added.
+        Among several, those with more examples are likelier.
         """
         buckets = list(self._buckets)[: self._stage_sizes[self.difficulty]]
         *before, kind = sorted({kind for kind, _ in buckets})
         turn, which = draws.below(4, 1)[0, 0], draws.below(max(1, len(before)), 1)[0, 0]
         if before and turn == 0:
             kind = before[which]
+        elif draws.below(2, 1)[0, 0]:
+            buckets = buckets[sum(self._stage_sizes[: self.difficulty][-1:]) :]
         own = [self._buckets[bucket] for bucket in buckets if bucket[0] == kind]
         ends = np.cumsum([len(x) for x in own])
         return own[int(np.searchsorted(ends, draws.below(ends[-1], 1)[0, 0], side="right"))]

@@ -217,14 +217,23 @@ def two_facts(rng: Rng, story: Story) -> None:
         ((go, one), (go, other), (take, one), (take, other)),
         ((go, one), (go, other), (take, other), (take, one)),
     )
-    for deed, name in orders[rng.below(3)]:
-        deed(name)
-    for turn in range(4):
-        for _ in range(2 if turn else 0):
-            errands.act()
-        for thing in story.subjects(rng, errands.things):
+
+    def ask() -> None:
+        for thing in story.subjects(rng, [x for x in errands.things if x in errands.trails]):
             place, lines = errands.trails[thing][-1]
             story.add_question(WHERE_THING.format(thing), place, lines)
+
+    # With more questions than one, some are asked where one thing is known, and its holder's place
+    # can be learned before the things are distinguished.
+    often = story.asked > 1
+    for count, (deed, name) in enumerate(orders[rng.below(3)], 1):
+        deed(name)
+        if count == 4 or often and errands.trails:
+            ask()
+    for count in range(1, 7):
+        errands.act()
+        if count % 2 == 0 or often:
+            ask()
 
 
 def three_facts(rng: Rng, story: Story) -> None:
