@@ -25,7 +25,7 @@ def looped() -> Config:
     a head prefer the latest of several statements by their distance.
     """
     training = training_settings(
-        4500, batch_size=32, optimizer="muon", weight_decay=0.1, schedule="linear"
+        5000, batch_size=32, optimizer="muon", weight_decay=0.1, schedule="linear"
     )
     return Config.fit(
         Looped,
