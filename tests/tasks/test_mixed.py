@@ -83,7 +83,7 @@ def test_text_is_read_and_written():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "the question ''"),
+        ("", "an empty prompt"),
         ("2", "the question '2'"),
         ("12 13", "the question '12 13'"),
         ("2 12 3", "the question '2 12 3'"),

@@ -80,6 +80,7 @@ class Model(Traced, Configured, nn.Module, ABC):
     compiled_methods: ClassVar[tuple[str, ...]] = ("forward",)
     """Methods of the layers that `Training.compile` compiles."""
     test_variants: ClassVar[tuple[dict[str, Any], ...]] = ()
+    not_trained: ClassVar[tuple[str, ...]] = ()  # beginnings of names that `loss` does not train
     causal: bool = True
     takes_positions: ClassVar[bool] = False
     """True if `forward`, `prefill` and `extend` take `positions`, coupled ones."""
@@ -141,9 +142,8 @@ class Model(Traced, Configured, nn.Module, ABC):
             prompted: True if the rows are prompts to be answered, False if they are text.
             capacity: Tokens of a row, prompt and new together, that the cache has room for.
 
-        A model that takes positions has a keyword `positions`, (b, t) or None, here, and (b,) or
-        None in `extend`. A model with `halts_by` has a keyword `halt` here, and returns a
-        `HaltingCache` if it is set.
+        With `takes_positions` there is a keyword `positions`, (b, t) or None, and (b,) or None in
+        `extend`; with `halts_by` a keyword `halt`, and a `HaltingCache` is returned if it is set.
 
         Returns:
             The logits after each row's last real token, and the cache.

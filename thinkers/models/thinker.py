@@ -77,6 +77,7 @@ class Thinker(HaltingModel):
     """
 
     name = "thinker"
+    not_trained = ("policy.",)
     mask_caption = "Each position attends, through memory, to the sections finished before it."
     test_variants = (
         {"num_latents": 3, "read_steps": 1, "memory_steps": 2, "num_knowledge": 3},

@@ -179,7 +179,7 @@ class Mixed(StateTask, CurriculumTask):
         is_question = bool(rest) and first[0] < cups and swaps in (0, len(rest))
         if not is_question or (not swaps and first[0] >= len(rest)):
             raise usage_error(
-                f"the question {text[:60]!r}",
+                f"the question {text[:60]!r}" if rest or first else "an empty prompt",
                 "a place and a list that has it, or a cup and swaps",
                 "write a list such as 2 4 5 1, or swaps such as 2 12 13",
             )

@@ -15,6 +15,9 @@ from thinkers.runs.trackers import Tracking
 from thinkers.training.loop import train
 from thinkers.user_paths import user_path
 
+LR_SHARE = 0.2
+"""The learning rate of the model, as a share of that of its run."""
+
 
 def reinforce(
     run: Run | str | Path,
@@ -33,7 +36,8 @@ def reinforce(
     Args:
         run: A run of a Thinker with `policy`, whose newest model is the beginning.
         out: The folder of the new run.
-        flags: Other settings to change, such as --training.lr=1e-3.
+        flags: Other settings to change, such as --training.lr=1e-3; without, the learning rate of
+            the model is a fifth of that of its run.
         settings: Fields of `thinkers.config.reinforce.Reinforce`.
 
     Raises:
@@ -62,6 +66,7 @@ def configuration(
         reinforce=own,
         training=replace(
             config.training,
+            lr=LR_SHARE * config.training.lr,
             init_from=str(folder),
             depth="fixed",
             spare_steps=0,
