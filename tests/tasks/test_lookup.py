@@ -112,6 +112,19 @@ def test_scores_count_calls_and_need_the_tool():
     assert len(set(task.groups("test", 50).tolist())) == 50
 
 
+def test_rows_that_are_answered_in_parts_keep_their_tables(monkeypatch):
+    task, seen = build_task("lookup"), []
+    monkeypatch.setattr("thinkers.tasks.answers.SCORED_PAIRS", 1 << 12)
+
+    class Counted(Perfect):
+        def answer(self, tokens, *rest, **settings):
+            seen.append(len(tokens))
+            return super().answer(tokens, *rest, **settings)
+
+    assert task.score(Counted(task), "test", 40)["exact"] == 1
+    assert sum(seen) == 40 and len(seen) > 3
+
+
 def untrained(task):
     torch.manual_seed(0)
     sizes = dict(dim=16, num_layers=1, num_heads=2, num_steps=2, max_length=64)
