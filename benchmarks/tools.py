@@ -4,9 +4,9 @@
     python benchmarks/tools.py --cases arithmetic/calculator --seeds 1
     python benchmarks/tools.py --page docs
 
-A case is a recipe, or `direct`, the model and updates of `arithmetic/calculator` on rows without
-calls. It can be stopped and started again: finished runs are kept, others resume. One thread for
-each run. `--page FOLDER` writes tools.json, what was measured.
+A case is a recipe; `1200_updates` is `arithmetic/calculator` with fewer updates than it has, and
+`direct` that on rows without calls. It can be stopped and started again: finished runs are kept,
+others resume. One thread for each run. `--page FOLDER` writes tools.json, what was measured.
 
 Machine: scores, which another machine's roundings change as another seed does; CPU minutes.
 Asked and measured: docs/tools.md.
@@ -32,7 +32,8 @@ from thinkers.files import write_file
 EXAMPLES = 10_000
 CASES = {
     "arithmetic/calculator": ("arithmetic/calculator", ()),
-    "direct": ("arithmetic/calculator", ("--task.calculator=false",)),
+    "1200_updates": ("arithmetic/calculator", ("--training.num_updates=1200",)),
+    "direct": ("arithmetic/calculator", ("--task.calculator=false", "--training.num_updates=1200")),
     "lookup/looped": ("lookup/looped", ()),
 }
 """{case: its recipe, and the settings that differ from it}."""

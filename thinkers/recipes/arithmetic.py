@@ -146,7 +146,7 @@ def arithmetic_written_decoder() -> Config:
 
 def arithmetic_calculator() -> Config:
     """Compute chains of two operators with a calculator that is called for each product."""
-    return _written(replace(CHAINS, calculator=True, product_share=None), 1200)
+    return _written(replace(CHAINS, calculator=True, product_share=None), 2000)
 
 
 def _lessons(num_updates: int) -> Training:
