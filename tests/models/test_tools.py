@@ -252,9 +252,25 @@ def test_tools_that_break_their_bounds_are_refused():
         (["calculator"], "found: the tool 'calculator'\n"),
         ([Doubling(), Doubling(name="other")], "two tools, doubling and other"),
         ([Doubling(opening=99)], "opening of the tool doubling must be"),
+        ([Doubling(ending=99)], "ending of the tool doubling must be"),
+        ([Doubling(opening=2)], "with the tokens opening 2, closing 2\n"),
+        ([Doubling(ending=1)], "with the tokens opening 1, closing 2, ending 1\n"),
+        ([Doubling(longest_call=None)], "longest_call of the tool doubling must be"),
+        ([Doubling(longest_result="6")], "longest_result of the tool doubling must be"),
     ):
         with pytest.raises(UsageError, match=wrong):
             model.generate(tokens, 9, tools=tools)
+
+
+@pytest.mark.misuse
+@pytest.mark.parametrize("result", [None, 5, "34", [1.5], [True], [None], [[3]]])
+def test_a_result_that_is_no_sequence_of_tokens_is_refused(result):
+    class Wrong(Doubling):
+        def result(self, call, row):
+            return result
+
+    with pytest.raises(UsageError, match="result.* of the tool doubling"):
+        tiny("decoder").generate(torch.tensor([[1, 7, 2]]), 9, tools=[Wrong()])
 
 
 def test_a_model_that_reads_the_future_calls_no_tools():

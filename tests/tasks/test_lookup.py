@@ -170,3 +170,17 @@ def test_prompts():
             build_task("lookup", **own)
     with pytest.raises(UsageError, match="'calculator' for Lookup"):
         thinkers.answer((untrained(task), task), "c3", tools=["calculator"])
+
+
+@pytest.mark.misuse
+@pytest.mark.parametrize("tools", [None, 5, [5], [None]])
+def test_tools_that_are_no_list_of_names_and_tools_are_refused(tools):
+    with pytest.raises(UsageError, match="found: the tool|found: tools"):
+        find_tools(build_task("lookup"), tools)
+
+
+def test_a_row_without_a_table_of_its_own_is_refused():
+    store = build_task("lookup").tool("store", torch.arange(2))
+    assert store.result([3], 1)
+    with pytest.raises(UsageError, match="row 2 for the tool store with 2 tables"):
+        store.result([3], 2)

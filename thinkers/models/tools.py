@@ -77,9 +77,7 @@ def check_tools(model: Any, tools: Any) -> tuple[Tool, ...]:
                 "an object with the attributes of thinkers.models.tools.Tool",
                 "pass one that a task gives, task.tool(name); thinkers.generate takes names",
             )
-        limit = model.config.vocab_size - 1
-        for what in ("opening", "closing"):
-            check_int(f"{what} of the tool {tool.name}", getattr(tool, what), 0, limit)
+        check_tool(tool, model.config.vocab_size)
         if tool.opening in seen:
             raise usage_error(
                 f"two tools, {seen[tool.opening]} and {tool.name}, whose calls begin with token "
@@ -91,6 +89,27 @@ def check_tools(model: Any, tools: Any) -> tuple[Tool, ...]:
     if tools:
         check_calls(model)
     return tuple(tools)
+
+
+def check_tool(tool: Tool, vocab_size: int) -> None:
+    """Raise UsageError unless the tokens and the bounds of a tool are valid."""
+    tokens = ["opening", "closing"] + ["ending"] * (tool.ending is not None)
+    limits = dict.fromkeys(tokens, vocab_size - 1) | {"longest_call": None, "longest_result": None}
+    for what, limit in limits.items():
+        check_int(f"{what} of the tool {tool.name}", getattr(tool, what), 0, limit)
+    if len({getattr(tool, what) for what in tokens}) < len(tokens):
+        raise usage_error(
+            f"the tool {tool.name} with the tokens "
+            + ", ".join(f"{what} {getattr(tool, what)}" for what in tokens),
+            "different tokens: with equal ones no call is ever completed",
+            "correct the tool",
+        )
+    if not callable(tool.result):
+        raise usage_error(
+            f"result {tool.result!r} of the tool {tool.name}",
+            "a method result(call, row) that returns tokens",
+            "correct the tool",
+        )
 
 
 def check_calls(model: Any) -> None:
@@ -206,14 +225,21 @@ class _Row:
 
     def _result(self, call: list[int]) -> list[int]:
         tool = self.tool
-        found = [int(token) for token in tool.result(call, self.number)]
+        found = tool.result(call, self.number)
+        if isinstance(found, str) or not isinstance(found, Sequence | Tensor):
+            raise usage_error(
+                f"a result {found!r} of the tool {tool.name}",
+                "a sequence of tokens, empty for a call that means nothing",
+                "correct the tool",
+            )
         if len(found) > tool.longest_result:
             raise usage_error(
                 f"a result of {len(found)} tokens of the tool {tool.name}",
                 f"at most {tool.longest_result}, its longest_result",
                 "correct the tool",
             )
-        for place, token in enumerate(found):
-            name = f"token {place} of a result of the tool {tool.name}"
-            check_int(name, token, 0, self.vocab_size - 1, "vocab_size - 1")
-        return found
+        name = f"of a result of the tool {tool.name}"
+        return [
+            check_int(f"token {place} {name}", token, 0, self.vocab_size - 1, "vocab_size - 1")
+            for place, token in enumerate(found)
+        ]

@@ -47,6 +47,12 @@ class Store:
 
     def result(self, call: Sequence[int], row: int) -> list[int]:
         """Return the value of a key; no token if it is none of the table."""
+        if row >= len(self.tables) > 1:
+            raise usage_error(
+                f"row {row} for the tool {self.name} with {len(self.tables)} tables",
+                "one table for all rows, or one for each",
+                "pass the keys of all rows of the batch",
+            )
         table = self.tables[row if len(self.tables) > 1 else 0]
         is_key = len(call) == 1 and 0 <= call[0] < len(table)
         return [int(table[call[0]])] if is_key else []

@@ -37,6 +37,19 @@ def find_tools(
         raise usage_error(
             f"tools {tools!r}", "a list of names", f"pass tools=({tools!r},) with a comma"
         )
+    if not isinstance(tools, Sequence):
+        raise usage_error(
+            f"tools {tools!r}",
+            "a list of names and tools",
+            "pass such as tools=[], or leave it out",
+        )
+    for tool in tools:
+        if not isinstance(tool, str | Tool):
+            raise usage_error(
+                f"the tool {tool!r}",
+                "a name, or an object with the attributes of thinkers.models.tools.Tool",
+                "pass the name of a tool of the task",
+            )
     return tuple(_find(task, tool, keys) if isinstance(tool, str) else tool for tool in tools)
 
 
