@@ -186,13 +186,43 @@ def learning_curve(folder: Path) -> list[list[float]]:
 
 
 def write_results(out: Path, page: Path) -> None:
-    """Write policy.json and the figure of what was measured."""
-    found: dict[str, Any] = {}
+    """Write policy.json, the results of all cases by seed, and the figure of the schedules."""
+    found: dict[str, dict[str, Any]] = {}
     for name in CASES:
-        paths = [out / f"{name}-{seed}.json" for seed in range(3)]
-        found[name] = [json.loads(path.read_text()) for path in paths if path.exists()]
+        files = sorted(out.glob(f"{name}-[0-9].json"))
+        if files:
+            found[name] = {file.stem[-1]: json.loads(file.read_text()) for file in files}
+    if "policy" in found:
+        html.write_png(draw(found["policy"]), page / "policy.png")
     write_file(page / "policy.json", (json.dumps(found, indent=1) + "\n").encode())
-    print(f"wrote {page / 'policy.json'}; make its tables with tools/docs_tables.py", html.__name__)
+
+
+def draw(seeds: dict[str, dict[str, Any]]) -> Any:
+    """Draw the blocks that each kind of question chose, and the accuracy against the operations."""
+    drawn = html.figure(figsize=(11.0, 3.8))
+    left, right = drawn.subplots(1, 2)
+    kinds = range(len(next(iter(seeds.values()))["by_kind"]))
+    below = torch.zeros(len(kinds))
+    for block in ("process", "read", "reflect"):
+        each = [[seed["by_kind"][k]["blocks"][block] for k in kinds] for seed in seeds.values()]
+        means = torch.tensor(each).mean(0)
+        left.bar(kinds, means, bottom=below, label=block.upper(), width=0.7)
+        below = below + means
+    left.plot(kinds, [max(1, k) for k in kinds], "k_", markersize=16, label="due")
+    left.set_xticks(kinds, ["list", *(str(k) for k in kinds[1:])])
+    left.set_xlabel("swaps of the question")
+    left.set_ylabel("blocks, mean over questions")
+    left.legend(fontsize=8)
+    for number, seed in seeds.items():
+        full = seed["fixed_flops"][-1]
+        costs = [x / full for x in seed["fixed_flops"]]
+        (line,) = right.plot(costs, seed["fixed"], "o-", markersize=4, alpha=0.5)
+        label = f"policy, seed {number}"
+        right.plot(seed["flops"] / full, seed["exact"], "*", ms=12, c=line.get_color(), label=label)
+    right.set_xlabel("FLOPs of an answer, share of 8 steps")
+    right.set_ylabel("right answers")
+    right.legend(fontsize=8, title="lines: 1 to 8 fixed steps", title_fontsize=8)
+    return drawn
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ PAGES = {
         "halting_clock",
     ),
     "docs/arithmetic.md": ("products", "large_products", "chains", "swaps"),
+    "docs/policy.md": ("policy_scores", "policy_schedules"),
     "docs/tools.md": ("tools_measured", "tools_by_kind"),
 }
 """{page: names of its generated parts}; the function of that name, here or in measured_tables.py,

@@ -169,6 +169,64 @@ def halting_clock() -> str:
     return table(["seed", "right at 16 steps", "right halting", "times faster"], rows)
 
 
+def _policy() -> dict:
+    """{case: {seed: result}} of benchmarks/policy.py."""
+    return json.loads((ROOT / "docs" / "policy.json").read_text())
+
+
+def policy_scores() -> str:
+    """The results of benchmarks/policy.py: the policy and its controls, by seed."""
+    rows = []
+    for name, what in (
+        ("policy", "policy"),
+        ("free", "`cost_weight` 0"),
+        ("quotient", "reward g C_max / C"),
+    ):
+        for seed, run in _policy().get(name, {}).items():
+            rows.append([what, seed, *_policy_row(run), f"{run['minutes'][1]:.1f}"])
+            if shuffled := run.get("shuffled"):
+                known = {**run, **shuffled}
+                rows.append(["policy, its inputs shuffled", seed, *_policy_row(known), "-"])
+        if name not in _policy():
+            rows.append([what, "not measured", *["-"] * 6])
+    columns = ["exact", "mean blocks", "best fixed schedule", "difference", "FLOPs saved"]
+    return table(["case", "seed", *columns, "CPU minutes"], sorted(rows, key=lambda x: x[0]))
+
+
+def _policy_row(run: dict) -> list[str]:
+    best = run["best_fixed"]
+    mean, low, high = run["difference"]
+    number = sum(kind["questions"] for kind in run["by_kind"])
+    blocks = sum(k["questions"] * k["mean_blocks"] for k in run["by_kind"]) / number
+    return [
+        f"{run['exact']:.4f}",
+        f"{blocks:.2f}",
+        f"{best} steps, {run['fixed'][best - 1]:.4f}",
+        f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f}) points",
+        f"{100 * run['saved']:.0f} %",
+    ]
+
+
+def policy_schedules() -> str:
+    """The blocks that each kind of question chooses, mean over seeds, and schedules of seed 0."""
+    seeds = _policy().get("policy", {})
+    if not seeds:
+        return "not measured"
+    rows = []
+    for kind, first in enumerate(seeds["0"]["by_kind"]):
+        own = [run["by_kind"][kind] for run in seeds.values()]
+        (name, share), *_ = first["schedules"]
+        what = "list" if kind == 0 else f"{kind} swap{'s' if kind > 1 else ''}"
+        exact, blocks = (_mean([x[key] for x in own], n) for key, n in _KIND_COLUMNS)
+        short = name.replace("process", "P").replace("reflect", "F").replace("read", "R")
+        rows.append([what, exact, blocks, f"{short.replace('output', 'O')} ({100 * share:.0f} %)"])
+    columns = ["question", "exact", "mean blocks", "most frequent schedule of seed 0"]
+    return table(columns, rows)
+
+
+_KIND_COLUMNS = (("exact", 4), ("mean_blocks", 2))
+
+
 def products() -> str:
     """The results of benchmarks/arithmetic.py on numbers of two digits."""
     return _arithmetic(lambda name: name.startswith("multiply/") and not name.endswith("3x3"))
