@@ -7,7 +7,8 @@
 Each case begins with the recipe mixed/thinker, trained once for each seed, and trains it by
 `thinkers.reinforce`; `quotient` and `free` are controls of the reward, `shuffled` is the model of
 `policy` whose policy reads the latents of other rows. A fixed schedule runs PROCESS 1, 2 .. times
-on all questions. All numbers are of 10,000 held-out questions. It can be stopped and started again:
+on all questions; the best is that of the model of the recipe or of the model with the policy,
+whichever has more right answers. All numbers are of 10,000 held-out questions. It can be stopped and started again:
 finished runs are kept, others resume. One thread for each run. `--page FOLDER` writes policy.json
 and the figure of the schedules.
 
@@ -43,7 +44,8 @@ QUESTIONS, ROWS = 10_000, 250
 RECIPE = "mixed/thinker"
 CASES: dict[str, dict[str, Any]] = {
     "policy": {},
-    "free": {"cost_weight": 0.0},
+    "free": {"cost_weight": 0.0, "entropy": 0.0},
+    "entropy": {"cost_weight": 0.0},
     "quotient": {"reward": "quotient"},
 }
 CONFIDENCE = 1.959964
@@ -83,16 +85,23 @@ def measure(name: str, seed: int, out: Path) -> dict[str, Any]:
     run = train(chosen, folder)
     minutes = [(trained - start) / 60, (time.process_time() - trained) / 60]
     model, task = thinkers.open_run(run)
-    found = judge(model, task)
-    found["base_fixed"] = fixed_schedules(*thinkers.open_run(base))[0]
+    schedules = {
+        "recipe": fixed_schedules(*thinkers.open_run(base)),
+        "own": fixed_schedules(model, task),
+    }
+    found = judge(model, task, schedules)
     if name == "policy":
-        shuffled = judge(with_shuffled_inputs(model), task)
+        shuffled = judge(with_shuffled_inputs(model), task, schedules)
         found["shuffled"] = {x: shuffled[x] for x in ("exact", "saved", "difference", "by_kind")}
     return found | {"minutes": minutes, "curve": learning_curve(folder)}
 
 
-def judge(model: Any, task: Any) -> dict[str, Any]:
-    """Compare the policy of a model with the best of its fixed schedules, question by question."""
+Fixed = tuple[list[float], list[Tensor], list[Tensor]]
+"""Accuracy, right answers and operations of fixed numbers of steps, from 1."""
+
+
+def judge(model: Any, task: Any, schedules: dict[str, Fixed]) -> dict[str, Any]:
+    """Compare a policy with the best of fixed schedules, question by question."""
     rights, costs, kinds, actions = [], [], [], []
     with eval_mode(model):
         for batch in questions(task):
@@ -102,17 +111,18 @@ def judge(model: Any, task: Any) -> dict[str, Any]:
             actions += found.actions.tolist()
             kinds.append(torch.from_numpy(task.kinds(batch)))
     right, cost, kind = torch.cat(rights).double(), torch.cat(costs).double(), torch.cat(kinds)
-    accuracy, fixed, flops = fixed_schedules(model, task)
-    best = max(range(len(accuracy)), key=lambda k: accuracy[k])
+    every = [(accuracy, of, k) for of in schedules for k, accuracy in enumerate(schedules[of][0])]
+    _, best_of, best = max(every)
+    _, fixed, flops = schedules[best_of]
     difference = right - fixed[best]
     error = CONFIDENCE * float(difference.std()) / math.sqrt(len(right))
     mean = float(difference.mean())
     return {
         "exact": float(right.mean()),
         "flops": float(cost.mean()),
-        "fixed": accuracy,
+        "fixed": {of: accuracy for of, (accuracy, _, _) in schedules.items()},
         "fixed_flops": [float(x.mean()) for x in flops],
-        "best_fixed": best + 1,
+        "best_fixed": [best_of, best + 1],
         "difference": [mean, mean - error, mean + error],
         "saved": 1 - float(cost.mean() / flops[best].mean()),
         "by_kind": [of_kind(right, actions, kind == k) for k in kind.unique().tolist()],
@@ -123,8 +133,8 @@ def questions(task: Any) -> Any:
     return task.evaluation_batches("test", QUESTIONS)
 
 
-def fixed_schedules(model: Any, task: Any) -> tuple[list[float], list[Tensor], list[Tensor]]:
-    """Return accuracy, right answers and operations of each fixed number of PROCESS steps."""
+def fixed_schedules(model: Any, task: Any) -> Fixed:
+    """Answer all questions after each fixed number of PROCESS steps."""
     accuracy, rights, flops = [], [], []
     with eval_mode(model):
         for k in range(1, model.config.num_steps + 1):
@@ -216,7 +226,7 @@ def draw(seeds: dict[str, dict[str, Any]]) -> Any:
     for number, seed in seeds.items():
         full = seed["fixed_flops"][-1]
         costs = [x / full for x in seed["fixed_flops"]]
-        (line,) = right.plot(costs, seed["fixed"], "o-", markersize=4, alpha=0.5)
+        (line,) = right.plot(costs, seed["fixed"]["own"], "o-", markersize=4, alpha=0.5)
         label = f"policy, seed {number}"
         right.plot(seed["flops"] / full, seed["exact"], "*", ms=12, c=line.get_color(), label=label)
     right.set_xlabel("FLOPs of an answer, share of 8 steps")

@@ -179,7 +179,8 @@ def policy_scores() -> str:
     rows = []
     for name, what in (
         ("policy", "policy"),
-        ("free", "`cost_weight` 0"),
+        ("free", "`cost_weight` 0, `entropy` 0"),
+        ("entropy", "`cost_weight` 0"),
         ("quotient", "reward g C_max / C"),
     ):
         for seed, run in _policy().get(name, {}).items():
@@ -194,14 +195,14 @@ def policy_scores() -> str:
 
 
 def _policy_row(run: dict) -> list[str]:
-    best = run["best_fixed"]
+    of, best = run["best_fixed"]
     mean, low, high = run["difference"]
     number = sum(kind["questions"] for kind in run["by_kind"])
     blocks = sum(k["questions"] * k["mean_blocks"] for k in run["by_kind"]) / number
     return [
         f"{run['exact']:.4f}",
         f"{blocks:.2f}",
-        f"{best} steps, {run['fixed'][best - 1]:.4f}",
+        f"{best} steps ({of}), {run['fixed'][of][best - 1]:.4f}",
         f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f}) points",
         f"{100 * run['saved']:.0f} %",
     ]

@@ -115,7 +115,7 @@ def test_without_policy_the_weights_of_the_policy_change_nothing():
 def test_a_new_policy_thinks_before_it_answers():
     model = build_model("thinker", vocab_size=9, dim=8, num_heads=2, max_length=9, policy=True)
     scores = model.policy.blocks(torch.randn(3, 8))
-    assert torch.equal(scores, torch.tensor([0.0, 0, 0, 0, -2]).expand(3, -1))
+    assert torch.equal(scores, torch.tensor([0.0, 2, 0, 0, -1]).expand(3, -1))
 
 
 def test_the_first_of_equal_scores_is_taken_and_blocks_without_effect_are_masked():

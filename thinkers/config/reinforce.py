@@ -14,7 +14,7 @@ from thinkers.registry import typed
 class Reinforce:
     """The settings of `thinkers.reinforce`, which trains a model and its policy in turn."""
 
-    num_updates: int = 900
+    num_updates: int = 1500
     """Updates of the training, supervised and policy ones together."""
     supervised_updates: int = 200
     """Updates of the model, under schedules that the policy draws, before each part of policy
@@ -27,9 +27,9 @@ class Reinforce:
     """Share of the reward that an answer with the cost of all steps loses."""
     entropy: float = 0.01
     """Weight of the entropy of the policy, which is added to the reward."""
-    explore: float = 0.2
-    """In supervised updates, probability that a block is drawn uniformly instead of from the
-    policy."""
+    explore: float = 0.05
+    """In supervised updates, probability that a block other than OUTPUT is drawn uniformly instead
+    of from the policy."""
     lr: float = 2e-2
     """Highest learning rate of the policy; it has the schedule of training.lr."""
     reward: Literal["saved", "quotient"] = "saved"

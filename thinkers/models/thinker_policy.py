@@ -29,8 +29,9 @@ BLOCKS = ("read", "process", "reflect", "recall", "output")
 READ, PROCESS, REFLECT, RECALL, OUTPUT = range(len(BLOCKS))
 NONE = -1
 """In `extra["actions"]`: nothing, after OUTPUT."""
-FIRST_OUTPUT_BIAS = -2.0
-"""Bias of OUTPUT before training, so that thinking is tried before answering at once is learned."""
+FIRST_BIASES = {PROCESS: 2.0, OUTPUT: -1.0}
+"""Biases before training: most blocks are PROCESS, as in the training of the model without a policy,
+and thinking is tried before answering at once is learned. Others are 0."""
 
 Choose = Callable[[Float[Tensor, "r 5"], int, Int[Tensor, " r"]], Int[Tensor, " r"]]
 """From scores of blocks (-inf where one is not allowed), step and rows to the chosen blocks."""
@@ -45,11 +46,12 @@ class Policy(nn.Module):
         self.right = Probe(dim)
 
     def reset(self) -> None:
-        """Set the weights before training: all blocks alike, OUTPUT unlikely."""
+        """Set the weights before training: scores that no state changes, by `FIRST_BIASES`."""
         with torch.no_grad():
             self.blocks.linear.weight.zero_()
             self.blocks.linear.bias.zero_()
-            self.blocks.linear.bias[OUTPUT] = FIRST_OUTPUT_BIAS
+            for block, bias in FIRST_BIASES.items():
+                self.blocks.linear.bias[block] = bias
 
 
 def state_of(latent: Float[Tensor, "b l c"]) -> Float[Tensor, "b c"]:

@@ -10,7 +10,14 @@ from torch import Tensor
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import IGNORED, Batch
 from thinkers.models.thinker_flops import of_blocks
-from thinkers.models.thinker_policy import PROCESS, Choose, Decision, PolicyThinking, likeliest
+from thinkers.models.thinker_policy import (
+    OUTPUT,
+    PROCESS,
+    Choose,
+    Decision,
+    PolicyThinking,
+    likeliest,
+)
 from thinkers.models.thinker_sizes import answer_room
 from thinkers.prng import mix_tensor, uniform
 
@@ -52,7 +59,8 @@ class Drawn:
 
     Args:
         keys: One key per row.
-        explore: Probability of a draw from the uniform distribution instead.
+        explore: Probability that a block of thinking is drawn instead, all of them equally likely.
+            An answer at a random time would teach the model to guess.
     """
 
     keys: Int[Tensor, " b"]
@@ -65,6 +73,7 @@ class Drawn:
         explores = drawn[:, :1] < self.explore
         scores = scores.double()
         scores = scores.masked_fill(explores & scores.isfinite(), 0.0)
+        scores[:, OUTPUT] = scores[:, OUTPUT].masked_fill(explores[:, 0], -torch.inf)
         # The largest of scores and Gumbel noise has the probabilities of their softmax.
         noise = -(-drawn[:, 1:].clamp(min=SMALLEST).log()).log()
         return (scores + noise).argmax(1)

@@ -15,7 +15,7 @@ from thinkers.runs.trackers import Tracking
 from thinkers.training.loop import train
 from thinkers.user_paths import user_path
 
-LR_SHARE = 0.2
+LR_SHARE = 0.1
 """The learning rate of the model, as a share of that of its run."""
 
 
@@ -37,7 +37,7 @@ def reinforce(
         run: A run of a Thinker with `policy`, whose newest model is the beginning.
         out: The folder of the new run.
         flags: Other settings to change, such as --training.lr=1e-3; without, the learning rate of
-            the model is a fifth of that of its run.
+            the model is a tenth of that of its run.
         settings: Fields of `thinkers.config.reinforce.Reinforce`.
 
     Raises:
