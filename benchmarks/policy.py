@@ -8,9 +8,9 @@ Each case begins with the recipe mixed/thinker, trained once for each seed, and 
 `thinkers.reinforce`; `quotient` and `free` are controls of the reward, `shuffled` is the model of
 `policy` whose policy reads the latents of other rows. A fixed schedule runs PROCESS 1, 2 .. times
 on all questions; the best is that of the model of the recipe or of the model with the policy,
-whichever has more right answers. All numbers are of 10,000 held-out questions. It can be stopped and started again:
-finished runs are kept, others resume. One thread for each run. `--page FOLDER` writes policy.json
-and the figure of the schedules.
+whichever has more right answers. All numbers are of 10,000 held-out questions. It can be stopped
+and started again: finished runs are kept, others resume. One thread for each run. `--page FOLDER`
+writes policy.json and the figure of the schedules.
 
 Machine: scores, which another machine's roundings change as another seed does; CPU minutes.
 Asked and measured: docs/policy.md.

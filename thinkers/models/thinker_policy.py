@@ -30,8 +30,8 @@ READ, PROCESS, REFLECT, RECALL, OUTPUT = range(len(BLOCKS))
 NONE = -1
 """In `extra["actions"]`: nothing, after OUTPUT."""
 FIRST_BIASES = {PROCESS: 2.0, OUTPUT: -1.0}
-"""Biases before training: most blocks are PROCESS, as in the training of the model without a policy,
-and thinking is tried before answering at once is learned. Others are 0."""
+"""Biases before training, others are 0: most blocks are PROCESS, as when the model was trained
+without a policy, and thinking is tried before answering at once is learned."""
 
 Choose = Callable[[Float[Tensor, "r 5"], int, Int[Tensor, " r"]], Int[Tensor, " r"]]
 """From scores of blocks (-inf where one is not allowed), step and rows to the chosen blocks."""
