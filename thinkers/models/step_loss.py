@@ -59,7 +59,7 @@ def graded_steps(
     steps: int,
     wait_token: int | None = None,
     step_weights: Sequence[float] = (),
-    early: Int[Tensor, "b t k"] | None = None,
+    early: Int[Tensor, "b t e"] | None = None,
 ) -> tuple[Int[Tensor, "b k t"], Float[Tensor, "#b k #t"]]:
     """Return the target of each position after each graded step, and its weight.
 
