@@ -45,7 +45,6 @@ RECIPE = "mixed/thinker"
 CASES: dict[str, dict[str, Any]] = {
     "policy": {},
     "free": {"cost_weight": 0.0, "entropy": 0.0},
-    "entropy": {"cost_weight": 0.0},
     "quotient": {"reward": "quotient"},
 }
 CONFIDENCE = 1.959964
@@ -231,7 +230,7 @@ def draw(seeds: dict[str, dict[str, Any]]) -> Any:
         right.plot(seed["flops"] / full, seed["exact"], "*", ms=12, c=line.get_color(), label=label)
     right.set_xlabel("FLOPs of an answer, share of 8 steps")
     right.set_ylabel("right answers")
-    right.legend(fontsize=8, title="lines: 1 to 8 fixed steps", title_fontsize=8)
+    right.legend(fontsize=8, title="lines: 1 to 8 fixed steps", title_fontsize=8, loc=4)
     return drawn
 
 
