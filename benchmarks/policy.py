@@ -57,8 +57,20 @@ def main() -> None:
         return write_results(options.out, options.page)
     options.out.mkdir(parents=True, exist_ok=True)
     names = options.cases or list(CASES)
-    jobs = [(name, seed, options.out) for seed in range(options.seeds) for name in names]
+    seeds = range(options.seeds)
+    run_jobs(run_base, [(seed, options.out) for seed in seeds], options.workers)
+    jobs = [(name, seed, options.out) for seed in seeds for name in names]
     run_jobs(run_job, jobs, options.workers)
+
+
+def run_base(job: tuple[int, Path]) -> str:
+    """Train one seed of the recipe, with which all cases begin; return a line."""
+    seed, out = job
+    one_thread()
+    config = recipes.RECIPES[RECIPE]()
+    config = replace(config, training=replace(config.training, seed=seed))
+    run = train(config, out / f"base-{seed}")
+    return f"{RECIPE} seed {seed}: {run.scores}"
 
 
 def run_job(job: tuple[str, int, Path]) -> str:
@@ -74,15 +86,11 @@ def run_job(job: tuple[str, int, Path]) -> str:
 
 
 def measure(name: str, seed: int, out: Path) -> dict[str, Any]:
-    config = recipes.RECIPES[RECIPE]()
-    config = replace(config, training=replace(config.training, seed=seed))
-    start = time.process_time()
-    base = train(config, out / f"base-{seed}")
-    trained = time.process_time()
+    base, start = out / f"base-{seed}", time.process_time()
     folder = out / f"{name}-{seed}"
     chosen = configuration(base, (), CASES[name])
     run = train(chosen, folder)
-    minutes = [(trained - start) / 60, (time.process_time() - trained) / 60]
+    minutes = (time.process_time() - start) / 60
     model, task = thinkers.open_run(run)
     schedules = {
         "recipe": fixed_schedules(*thinkers.open_run(base)),
@@ -111,7 +119,7 @@ def judge(model: Any, task: Any, schedules: dict[str, Fixed]) -> dict[str, Any]:
             kinds.append(torch.from_numpy(task.kinds(batch)))
     right, cost, kind = torch.cat(rights).double(), torch.cat(costs).double(), torch.cat(kinds)
     every = [(accuracy, of, k) for of in schedules for k, accuracy in enumerate(schedules[of][0])]
-    _, best_of, best = max(every)
+    _, best_of, best = max(every, key=lambda x: (x[0], -x[2]))  # the fewest steps at ties
     _, fixed, flops = schedules[best_of]
     difference = right - fixed[best]
     error = CONFIDENCE * float(difference.std()) / math.sqrt(len(right))
@@ -180,7 +188,7 @@ def with_shuffled_inputs(model: Any) -> Any:
             self.scores = policy.blocks
 
         def forward(self, states: Tensor) -> Tensor:
-            # Another order for each number of rows and step, the same in every run.
+            # A permutation for each number of rows, the same in every run.
             order = mix_tensor(torch.arange(len(states)) + states.shape[0]).argsort()
             return self.scores(states[order])
 

@@ -199,7 +199,10 @@ def test_a_dry_run_prints_the_plan(tmp_path, monkeypatch, capsys, rates):
         ("mixed --models thinker+policy --training.compile true", "--training.compile True with"),
         ("mixed --models thinker+policy --model.policy false", "for thinker without a policy"),
         ("mixed --models thinker+policy --model.backprop_steps 2", "backprop_steps 2"),
-        ("mixed --models thinker+policy --model.halting true", "--model.policy True"),
+        (
+            "mixed --models thinker+policy --model.halting true --model.step_loss due",
+            "--model.policy True",
+        ),
         ("mixed --models thinker+policy", "200 updates for thinker+policy, none of which trains"),
         (
             "cups --models thinker+policy --task.targets every",

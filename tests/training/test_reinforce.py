@@ -59,7 +59,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(base, run, tmp_path,
 
 
 def test_flags_and_settings_are_taken_by_function_and_command_line(base, tmp_path, capsys):
-    flags = ["--reinforce.num_updates=3", "--training.lr=0.0005", "--reinforce.cost_weight=0.2"]
+    flags = ["--reinforce.num_updates=3", "--reinforce.supervised_updates=2"]
+    flags += ["--training.lr=0.0005", "--reinforce.cost_weight=0.2"]
     line = ["reinforce", str(base.folder), "--out", str(tmp_path / "a"), *flags]
     assert main(line) == 0
     assert "on held-out examples" in capsys.readouterr().out

@@ -70,6 +70,10 @@ def base_of(name: str, task_config: Any) -> Config:
         UsageError: The model has no gate, or no policy.
     """
     found, suffix = base(model_of(name), task_config), suffix_of(name)
+    known = {field.name: getattr(found.model, field.name) for field in fields(found.model)}
+    if known.get("policy") and suffix != CHOOSES:
+        # The recipe has a policy for `reinforce`, whose weights this contender would not use.
+        found = replace(found, model=replace(found.model, policy=False), recipe="")
     if suffix == HALTS:
         # With a gate, a target is graded from its due step on, and gradients flow through all
         # steps.

@@ -17,16 +17,16 @@ class Reinforce:
     num_updates: int = 1500
     """Updates of the training, supervised and policy ones together."""
     supervised_updates: int = 200
-    """Updates of the model, under schedules that the policy draws, before each part of policy
-    updates."""
+    """Updates of the model, under blocks that the policy draws, in each phase before those of the
+    policy."""
     policy_updates: int = 100
-    """Updates of the policy alone, after each part of supervised ones."""
+    """Updates of the policy alone, in each phase after supervised ones."""
     group_size: int = 8
     """Roll-outs of each question in a policy update."""
     cost_weight: float = 0.5
-    """Share of the reward that an answer with the cost of all steps loses."""
+    """Share of the reward that an answer as dear as `max_steps` PROCESS steps loses."""
     entropy: float = 0.01
-    """Weight of the entropy of the policy, which is added to the reward."""
+    """Weight of the policy's entropy, summed over the decisions of an answer, in the loss."""
     explore: float = 0.05
     """In supervised updates, probability that a block other than OUTPUT is drawn uniformly instead
     of from the policy."""
@@ -54,13 +54,13 @@ class Reinforce:
         return update % (self.supervised_updates + self.policy_updates) < self.supervised_updates
 
     def counts(self, num_updates: int) -> tuple[int, int]:
-        """Return how many of the first updates train the model, and how many its policy."""
+        """Return the numbers of supervised and of policy updates among the first `num_updates`."""
         whole, rest = divmod(num_updates, self.supervised_updates + self.policy_updates)
         supervised = whole * self.supervised_updates + min(rest, self.supervised_updates)
         return supervised, num_updates - supervised
 
     def alternating(self) -> "Reinforce":
-        """Return these settings with updates of both kinds in turn, of which few have both."""
+        """Return these settings with phases of one update, so that a few have both kinds."""
         return replace(self, supervised_updates=1, policy_updates=1)
 
     def cost_weight_at(self, update: int) -> float:

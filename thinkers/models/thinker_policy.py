@@ -4,9 +4,10 @@
     pi_s    = softmax(W z_s + b), over the blocks that are allowed at s
     READ      latent_(s+1) = block(latent_s, [input])
     PROCESS   latent_(s+1) = block(latent_s, M_s)
-    REFLECT   latent_(s+1) = block(latent_s, [latents of earlier steps])
-    RECALL    latent_(s+1) = block(latent_s, [blocks of a long-term memory])
+    REFLECT   latent_(s+1) = block(latent_s, [the last `memory_steps` latents])
+    RECALL    is for a long-term memory, and never allowed yet
     OUTPUT    logits       = E output(queries, M_s)
+    right_s = sigmoid(v z_s + c), an estimate that the answer would be right now, for training
 
 A block of one step is a mask over one memory, [input | knowledge | latents], so that the rows of a
 batch choose differently in one call. Step 0 is PROCESS, which equals READ there. The likeliest
@@ -28,7 +29,7 @@ from thinkers.nn.processor import Probe
 BLOCKS = ("read", "process", "reflect", "recall", "output")
 READ, PROCESS, REFLECT, RECALL, OUTPUT = range(len(BLOCKS))
 NONE = -1
-"""In `extra["actions"]`: nothing, after OUTPUT."""
+"""Filler of `extra["actions"]` where no block ran: after OUTPUT."""
 FIRST_BIASES = {PROCESS: 2.0, OUTPUT: -1.0}
 """Biases before training, others are 0: most blocks are PROCESS, as when the model was trained
 without a policy, and thinking is tried before answering at once is learned."""
@@ -55,7 +56,7 @@ class Policy(nn.Module):
 
 
 def state_of(latent: Float[Tensor, "b l c"]) -> Float[Tensor, "b c"]:
-    """Return z, what the policy reads of the latents."""
+    """Return z, the input of the policy."""
     return latent.mean(1) + latent[:, -1]
 
 
@@ -78,6 +79,8 @@ class Decision:
     """The blocks that live rows chose at one step.
 
     Args:
+        step: Steps taken before the decision, from 1.
+        rows: Indices of the rows in the batch.
         states: z of these rows.
         allowed: The blocks that they could choose.
         chosen: The blocks that they chose.
@@ -133,13 +136,13 @@ class PolicyThinking(LiveThinking):
 def chosen_memory(own: RowMemory, step: int, actions: Int[Tensor, " b"]) -> Memory:
     """Return what each row reads in a step after the first, from the block that it chose."""
     config = own.config
-    reads, processes = actions == READ, actions == PROCESS
+    reads, processes, reflects = (actions == block for block in (READ, PROCESS, REFLECT))
     rereads = config.read_steps is None or step <= config.read_steps
     first = 0 if config.memory_steps is None else max(0, step - config.memory_steps)
     pieces = [(own.inputs, reads | processes if rereads else reads)]
     if own.knowledge:
         pieces.append((own.knowledge, processes))
-    pieces += [(parts, ~reads) for parts in own.latents[first:step]]
+    pieces += [(parts, processes | reflects) for parts in own.latents[first:step]]
     seen = [rows[:, None].expand(-1, parts[0].shape[2]) for parts, rows in pieces]
     if own.hidden is not None:
         seen[0] = seen[0] & ~own.hidden

@@ -2,13 +2,14 @@
 
 Policy updates (weights of the model as they are; G roll-outs i of each question):
 
-    R_i  = g_i (1 - cost_weight C_i / C_max)
+    R_i  = g_i (1 - w C_i / C_max), or with reward quotient g_i C_max / C_i
     A_i  = R_i - mean of R_j over the others
     loss = -mean_i (A_i sum_s log pi_s(a_s)) - entropy mean_i sum_s H(pi_s)
 
 g is 1 for a right answer and 0 for others, C counts operations, C_max those of `max_steps` steps of
-PROCESS and the same answer. A right answer then earns more than a wrong one at any cost. The
-baseline is that of RLOO (Kool et al. 2019, https://openreview.net/forum?id=r1lgTGL5DE).
+PROCESS and the same answer; w rises from 0 to `cost_weight` during the first third. While w C_i is
+below C_max, a right answer earns more than a wrong one. The baseline is that of RLOO (Kool et al.
+2019, https://openreview.net/forum?id=r1lgTGL5DE).
 
 Supervised updates, under blocks that are drawn from the policy, some of them uniformly:
 
@@ -121,7 +122,7 @@ def rewards(found: Rollout, settings: Reinforce, update: int) -> Float[Tensor, "
 
 
 def advantages(reward: Float[Tensor, " b"], group_size: int) -> Float[Tensor, " b"]:
-    """Return by how much each reward exceeds the mean of the others of its group."""
+    """Return each reward minus the mean of the others of its group."""
     groups = reward.view(-1, group_size)
     others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
     return (groups - others).flatten()

@@ -74,7 +74,7 @@ class Drawn:
         scores = scores.double()
         scores = scores.masked_fill(explores & scores.isfinite(), 0.0)
         scores[:, OUTPUT] = scores[:, OUTPUT].masked_fill(explores[:, 0], -torch.inf)
-        # The largest of scores and Gumbel noise has the probabilities of their softmax.
+        # The argmax of scores plus Gumbel noise is a sample of their softmax.
         noise = -(-drawn[:, 1:].clamp(min=SMALLEST).log()).log()
         return (scores + noise).argmax(1)
 
@@ -134,6 +134,6 @@ def repeated(batch: Batch, times: int) -> Batch:
 
 
 def group_keys(keys: Int[Tensor, " b"], times: int) -> Int[Tensor, " b"]:
-    """Return a key for each of the equal keys that follow each other."""
+    """Return distinct keys for the `times` copies of each key in succession."""
     numbers = torch.arange(len(keys), device=keys.device) % times
     return mix_tensor(keys + mix_tensor(numbers))

@@ -56,7 +56,7 @@ def find_tools(
 def _find(task: Any, name: str, keys: Int[Tensor, " b"] | None) -> Tool:
     if name in task.tools:
         return task.tool(name, keys)
-    if name not in TOOLS and name not in task.tools:
+    if name not in TOOLS:
         fix = "leave it out" if not task.tools else f"this task has {', '.join(task.tools)}"
         raise usage_error(f"the tool {name!r}", nearest(name, {*TOOLS, *task.tools}), fix)
     raise usage_error(

@@ -38,6 +38,7 @@ def reinforce(
         out: The folder of the new run.
         flags: Other settings to change, such as --training.lr=1e-3; without, the learning rate of
             the model is a tenth of that of its run.
+        tracking: As in `train`.
         settings: Fields of `thinkers.config.reinforce.Reinforce`.
 
     Raises:
@@ -50,7 +51,11 @@ def reinforce(
 def configuration(
     run: Run | str | Path, flags: Sequence[str] = (), settings: dict[str, Any] | None = None
 ) -> Config:
-    """Return the configuration of `reinforce`."""
+    """Return the configuration of the run that `reinforce` trains.
+
+    Raises:
+        UsageError: There is no such run, or the settings do not fit.
+    """
     folder = user_path(run.folder if isinstance(run, Run) else run, "run")
     if not run_folder.is_run(folder):
         raise usage_error(
@@ -58,6 +63,7 @@ def configuration(
             "the folder of a run of a thinker with policy",
             "train one, such as mixed/thinker",
         )
+    # The policy decides the depth, and meets all sizes of questions from the start.
     config = Config.from_dict(run_folder.read_record(folder)["config"])
     own = build_part(Reinforce, dict(settings or {}), OPTIONAL_PART)
     config = replace(

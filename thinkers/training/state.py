@@ -208,6 +208,12 @@ def check_reinforce(config: Config, task: Task, model: Model) -> None:
             "the same number",
             "set one of them, which both follow",
         )
+    if not config.reinforce.counts(planned)[1]:
+        raise usage_error(
+            f"{planned} updates of reinforce, none of which trains the policy",
+            f"more than reinforce.supervised_updates, {config.reinforce.supervised_updates}",
+            "set more --reinforce.num_updates, or fewer --reinforce.supervised_updates",
+        )
     question_room(task.batch(0, 1))
 
 
