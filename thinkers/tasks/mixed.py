@@ -15,9 +15,9 @@ from thinkers.errors import usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.halt import Halt
 from thinkers.models.tools import Tool
-from thinkers.prng import Draws, row_keys
+from thinkers.prng import Draws
 from thinkers.tasks.answers import AnswerTask
-from thinkers.tasks.base import IGNORED, SPLITS, Prompt, Response
+from thinkers.tasks.base import IGNORED, Prompt, Response
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.state_task import LONGEST, Layout, StateTask, checked
 from thinkers.tasks.tools import refuse_tools
@@ -79,12 +79,9 @@ class Mixed(StateTask, CurriculumTask):
     def _stage(self) -> int:
         return self.difficulty
 
-    def _sizes_of(self, updates: Int64[np.ndarray, " u"]) -> Int64[np.ndarray, " u"]:
-        # All numbers of swaps up to the difficulty before one is drawn again.
-        cycles, place = np.divmod(updates, self.difficulty)
-        keys = row_keys(self.seed, len(SPLITS), cycles, 1)[:, 0]
-        order = np.argsort(Draws(keys).below(2**32 - 1, self.difficulty), 1, kind="stable")
-        return 1 + order[np.arange(len(updates)), place]
+    @property
+    def _training_sizes(self) -> range:
+        return range(1, self.difficulty + 1)
 
     def draw(
         self, draws: Draws, sizes: Int64[np.ndarray, " n"], split: str

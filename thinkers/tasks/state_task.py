@@ -71,6 +71,11 @@ class StateTask(AnswerTask):
         """The stage of the curriculum, which training rows depend on; 0 without one."""
         return 0
 
+    @property
+    def _training_sizes(self) -> range:
+        """Sizes of training rows at this stage."""
+        return self.sizes
+
     @abstractmethod
     def draw(
         self, draws: Draws, sizes: Int64[np.ndarray, " n"], split: str
@@ -136,11 +141,12 @@ class StateTask(AnswerTask):
         """Return the size of the rows of each update."""
         # Consecutive updates take all sizes in random order before one is taken again, so that the
         # FLOPs of a training hardly depend on its seed, and a few updates are a fair sample.
-        number = len(self.sizes)
+        sizes = self._training_sizes
+        number = len(sizes)
         cycles, place = np.divmod(updates, number)
         keys = row_keys(self.seed, len(SPLITS), cycles, 1)[:, 0]
         order = np.argsort(Draws(keys).below(2**32 - 1, number), 1, kind="stable")
-        return self.sizes[0] + order[np.arange(len(updates)), place]
+        return sizes[0] + order[np.arange(len(updates)), place]
 
     def prompt_lengths(self, lengths: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Return the lengths of the prompts of rows of these lengths: whole rows."""
