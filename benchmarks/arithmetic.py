@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import case_parser, one_thread, run_jobs
+from harness import case_parser, measured, one_thread, run_jobs
 from state_tracking import train
 
 import thinkers
@@ -53,12 +53,9 @@ def run_job(job: tuple[str, int, Path]) -> str:
     name, seed, out = job
     one_thread()
     folder = out / f"{name.replace('/', '-')}-{seed}"
-    result = folder.with_suffix(".json")
-    if not result.exists():
-        config = recipes.RECIPES[name]()
-        config = replace(config, training=replace(config.training, seed=seed))
-        write_file(result, (json.dumps(measure(config, folder)) + "\n").encode())
-    found = json.loads(result.read_text())
+    config = recipes.RECIPES[name]()
+    config = replace(config, training=replace(config.training, seed=seed))
+    found = measured(folder.with_suffix(".json"), lambda: measure(config, folder))
     return f"{name} seed {seed}: {found['scores']} {found['cpu_minutes']:.2f} CPU minutes"
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import alternate, case_parser, one_thread, run_jobs
+from harness import alternate, case_parser, measured, one_thread, run_jobs
 from state_tracking import task_with, train
 from torch.nn import functional as F
 
@@ -96,9 +96,7 @@ def run_job(job: tuple[str, int, Path, Path | None]) -> str:
     name, seed, out, text = job
     one_thread()
     result = out / f"{name.replace('/', '-')}-{seed}.json"
-    if not result.exists():
-        write_file(result, (json.dumps(measure(name, seed, out, text)) + "\n").encode())
-    found = json.loads(result.read_text())
+    found = measured(result, lambda: measure(name, seed, out, text))
     return f"{name} seed {seed}: {found['points']} {found['cpu_minutes']:.2f} CPU minutes"
 
 

@@ -5,6 +5,7 @@ process time counts: a faster machine, or another process beside, changes both s
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from thinkers.files import write_file
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Settings of glibc with which freed tensors go back to the system and peaks are exact."""
@@ -47,6 +50,13 @@ def run_jobs(run_job: Callable[[Any], str], jobs: Sequence[Any], workers: int) -
     with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
         for line in pool.map(run_job, jobs):
             print(line, flush=True)
+
+
+def measured(result: Path, measure: Callable[[], Any]) -> Any:
+    """Return what a file of results holds; measure and write it first if there is none."""
+    if not result.exists():
+        write_file(result, (json.dumps(measure()) + "\n").encode())
+    return json.loads(result.read_text())
 
 
 def process_seconds(call: Callable[[], object]) -> float:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import case_parser, one_thread, run_jobs
+from harness import case_parser, measured, one_thread, run_jobs
 
 import thinkers
 from thinkers import recipes, tasks
@@ -78,11 +78,7 @@ def run_job(job: tuple[str, int, Path]) -> str:
     name, seed, out = job
     one_thread()
     folder = folder_of(name, seed, out)
-    result = folder.with_suffix(".json")
-    if not result.exists():
-        found = measure(name, seed, folder)
-        write_file(result, (json.dumps(found) + "\n").encode())
-    found = json.loads(result.read_text())
+    found = measured(folder.with_suffix(".json"), lambda: measure(name, seed, folder))
     return f"{name} seed {seed}: {found['scores']} {found['cpu_minutes']:.2f} CPU minutes"
 
 

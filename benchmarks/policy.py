@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import case_parser, one_thread, run_jobs
+from harness import case_parser, measured, one_thread, run_jobs
 from state_tracking import train
 from torch import Tensor
 
@@ -77,10 +77,7 @@ def run_job(job: tuple[str, int, Path]) -> str:
     """Train and evaluate one seed of a case, unless its result is there; return a line."""
     name, seed, out = job
     one_thread()
-    result = out / f"{name}-{seed}.json"
-    if not result.exists():
-        write_file(result, (json.dumps(measure(name, seed, out)) + "\n").encode())
-    found = json.loads(result.read_text())
+    found = measured(out / f"{name}-{seed}.json", lambda: measure(name, seed, out))
     shown = {x: found[x] for x in ("exact", "best_fixed", "saved", "difference", "minutes")}
     return f"{name} seed {seed}: {shown}"
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import case_parser, one_thread, run_jobs
+from harness import case_parser, measured, one_thread, run_jobs
 
 import thinkers
 from thinkers import recipes, tasks
@@ -93,10 +93,7 @@ def run_job(job: tuple[str, int, Path]) -> str:
     one_thread()
     folder = out / f"{name.replace('/', '-')}-{seed}"
     result = folder.with_suffix(".json")
-    if not result.exists():
-        found = measure(config_of(name, seed, out), folder)
-        write_file(result, (json.dumps(found) + "\n").encode())
-    found = json.loads(result.read_text())
+    found = measured(result, lambda: measure(config_of(name, seed, out), folder))
     return f"{name} seed {seed}: {found['scores']} {found['cpu_minutes']:.2f} CPU minutes"
 
 
