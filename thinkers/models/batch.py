@@ -19,6 +19,7 @@ from thinkers.checks import (
     describe,
 )
 from thinkers.errors import UsageError, UsageTypeError
+from thinkers.models import documents
 from thinkers.models.positions import find_positions
 
 IGNORED = -100
@@ -41,6 +42,12 @@ class Batch:
             means the order of the tokens.
         early: The right answer at each position after step 1, 2 .. before its due step, for
             step_loss early; -100 where there is none.
+        sections: Texts of documents that the rows ask about, for models with a memory: each is cut
+            into sections, padded on the right.
+        section_lengths: Number of each section's real tokens; 0 for a section that is absent.
+        document: The number of the document that each row asks about.
+        document_keys: Random key of each document, from which the noise of its compression is drawn
+            in training; None outside of it.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -51,30 +58,39 @@ class Batch:
     due: Int[Tensor, "b t"] | None = None
     positions: Int[Tensor, "b t"] | None = None
     early: Int[Tensor, "b t k"] | None = None
+    sections: Int[Tensor, "d n s"] | None = None
+    section_lengths: Int[Tensor, "d n"] | None = None
+    document: Int[Tensor, " b"] | None = None
+    document_keys: Int[Tensor, " d"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def rows(self, index: slice | Tensor) -> "Batch":
-        """Return the chosen rows."""
-        return Batch(*(None if x is None else x[index] for x in self._fields()))  # type: ignore
+        """Return the chosen rows, and of the documents those that they ask about."""
+        fields = self._fields()
+        shared = {name: fields.pop(name) for name in documents.SHAPES}
+        own = {name: None if x is None else x[index] for name, x in fields.items()}
+        return Batch(**own, **documents.chosen(shared, index))  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
-        return Batch(*(None if x is None else x.to(device) for x in self._fields()))  # type: ignore
+        moved = {k: None if x is None else x.to(device) for k, x in self._fields().items()}
+        return Batch(**moved)  # type: ignore[arg-type]
 
-    def _fields(self) -> tuple[Tensor | None, ...]:
-        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+    def _fields(self) -> dict[str, Tensor | None]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def collate(batches: Sequence[Batch]) -> Batch:
     """Join batches, of one row each or more, to one batch: the `collate_fn` of a DataLoader.
 
-    Rows are padded on the right to the width of the widest batch, and `lengths` is set.
+    Rows are padded on the right to the width of the widest batch, and `lengths` is set; documents
+    to the most and widest sections.
 
     Raises:
-        UsageError: There are none, or some have prompt_lengths, keys, due, positions or early and
-            others do not.
+        UsageError: There are none, or some have an optional field other than lengths and others
+            do not.
         UsageTypeError: One of them is no Batch.
     """
     batches = list(batches)
@@ -92,12 +108,6 @@ def collate(batches: Sequence[Batch]) -> Batch:
         rows = (getattr(batch, name) for batch in batches)
         return torch.cat([F.pad(x, (0, width - x.shape[1]), value=padding) for x in rows])
 
-    def joined_early() -> Tensor:
-        found = [batch.early for batch in batches if batch.early is not None]
-        steps = max(x.shape[2] for x in found)
-        sides = [(0, steps - x.shape[2], 0, width - x.shape[1]) for x in found]
-        return torch.cat([F.pad(x, p, value=IGNORED) for x, p in zip(found, sides, strict=True)])
-
     def are_set(name: str) -> bool:
         missing = [place for place, x in enumerate(batches) if getattr(x, name) is None]
         if missing and len(missing) < len(batches):
@@ -109,6 +119,10 @@ def collate(batches: Sequence[Batch]) -> Batch:
 
     def of_rows(name: str) -> Tensor | None:
         return torch.cat([getattr(x, name) for x in batches]) if are_set(name) else None
+
+    def joined_documents() -> dict[str, Tensor | None]:
+        found = documents.joined(batches) if any([are_set(x) for x in documents.SHAPES]) else {}
+        return {**found, "document_keys": of_rows("document_keys")}
 
     lengths = [
         torch.full_like(batch.tokens[:, 0], batch.tokens.shape[1])
@@ -124,8 +138,16 @@ def collate(batches: Sequence[Batch]) -> Batch:
         of_rows("keys"),
         joined("due", 0) if are_set("due") else None,
         joined("positions", 0) if are_set("positions") else None,
-        joined_early() if are_set("early") else None,
+        _joined_early(batches, width) if are_set("early") else None,
+        **joined_documents(),
     )
+
+
+def _joined_early(batches: Sequence[Batch], width: int) -> Int[Tensor, "b t k"]:
+    found = [batch.early for batch in batches if batch.early is not None]
+    steps = max(x.shape[2] for x in found)
+    sides = [(0, steps - x.shape[2], 0, width - x.shape[1]) for x in found]
+    return torch.cat([F.pad(x, p, value=IGNORED) for x, p in zip(found, sides, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -165,7 +187,7 @@ def as_batch(batch: Any, model: Any) -> Batch:
     Raises:
         TypeError: It is neither a Batch nor a tensor, or one of its tensors is not int64.
         ValueError: A shape, an id or a length is invalid; the message names it and its position.
-            Or it has positions, and the model takes none.
+            Or it has positions, and the model takes none, or documents, and it has no memory.
     """
     if isinstance(batch, Tensor):
         if not model.causal:
@@ -181,8 +203,11 @@ def as_batch(batch: Any, model: Any) -> Batch:
         batch = dataclasses.replace(batch, due=batch.due.where(real_positions(tokens, lengths), 0))
     if batch.early is not None:
         check_early(batch.early, tokens, batch.due, model.config.vocab_size, IGNORED)
+    fields = {name: getattr(batch, name) for name in documents.SHAPES}
+    sections = documents.checked(fields, len(tokens), model)
     return dataclasses.replace(
         batch,
+        sections=sections,
         tokens=model.check_tokens(tokens, lengths, batch.prompt_lengths),
         targets=graded_targets(batch),
         positions=find_positions(model, batch.positions, tokens, lengths),
