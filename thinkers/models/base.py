@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from thinkers.checks import NOT_CAUSAL, check_int, check_rows
+from thinkers.checks import NOT_CAUSAL
 from thinkers.errors import UsageError, usage_error
 from thinkers.files import make_folders, write_file
 from thinkers.json_files import with_digest
@@ -23,12 +23,12 @@ from thinkers.models.batch import (
     as_batch,
     correct_predictions,
     next_token_loss,
-    real_positions,
 )
 from thinkers.models.config import SIZES as SIZES
 from thinkers.models.config import Config as Config
 from thinkers.models.generation import classify, generate
 from thinkers.models.halt import Halt, check_halt, full_steps, halt_option, with_policy
+from thinkers.models.model_input import ModelInput
 from thinkers.models.names import MODELS, Name
 from thinkers.models.output_weights import find_output_weights
 from thinkers.models.positions import Positions, option, refuse_positions
@@ -67,7 +67,7 @@ class Cache(Protocol):
         """Keep only these rows."""
 
 
-class Model(Traced, Configured, nn.Module, ABC):
+class Model(Traced, Configured, ModelInput, ABC):
     """A transformer that reads tokens, takes `num_steps` steps, and predicts at every position.
 
     A subclass defines a nested `Config`, `forward`, `prefill`, `extend`, `read_out` and `flops`.
@@ -364,35 +364,6 @@ class Model(Traced, Configured, nn.Module, ABC):
             )
         settings = dataclasses.asdict(self.config)
         return {"format": FORMAT, "model": self.name, "config": settings}
-
-    def check_steps(self, num_steps: Any) -> int:
-        """Return `num_steps` as an int, the configured number for None.
-
-        Raises:
-            ValueError: It is not an integer, or not in least_steps .. max_steps.
-        """
-        if num_steps is None:
-            return self.config.num_steps
-        limit = "max_steps" if self.config.takes_steps else f"{self.name} takes one step"
-        least, most = self.config.least_steps, self.config.max_steps
-        return check_int("num_steps", num_steps, least, most, limit)
-
-    def check_tokens(
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None = None,
-        prompt_lengths: Tensor | None = None,
-    ) -> Int[Tensor, "b t"]:
-        """Check the input of a forward pass, and replace padding by 0.
-
-        Raises:
-            TypeError: A tensor is not int64.
-            ValueError: A shape, an id or a length is invalid; the message names it and its
-                position.
-        """
-        config = self.config
-        check_rows(tokens, lengths, prompt_lengths, config.vocab_size, config.max_length)
-        return tokens if lengths is None else tokens.where(real_positions(tokens, lengths), 0)
 
 
 def settings_digest(name: str, settings: Mapping[str, Any]) -> str:
