@@ -22,7 +22,7 @@ FLOORS = (
     ("config",),
     ("recipes",),
     ("runs", "policies"),
-    ("training",),
+    ("training", "memory"),
     ("evaluation",),
     ("inspection", "comparison"),
     ("",),

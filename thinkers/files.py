@@ -33,7 +33,7 @@ NO_LINKS = (
 )
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes | memoryview) -> None:
     """Replace the content of a file atomically and durably: a crash leaves the old or the new.
 
     A link of this name is replaced, not followed.
@@ -53,7 +53,7 @@ def write_file(path: Path, content: bytes) -> None:
         sync_folder(path.parent)  # the rename itself is on the disk only after this
 
 
-def write_new(path: Path, content: bytes) -> None:
+def write_new(path: Path, content: bytes | memoryview) -> None:
     """Write a file that must not exist yet; its content is on the disk when this returns."""
     _write(path, os.O_EXCL, content)
 
@@ -82,7 +82,7 @@ def append(path: Path, content: bytes) -> None:
         _write(path, os.O_APPEND, content)
 
 
-def _write(path: Path, flags: int, content: bytes) -> None:
+def _write(path: Path, flags: int, content: bytes | memoryview) -> None:
     flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     with _disk_access(path, DamagedError):
         descriptor = os.open(path, flags, 0o666)

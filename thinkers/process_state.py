@@ -44,3 +44,14 @@ def keep_process_state(device: torch.device | None = None) -> Iterator[None]:
         if cuda is not None and current is not None:
             torch.cuda.set_device(current)
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit torch to one thread: process time then does not depend on other processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -6,12 +6,9 @@ come in the order of `Reinforce`: their costs are counted and measured separatel
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
 from math import ceil
-
-import torch
 
 from thinkers import tasks
 from thinkers.comparison.matching import build, last_stage_batches
@@ -19,7 +16,7 @@ from thinkers.config.experiment import Config
 from thinkers.devices import find_device
 from thinkers.errors import usage_error
 from thinkers.policies.loss import update_flops
-from thinkers.process_state import keep_process_state
+from thinkers.process_state import keep_process_state, one_thread
 from thinkers.training.distributed import Ranks
 from thinkers.training.state import TrainState
 from thinkers.training.step import loss_module, step, thinking_steps
@@ -96,17 +93,6 @@ def nearest(config: Config, amount: float, costs: Costs) -> int:
     above = reaching(config, amount, costs)
     excess = total(config, above, costs) - amount
     return max(1, above - (excess > amount - total(config, above - 1, costs)))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit torch to one thread: process time then does not depend on other processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def seconds_per_update(config: Config, timed: int = TIMED) -> Costs:

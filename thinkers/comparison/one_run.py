@@ -34,6 +34,7 @@ from thinkers.json_files import read_with_digest, with_digest
 from thinkers.models.base import Model
 from thinkers.models.halt import Halt, halt_option, rule_record
 from thinkers.plugins import import_file, imported_files
+from thinkers.process_state import one_thread
 from thinkers.runs import checkpoint, folder
 from thinkers.runs.result import load
 from thinkers.runs.trackers import Tracking
@@ -294,7 +295,7 @@ def main(words: str) -> int:
     for file in given["files"]:
         import_file(file)
     try:
-        with budgets.one_thread():
+        with one_thread():
             perform(Job(**given["job"]))
     except (Interrupted, LockedError) as error:
         show(error)

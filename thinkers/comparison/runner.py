@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from thinkers.checks import check_int
-from thinkers.comparison.budgets import one_thread
 from thinkers.comparison.one_run import Job, perform, write_failure
 from thinkers.comparison.page import write_page
 from thinkers.comparison.plan import Plan
@@ -21,6 +20,7 @@ from thinkers.files import own_folder
 from thinkers.models import MODELS
 from thinkers.optional import require
 from thinkers.plugins import imported_files
+from thinkers.process_state import one_thread
 from thinkers.runs import folder as run_folder
 from thinkers.runs import trackers
 from thinkers.runs.trackers import Tracker, Tracking

@@ -1,0 +1,1 @@
+"""Long-term memory: stores of compressed blocks, and the search of their index keys."""
