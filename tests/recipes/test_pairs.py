@@ -49,6 +49,10 @@ def test_every_pair_can_be_built(pair, built):
     small = {"dim": 8, "num_heads": 2, "hidden": None}
     own = {name: value for name, value in small.items() if hasattr(config.model, name)}
     model = models.from_config(resolve_sizes(replace(config.model, **own), task))
+    if task.section_length and getattr(config.model, "memory", "none") == "none":
+        with pytest.raises(UsageError, match="documents for .* without a memory"):
+            task.check(model)
+        return
     task.check(model)
     check_depth(task, model, config.training)
     tokens = torch.arange(min(5, task.vocab_size))[None]

@@ -82,7 +82,7 @@ def checked(
     if all(x is None for x in fields.values()):
         return None
     if not torch.compiler.is_compiling():
-        _refuse_without_memory(model)
+        _refuse_without_memory(model, "a batch with sections")
         check_complete(fields)
         sizes = _check_shapes(fields, num_rows)
         _check_values(fields, sizes, model.config)
@@ -99,14 +99,30 @@ def check_complete(fields: Mapping[str, Tensor | None]) -> None:
             raise UsageError(f"{name} must be set beside {given[0]}, got None")
 
 
-def _refuse_without_memory(model: Any) -> None:
+def check_memory(model: Any, section_length: int) -> None:
+    """Raise UsageError if this model cannot read documents of sections of this length."""
+    _refuse_without_memory(model, "questions about documents")
+    if model.config.memory_section < section_length:
+        raise usage_error(
+            f"memory_section {model.config.memory_section}",
+            f"at least {section_length}, the most tokens of a section",
+            f"set --model.memory_section {section_length}",
+        )
+
+
+def _refuse_without_memory(model: Any, found: str) -> None:
     # A setting of the models that have a memory; the others do not know it.
     if getattr(model.config, "memory", "none") != "blocks":
         raise usage_error(
-            f"a batch with sections for {model.name} without a memory",
-            'a model that reads documents, such as thinker with memory="blocks"',
-            "set --model.memory blocks, or leave out sections",
+            f"{found} for {model.name} without a memory",
+            "a model that reads documents, such as thinker with memory blocks",
+            "set --model.memory blocks, or choose such a model",
         )
+
+
+def memory_option(model: Any, batch: Any) -> dict[str, Any]:
+    """Return the keyword argument `memory`, the blocks of a batch's documents, if it has any."""
+    return {} if batch.sections is None else {"memory": model.blocks_of(batch)}
 
 
 def _check_shapes(fields: Mapping[str, Any], num_rows: int) -> dict[str, int]:

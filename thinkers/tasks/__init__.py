@@ -18,6 +18,7 @@ from thinkers.tasks.base import SPLITS as SPLITS
 from thinkers.tasks.base import Task as Task
 from thinkers.tasks.cellular_automaton import Automaton
 from thinkers.tasks.factorise import Factorise
+from thinkers.tasks.facts import Facts
 from thinkers.tasks.lookup import Lookup
 from thinkers.tasks.mixed import Mixed
 from thinkers.tasks.sequences import Copy, Jump, Reverse, Rotate, RunningSum, Shift, Sort
@@ -46,6 +47,7 @@ TASKS: dict[str, type[Task]] = {
     "links": Links,
     "mixed": Mixed,
     "lookup": Lookup,
+    "facts": Facts,
 }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from thinkers.checks import NOT_CAUSAL, check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
+from thinkers.models.documents import check_memory, memory_option
 from thinkers.models.generation import eval_mode, ids_below
 from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import Positions, option, refuse_positions
@@ -157,6 +158,8 @@ class AnswerTask(Task):
             raise UsageError(f"{reason}; {self.causal_fix}")
         if self.scored_with:
             check_calls(model)
+        if self.section_length is not None:
+            check_memory(model, self.section_length)
 
     def score(
         self,
@@ -320,6 +323,7 @@ def generated_answers(
                         **option(positions),
                         **halt_option(halt),
                         **tools_option(tools(some)),
+                        **memory_option(model, some.to(device)),
                     ).cpu()
             yield predicted, truth
 

@@ -95,6 +95,9 @@ class Task(Configured, ABC):
     begin with their text. Without one, attention over equal leading tokens averages equal values:
     a model without absolute positions cannot distinguish `11+` from `111+`."""
 
+    section_length: int | None = None
+    """The most tokens of a section of documents (`Batch.sections`), which a model must read into a
+    memory; None if its rows are all that there is to read."""
     tools: tuple[str, ...] = ()
     """The names of the tools that it has: see `tool`."""
     scored_with: tuple[str, ...] = ()

@@ -1,0 +1,318 @@
+"""Questions about facts of documents that a model reads into its memory, section by section."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Int64, UInt64
+from torch import Tensor, nn
+
+from thinkers.checks import check_choices, check_int
+from thinkers.errors import UsageError, usage_error
+from thinkers.models.batch import Batch
+from thinkers.models.halt import Halt
+from thinkers.models.tools import Tool
+from thinkers.prng import Draws, mix, row_keys
+from thinkers.tasks.answers import SCORING_ROWS
+from thinkers.tasks.base import IGNORED, SPLITS, Prompt, check_batch
+from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
+from thinkers.tasks.due import Steps
+from thinkers.tasks.fact_documents import FACTS, draw_facts, of_split
+from thinkers.tasks.fact_documents import Facts as Drawn
+from thinkers.tasks.fact_sentences import Sentences
+from thinkers.tasks.fact_texts import Codes, FactTexts
+from thinkers.tasks.tools import refuse_tools
+
+TEXTS: dict[str, Callable[[int, int], FactTexts]] = {"codes": Codes, "sentences": Sentences}
+SHORTER = 30
+"""Percent of training batches whose documents are shorter than those that the stage is about."""
+SCORED_SECTIONS = 2000
+"""Sections that are read at once when a model is scored, or those of one document."""
+ATTEMPTS = 1000
+"""Draws after which a split counts as empty; of 10 % of all documents, one is missed by 1e-46."""
+LARGEST = 10_000
+"""The most sections that a task can be configured for."""
+_DOCUMENTS, _SIZES = len(SPLITS), 2 * len(SPLITS)
+"""Streams of random keys: those of documents, for each split, and of the sizes of updates."""
+
+
+class Facts(CurriculumTask):
+    """Answer questions about facts in a document: `e3 r5 ?` is e17 where a section has `e3 r5 e17`.
+
+    A document is `num_sections` sections of two facts each, of which a model sees none with the
+    question: it reads them into its memory (`Batch.sections`). A fact is an entity, a relation and
+    a value, which is an entity too. A question of two hops, `e3 r5 r2 ?`, asks for the value of the
+    value. The facts of a document are about few entities and relations, so that an entity alone, or
+    a relation, says little about the value.
+
+    Consecutive rows share a document. Documents are held out by a hash of their facts, whatever
+    their order, and those of valid and test have `num_sections` sections. The stages of the
+    curriculum double the sections, from `first_sections` on, and with two hops do so again for
+    questions of one hop and of two; before, the values of documents need no facts of their own.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        num_entities: int = 24
+        num_relations: int = 24
+        num_sections: int = 16
+        """Sections of a document, of two facts each."""
+        hops: int = 1
+        """Most hops of a question: 1 or 2."""
+        two_hops: float = 0.6
+        """Share of questions of two hops, where there are any."""
+        questions: int = 8
+        """Consecutive rows of a batch that ask about one document."""
+        text: Literal["codes", "sentences"] = "codes"
+        """Facts as e3 r5 e17 between noise, or as sentences such as Anna helps Boris."""
+        curriculum: bool = False
+        """Train on short documents first, and double them each time they are mastered."""
+        first_sections: int = 2
+        """Sections of the first documents, if num_sections is not less."""
+        threshold: float = 0.9
+        """Running accuracy, on the longest documents so far, at which the curriculum moves on."""
+        window: int = 2000
+        """Number of examples that the running accuracy looks back on."""
+
+        def __post_init__(self) -> None:
+            for name in ("num_entities", "num_relations"):
+                check_int(name, getattr(self, name), 3, 10_000)
+            check_int("num_sections", self.num_sections, 1, LARGEST)
+            check_int("hops", self.hops, 1, 2)
+            check_int("questions", self.questions, 1)
+            check_int("first_sections", self.first_sections, 1)
+            if not 0 < self.two_hops <= 1:
+                raise UsageError(f"two_hops must be above 0 and at most 1, got {self.two_hops}")
+            check_choices(self)
+            check_curriculum(self)
+            needed, keys = FACTS * self.num_sections, self.num_entities * self.num_relations
+            if needed > keys:
+                side = max(64, math.ceil(math.sqrt(needed)))
+                raise usage_error(
+                    f"num_sections {self.num_sections}, whose {needed} facts are more than the "
+                    f"{keys} pairs of {self.num_entities} entities and {self.num_relations} "
+                    "relations",
+                    f"at most {keys // FACTS} sections, since no two facts have the same pair",
+                    f"set num_entities={side} and num_relations={side}, or fewer sections",
+                )
+
+    config: Config
+    prompt_end = "?"
+
+    def __init__(self, config: Any = None, seed: int = 0):
+        super().__init__(config, seed)
+        config = self.config
+        self.texts = TEXTS[config.text](config.num_entities, config.num_relations)
+        self.vocab_size = len(self.texts.words)
+        self.section_length = self.texts.section_length
+        self.max_length = len(self.texts.form(config.hops)) + self.max_answer_length()
+        sizes = [min(config.first_sections, config.num_sections)]
+        while sizes[-1] < config.num_sections:
+            sizes.append(min(2 * sizes[-1], config.num_sections))
+        self.stages = [(hops, size) for hops in range(1, config.hops + 1) for size in sizes]
+        self.levels = range(len(self.stages))
+        self.difficulty = self.levels[0 if config.curriculum else -1]
+        self.observed = 0
+
+    @property
+    def num_output_tokens(self) -> int:
+        return self.config.num_entities
+
+    def max_answer_length(self) -> int:
+        return 1
+
+    # curriculum
+
+    def sections_of(self, update: int) -> int:
+        """Return the number of sections of the documents of a training update at this stage."""
+        longest = self.stages[self.difficulty][1]
+        draws = Draws(row_keys(self.seed, _SIZES, np.array([update]), 1)[0])
+        powers = (longest - 1).bit_length()  # of two, that are less
+        if not powers or draws.below(100, 1)[0, 0] >= SHORTER:
+            return longest
+        return 1 << int(draws.below(powers, 1)[0, 0])
+
+    def observe(self, correct: Bool[Tensor, " b"]) -> None:
+        """Update the running accuracy, by updates on the longest documents of the stage alone."""
+        is_longest = self.sections_of(self.observed) == self.stages[self.difficulty][1]
+        self.observed += 1
+        if is_longest:
+            super().observe(correct)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the difficulty, the running accuracy and the number of observed updates."""
+        return super().state_dict() | {"observed": self.observed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if "observed" not in state:
+            raise UsageError(f"state must hold observed, got {sorted(state)}")
+        super().load_state_dict({k: x for k, x in state.items() if k != "observed"})
+        self.observed = check_int("observed", state["observed"], 0)
+
+    # batches
+
+    def batch(self, update: int, batch_size: int, split: str = "train") -> Batch:
+        """Return questions about documents of one size, `questions` consecutive ones about each.
+
+        A row is a function of (seed, split, update, row), and in training of the curriculum.
+        """
+        stream, config = check_batch(update, batch_size, split), self.config
+        is_training, at = split == "train", np.array([update])
+        hops, size = config.hops, config.num_sections
+        if is_training:
+            hops, size = self.stages[self.difficulty][0], self.sections_of(update)
+        count = -(-batch_size // config.questions)
+        keys = row_keys(self.seed, stream, at, batch_size)[0]
+        document_keys = row_keys(self.seed, _DOCUMENTS + stream, at, count)[0]
+        facts = self._facts(document_keys, FACTS * size, hops > 1, split)
+        sections, section_lengths = self.texts.sections(facts, Draws(document_keys))
+        document = np.arange(batch_size) // config.questions
+        tokens, lengths, answers = self._questions(Draws(keys), facts, document, hops)
+        targets = np.full(tokens.shape, IGNORED)
+        targets[np.arange(batch_size), lengths - 1] = answers
+        signed = [x.view(np.int64) for x in (keys, document_keys)]
+        arrays = (tokens, targets, lengths, signed[0], sections, section_lengths, document)
+        tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in arrays]
+        return Batch(
+            tokens=tensors[0],
+            targets=tensors[1],
+            prompt_lengths=tensors[2],
+            lengths=tensors[2].clone(),
+            keys=tensors[3],
+            sections=tensors[4],
+            section_lengths=tensors[5],
+            document=tensors[6],
+            document_keys=torch.from_numpy(signed[1]) if is_training else None,
+        )
+
+    def _facts(
+        self, keys: UInt64[np.ndarray, " d"], num_facts: int, is_chained: bool, split: str
+    ) -> Drawn:
+        """Return for each key the first document drawn from it that belongs to `split`."""
+        # Rejection sampling: each attempt has a key of its own, so that a document does not depend
+        # on how often others were rejected.
+        sizes = num_facts, self.config.num_entities, self.config.num_relations
+        pending, found = np.arange(len(keys)), None
+        for attempt in range(ATTEMPTS):
+            draws = Draws(mix(keys[pending] + np.uint64(attempt + 1)))
+            drawn = draw_facts(draws, *sizes, is_chained)
+            good = of_split(drawn, split)
+            found = drawn if found is None else found
+            for all_of, new in zip(found, drawn, strict=True):
+                all_of[pending[good]] = new[good]
+            pending = pending[~good]
+            if not len(pending):
+                return found
+        raise UsageError(
+            f"{type(self).__name__} must have documents of {num_facts // FACTS} sections for "
+            f"{split}, got none in {ATTEMPTS:,} draws; allow more entities and relations"
+        )
+
+    def _questions(
+        self, draws: Draws, facts: Drawn, document: Int64[np.ndarray, " b"], hops: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the tokens of a question for each row, their lengths, and the answers."""
+        asked = draws.below(facts.entity.shape[1], 1)[:, 0]
+        share = self.config.two_hops if hops > 1 else 0
+        is_second = draws.below(1 << 31, 1)[:, 0] < share * (1 << 31)
+        partner = facts.partner[document, asked]
+        second = np.where(is_second, facts.relation[document, partner], -1)
+        relations = np.stack([facts.relation[document, asked], second], 1)
+        tokens, lengths = self.texts.questions(facts.entity[document, asked], relations)
+        return tokens, lengths, facts.value[document, np.where(is_second, partner, asked)]
+
+    def evaluation_batches(self, split: str, num_examples: int) -> Iterator[Batch]:
+        config = self.config
+        documents = SCORED_SECTIONS // config.num_sections, SCORING_ROWS // config.questions
+        rows = max(1, min(documents)) * config.questions
+        for i, start in enumerate(range(0, num_examples, rows)):
+            yield self.batch(i, min(rows, num_examples - start), split)
+
+    def groups(self, split: str = "test", num_examples: int = 2000) -> Int64[np.ndarray, " n"]:
+        """Return the number of each example's document."""
+        return np.arange(check_int("num_examples", num_examples, 1)) // self.config.questions
+
+    def evidence(self, batch: Batch) -> Int[Tensor, "b h"]:
+        """Return the sections that the answer to each question rests on, in the order of its hops.
+
+        The second one of a question of one hop is -1, as is the section of a fact that is absent.
+        """
+        assert batch.sections is not None and batch.section_lengths is not None
+        assert batch.document is not None and batch.lengths is not None
+        known: list[dict[tuple[int, int], tuple[int, int]]] = []
+        for sections, sizes in zip(
+            batch.sections.tolist(), batch.section_lengths.tolist(), strict=True
+        ):
+            known.append({})
+            for number, (section, size) in enumerate(zip(sections, sizes, strict=True)):
+                keys = self.texts.keys_of(section[:size])
+                for entity, relation, value in zip(*[iter(keys)] * 3, strict=True):
+                    known[-1][entity, relation] = value, number
+        found = torch.full((len(batch), self.config.hops), -1)
+        rows = zip(batch.tokens.tolist(), batch.lengths, batch.document.tolist(), strict=True)
+        for row, (tokens, length, document) in enumerate(rows):
+            entity, *relations = self.texts.keys_of(tokens[:length])
+            for hop, relation in enumerate(relations):
+                entity, found[row, hop] = known[document].get((entity, relation), (-1, -1))
+        return found
+
+    # evaluation
+
+    def score(
+        self,
+        model: nn.Module,
+        split: str = "test",
+        num_examples: int = 2000,
+        num_steps: Steps = None,
+        halt: Halt = None,
+        tools: Sequence[str | Tool] | None = None,
+    ) -> dict[str, float]:
+        """Return the share of right answers (`exact`), and with two hops that of each number."""
+        refuse_tools(self, tools)
+        given = split, check_int("num_examples", num_examples, 1)
+        right = self.grade(model, *given, num_steps, halt)
+        found = {"exact": float(right.mean())}
+        if self.config.hops > 1:
+            hops = torch.cat([self.hops_of(x) for x in self.evaluation_batches(*given)])
+            for count, name in ((1, "one_hop"), (2, "two_hops")):
+                if (hops == count).any():
+                    found[name] = float(right[hops == count].mean())
+        return found
+
+    def hops_of(self, batch: Batch) -> Int[Tensor, " b"]:
+        """Return the number of hops of each question."""
+        assert batch.lengths is not None
+        return 1 + (batch.lengths > len(self.texts.form(1))).to(torch.int64)
+
+    # text
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of sections and questions such as `e3 r5 e17 n3` or `e3 r5 ?`.
+
+        Raises:
+            UsageError: naming the first word that has no token.
+        """
+        return self.texts.encode(text)
+
+    def decode(self, tokens: Iterable[int] | Int[Tensor, " t"]) -> str:
+        return self.texts.decode(int(token) for token in tokens)
+
+    def read_prompt(self, text: str) -> Prompt:
+        """Read a question.
+
+        Raises:
+            UsageError: It has another form or too many hops, or `encode` refuses the text.
+        """
+        tokens, most = self.encode(text), self.config.hops
+        hops = self.texts.hops_of(tokens)
+        if hops is None or hops > most:
+            raise usage_error(
+                f"{text[:60]!r}" if tokens else "an empty prompt",
+                f"a question of at most {most} hops" if most > 1 else "a question of one hop",
+                "write one such as "
+                + " or ".join(self.texts.example(count) for count in range(1, most + 1)),
+            )
+        return Prompt(tokens, 0, 1)
