@@ -33,13 +33,21 @@ from thinkers.models.thinker_cache import ThinkerCache
 from thinkers.models.thinker_config import ThinkerConfig
 from thinkers.models.thinker_halting import (
     Boundaries,
-    LiveThinking,
     boundary_loss,
     gates_of,
 )
 from thinkers.models.thinker_input import read_text, text_input
 from thinkers.models.thinker_live import LiveRows, live_thinking
+from thinkers.models.thinker_memory import BlockMemory
 from thinkers.models.thinker_policy import Policy
+from thinkers.models.thinker_reading import (
+    NO_THINKINGS,
+    Reading,
+    Thinkings,
+    block_thinking,
+    check_memory,
+    memory_option,
+)
 from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
 from thinkers.models.thinker_tracing import read_out_attention
 from thinkers.models.tools import Tool, check_tools, tools_option
@@ -51,7 +59,7 @@ from thinkers.nn.tracing import AttentionRecord
 from thinkers.ops import masks
 
 
-class Thinker(HaltingModel):
+class Thinker(BlockMemory, HaltingModel):
     """A few latent vectors that are updated over a memory, from which the output is read.
 
         input   = layers(x + conv(x)), x = embedded tokens and positions
@@ -73,7 +81,8 @@ class Thinker(HaltingModel):
     predicted from their memory; those of the first are predicted from latent_0. With
     `prompt_lengths`, the latents think about the prompt, and the answer is predicted from M_n. With
     `halt`, prompts and sections take different numbers of steps: see
-    `thinkers.models.thinker_halting`.
+    `thinkers.models.thinker_halting`. A long-term memory adds blocks to M_s, s >= 1: see
+    `thinkers.models.thinker_memory`.
     """
 
     name = "thinker"
@@ -87,6 +96,7 @@ class Thinker(HaltingModel):
         {"mixing": 3, "num_input_layers": 1, "section": 5},
         {"halting": True, "section": 5, "read_steps": 2, "num_knowledge": 2, "num_layers": 1},
         {"policy": True, "section": 5, "memory_steps": 2, "num_knowledge": 2, "num_layers": 1},
+        {"memory": "blocks", "section": 5, "mixing": 3, "memory_levels": 2, "read_level": 2},
     )
 
     class Config(ThinkerConfig):
@@ -120,11 +130,14 @@ class Thinker(HaltingModel):
             self.probe = Probe(dim, config.num_probes)
         self.disturb = Disturb(config.noise, config.drop, config.replace)
         self.make_gate()
+        self.make_memory()
         if config.policy:
             self.policy = Policy(dim)
         initialize(self, num_residuals=3 * config.num_layers)
         nn.init.normal_(self.latents.weight)
         nn.init.normal_(self.queries.weight, std=0.5)
+        if config.memory == "blocks":
+            self.compressor.reset()
         if config.policy:
             self.policy.reset()
 
@@ -143,6 +156,7 @@ class Thinker(HaltingModel):
         keep_states: bool = False,
         keys: Int[Tensor, " b"] | None = None,
         knowledge: Int[Tensor, "#b n"] | None = None,
+        reading: Reading | None = None,
     ) -> tuple[list[Memory], Float[Tensor, "b k l c"]]:
         """Return memory and latents after the last step, or with `keep_states` after each.
 
@@ -151,6 +165,7 @@ class Thinker(HaltingModel):
             hidden: True where an input is padding.
             keys: One key per row, from which noise on the latents is drawn; None means no noise.
             knowledge: Knowledge slots that each row reads; None means all, (b, 0) none of them.
+            reading: Reads a long-term memory at each step after the first.
         """
         config, b = self.config, inputs[0].shape[0]
         latent = self.first_latents(b, keys)
@@ -169,8 +184,11 @@ class Thinker(HaltingModel):
                 store.stop_gradient()
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns(s, steps)):
                 if keys is not None and self.disturb:
-                    latent = self.disturb(latent, keys, s + 1, self._learned_latents())
-                latent = self.thought_hook(self.process(latent, self._memory(store, s)), s)
+                    latent = self.disturb(latent, keys, s + 1, self.learned_latents())
+                memory = self._memory(store, s)
+                if reading is not None and s:
+                    memory = reading.join(memory, latent, s, torch.arange(b, device=latent.device))
+                latent = self.thought_hook(self.process(latent, memory), s)
                 if config.memory_steps != 0:
                     store.write(latent)
             if keep_states or s == steps - 1:
@@ -186,14 +204,14 @@ class Thinker(HaltingModel):
         kinds = ("input", "knowledge", "latent") if rereads else ("knowledge", "latent")
         return store.read(kinds, self.config.memory_steps)
 
-    def _learned_latents(self) -> Float[Tensor, "l c"]:
+    def learned_latents(self) -> Float[Tensor, "l c"]:
         # A look-up, since a slice of the parameter would require gradients even under no_grad.
         rows = torch.arange(self.config.num_latents, device=self.latents.weight.device)
         return self.latents(rows)
 
     def first_latents(self, b: int, keys: Int[Tensor, " b"] | None) -> Float[Tensor, "b l c"]:
         """Return latent_0 of each row; keys None means without noise."""
-        learned, config = self._learned_latents(), self.config
+        learned, config = self.learned_latents(), self.config
         latent = learned.expand(b, -1, -1)
         if keys is not None and config.random_latents:
             latent = random_latents(learned, keys, -1, config.num_latents)
@@ -239,7 +257,7 @@ class Thinker(HaltingModel):
 
     def initial_memory(self, b: int) -> Memory:
         """Return the learned latents as memory, from which the first section is written."""
-        parts = self.process.project(self._learned_latents()[None])
+        parts = self.process.project(self.learned_latents()[None])
         parts = [x.expand(b, -1, -1, -1) for x in parts]
         return Memory(parts[::2], parts[1::2])
 
@@ -249,7 +267,7 @@ class Thinker(HaltingModel):
         steps: int,
         keep_states: bool,
         keys: Int[Tensor, " b"] | None = None,
-        live: LiveThinking | None = None,
+        thinking: Any = None,
     ) -> tuple[Float[Tensor, "b k t c"], Float[Tensor, "b s k l c"] | None]:
         """Return the states of all positions, and the latents of the sections if there are any.
 
@@ -269,7 +287,7 @@ class Thinker(HaltingModel):
             ends = torch.arange(size, finished + 1, size, device=device)
             # Gathered, since a compiler would take the strides of a slice as a rule for the length.
             inputs = read_text(self, tokens.index_select(1, columns), size)
-            memories, latents = (live or self.think)(
+            memories, latents = (thinking or self.think)(
                 [x.repeat_interleave(sections, 0) for x in inputs],
                 (columns >= ends[:, None]).repeat(b, 1),
                 steps,
@@ -293,7 +311,7 @@ class Thinker(HaltingModel):
         steps: int,
         keep_states: bool,
         keys: Int[Tensor, " b"] | None = None,
-        live: LiveThinking | None = None,
+        thinking: Any = None,
     ) -> tuple[Float[Tensor, "b k o c"], Int[Tensor, "b o"], Float[Tensor, "b k l c"]]:
         """Return the states of the answer, their positions in the row, and the latents.
 
@@ -305,7 +323,8 @@ class Thinker(HaltingModel):
         check_room(self.config, room)
         inputs = read_text(self, tokens[:, :longest])
         hidden = torch.arange(longest, device=device) >= prompt_lengths[:, None]
-        memories, latents = (live or self.think)(inputs, hidden, steps, keep_states, keys)
+        think = thinking or self.think
+        memories, latents = think(inputs, hidden, steps, keep_states, keys)
         offsets = torch.arange(room, device=device)
         positions = prompt_lengths[:, None] - 1 + offsets
         before = tokens.gather(1, positions.clamp(max=tokens.shape[1] - 1))
@@ -324,6 +343,7 @@ class Thinker(HaltingModel):
         keep_states: bool = False,
         halt: Halt = None,
         policy: bool = False,
+        memory: Any = None,
     ) -> Thought:
         steps, halt = self.check_steps(num_steps), check_halt(self, with_policy(halt, policy))
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
@@ -331,12 +351,15 @@ class Thinker(HaltingModel):
         live = None
         if halt is not None:
             live = LiveRows(self, halt, tokens, lengths, prompt_lengths)
+        blocks = check_memory(self, memory, len(tokens), steps)
+        thinking = Thinkings.of(self, live, blocks, self.config.memory_top)
         states, of_sections, of_prompts = self._states(
-            tokens, prompt_lengths, sizes, steps, keep_states, live=live
+            tokens, prompt_lengths, sizes, steps, keep_states, None, thinking
         )
         taken = full_steps(tokens, steps) if live is None else live.steps()
         latents = of_sections if of_prompts is None else of_prompts
         extra = {} if latents is None else {"latents": latents}
+        extra |= thinking.extra(steps, prompt_lengths is not None)
         if live is not None and (actions := live.actions()) is not None:
             extra["actions"] = actions
         if self.config.num_probes:
@@ -352,7 +375,7 @@ class Thinker(HaltingModel):
         steps: int,
         keep_states: bool,
         keys: Int[Tensor, " b"] | None = None,
-        live: LiveRows | None = None,
+        thinking: Thinkings = NO_THINKINGS,
     ) -> tuple[
         Float[Tensor, "b k t c"],
         Float[Tensor, "b s k l c"] | None,
@@ -362,14 +385,11 @@ class Thinker(HaltingModel):
 
         The states of prompts are those of sections; then come those of answers.
         """
-        states, of_sections = self._sectioned(
-            tokens, steps, keep_states, keys, None if live is None else live.sections
-        )
+        states, of_sections = self._sectioned(tokens, steps, keep_states, keys, thinking.sections)
         if prompt_lengths is None:
             return states, of_sections, None
-        prompts = None if live is None else live.prompts
         answers, _, of_prompts = self._prompted(
-            tokens, prompt_lengths, sizes, steps, keep_states, keys, prompts
+            tokens, prompt_lengths, sizes, steps, keep_states, keys, thinking.prompts
         )
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         source = (columns - prompt_lengths[:, None] + 1)[:, None, :, None]
@@ -398,20 +418,26 @@ class Thinker(HaltingModel):
         tokens, prompts, size = batch.tokens, batch.prompt_lengths, self.config.section
         every = self.config.halting or self.config.step_loss != "last"
         keys = self._noise_keys(batch)
+        blocks = check_memory(self, self.blocks_of(batch), len(batch), steps)
+        thinking = Thinkings.of(self, None, blocks, None)
         if prompts is not None and (room := answer_room(batch.targets, prompts)):
             # Only answers are graded: the states of prompts are not computed.
-            states, latents, graded = self.answer_states(batch, room, steps, every, keys)
+            states, latents, graded = self.answer_states(
+                batch, room, steps, every, keys, thinking.prompts
+            )
             boundaries = Boundaries(torch.zeros_like(graded.targets), 1)
             thoughts: tuple[Tensor | None, Tensor | None] = (None, latents)
         else:
             sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
-            states, *found = self._states(tokens, prompts, sizes, steps, every, keys)
+            states, *found = self._states(tokens, prompts, sizes, steps, every, keys, thinking)
             thoughts = found[0], found[1]
             graded, boundaries = batch, Boundaries.of_rows(batch, size)
         if self.config.halting:
             gates, extra = gates_of(self, *thoughts, states), self._row_keys(batch)
-            return boundary_loss(self, states, graded, boundaries, gates, extra, own, counts or own)
-        return loss_of_states(self, states, graded, own, (counts or own)["next_token"])
+            loss = boundary_loss(self, states, graded, boundaries, gates, extra, own, counts or own)
+        else:
+            loss = loss_of_states(self, states, graded, own, (counts or own)["next_token"])
+        return thinking.with_index_loss(self, loss, prompts is not None, steps, counts or own)
 
     def answer_states(
         self,
@@ -420,20 +446,20 @@ class Thinker(HaltingModel):
         steps: int,
         keep_states: bool,
         keys: Int[Tensor, " b"] | None = None,
-        live: LiveThinking | None = None,
+        thinking: Any = None,
     ) -> tuple[Float[Tensor, "b k o c"], Float[Tensor, "b k l c"], Batch]:
         """Return the states of the answers, the latents, and the answers with their targets.
 
         Args:
             batch: Rows with prompts, after whose last token alone there are targets.
             room: The positions of the longest answer: see `answer_room`.
-            live: Thinks with rows that stop by themselves.
+            thinking: Thinks in place of `think`, with rows that stop by themselves or a memory.
         """
         tokens, prompts, targets = batch.tokens, batch.prompt_lengths, batch.targets
         assert prompts is not None
         sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
         states, positions, latents = self._prompted(
-            tokens, prompts, (sizes[0], room), steps, keep_states, keys, live
+            tokens, prompts, (sizes[0], room), steps, keep_states, keys, thinking
         )
         beyond = positions >= targets.shape[1]
         positions = positions.clamp(max=targets.shape[1] - 1)
@@ -453,7 +479,7 @@ class Thinker(HaltingModel):
         if self.config.halting:
             graded = Boundaries.of_rows(batch, self.config.section).are_graded(batch.targets)
             counts["halt"] = int(graded.sum())
-        return counts
+        return counts | self.count_blocks(batch)
 
     def _noise_keys(self, batch: Batch) -> Int[Tensor, " b"] | None:
         config = self.config
@@ -474,6 +500,7 @@ class Thinker(HaltingModel):
         return_steps: bool = False,
         tools: Sequence[Tool] = (),
         policy: bool = False,
+        memory: Any = None,
     ) -> Any:
         """Generate greedily; with parallel output, predict all tokens of the answer at once."""
         refuse_positions(self, positions)
@@ -488,12 +515,15 @@ class Thinker(HaltingModel):
                 halt=halt,
                 return_steps=return_steps,
                 **tools_option(tools),
+                **memory_option(memory),
             )
         rows, lengths, steps = check_call(self, tokens, max_new_tokens, num_steps, prompt_lengths)
         sizes = rows.shape[1], max_new_tokens
         live = None if halt is None else live_thinking(self, halt)
+        blocks = check_memory(self, memory, len(rows), steps)
         with eval_mode(self):
-            states, _, _ = self._prompted(rows, lengths, sizes, steps, False, None, live)
+            think = block_thinking(self, live, blocks, self.config.memory_top)
+            states, _, _ = self._prompted(rows, lengths, sizes, steps, False, None, think)
             answer = choosable(self.output.logits(states[:, -1])).argmax(-1)
         if not return_steps:
             return answer
@@ -509,9 +539,12 @@ class Thinker(HaltingModel):
         capacity: int,
         *,
         halt: Halt = None,
+        memory: Any = None,
     ) -> tuple[Float[Tensor, "b v"], ThinkerCache | HaltingCache]:
         live = None if halt is None else live_thinking(self, halt)
-        cache = ThinkerCache(self, lengths, num_steps, prompted, capacity, live)
+        blocks = check_memory(self, memory, len(tokens), num_steps)
+        thinking = block_thinking(self, live, blocks, self.config.memory_top)
+        cache = ThinkerCache(self, lengths, num_steps, prompted, capacity, live, thinking)
         (b, t), size = tokens.shape, self.config.section
         if prompted:
             hidden = torch.arange(t, device=tokens.device) >= lengths[:, None]

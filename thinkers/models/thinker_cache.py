@@ -8,6 +8,7 @@ from torch import Tensor
 
 from thinkers.models.thinker_halting import LiveThinking
 from thinkers.models.thinker_input import read_text
+from thinkers.models.thinker_reading import BlockThinking
 from thinkers.nn.causal_mixing import TextCache
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.latent_store import Memory
@@ -21,6 +22,7 @@ class ThinkerCache:
         prompted: Write the whole answer from the memory of the prompt, without sections.
         capacity: Largest number of tokens of a row.
         live: Thinks with rows that halt; None means that all take `num_steps`.
+        thinking: Thinks, with rows that halt or a long-term memory; None means `think`.
     """
 
     def __init__(
@@ -31,9 +33,11 @@ class ThinkerCache:
         prompted: bool,
         capacity: int,
         live: LiveThinking | None = None,
+        thinking: BlockThinking | LiveThinking | None = None,
     ):
         config = model.config
         self.lengths, self.num_steps, self.live = lengths, num_steps, live
+        self.thinking = thinking
         self.taken = torch.zeros_like(lengths)
         self.section = None if prompted else config.section
         self.slots = config.output_steps * config.num_layers
@@ -90,7 +94,7 @@ class ThinkerCache:
         hidden: Bool[Tensor, "b m"] | None,
     ) -> None:
         """Think about all that was read, and begin a section."""
-        think = self.live or model.think
+        think = self.thinking or model.think
         self.begin(think(inputs, hidden, self.num_steps)[0][-1])
         if self.live is not None:
             self.taken = self.live.taken
@@ -101,4 +105,6 @@ class ThinkerCache:
         self.lengths, self.pending = self.lengths[rows], self.pending[rows]
         self.taken = self.taken[rows]
         self.text.select(rows)
+        if isinstance(self.thinking, BlockThinking):
+            self.thinking.select(rows)
         self.written.select(rows)

@@ -9,6 +9,11 @@ from thinkers.errors import UsageError
 from thinkers.models.step_loss import StepLossConfig
 from thinkers.nn.processor import SelfAttention
 
+MEMORY_SETTINGS = (
+    *("memory_section", "block_latents", "compress_steps", "memory_levels", "memory_group"),
+    *("read_level", "memory_top", "index_dim", "index_weight"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ThinkerConfig(StepLossConfig):
@@ -55,6 +60,26 @@ class ThinkerConfig(StepLossConfig):
     policy: bool = added(False)
     """Add a policy that chooses the block of each step: see `thinkers.models.thinker_policy`. It is
     trained by `thinkers reinforce`."""
+    memory: Literal["none", "blocks"] = added("none")
+    """blocks: text that was read is compressed into blocks, which later thinking finds again: see
+    `thinkers.models.thinker_memory`."""
+    memory_section: int = added(16)
+    """Tokens of a section, into which a text is cut for the long-term memory."""
+    block_latents: int = added(2)
+    """Latents of a block of the first level."""
+    compress_steps: int = added(2)
+    """Steps of the block of layers that compress a section or a group of blocks."""
+    memory_levels: int = added(1)
+    memory_group: int = added(4)
+    """Blocks that are compressed into one of the next level, which has half their latents."""
+    read_level: int = added(1)
+    """Level of the blocks that are read; where a group is not whole, the blocks below it."""
+    memory_top: int | None = added(None)
+    """Blocks that a step reads, by the index; None means all, as in training."""
+    index_dim: int = added(32)
+    """Width of the keys of the index."""
+    index_weight: float = added(1.0)
+    """Weight of the loss of the index."""
     random_latents: bool = False
     """In training, start from random latents with the learned ones' mean and standard
     deviation."""
@@ -74,13 +99,16 @@ class ThinkerConfig(StepLossConfig):
             self.refuse_unused(unused, "variant is published")
         lowest = {"num_latents": 1, "section": 1, "output_steps": 1}
         lowest |= {"num_knowledge": 0, "num_probes": 0, "add_latents": 0}
-        lowest |= {"mixing": 0, "num_input_layers": 0}
+        lowest |= {"mixing": 0, "num_input_layers": 0, "memory_section": 1, "block_latents": 1}
+        lowest |= {"compress_steps": 1, "memory_levels": 1, "memory_group": 2, "read_level": 1}
+        lowest |= {"index_dim": 1}
         optional = {"rank": 1, "hidden": 1, "backprop_steps": 1, "max_inputs": 1}
-        optional |= {"read_steps": 0, "memory_steps": 0}
+        optional |= {"read_steps": 0, "memory_steps": 0, "memory_top": 1}
         optional |= {"max_latents": self.num_latents, "max_outputs": self.section}
         lowest |= {name: n for name, n in optional.items() if getattr(self, name) is not None}
         for name, least in lowest.items():
             check_int(name, getattr(self, name), least)
+        self._check_memory()
         rereads = self.read_steps is None or self.read_steps >= (self.max_steps or 0)
         if self.memory_steps == 0 and not (rereads or self.num_knowledge):
             raise UsageError(
@@ -117,3 +145,27 @@ class ThinkerConfig(StepLossConfig):
             )
         if self.step_loss != "every":
             self.refuse_unused(("step_weights",), f"step_loss is {self.step_loss}")
+
+    def _check_memory(self) -> None:
+        """Check the settings of the long-term memory."""
+        if not 0 <= self.index_weight < float("inf"):
+            raise UsageError(
+                f"index_weight must be at least 0 and finite, got {self.index_weight}"
+            )
+        if self.memory == "none":
+            self.refuse_unused(MEMORY_SETTINGS, "memory is none")
+            return
+        if self.variant == "published":
+            raise UsageError("memory must be none with variant published, got blocks")
+        if (self.max_steps or 2) < 2:
+            raise UsageError(
+                "max_steps must be at least 2 with memory, which the steps after the first read, "
+                f"got {self.max_steps}"
+            )
+        if self.memory_group % 2:
+            raise UsageError(f"memory_group must be even, got {self.memory_group}")
+        if self.read_level > self.memory_levels:
+            raise UsageError(
+                f"read_level must be at most {self.memory_levels} (memory_levels), got "
+                f"{self.read_level}"
+            )

@@ -115,6 +115,7 @@ class LiveThinking:
         steps: int,
         keep_states: bool = False,
         keys: Tensor | None = None,
+        reading: Any = None,
     ) -> tuple[list[Memory], Float[Tensor, "b k l c"]]:
         """Return what `Thinker.think` does; a row that has halted keeps its memory and latents."""
         assert keys is None, "noise is for training, where nothing halts"
@@ -129,7 +130,10 @@ class LiveThinking:
         for step in range(steps):
             if not len(rows):
                 break
-            new = model.process(latent[rows], self.memory(own, step))
+            memory = self.memory(own, step)
+            if reading is not None and step:
+                memory = reading.join(memory, latent[rows], step, rows)
+            new = model.process(latent[rows], memory)
             latent = model.thought_hook(latent.index_put((rows,), new), step)
             new, taken = latent[rows], taken.index_fill(0, rows, step + 1)
             if model.config.memory_steps != 0:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from thinkers.errors import UsageError
+from thinkers.nn.tracing import record_weights
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Memory:
     keys: Sequence[Float[Tensor, "b h m d"]]
     values: Sequence[Float[Tensor, "b h m d"]]
     mask: Float[Tensor, "b 1 1 m"] | None = None
+
+    def attended(self, q: Float[Tensor, "b h l d"], layer: int) -> None:
+        """Record the attention of these queries, in this layer, inside `record_attention`."""
+        record_weights("memory", q, self.keys[layer], self.mask)
 
     def select(self, rows: Int[Tensor, " r"]) -> "Memory":
         """Return the memory of these rows alone."""

@@ -18,7 +18,6 @@ from thinkers.nn.causal_mixing import CausalMixing, TextCache
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.latent_store import LatentStore, Memory
 from thinkers.nn.layers import Head, Rotary, SwiGLU, attention_flops, rotate, sinusoidal
-from thinkers.nn.tracing import record_weights
 
 SelfAttention = Literal["plain", "feed_forward", "none"]
 
@@ -93,7 +92,7 @@ class Layer(nn.Module):
             x = x + self.self_feed_forward(self.self_feed_forward_norm(x))
         attention = self.memory_attention
         q = attention.split(attention.query(self.memory_norm(x)))
-        record_weights("memory", q, memory.keys[layer], memory.mask)
+        memory.attended(q, layer)
         attended = F.scaled_dot_product_attention(
             q, memory.keys[layer], memory.values[layer], attn_mask=memory.mask
         )

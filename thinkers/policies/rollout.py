@@ -92,7 +92,7 @@ def roll_out(
     """
     room = question_room(batch)
     steps, live = model.config.num_steps, PolicyThinking(model, None, choose)
-    states, _, answers = model.answer_states(batch, room, steps, keep_states, live=live)
+    states, _, answers = model.answer_states(batch, room, steps, keep_states, thinking=live)
     assert batch.prompt_lengths is not None
     lengths = batch.prompt_lengths.cpu()
     rooms = (answers.targets != IGNORED).sum(1).cpu()

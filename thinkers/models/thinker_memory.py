@@ -1,0 +1,200 @@
+"""Long-term memory of a Thinker: text is compressed into blocks, which thinking finds again.
+
+    block    = compress(section)                          m latents, of a text that was read before
+    R_s      = all blocks, or the `memory_top` of the highest scores at step s, s >= 1
+    M_s      = [input] + [blocks of R_s] + [latents] + [knowledge]
+    logits   = E output(queries, M_n without blocks)
+    loss     = cross-entropy + index_weight * (index loss, mean of the steps 1 .. n - 1)
+
+M_0 is the input alone: the first query of the index needs the question in the latents. The answer
+is read out of what was thought. If it could be read out of the blocks, it would be: training finds
+the values that occur in them then, and never learns which of them was asked for. The equations of
+compression and index are in `thinkers.nn.compression` and `thinkers.nn.block_index`; how blocks are
+read, in `thinkers.models.thinker_reading`.
+"""
+
+import hashlib
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from thinkers.errors import usage_error
+from thinkers.models.batch import Batch
+from thinkers.models.document_blocks import BlockList, DocumentBlocks, as_documents, raise_level
+from thinkers.models.generation import eval_mode
+from thinkers.nn.block_index import BlockIndex
+from thinkers.nn.compression import Compressor, hash_tokens, replayed
+from thinkers.nn.latent_noise import random_latents
+from thinkers.prng import mix_tensor
+from thinkers.strict_json import to_json
+
+REPLAYED_SECTIONS = 64
+"""In training, documents of more sections keep no graph of their compression: see `replayed`."""
+STREAM = -3
+"""Random stream of the latents of a block; -1 and -2 are those of thinking latents."""
+WEIGHTS = ("text.", "process.", "latents.", "compressor.", "index.")
+"""Beginnings of the names of weights that blocks and their keys depend on."""
+SETTINGS = (
+    *("vocab_size", "dim", "num_heads", "num_layers", "hidden", "rank", "self_attention"),
+    *("variant", "mixing", "num_input_layers", "num_latents", "memory_section", "block_latents"),
+    *("compress_steps", "memory_levels", "memory_group", "index_dim"),
+)
+"""Settings that they depend on."""
+
+
+class BlockMemory:
+    """The part of a Thinker that compresses text, and looks for what it compressed."""
+
+    compressor: Compressor
+    index: BlockIndex
+
+    def make_memory(self) -> None:
+        """Build the layers of `memory` blocks; none without."""
+        config = self._model.config
+        if config.memory == "blocks":
+            sizes = config.block_latents, config.compress_steps
+            levels = config.memory_levels, config.memory_group
+            self.compressor = Compressor(config.dim, *sizes, *levels)
+            self.index = BlockIndex(config.dim, config.index_dim)
+
+    @property
+    def _model(self) -> Any:
+        return self
+
+    # Blocks of a batch --------------------------------------------------------------------------
+
+    def blocks_of(self, batch: Batch) -> DocumentBlocks | None:
+        """Compress the sections of a batch into what `forward` takes as `memory`; None without.
+
+        Blocks are those of `read_level`, and of lower levels where no group is whole. Gradients
+        reach the compression.
+        """
+        if batch.sections is None:
+            return None
+        assert batch.section_lengths is not None and batch.document is not None
+        present = batch.section_lengths > 0
+        document, place = present.nonzero(as_tuple=True)
+        inputs = [batch.sections[present], batch.section_lengths[present]]
+        if batch.document_keys is not None:
+            inputs.append(batch.document_keys[document])
+        if torch.is_grad_enabled() and present.shape[1] > REPLAYED_SECTIONS:
+            weights = [p for p in self._model.parameters() if p.requires_grad]
+            latents = replayed(self.compress_sections, inputs, weights, REPLAYED_SECTIONS)
+        else:
+            latents = self.compress_sections(*inputs)
+        blocks = BlockList(latents, document, torch.stack([place, place + 1], 1))
+        lists = []
+        for level in range(2, self._model.config.read_level + 1):
+            merge = self._merge(level)
+            blocks, left = raise_level(blocks, self.compressor.group, merge)
+            lists.append(left)
+        found = as_documents([blocks, *reversed(lists)], len(present), self.index.keys)
+        return replace(found, document=batch.document)
+
+    def count_blocks(self, batch: Batch) -> dict[str, int]:
+        """Count the terms of the index's loss: the rows that have blocks to read."""
+        if batch.sections is None:
+            return {}
+        assert batch.section_lengths is not None and batch.document is not None
+        return {"index": int((batch.section_lengths > 0).any(1)[batch.document].sum())}
+
+    def _merge(self, level: int) -> Any:
+        return lambda children: self.compressor.merge(self._model.process, children, level)
+
+    def compress_sections(
+        self,
+        tokens: Int[Tensor, "n s"],
+        lengths: Int[Tensor, " n"],
+        keys: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n m c"]:
+        """Compress sections, padded on the right, each by itself.
+
+        Args:
+            keys: Random keys, which change the random latents; None draws these from a hash of the
+                tokens alone, so that the same text gives the same block.
+        """
+        model = self._model
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        hidden = columns >= lengths[:, None]
+        parts = model.read.project(tokens.masked_fill(hidden, 0), columns, None, None)
+        drawn = hash_tokens(tokens, lengths)
+        drawn = drawn if keys is None else mix_tensor(drawn + keys)
+        number = self.compressor.num_latents - 1
+        random = random_latents(model.learned_latents(), drawn, STREAM, number)
+        return self.compressor(model.process, parts, hidden, random)
+
+    # Blocks of a store --------------------------------------------------------------------------
+
+    def compress(
+        self, sections: Int[Tensor, "n s"], lengths: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "n m c"]:
+        """Compress sections for a store: without gradient, and the same text to the same block.
+
+        Args:
+            lengths: Number of each section's real tokens, from 1; None means all.
+
+        Raises:
+            UsageError: The model has no memory, or a section is not one of its tokens.
+        """
+        self._needs_memory()
+        tokens = self._model.check_tokens(sections, lengths)
+        if lengths is None:
+            lengths = torch.full_like(tokens[:, 0], tokens.shape[1])
+        with eval_mode(self):
+            return self.compress_sections(tokens, lengths)
+
+    def compress_level(
+        self, children: Float[Tensor, "n g k c"], level: int
+    ) -> Float[Tensor, "n m c"]:
+        """Compress whole groups of blocks into blocks of `level`, from 2, without gradient."""
+        self._needs_memory()
+        with eval_mode(self):
+            return self._merge(level)(children)
+
+    def block_keys(self, latents: Float[Tensor, "n m c"]) -> Float[Tensor, "n m e"]:
+        """Return the keys of blocks in the index, of unit length, without gradient."""
+        self._needs_memory()
+        with eval_mode(self):
+            return self.index.keys(latents)
+
+    def block_query(self, latent: Float[Tensor, "b l c"]) -> Float[Tensor, "b e"]:
+        """Return what the index is asked from these latents, of unit length, without gradient."""
+        self._needs_memory()
+        with eval_mode(self):
+            return self.index.queries(latent)
+
+    def block_scale(self) -> float:
+        """Return tau, by which matches of query and key are multiplied to scores."""
+        self._needs_memory()
+        return float(self.index.scale())
+
+    def memory_fingerprint(self) -> str:
+        """Return the SHA-256 of the weights and settings that blocks and their keys depend on.
+
+        Blocks of other weights would be read as if they were of these, without an error.
+        """
+        self._needs_memory()
+        settings = asdict(self._model.config)
+        digest = hashlib.sha256(to_json({name: settings[name] for name in SETTINGS}))
+        for name, weight in sorted(self._model.state_dict().items()):
+            if name.startswith(WEIGHTS):
+                digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+                # Bytes, since numpy has no bfloat16.
+                digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def _needs_memory(self) -> None:
+        check_has_memory(self)
+
+
+def check_has_memory(model: Any) -> None:
+    """Raise UsageError if a model has no long-term memory."""
+    if getattr(model.config, "memory", "none") != "blocks":
+        raise usage_error(
+            f"a memory for {model.name} without one",
+            "thinker, trained with memory (--model.memory blocks)",
+            "leave memory out, or train such a model",
+        )

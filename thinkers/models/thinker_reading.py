@@ -1,0 +1,416 @@
+"""Reading of a long-term memory while a Thinker thinks: blocks are chosen anew at every step.
+
+What is given as `memory` is either `DocumentBlocks`, the blocks of a batch, or stores: an object
+whose `view()` is a context manager of one snapshot, with `ids`, `search` and `fetch` (see
+`thinkers.memory`). One thinking reads one snapshot.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from thinkers.checks import describe
+from thinkers.errors import UsageError, UsageTypeError
+from thinkers.models.batch import Loss
+from thinkers.models.document_blocks import ABSENT, DocumentBlocks
+from thinkers.models.thinker_memory import check_has_memory
+from thinkers.nn.block_index import best_matches, index_loss
+from thinkers.nn.latent_store import Memory
+from thinkers.nn.tracing import attention_weights
+
+Rows = Int[Tensor, " r"]
+
+
+@dataclass(frozen=True)
+class Watched(Memory):
+    """Memory that keeps the attention weights that it got: (b, m) for each layer of the block."""
+
+    weights: list[Tensor] = field(default_factory=list)
+
+    def attended(self, q: Float[Tensor, "b h l d"], layer: int) -> None:
+        super().attended(q, layer)
+        found = attention_weights(q, self.keys[layer], self.mask)
+        self.weights.append(found.mean((1, 2)))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The blocks that rows read at one step, k of each row.
+
+    Args:
+        rows: Indices of the rows among those that think.
+        ids: `ABSENT` where a row has fewer.
+        scores: Scores of all blocks that could be chosen; None where they were searched for.
+        size: Latents of a block.
+        memory: What was attended to; the blocks come last.
+    """
+
+    step: int
+    rows: Rows
+    ids: Int[Tensor, "r k"]
+    scores: Float[Tensor, "r k"] | None
+    size: int
+    memory: Watched
+
+    def mass(self) -> Float[Tensor, "r k"]:
+        """Return the attention mass of each block: mean over heads, layers and latents."""
+        weights = torch.stack(self.memory.weights).mean(0)
+        k = self.ids.shape[1]
+        return weights[:, weights.shape[1] - k * self.size :].unflatten(1, (k, self.size)).sum(2)
+
+
+class Reading:
+    """What one thinking reads: all blocks of a row's document, or those of the highest scores.
+
+    Args:
+        blocks: Their blocks, with the document of each row.
+        top: Number of blocks that a row reads at a step; None means all.
+    """
+
+    def __init__(self, model: Any, blocks: DocumentBlocks, top: int | None):
+        self.model, self.blocks, self.top = model, blocks, top
+        self.steps: list[Chosen] = []
+        self._parts: list[Tensor] | None = None
+
+    def join(self, memory: Memory, latent: Float[Tensor, "r l c"], step: int, rows: Rows) -> Memory:
+        """Return this memory with the blocks that the rows read at a step."""
+        blocks = self.blocks
+        document = blocks.document[rows].clamp(min=0)
+        hidden = blocks.hidden[document] | (blocks.document[rows] == ABSENT)[:, None, None]
+        ids = blocks.ids[document].masked_fill(hidden.all(2), ABSENT)
+        if not ids.shape[1]:
+            return memory
+        index = self.model.index
+        matches = best_matches(index.queries(latent), blocks.keys, blocks.hidden, document)
+        matches = matches.masked_fill(hidden.all(2), -torch.inf)
+        if self.top is None or self.top >= ids.shape[1]:
+            parts = [x[document] for x in self._projected()]
+            scores = index.scale() * matches
+        else:
+            # In float32, by which the keys of stores are compared too; the first at ties.
+            order = matches.detach().float().sort(1, descending=True, stable=True).indices
+            best = order[:, : self.top]
+            ids, scores = ids.gather(1, best), None
+            hidden = hidden.gather(1, best[..., None].expand(-1, -1, hidden.shape[2]))
+            latents = blocks.latents[document[:, None], best]
+            parts = self.model.process.project(latents.flatten(1, 2))
+        return self._keep(step, rows, ids, scores, hidden, parts, memory)
+
+    def _projected(self) -> list[Float[Tensor, "d h v e"]]:
+        if self._parts is None:
+            self._parts = self.model.process.project(self.blocks.latents.flatten(1, 2))
+        return self._parts
+
+    def _keep(
+        self,
+        step: int,
+        rows: Rows,
+        ids: Int[Tensor, "r k"],
+        scores: Float[Tensor, "r k"] | None,
+        hidden: Bool[Tensor, "r k m"],
+        parts: Sequence[Float[Tensor, "r h v d"]],
+        memory: Memory,
+    ) -> Memory:
+        mask = memory.mask
+        if mask is None:
+            mask = parts[0].new_zeros(len(rows), 1, 1, memory.keys[0].shape[2])
+        own = parts[0].new_zeros(hidden.shape).masked_fill(hidden, -torch.inf).flatten(1)
+        joined = Watched(
+            [torch.cat(pair, 2) for pair in zip(memory.keys, parts[::2], strict=True)],
+            [torch.cat(pair, 2) for pair in zip(memory.values, parts[1::2], strict=True)],
+            torch.cat([mask, own[:, None, None]], 3),
+        )
+        self.steps.append(Chosen(step, rows, ids, scores, hidden.shape[2], joined))
+        return joined
+
+    def index_loss(self, steps: int) -> Float[Tensor, " b"]:
+        """Return the loss of the index for each row, mean over the steps 1 .. `steps` - 1."""
+        like = self.blocks.keys
+        total = like.new_zeros(len(self.blocks.document))
+        for chosen in self.steps:
+            if chosen.scores is not None:
+                # Rows without any block have no score to compare.
+                some = (chosen.ids != ABSENT).any(1)
+                found = index_loss(chosen.mass()[some], chosen.scores[some])
+                total = total.index_add(0, chosen.rows[some], found)
+        return total / max(1, steps - 1)
+
+    def extra(self, steps: int) -> dict[str, Tensor]:
+        """Return `blocks` (b, k, n) and `block_mass` (b, k, n), of k = `steps` steps."""
+        b = len(self.blocks.document)
+        width = max((chosen.ids.shape[1] for chosen in self.steps), default=0)
+        ids = self.blocks.ids.new_full((b, steps, width), ABSENT)
+        mass = self.blocks.keys.new_zeros(b, steps, width)
+        for chosen in self.steps:
+            k = chosen.ids.shape[1]
+            ids[chosen.rows, chosen.step, :k] = chosen.ids
+            mass[chosen.rows, chosen.step, :k] = chosen.mass().to(mass.dtype)
+        return {"blocks": ids, "block_mass": mass}
+
+
+class StoreReading(Reading):
+    """What one thinking reads of stores, searched at every step.
+
+    Args:
+        views: A snapshot of each store.
+        which: The store of each row; `ABSENT` for a row without.
+    """
+
+    def __init__(self, model: Any, views: Sequence[Any], which: Int[Tensor, " b"], top: int):
+        super().__init__(model, no_blocks(model, which), top)
+        self.views, self.which = views, which
+
+    def join(self, memory: Memory, latent: Float[Tensor, "r l c"], step: int, rows: Rows) -> Memory:
+        config, which = self.model.config, self.which[rows]
+        queries = self.model.index.queries(latent).float()
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for number, view in enumerate(self.views):
+            asked = (which == number).nonzero()[:, 0]
+            if len(asked) and len(view):
+                assert self.top is not None
+                ids = view.search(queries[asked], self.top, config.read_level).ids
+                found[number] = asked, ids.to(which.device)
+        if not found:
+            return memory
+        width = max(ids.shape[1] for _, ids in found.values())
+        chosen = which.new_full((len(rows), width), ABSENT)
+        latents, hidden = self._empty(latent, len(rows), width)
+        for number, (asked, ids) in found.items():
+            ids = F.pad(ids, (0, width - ids.shape[1]), value=ABSENT)
+            chosen[asked] = ids
+            some = ids != ABSENT
+            unique, inverse = ids[some].unique(return_inverse=True)
+            read, absent = padded(self.views[number].fetch(unique.tolist()), latents)
+            place = asked[:, None].expand_as(ids)[some], some.nonzero()[:, 1]
+            latents[place], hidden[place] = read[inverse], absent[inverse]
+        parts = self.model.process.project(latents.flatten(1, 2))
+        return self._keep(step, rows, chosen, None, hidden, parts, memory)
+
+    def _empty(self, like: Tensor, rows: int, width: int) -> tuple[Tensor, Tensor]:
+        size = self.model.compressor.size(self.model.config.read_level)
+        latents = like.new_zeros(rows, width, size, like.shape[-1])
+        return latents, torch.ones(latents.shape[:3], dtype=torch.bool, device=like.device)
+
+
+def no_blocks(model: Any, document: Int[Tensor, " b"]) -> DocumentBlocks:
+    """Return documents without any block."""
+    weight = model.index.key.weight
+    latents = weight.new_zeros(1, 0, 1, weight.shape[1])
+    keys = weight.new_zeros(1, 0, 1, weight.shape[0])
+    hidden = torch.ones(1, 0, 1, dtype=torch.bool, device=weight.device)
+    ids = torch.zeros(1, 0, dtype=torch.int64, device=weight.device)
+    return DocumentBlocks(latents, hidden, keys, ids, ids[..., None].expand(1, 0, 2), document)
+
+
+def padded(latents: Any, like: Float[Tensor, "r k m c"]) -> tuple[Tensor, Tensor]:
+    """Return the latents of blocks as tensors of `like`'s size, and where they are hidden.
+
+    Args:
+        latents: What `fetch` returned: (n, m, c), or with `sizes`, blocks of fewer latents.
+    """
+    vectors = torch.as_tensor(latents.latents).to(like)
+    sizes = torch.as_tensor(latents.sizes, device=like.device)
+    vectors = F.pad(vectors, (0, 0, 0, like.shape[2] - vectors.shape[1]))
+    hidden = torch.arange(like.shape[2], device=like.device) >= sizes[:, None]
+    return vectors, hidden
+
+
+@dataclass(frozen=True)
+class StoreRows:
+    """Stores, and the one that each row reads; `ABSENT` for a row without."""
+
+    stores: Sequence[Any]
+    which: Int[Tensor, " b"]
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def select(self, rows: Rows) -> "StoreRows":
+        """Return what these rows read."""
+        return replace(self, which=self.which[rows])
+
+
+class BlockThinking:
+    """`Thinker.think`, or its like with rows that halt, with a long-term memory.
+
+    Args:
+        memory: What each row, or each row's sections, may read.
+        live: Thinks with rows that halt; None means that all take the same steps.
+        top: Number of blocks that are read at a step; None means all.
+    """
+
+    def __init__(
+        self, model: Any, memory: DocumentBlocks | StoreRows, live: Any = None, top: int | None = None
+    ):
+        self.model, self.memory, self.live, self.top = model, memory, live, top
+        self.reading: Reading | None = None
+
+    @property
+    def taken(self) -> Int[Tensor, " b"]:
+        """The steps of each row of the last thinking, if rows halt."""
+        return self.live.taken
+
+    def __call__(
+        self, inputs: list[Tensor], hidden: Tensor | None, steps: int, *options: Any
+    ) -> tuple[list[Memory], Float[Tensor, "b k l c"]]:
+        """Think about these rows: those of the memory, or equally many sections of each."""
+        number, rows = len(inputs[0]), torch.arange(len(self.memory))
+        rows = rows.to(inputs[0].device).repeat_interleave(number // max(1, len(rows)))
+        think = self.live or self.model.think
+        with opened(self.model, self.memory.select(rows), self.top) as reading:
+            self.reading = reading
+            return think(inputs, hidden, steps, *options, reading=reading)
+
+    def select(self, rows: Rows) -> None:
+        """Keep only these rows."""
+        self.memory = self.memory.select(rows)
+
+    def extra(self, steps: int, prompted: bool) -> Mapping[str, Tensor]:
+        """Return what was read, by row, or by row and section."""
+        if self.reading is None:
+            return {}
+        found, b = self.reading.extra(steps), len(self.memory)
+        return found if prompted else {k: x.unflatten(0, (b, -1)) for k, x in found.items()}
+
+
+@contextmanager
+def opened(
+    model: Any, memory: DocumentBlocks | StoreRows, top: int | None
+) -> Iterator[Reading]:
+    """Read one snapshot of a memory inside the block."""
+    if isinstance(memory, DocumentBlocks):
+        yield Reading(model, memory, top)
+        return
+    with ExitStack() as stack:
+        views = [stack.enter_context(store.view()) for store in memory.stores]
+        if top is None:
+            yield Reading(model, whole(model, views, memory.which), None)
+        else:
+            yield StoreReading(model, views, memory.which, top)
+
+
+def whole(model: Any, views: Sequence[Any], which: Int[Tensor, " b"]) -> DocumentBlocks:
+    """Return all blocks of each store as those of a document."""
+    ids = [torch.as_tensor(view.ids(model.config.read_level)) for view in views]
+    width = max((len(x) for x in ids), default=0)
+    if not width:
+        return no_blocks(model, which)
+    weight = model.index.key.weight
+    size = model.compressor.size(model.config.read_level)
+    latents = weight.new_zeros(len(views), width, size, weight.shape[1])
+    hidden = torch.ones(latents.shape[:3], dtype=torch.bool, device=weight.device)
+    for number, (view, own) in enumerate(zip(views, ids, strict=True)):
+        if len(own):
+            read, absent = padded(view.fetch(own.tolist()), latents)
+            latents[number, : len(own)], hidden[number, : len(own)] = read, absent
+    numbers = [F.pad(x, (0, width - len(x)), value=ABSENT) for x in ids]
+    table = torch.stack(numbers).to(weight.device)
+    spans = table[..., None].expand(-1, -1, 2)
+    return DocumentBlocks(latents, hidden, model.index.keys(latents), table, spans, which)
+
+
+def memory_option(memory: Any) -> dict[str, Any]:
+    """Return the keyword argument `memory` if it is set: a model may not take it."""
+    return {} if memory is None else {"memory": memory}
+
+
+def check_memory(
+    model: Any, memory: Any, b: int, steps: int
+) -> DocumentBlocks | StoreRows | None:
+    """Return the memory of `b` rows, or raise UsageError if it is none that they can read.
+
+    Args:
+        memory: Blocks of a batch, a store for all rows, or a list with one or None for each.
+    """
+    if memory is None:
+        return None
+    check_has_memory(model)
+    if steps < 2:
+        raise UsageError(
+            f"num_steps must be at least 2 with a memory, which the steps after the first read, got "
+            f"{steps}"
+        )
+    if isinstance(memory, DocumentBlocks | StoreRows):
+        found = memory
+    else:
+        found = _store_rows(model, memory, b)
+    if len(found) != b:
+        raise UsageError(f"memory must be that of {b} rows, got that of {len(found)}")
+    return found
+
+
+def _store_rows(model: Any, memory: Any, b: int) -> StoreRows:
+    given = list(memory) if isinstance(memory, list | tuple) else [memory] * b
+    stores: list[Any] = []
+    which = []
+    for place, store in enumerate(given):
+        if store is None:
+            which.append(ABSENT)
+            continue
+        if not hasattr(store, "view"):
+            raise UsageTypeError(
+                f"memory must be a LongTermMemory, or a list with one or None for each row, got "
+                f"{describe(store)} at {place}"
+            )
+        same = [i for i, known in enumerate(stores) if known is store]
+        if not same:
+            store.check(model)
+            stores.append(store)
+        which.append(same[0] if same else len(stores) - 1)
+    device = model.index.key.weight.device
+    return StoreRows(stores, torch.tensor(which, dtype=torch.int64, device=device))
+
+
+def block_thinking(
+    model: Any, live: Any, memory: DocumentBlocks | StoreRows | None, top: int | None
+) -> Any:
+    """Return what thinks in place of `Thinker.think`, with rows that halt, or a memory, or both."""
+    return live if memory is None else BlockThinking(model, memory, live, top)
+
+
+@dataclass(frozen=True)
+class Thinkings:
+    """What thinks at the ends of sections and after prompts; None means `Thinker.think`."""
+
+    sections: Any = None
+    prompts: Any = None
+
+    @classmethod
+    def of(
+        cls, model: Any, live: Any, memory: DocumentBlocks | StoreRows | None, top: int | None
+    ) -> "Thinkings":
+        """Return the thinking of a pass, with rows that halt, or a memory, or both."""
+        halts = (None, None) if live is None else (live.sections, live.prompts)
+        return cls(*(block_thinking(model, own, memory, top) for own in halts))
+
+    def extra(self, steps: int, prompted: bool) -> Mapping[str, Tensor]:
+        """Return `blocks` and `block_mass`: of prompts, or of the sections of rows without."""
+        found = self.prompts if prompted else self.sections
+        return found.extra(steps, prompted) if isinstance(found, BlockThinking) else {}
+
+    def with_index_loss(
+        self, model: Any, loss: Loss, prompted: bool, steps: int, counts: Mapping[str, int]
+    ) -> Loss:
+        """Add the loss of the index, of prompts or of the sections of rows without.
+
+        Args:
+            counts: The terms of this batch, or of a larger one of which it is a share.
+        """
+        thinking = self.prompts if prompted else self.sections
+        if not isinstance(thinking, BlockThinking):
+            return loss
+        part = loss.total.new_zeros(())
+        if thinking.reading is not None:
+            by_row = thinking.reading.index_loss(steps).view(len(thinking.memory), -1)
+            part = by_row.mean(1).sum() / max(1, counts["index"])
+        total = loss.total + model.config.index_weight * part
+        return replace(loss, total=total, parts={**loss.parts, "index": part.detach()})
+
+
+NO_THINKINGS = Thinkings()
