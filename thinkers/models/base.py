@@ -28,6 +28,7 @@ from thinkers.models.config import SIZES as SIZES
 from thinkers.models.config import Config as Config
 from thinkers.models.generation import classify, generate
 from thinkers.models.halt import Halt, check_halt, full_steps, halt_option, with_policy
+from thinkers.models.memory_option import memory_option
 from thinkers.models.model_input import ModelInput
 from thinkers.models.names import MODELS, Name
 from thinkers.models.output_weights import find_output_weights
@@ -237,6 +238,7 @@ class Model(Traced, Configured, ModelInput, ABC):
         return_steps: bool = False,
         tools: Sequence[Tool] = (),
         policy: bool = False,
+        memory: Any = None,
     ) -> Any:
         """Continue prompts, padded on the left, by `max_new_tokens` tokens each.
 
@@ -255,6 +257,8 @@ class Model(Traced, Configured, ModelInput, ABC):
                 tokens count in `max_new_tokens` and are no stop tokens; their logits and steps are
                 those of the choice that they replace.
             policy: Let the model's policy choose the block of each step, and when to stop.
+            memory: Long-term memory that the model reads: a `LongTermMemory` for all rows, or a
+                list with one, or None, for each.
         """
         return generate(
             self,
@@ -274,6 +278,7 @@ class Model(Traced, Configured, ModelInput, ABC):
             halt=with_policy(halt, policy),
             return_steps=return_steps,
             tools=tools,
+            memory=memory,
         )
 
     def answer(
@@ -287,13 +292,14 @@ class Model(Traced, Configured, ModelInput, ABC):
         return_steps: bool = False,
         tools: Sequence[Tool] = (),
         policy: bool = False,
+        memory: Any = None,
     ) -> Any:
         """Answer prompts, padded on the left, greedily: what tasks score.
 
         A model that is not causal answers with one token, predicted at the end of the prompt.
 
         Args:
-            positions, halt, tools, policy: As in `generate`.
+            positions, halt, tools, policy, memory: As in `generate`.
             return_steps: Return the answers (b, n) and the steps (b, n) that each token took.
         """
         refuse_positions(self, positions)
@@ -304,6 +310,7 @@ class Model(Traced, Configured, ModelInput, ABC):
             steps = full_steps(answer, self.check_steps(num_steps))
             return (answer, steps) if return_steps else answer
         options = option(positions) | halt_option(halt) | tools_option(tools)
+        options |= memory_option(memory)
         out, steps = self.generate(
             tokens, max_new_tokens, num_steps, prompt_lengths, return_steps=True, **options
         )
@@ -318,12 +325,13 @@ class Model(Traced, Configured, ModelInput, ABC):
         num_steps: int | None = None,
         positions: Positions | None = None,
         halt: Halt = None,
+        memory: Any = None,
     ) -> Float[Tensor, "b t-1"]:
         """Compute the log-probability of each token after the first, in nats; 0 for padding."""
         refuse_positions(self, positions)
         if not self.causal:
             raise UsageError(NOT_CAUSAL.format(what="score"))
-        options = option(positions) | halt_option(check_halt(self, halt))
+        options = option(positions) | halt_option(check_halt(self, halt)) | memory_option(memory)
         thought = self(tokens, num_steps=num_steps, lengths=lengths, **options)
         logits = thought.logits[:, :-1]
         nexts = tokens[:, 1:]

@@ -13,6 +13,7 @@ from torch import Tensor
 from thinkers.checks import NOT_CAUSAL, check_ids, check_int, check_lengths, check_shape
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.halt import Halt, check_halt
+from thinkers.models.memory_option import check_takes_memory
 from thinkers.models.positions import Positions, refuse_positions
 from thinkers.models.tools import Calls, Tool, check_tools
 from thinkers.models.writers import Cached, Recomputed
@@ -37,6 +38,7 @@ def generate(
     halt: Halt,
     return_steps: bool,
     tools: Sequence[Tool] = (),
+    memory: Any = None,
 ) -> Any:
     """Implement `Model.generate`."""
     check_shape("tokens", tokens)
@@ -56,6 +58,7 @@ def generate(
         positions=positions,
         halt=halt,
         tools=tools,
+        memory=memory,
     )
     (b, t), chosen, kept, taken = tokens.shape, [], [], []
     for new in written:
@@ -143,6 +146,7 @@ def stream(
     positions: Positions | None = None,
     halt: Halt = None,
     tools: Sequence[Tool] | Calls = (),
+    memory: Any = None,
 ) -> Iterator[NextTokens]:
     """Yield the tokens of `Model.generate`, each as soon as it is chosen.
 
@@ -157,6 +161,7 @@ def stream(
     rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
     check_sampling(temperature, top_k, top_p)
     halt = check_halt(model, halt)
+    check_takes_memory(model, memory)
     calls = begin_calls(model, tools, rows, lengths, max_new_tokens)
     positions = continued(model, positions, tokens, lengths, max_new_tokens)
     if stop_token is not None:
@@ -164,7 +169,7 @@ def stream(
     with eval_mode(model):
         prompted = prompt_lengths is not None
         writer = (Cached if use_cache else Recomputed)(
-            model, rows, lengths, steps, prompted, max_new_tokens, positions, halt
+            model, rows, lengths, steps, prompted, max_new_tokens, positions, halt, memory
         )
         alive = torch.arange(len(tokens), device=tokens.device)
         for _ in range(max_new_tokens):

@@ -27,6 +27,7 @@ from thinkers.models.halt import (
     with_policy,
 )
 from thinkers.models.halting_model import HaltingModel
+from thinkers.models.memory_option import memory_option
 from thinkers.models.positions import Positions, refuse_positions
 from thinkers.models.step_loss import loss_of_states
 from thinkers.models.thinker_cache import ThinkerCache
@@ -46,7 +47,6 @@ from thinkers.models.thinker_reading import (
     Thinkings,
     block_thinking,
     check_memory,
-    memory_option,
 )
 from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
 from thinkers.models.thinker_tracing import read_out_attention

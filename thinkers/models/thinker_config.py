@@ -149,9 +149,7 @@ class ThinkerConfig(StepLossConfig):
     def _check_memory(self) -> None:
         """Check the settings of the long-term memory."""
         if not 0 <= self.index_weight < float("inf"):
-            raise UsageError(
-                f"index_weight must be at least 0 and finite, got {self.index_weight}"
-            )
+            raise UsageError(f"index_weight must be at least 0 and finite, got {self.index_weight}")
         if self.memory == "none":
             self.refuse_unused(MEMORY_SETTINGS, "memory is none")
             return

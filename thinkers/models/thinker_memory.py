@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from thinkers.errors import usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.document_blocks import BlockList, DocumentBlocks, as_documents, raise_level
 from thinkers.models.generation import eval_mode
+from thinkers.models.memory_option import check_takes_memory
 from thinkers.nn.block_index import BlockIndex
 from thinkers.nn.compression import Compressor, hash_tokens, replayed
 from thinkers.nn.latent_noise import random_latents
@@ -187,14 +187,4 @@ class BlockMemory:
         return digest.hexdigest()
 
     def _needs_memory(self) -> None:
-        check_has_memory(self)
-
-
-def check_has_memory(model: Any) -> None:
-    """Raise UsageError if a model has no long-term memory."""
-    if getattr(model.config, "memory", "none") != "blocks":
-        raise usage_error(
-            f"a memory for {model.name} without one",
-            "thinker, trained with memory (--model.memory blocks)",
-            "leave memory out, or train such a model",
-        )
+        check_takes_memory(self, self)

@@ -19,7 +19,7 @@ from thinkers.checks import describe
 from thinkers.errors import UsageError, UsageTypeError
 from thinkers.models.batch import Loss
 from thinkers.models.document_blocks import ABSENT, DocumentBlocks
-from thinkers.models.thinker_memory import check_has_memory
+from thinkers.models.memory_option import check_takes_memory
 from thinkers.nn.block_index import best_matches, index_loss
 from thinkers.nn.latent_store import Memory
 from thinkers.nn.tracing import attention_weights
@@ -74,7 +74,11 @@ class Reading:
     """
 
     def __init__(self, model: Any, blocks: DocumentBlocks, top: int | None):
-        self.model, self.blocks, self.top = model, blocks, top
+        # A mask does not keep NaN out of products.
+        hidden = blocks.hidden[..., None]
+        latents, keys = blocks.latents.masked_fill(hidden, 0), blocks.keys.masked_fill(hidden, 0)
+        self.blocks = replace(blocks, latents=latents, keys=keys)
+        self.model, self.top = model, top
         self.steps: list[Chosen] = []
         self._parts: list[Tensor] | None = None
 
@@ -88,13 +92,17 @@ class Reading:
             return memory
         index = self.model.index
         matches = best_matches(index.queries(latent), blocks.keys, blocks.hidden, document)
-        matches = matches.masked_fill(hidden.all(2), -torch.inf)
         if self.top is None or self.top >= ids.shape[1]:
             parts = [x[document] for x in self._projected()]
-            scores = index.scale() * matches
+            # -inf times tau would give tau the gradient NaN.
+            absent = ids == ABSENT
+            scores = (index.scale() * matches.masked_fill(absent, 0)).masked_fill(
+                absent, -torch.inf
+            )
         else:
             # In float32, by which the keys of stores are compared too; the first at ties.
-            order = matches.detach().float().sort(1, descending=True, stable=True).indices
+            matches = matches.masked_fill(ids == ABSENT, -torch.inf)
+            order = matches.detach().float().sort(dim=1, descending=True, stable=True).indices
             best = order[:, : self.top]
             ids, scores = ids.gather(1, best), None
             hidden = hidden.gather(1, best[..., None].expand(-1, -1, hidden.shape[2]))
@@ -246,7 +254,11 @@ class BlockThinking:
     """
 
     def __init__(
-        self, model: Any, memory: DocumentBlocks | StoreRows, live: Any = None, top: int | None = None
+        self,
+        model: Any,
+        memory: DocumentBlocks | StoreRows,
+        live: Any = None,
+        top: int | None = None,
     ):
         self.model, self.memory, self.live, self.top = model, memory, live, top
         self.reading: Reading | None = None
@@ -280,9 +292,7 @@ class BlockThinking:
 
 
 @contextmanager
-def opened(
-    model: Any, memory: DocumentBlocks | StoreRows, top: int | None
-) -> Iterator[Reading]:
+def opened(model: Any, memory: DocumentBlocks | StoreRows, top: int | None) -> Iterator[Reading]:
     """Read one snapshot of a memory inside the block."""
     if isinstance(memory, DocumentBlocks):
         yield Reading(model, memory, top)
@@ -315,14 +325,7 @@ def whole(model: Any, views: Sequence[Any], which: Int[Tensor, " b"]) -> Documen
     return DocumentBlocks(latents, hidden, model.index.keys(latents), table, spans, which)
 
 
-def memory_option(memory: Any) -> dict[str, Any]:
-    """Return the keyword argument `memory` if it is set: a model may not take it."""
-    return {} if memory is None else {"memory": memory}
-
-
-def check_memory(
-    model: Any, memory: Any, b: int, steps: int
-) -> DocumentBlocks | StoreRows | None:
+def check_memory(model: Any, memory: Any, b: int, steps: int) -> DocumentBlocks | StoreRows | None:
     """Return the memory of `b` rows, or raise UsageError if it is none that they can read.
 
     Args:
@@ -330,11 +333,11 @@ def check_memory(
     """
     if memory is None:
         return None
-    check_has_memory(model)
+    check_takes_memory(model, memory)
     if steps < 2:
         raise UsageError(
-            f"num_steps must be at least 2 with a memory, which the steps after the first read, got "
-            f"{steps}"
+            "num_steps must be at least 2 with a memory, which the steps after the first read, "
+            f"got {steps}"
         )
     if isinstance(memory, DocumentBlocks | StoreRows):
         found = memory

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thinkers.models.halt import Halt, HaltingCache, full_steps, halt_option
+from thinkers.models.memory_option import memory_of_rows, memory_option
 from thinkers.models.positions import Places, Positions, option
 
 
@@ -23,6 +24,7 @@ class Cached:
         room: int,
         positions: Positions | None = None,
         halt: Halt = None,
+        memory: Any = None,
     ):
         self.model, self.steps = model, steps
         self.next: Any = None
@@ -38,6 +40,7 @@ class Cached:
                 rows.shape[1] + room,
                 **option(places),
                 **halt_option(halt),
+                **memory_option(memory),
             )
         self.pending: Tensor | None = None
 
@@ -81,8 +84,10 @@ class Recomputed:
         room: int,
         positions: Positions | None = None,
         halt: Halt = None,
+        memory: Any = None,
     ):
         self.model, self.steps, self.lengths = model, steps, lengths
+        self.memory = memory
         self.halt, self.newest = halt, lengths
         self.positions = positions
         self.prompts = lengths if prompted else None
@@ -98,6 +103,7 @@ class Recomputed:
             prompt_lengths=self.prompts,
             **option(self.positions),
             **halt_option(self.halt),
+            **memory_option(self.memory),
         )
         last = torch.arange(len(self.rows)), self.lengths - 1
         self.newest = full_steps(self.lengths, self.steps)
@@ -118,3 +124,4 @@ class Recomputed:
         """Keep only these rows."""
         self.rows, self.lengths = self.rows[rows], self.lengths[rows]
         self.prompts = None if self.prompts is None else self.prompts[rows]
+        self.memory = memory_of_rows(self.memory, rows)

@@ -22,7 +22,7 @@ class Compressor(nn.Module):
 
         level 1   z^0     = [signal_1; r_1 .. r_(m-1)]
                   z^(i+1) = block(z^i, P(section)),  i = 0 .. steps - 1
-        level l   z^0_j   = sqrt(2) * (mean of 2 neighbouring latents of the children) + 0.1 signal_l
+        level l   z^0_j   = sqrt(2) * (mean of 2 neighbouring child latents) + 0.1 signal_l
                   z^(i+1) = block(z^i, P(children + code of each child))
 
     A block has m latents of width c at level 1, and at each level half the latents of its `group`
@@ -122,7 +122,11 @@ def replayed(
 class _Replayed(Function):
     @staticmethod
     def forward(
-        ctx: Any, function: Callable[..., Tensor], inputs: Sequence[Tensor], rows: int, *weights: Any
+        ctx: Any,
+        function: Callable[..., Tensor],
+        inputs: Sequence[Tensor],
+        rows: int,
+        *weights: Any,
     ) -> Tensor:
         ctx.function, ctx.inputs, ctx.rows, ctx.weights = function, inputs, rows, weights
         # Rows in the pieces of the backward pass: other shapes could round differently.
@@ -155,9 +159,7 @@ def _sum(x: Tensor | None, y: Tensor | None) -> Tensor | None:
     return y if x is None else x if y is None else x + y
 
 
-def hash_tokens(
-    tokens: Int[Tensor, "n s"], lengths: Int[Tensor, " n"]
-) -> Int[Tensor, " n"]:
+def hash_tokens(tokens: Int[Tensor, "n s"], lengths: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Return a 64-bit hash of the real tokens of each section, whatever its padding."""
     key = mix_tensor(lengths)
     for column in range(tokens.shape[1]):

@@ -18,6 +18,7 @@ from thinkers.testing.forward import (
 from thinkers.testing.generation import answers, caching, evaluation_mode, generation
 from thinkers.testing.halting import halted_caching, halting
 from thinkers.testing.helpers import TOLERANCES
+from thinkers.testing.memory import long_term_memory
 from thinkers.testing.training import (
     correctness,
     gradients,
@@ -41,6 +42,7 @@ PROPERTIES: dict[str, Callable[[Model], None]] = {
         answers,
         halting,
         halted_caching,
+        long_term_memory,
         loss_shares,
         correctness,
         gradients,

@@ -16,6 +16,7 @@ from torch import Tensor
 from thinkers.models import MODELS, load_model
 from thinkers.models.base import Model
 from thinkers.models.batch import IGNORED, Batch, Loss
+from thinkers.models.memory_option import has_memory
 from thinkers.testing.helpers import (
     SHARE_TOLERANCES,
     Rows,
@@ -30,6 +31,7 @@ from thinkers.testing.helpers import (
     require,
     training_batch,
 )
+from thinkers.testing.memory import with_documents
 
 
 def loss_shares(model: Model) -> None:
@@ -138,6 +140,8 @@ def gradients(model: Model) -> None:
     gradient that is not all zero, except those that it says it does not train."""
     tokens = draw(model, (3, min(64, model.config.max_length)))
     batch: Any = tokens if model.causal else Batch(tokens, draw(model, tuple(tokens.shape), 1))
+    if has_memory(model):
+        batch = with_documents(model, Batch(tokens, tokens.roll(-1, 1)))
     model.zero_grad()
     model.train().loss(batch).total.backward()
     for name, parameter in model.named_parameters():
