@@ -31,6 +31,8 @@ class Training:
     """adamw for all weights, or muon for the matrices of hidden layers and adamw for the rest."""
     lr: float = 1e-3
     """Learning rate after the warm-up."""
+    muon_lr: float | None = added(None)
+    """Learning rate of the matrices that muon updates, after the warm-up; None means lr."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate from the end of the warm-up to the last update."""
     warmup_updates: int = 100
@@ -100,6 +102,10 @@ class Training:
         for name in ("max_minutes", "max_flops"):
             value = getattr(self, name)
             _check(name, value, "be above 0", value is None or value > 0)
+        rate = self.muon_lr
+        _check("muon_lr", rate, "be above 0", rate is None or 0 < rate < math.inf)
+        unused = rate is not None and self.optimizer != "muon"
+        _check("muon_lr", rate, "be left out unless optimizer is muon", not unused)
         decay = self.weight_decay
         _check("weight_decay", decay, "be at least 0", 0 <= decay < math.inf)
         _check("min_lr_ratio", self.min_lr_ratio, "be in 0 .. 1", 0 <= self.min_lr_ratio <= 1)

@@ -257,8 +257,7 @@ class Model(Traced, Configured, ModelInput, ABC):
                 tokens count in `max_new_tokens` and are no stop tokens; their logits and steps are
                 those of the choice that they replace.
             policy: Let the model's policy choose the block of each step, and when to stop.
-            memory: Long-term memory that the model reads: a `LongTermMemory` for all rows, or a
-                list with one, or None, for each.
+            memory: A `LongTermMemory` that is read, or a list with one or None for each row.
         """
         return generate(
             self,

@@ -17,7 +17,7 @@ class DocumentBlocks:
     """Blocks of d documents, and the document that each row reads.
 
     Args:
-        latents: Of blocks of different sizes too; 0 where hidden.
+        latents: Latents of blocks, which may have different numbers; 0 where hidden.
         hidden: True for latents that a block does not have, and for blocks that are not there.
         keys: Key of each latent in the index.
         ids: Number of each block, `ABSENT` for one that is not there.
@@ -75,7 +75,7 @@ def raise_level(
     children, left = blocks.rows(whole), blocks.rows(~whole)
     latents = merge(children.latents.unflatten(0, (-1, group)))
     spans = torch.stack([children.spans[::group, 0], children.spans[group - 1 :: group, 1]], 1)
-    return BlockList(latents, children.document[::group], spans), left
+    return BlockList(latents, children.document[::group].contiguous(), spans), left
 
 
 def as_documents(

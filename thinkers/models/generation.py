@@ -160,17 +160,15 @@ def stream(
         raise UsageError(NOT_CAUSAL.format(what="generate"))
     rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
     check_sampling(temperature, top_k, top_p)
-    halt = check_halt(model, halt)
     check_takes_memory(model, memory)
+    halt = check_halt(model, halt)
     calls = begin_calls(model, tools, rows, lengths, max_new_tokens)
     positions = continued(model, positions, tokens, lengths, max_new_tokens)
     if stop_token is not None:
         check_int("stop_token", stop_token, 0, model.config.vocab_size - 1, "vocab_size - 1")
     with eval_mode(model):
-        prompted = prompt_lengths is not None
-        writer = (Cached if use_cache else Recomputed)(
-            model, rows, lengths, steps, prompted, max_new_tokens, positions, halt, memory
-        )
+        given = prompt_lengths is not None, max_new_tokens, positions, halt, memory
+        writer = (Cached if use_cache else Recomputed)(model, rows, lengths, steps, *given)
         alive = torch.arange(len(tokens), device=tokens.device)
         for _ in range(max_new_tokens):
             logits = writer.logits()

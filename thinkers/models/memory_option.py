@@ -1,4 +1,4 @@
-"""What calls take as `memory`: a long-term memory, which a model may have layers for."""
+"""The argument `memory` of calls: a long-term memory, which a model may have layers for."""
 
 from typing import Any
 

@@ -41,14 +41,14 @@ from thinkers.models.thinker_input import read_text, text_input
 from thinkers.models.thinker_live import LiveRows, live_thinking
 from thinkers.models.thinker_memory import BlockMemory
 from thinkers.models.thinker_policy import Policy
-from thinkers.models.thinker_reading import (
+from thinkers.models.thinker_reading import Reading
+from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
+from thinkers.models.thinker_recall import (
     NO_THINKINGS,
-    Reading,
     Thinkings,
     block_thinking,
     check_memory,
 )
-from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
 from thinkers.models.thinker_tracing import read_out_attention
 from thinkers.models.tools import Tool, check_tools, tools_option
 from thinkers.nn.latent_noise import Disturb, random_latents, split_keys

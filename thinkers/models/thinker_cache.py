@@ -8,7 +8,7 @@ from torch import Tensor
 
 from thinkers.models.thinker_halting import LiveThinking
 from thinkers.models.thinker_input import read_text
-from thinkers.models.thinker_reading import BlockThinking
+from thinkers.models.thinker_recall import BlockThinking
 from thinkers.nn.causal_mixing import TextCache
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.nn.latent_store import Memory

@@ -50,7 +50,7 @@ class ThinkerConfig(StepLossConfig):
     max_latents: int | None = None
     """Rows of the table of learned latents; None means num_latents."""
     max_inputs: int | None = None
-    """Rows of the table of input positions; None means max_length."""
+    """Rows of the table of input positions; None means max_length, and at least memory_section."""
     max_outputs: int | None = None
     """Rows of the table of output queries; None means the larger of max_length and section."""
     step_weights: Sequence[float] = ()
@@ -159,6 +159,11 @@ class ThinkerConfig(StepLossConfig):
             raise UsageError(
                 "max_steps must be at least 2 with memory, which the steps after the first read, "
                 f"got {self.max_steps}"
+            )
+        if self.max_inputs is not None and self.max_inputs < self.memory_section:
+            raise UsageError(
+                f"max_inputs must be at least {self.memory_section} (memory_section), got "
+                f"{self.max_inputs}"
             )
         if self.memory_group % 2:
             raise UsageError(f"memory_group must be even, got {self.memory_group}")

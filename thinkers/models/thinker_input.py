@@ -12,7 +12,10 @@ from thinkers.nn.processor import FixedTextInput, TextInput
 
 def text_input(config: Any) -> TextInput:
     """Build the input of these settings; without mixing and layers, it has no weights for them."""
-    sizes = config.vocab_size, config.max_inputs or config.max_length, config.dim
+    longest = config.max_length
+    if config.memory == "blocks":
+        longest = max(longest, config.memory_section)
+    sizes = config.vocab_size, config.max_inputs or longest, config.dim
     if config.variant == "published":
         return FixedTextInput(*sizes)
     width, layers = config.mixing, config.num_input_layers

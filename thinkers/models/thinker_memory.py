@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from thinkers.checks import check_lengths, check_shape
+from thinkers.models import documents
 from thinkers.models.batch import Batch
 from thinkers.models.document_blocks import BlockList, DocumentBlocks, as_documents, raise_level
 from thinkers.models.generation import eval_mode
@@ -72,12 +74,14 @@ class BlockMemory:
         Blocks are those of `read_level`, and of lower levels where no group is whole. Gradients
         reach the compression.
         """
-        if batch.sections is None:
+        fields = {name: getattr(batch, name) for name in documents.SHAPES}
+        sections = documents.checked(fields, len(batch), self._model)
+        if sections is None:
             return None
         assert batch.section_lengths is not None and batch.document is not None
         present = batch.section_lengths > 0
         document, place = present.nonzero(as_tuple=True)
-        inputs = [batch.sections[present], batch.section_lengths[present]]
+        inputs = [sections[present], batch.section_lengths[present]]
         if batch.document_keys is not None:
             inputs.append(batch.document_keys[document])
         if torch.is_grad_enabled() and present.shape[1] > REPLAYED_SECTIONS:
@@ -119,7 +123,9 @@ class BlockMemory:
         model = self._model
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         hidden = columns >= lengths[:, None]
-        parts = model.read.project(tokens.masked_fill(hidden, 0), columns, None, None)
+        # Padding may lie beyond the last position.
+        places = columns.clamp(max=model.config.memory_section - 1)
+        parts = model.read.project(tokens.masked_fill(hidden, 0), places, None, None)
         drawn = hash_tokens(tokens, lengths)
         drawn = drawn if keys is None else mix_tensor(drawn + keys)
         number = self.compressor.num_latents - 1
@@ -140,11 +146,15 @@ class BlockMemory:
             UsageError: The model has no memory, or a section is not one of its tokens.
         """
         self._needs_memory()
-        tokens = self._model.check_tokens(sections, lengths)
+        n, width = check_shape("sections", sections)
         if lengths is None:
-            lengths = torch.full_like(tokens[:, 0], tokens.shape[1])
+            lengths = torch.full_like(sections[:, 0], width)
+        check_lengths("lengths", lengths, n, width)
+        fields = {"sections": sections[None], "section_lengths": lengths[None]}
+        fields["document"] = torch.zeros_like(lengths[:1])
+        documents.checked(fields | {"document_keys": None}, 1, self._model)
         with eval_mode(self):
-            return self.compress_sections(tokens, lengths)
+            return self.compress_sections(sections, lengths)
 
     def compress_level(
         self, children: Float[Tensor, "n g k c"], level: int
@@ -183,7 +193,7 @@ class BlockMemory:
             if name.startswith(WEIGHTS):
                 digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
                 # Bytes, since numpy has no bfloat16.
-                digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+                digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def _needs_memory(self) -> None:

@@ -1,11 +1,10 @@
 """Reading of a long-term memory while a Thinker thinks: blocks are chosen anew at every step.
 
-What is given as `memory` is either `DocumentBlocks`, the blocks of a batch, or stores: an object
-whose `view()` is a context manager of one snapshot, with `ids`, `search` and `fetch` (see
-`thinkers.memory`). One thinking reads one snapshot.
+The memory is either `DocumentBlocks`, the blocks of a batch, or stores: objects whose `view()` is a
+context manager of one snapshot, with `ids`, `search` and `fetch` (see `thinkers.memory`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,11 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers.checks import describe
-from thinkers.errors import UsageError, UsageTypeError
-from thinkers.models.batch import Loss
 from thinkers.models.document_blocks import ABSENT, DocumentBlocks
-from thinkers.models.memory_option import check_takes_memory
 from thinkers.nn.block_index import best_matches, index_loss
 from thinkers.nn.latent_store import Memory
 from thinkers.nn.tracing import attention_weights
@@ -48,7 +43,7 @@ class Chosen:
         ids: `ABSENT` where a row has fewer.
         scores: Scores of all blocks that could be chosen; None where they were searched for.
         size: Latents of a block.
-        memory: What was attended to; the blocks come last.
+        memory: The memory of this step, in which the blocks come last.
     """
 
     step: int
@@ -66,7 +61,7 @@ class Chosen:
 
 
 class Reading:
-    """What one thinking reads: all blocks of a row's document, or those of the highest scores.
+    """Blocks that one thinking reads: all of a row's document, or those of the highest scores.
 
     Args:
         blocks: Their blocks, with the document of each row.
@@ -163,7 +158,7 @@ class Reading:
 
 
 class StoreReading(Reading):
-    """What one thinking reads of stores, searched at every step.
+    """Blocks that one thinking reads from stores, searched at every step.
 
     Args:
         views: A snapshot of each store.
@@ -220,7 +215,7 @@ def padded(latents: Any, like: Float[Tensor, "r k m c"]) -> tuple[Tensor, Tensor
     """Return the latents of blocks as tensors of `like`'s size, and where they are hidden.
 
     Args:
-        latents: What `fetch` returned: (n, m, c), or with `sizes`, blocks of fewer latents.
+        latents: The result of `fetch`: `latents` (n, m, c) and `sizes` (n,), their numbers.
     """
     vectors = torch.as_tensor(latents.latents).to(like)
     sizes = torch.as_tensor(latents.sizes, device=like.device)
@@ -242,53 +237,6 @@ class StoreRows:
     def select(self, rows: Rows) -> "StoreRows":
         """Return what these rows read."""
         return replace(self, which=self.which[rows])
-
-
-class BlockThinking:
-    """`Thinker.think`, or its like with rows that halt, with a long-term memory.
-
-    Args:
-        memory: What each row, or each row's sections, may read.
-        live: Thinks with rows that halt; None means that all take the same steps.
-        top: Number of blocks that are read at a step; None means all.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        memory: DocumentBlocks | StoreRows,
-        live: Any = None,
-        top: int | None = None,
-    ):
-        self.model, self.memory, self.live, self.top = model, memory, live, top
-        self.reading: Reading | None = None
-
-    @property
-    def taken(self) -> Int[Tensor, " b"]:
-        """The steps of each row of the last thinking, if rows halt."""
-        return self.live.taken
-
-    def __call__(
-        self, inputs: list[Tensor], hidden: Tensor | None, steps: int, *options: Any
-    ) -> tuple[list[Memory], Float[Tensor, "b k l c"]]:
-        """Think about these rows: those of the memory, or equally many sections of each."""
-        number, rows = len(inputs[0]), torch.arange(len(self.memory))
-        rows = rows.to(inputs[0].device).repeat_interleave(number // max(1, len(rows)))
-        think = self.live or self.model.think
-        with opened(self.model, self.memory.select(rows), self.top) as reading:
-            self.reading = reading
-            return think(inputs, hidden, steps, *options, reading=reading)
-
-    def select(self, rows: Rows) -> None:
-        """Keep only these rows."""
-        self.memory = self.memory.select(rows)
-
-    def extra(self, steps: int, prompted: bool) -> Mapping[str, Tensor]:
-        """Return what was read, by row, or by row and section."""
-        if self.reading is None:
-            return {}
-        found, b = self.reading.extra(steps), len(self.memory)
-        return found if prompted else {k: x.unflatten(0, (b, -1)) for k, x in found.items()}
 
 
 @contextmanager
@@ -323,97 +271,3 @@ def whole(model: Any, views: Sequence[Any], which: Int[Tensor, " b"]) -> Documen
     table = torch.stack(numbers).to(weight.device)
     spans = table[..., None].expand(-1, -1, 2)
     return DocumentBlocks(latents, hidden, model.index.keys(latents), table, spans, which)
-
-
-def check_memory(model: Any, memory: Any, b: int, steps: int) -> DocumentBlocks | StoreRows | None:
-    """Return the memory of `b` rows, or raise UsageError if it is none that they can read.
-
-    Args:
-        memory: Blocks of a batch, a store for all rows, or a list with one or None for each.
-    """
-    if memory is None:
-        return None
-    check_takes_memory(model, memory)
-    if steps < 2:
-        raise UsageError(
-            "num_steps must be at least 2 with a memory, which the steps after the first read, "
-            f"got {steps}"
-        )
-    if isinstance(memory, DocumentBlocks | StoreRows):
-        found = memory
-    else:
-        found = _store_rows(model, memory, b)
-    if len(found) != b:
-        raise UsageError(f"memory must be that of {b} rows, got that of {len(found)}")
-    return found
-
-
-def _store_rows(model: Any, memory: Any, b: int) -> StoreRows:
-    given = list(memory) if isinstance(memory, list | tuple) else [memory] * b
-    stores: list[Any] = []
-    which = []
-    for place, store in enumerate(given):
-        if store is None:
-            which.append(ABSENT)
-            continue
-        if not hasattr(store, "view"):
-            raise UsageTypeError(
-                f"memory must be a LongTermMemory, or a list with one or None for each row, got "
-                f"{describe(store)} at {place}"
-            )
-        same = [i for i, known in enumerate(stores) if known is store]
-        if not same:
-            store.check(model)
-            stores.append(store)
-        which.append(same[0] if same else len(stores) - 1)
-    device = model.index.key.weight.device
-    return StoreRows(stores, torch.tensor(which, dtype=torch.int64, device=device))
-
-
-def block_thinking(
-    model: Any, live: Any, memory: DocumentBlocks | StoreRows | None, top: int | None
-) -> Any:
-    """Return what thinks in place of `Thinker.think`, with rows that halt, or a memory, or both."""
-    return live if memory is None else BlockThinking(model, memory, live, top)
-
-
-@dataclass(frozen=True)
-class Thinkings:
-    """What thinks at the ends of sections and after prompts; None means `Thinker.think`."""
-
-    sections: Any = None
-    prompts: Any = None
-
-    @classmethod
-    def of(
-        cls, model: Any, live: Any, memory: DocumentBlocks | StoreRows | None, top: int | None
-    ) -> "Thinkings":
-        """Return the thinking of a pass, with rows that halt, or a memory, or both."""
-        halts = (None, None) if live is None else (live.sections, live.prompts)
-        return cls(*(block_thinking(model, own, memory, top) for own in halts))
-
-    def extra(self, steps: int, prompted: bool) -> Mapping[str, Tensor]:
-        """Return `blocks` and `block_mass`: of prompts, or of the sections of rows without."""
-        found = self.prompts if prompted else self.sections
-        return found.extra(steps, prompted) if isinstance(found, BlockThinking) else {}
-
-    def with_index_loss(
-        self, model: Any, loss: Loss, prompted: bool, steps: int, counts: Mapping[str, int]
-    ) -> Loss:
-        """Add the loss of the index, of prompts or of the sections of rows without.
-
-        Args:
-            counts: The terms of this batch, or of a larger one of which it is a share.
-        """
-        thinking = self.prompts if prompted else self.sections
-        if not isinstance(thinking, BlockThinking):
-            return loss
-        part = loss.total.new_zeros(())
-        if thinking.reading is not None:
-            by_row = thinking.reading.index_loss(steps).view(len(thinking.memory), -1)
-            part = by_row.mean(1).sum() / max(1, counts["index"])
-        total = loss.total + model.config.index_weight * part
-        return replace(loss, total=total, parts={**loss.parts, "index": part.detach()})
-
-
-NO_THINKINGS = Thinkings()

@@ -21,8 +21,8 @@ def build(
     AdamW: Loshchilov and Hutter 2017, https://arxiv.org/abs/1711.05101; norms, biases and
     embeddings have no weight decay. Muon: Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon, its updates scaled to the size of AdamW's (Liu et
-    al. 2025, https://arxiv.org/abs/2502.16982), so that one learning rate serves both. Matrices are
-    distinguished by their use, never by their shapes: the weights of `nn.Embedding` embed, and
+    al. 2025, https://arxiv.org/abs/2502.16982), so that one learning rate can serve both. Matrices
+    are distinguished by their use, never by their shapes: the weights of `nn.Embedding` embed, and
     `Model.output_weights` write logits, however large the vocabulary is.
 
     Args:
@@ -50,7 +50,13 @@ def build(
     if not hidden:
         return [adamw, *own]
     matrices = [p for p in learned if p in hidden]
-    muon = optim.Muon(matrices, settings.lr, settings.weight_decay, adjust_lr_fn="match_rms_adamw")
+    rate = settings.muon_lr or settings.lr
+    muon = optim.Muon(
+        [{"params": matrices, LR_RATIO: rate / settings.lr}],
+        rate,
+        settings.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
     return [adamw, muon, *own]
 
 

@@ -1,0 +1,181 @@
+"""Long-term memory of a Thinker: against a definition in loops over sections, rows and steps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from thinker_definition import VOCAB, rows, thinker
+from thinker_memory_definition import Thought, defined_document, defined_logits
+
+from thinkers.errors import UsageError
+from thinkers.models import Batch
+from thinkers.models.batch import IGNORED
+
+STEPS = 3
+SHAPES = {
+    "plain": {},
+    "mixing": {"mixing": 3, "num_layers": 1, "block_latents": 3},
+    "levels": {"memory_levels": 3, "read_level": 3, "memory_group": 2, "num_layers": 1},
+    "level 2": {"memory_levels": 2, "read_level": 2, "num_knowledge": 2, "compress_steps": 1},
+    "few latents": {"memory_steps": 1, "read_steps": 1, "num_layers": 1, "block_latents": 1},
+}
+SIZES = ((4, 6, 1, 5, 6, 2, 6, 3, 4), (6, 2), ())
+DOCUMENT = torch.tensor([0, 1, 0, 2, 1])
+LENGTHS, PROMPTS = torch.tensor([9, 8, 5, 7, 6]), torch.tensor([6, 4, 3, 6, 1])
+shapes = pytest.mark.parametrize("shape", SHAPES)
+
+
+def model_of(shape, **own):
+    return thinker(7, memory="blocks", memory_section=6, **SHAPES[shape], **own).eval()
+
+
+def batch_of(keys=None):
+    """Five rows that ask about three documents, one of them without sections."""
+    lengths = torch.zeros(3, 9, dtype=torch.int64)
+    for i, sizes in enumerate(SIZES):
+        lengths[i, : len(sizes)] = torch.tensor(sizes, dtype=torch.int64)
+    sections = torch.randint(VOCAB, (3, 9, 6), generator=torch.Generator().manual_seed(3))
+    tokens = rows(5, 9)
+    columns = torch.arange(9)
+    graded = (columns >= PROMPTS[:, None] - 1) & (columns < LENGTHS[:, None] - 1)
+    return Batch(
+        tokens,
+        tokens.roll(-1, 1).where(graded, IGNORED),
+        PROMPTS,
+        LENGTHS,
+        sections=sections,
+        section_lengths=lengths,
+        document=DOCUMENT,
+        document_keys=keys,
+    )
+
+
+def documents(model, batch):
+    """The blocks of each document, by the definition."""
+    found = []
+    for i, sizes in enumerate(SIZES):
+        sections = [batch.sections[i, j, :n] for j, n in enumerate(sizes)]
+        key = None if batch.document_keys is None else batch.document_keys[i]
+        found.append(defined_document(model, sections, key))
+    return found
+
+
+def close(a, b):
+    assert (a - b).abs().max() <= 1e-10 * b.abs().max(), (a - b).abs().max()
+
+
+@shapes
+@torch.no_grad()
+def test_documents_are_compressed_as_defined_with_and_without_random_keys(shape):
+    model = model_of(shape)
+    for keys in (None, torch.tensor([5, 6, 7])):
+        batch = batch_of(keys)
+        blocks = model.blocks_of(batch)
+        for i, defined in enumerate(documents(model, batch)):
+            assert (blocks.ids[i] >= 0).sum() == len(defined)
+            for j, block in enumerate(defined):
+                shown = ~blocks.hidden[i, j]
+                assert shown.sum() == len(block)
+                close(blocks.latents[i, j, shown], block)
+            held = [set(range(*span)) for span in blocks.spans[i, : len(defined)].tolist()]
+            assert sorted(place for x in held for place in x) == list(range(len(SIZES[i])))
+
+
+@shapes
+@pytest.mark.parametrize("top", [None, 2])
+@torch.no_grad()
+def test_rows_read_blocks_as_defined_together_and_alone(shape, top):
+    model, batch = model_of(shape, memory_top=top), batch_of()
+    blocks, defined = model.blocks_of(batch), documents(model, batch)
+    given = {"lengths": LENGTHS, "prompt_lengths": PROMPTS}
+    together = model(batch.tokens, memory=blocks, **given)
+    for i, n in enumerate(LENGTHS.tolist()):
+        row, prompt = batch.tokens[i, :n], int(PROMPTS[i])
+        thought = Thought(model, row[None, :prompt], STEPS, defined[DOCUMENT[i]], top)
+        assert all(x > 1e-4 for x in thought.margins), "blocks are chosen by a hair"
+        expected = defined_logits(model, row, prompt, thought)[0]
+        close(together.logits[i, prompt - 1 : n], expected)
+        index = torch.tensor([i])
+        alone = model(row[None], prompt_lengths=PROMPTS[index], memory=blocks.select(index))
+        close(alone.logits[0, prompt - 1 :], expected)
+        for step, (chosen, mass) in enumerate(zip(thought.read, thought.mass, strict=True)):
+            found = together.extra["blocks"][i, step].tolist()
+            weights = together.extra["block_mass"][i, step]
+            assert sorted(x for x in found if x >= 0) == sorted(chosen)
+            for number, expected_mass in zip(chosen, mass, strict=True):
+                close(weights[found.index(number)], expected_mass)
+            assert not weights[torch.tensor(found) < 0].any()
+
+
+@shapes
+def test_the_loss_of_the_index_is_that_of_the_definition(shape):
+    model, batch = model_of(shape), batch_of()
+    loss = model.loss(batch)
+    total = 0.0
+    with torch.no_grad():
+        defined = documents(model, batch)
+        for i, prompt in enumerate(PROMPTS.tolist()):
+            blocks = defined[DOCUMENT[i]]
+            if blocks:
+                thought = Thought(model, batch.tokens[i : i + 1, :prompt], STEPS, blocks)
+                total += sum(thought.losses) / (STEPS - 1)
+    assert loss.counts["index"] == 4
+    assert float(loss.parts["index"]) == pytest.approx(total / 4, rel=1e-9)
+    added = loss.parts["next_token"] + model.config.index_weight * loss.parts["index"]
+    assert float(loss.total.detach()) == pytest.approx(float(added), rel=1e-12)
+
+
+def test_cached_answers_equal_whole_rows_and_rows_may_leave():
+    model, batch = model_of("level 2", memory_top=2), batch_of()
+    blocks = model.blocks_of(batch)
+    left = torch.zeros(5, 6, dtype=torch.int64)
+    for i, n in enumerate(PROMPTS.tolist()):
+        left[i, 6 - n :] = batch.tokens[i, :n]
+    given = {"prompt_lengths": PROMPTS, "memory": blocks, "stop_token": 3, "return_logits": True}
+    fast, logits = model.generate(left, 9, **given)
+    slow, expected = model.generate(left, 9, use_cache=False, **given)
+    assert torch.equal(fast, slow)
+    close(logits, expected)
+
+
+def test_the_number_of_levels_and_what_is_read_must_fit():
+    for own, message in (
+        ({"read_level": 2}, "read_level must be at most 1"),
+        ({"memory_group": 3}, "memory_group must be even"),
+        ({"max_steps": 1, "num_steps": 1}, "max_steps must be at least 2"),
+        ({"memory_top": 0}, "memory_top must be an integer at least 1"),
+        ({"max_inputs": 5}, "max_inputs must be at least 6"),
+        ({"index_weight": float("nan")}, "index_weight"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            thinker(memory="blocks", **({"memory_section": 6} | own))
+    with pytest.raises(UsageError, match="memory_section must be 16"):
+        thinker(memory_section=8)
+
+
+def test_sections_that_the_model_cannot_read_are_refused():
+    model, batch = model_of("plain"), batch_of()
+    assert batch.sections is not None
+    with pytest.raises(UsageError, match="memory_section"):
+        model.compress(torch.zeros(2, 7, dtype=torch.int64))
+    with pytest.raises(UsageError, match="sections"):
+        model.compress(torch.full((2, 6), VOCAB))
+    with pytest.raises(UsageError, match="lengths"):
+        model.compress(torch.zeros(2, 6, dtype=torch.int64), torch.tensor([1, 0]))
+    with pytest.raises(UsageError, match="section_lengths must be set"):
+        model.blocks_of(replace(batch, section_lengths=None))
+    with pytest.raises(UsageError, match=r"(?s)a memory for thinker without one"):
+        thinker().compress(batch.sections[0])
+
+
+def test_the_fingerprint_is_that_of_what_blocks_depend_on():
+    model = model_of("level 2")
+    before = model.memory_fingerprint()
+    assert before == model_of("level 2").memory_fingerprint()
+    with torch.no_grad():
+        model.queries.weight[0, 0] += 1
+        assert model.memory_fingerprint() == before
+        model.index.key.weight[0, 0] += 1
+    assert model.memory_fingerprint() != before
+    assert model_of("level 2", block_latents=4).memory_fingerprint() != before
+    assert model_of("level 2", memory_top=3).memory_fingerprint() == before
