@@ -154,3 +154,30 @@ def test_flops_of_a_decoder_by_hand():
     wanted = 3 * (projections + attention + feed_forward) + 2 * b * t * c * 13
     assert model.flops(b, t) == wanted
     assert model.flops(b, t, training=True) == 3 * wanted
+
+
+@pytest.mark.parametrize("top", [None, 2])
+@pytest.mark.parametrize(
+    "own", [{}, {"memory_levels": 2, "read_level": 2, "mixing": 3}], ids=["level 1", "level 2"]
+)
+def test_flops_of_documents_are_those_counted_by_torch(own, top, countable):
+    sizes = {"max_steps": 3, "vocab_size": 37, "memory": "blocks", "memory_top": top}
+    model = tiny("thinker", sizes | own)
+    batch = replace(
+        lesson(model, 4, 11),
+        prompt_lengths=torch.full((4,), 10),
+        sections=torch.arange(160).view(2, 8, 10) % 37,
+        section_lengths=torch.full((2, 8), 10),
+        document=torch.tensor([0, 0, 1, 1]),
+    )
+    batch = replace(batch, targets=batch.targets.where(torch.arange(11) == 9, -100))
+    for steps in (2, 3):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as training:
+            model.train().loss(batch, num_steps=steps).total.backward()
+        found = model.batch_flops(batch, steps, training=True)
+        assert found == pytest.approx(training.get_total_flops(), rel=0.03), f"{steps} steps"
+        with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as read:
+            blocks = model.eval().blocks_of(batch)
+            model.answer(batch.tokens[:, :10], batch.prompt_lengths, 1, steps, memory=blocks)
+        found = model.batch_flops(batch, steps)
+        assert found == pytest.approx(read.get_total_flops(), rel=0.03), f"{steps} steps"

@@ -40,15 +40,16 @@ from thinkers.models.thinker_halting import (
 from thinkers.models.thinker_input import read_text, text_input
 from thinkers.models.thinker_live import LiveRows, live_thinking
 from thinkers.models.thinker_memory import BlockMemory
+from thinkers.models.thinker_memory_flops import of_documents
 from thinkers.models.thinker_policy import Policy
 from thinkers.models.thinker_reading import Reading
-from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
 from thinkers.models.thinker_recall import (
     NO_THINKINGS,
     Thinkings,
     block_thinking,
     check_memory,
 )
+from thinkers.models.thinker_sizes import answer_room, check_room, prompt_sizes
 from thinkers.models.thinker_tracing import read_out_attention
 from thinkers.models.tools import Tool, check_tools, tools_option
 from thinkers.nn.latent_noise import Disturb, random_latents, split_keys
@@ -612,16 +613,17 @@ class Thinker(BlockMemory, HaltingModel):
         steps: Int[Tensor, "b t"] | None = None,
     ) -> int:
         """Return the operations of these rows; rows with prompts are read prompt by prompt."""
-        prompts = batch.prompt_lengths
+        prompts, num = batch.prompt_lengths, self.check_steps(num_steps)
+        read = of_documents(self, batch, num, training)
         room = 0 if prompts is None else answer_room(graded_targets(batch), prompts)
         if prompts is None or not room:
-            return super().batch_flops(batch, num_steps, training, steps=steps)
-        num, longest = self.check_steps(num_steps), int(prompts.max())
+            return read + super().batch_flops(batch, num_steps, training, steps=steps)
+        longest = int(prompts.max())
         if steps is not None:
             check_steps_taken(steps, (len(batch), batch.tokens.shape[1]), num)
             taken = steps.gather(1, prompts[:, None] - 1)[:, 0]
-            return thinker_flops.live_prompted(self, taken, longest, room)
-        return thinker_flops.prompted(self, len(batch), longest, room, num, training)
+            return read + thinker_flops.live_prompted(self, taken, longest, room)
+        return read + thinker_flops.prompted(self, len(batch), longest, room, num, training)
 
     # Tracing ----------------------------------------------------------------------------------
 

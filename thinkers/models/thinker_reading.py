@@ -24,14 +24,19 @@ Rows = Int[Tensor, " r"]
 
 @dataclass(frozen=True)
 class Watched(Memory):
-    """Memory that keeps the attention weights that it got: (b, m) for each layer of the block."""
+    """Memory that keeps the queries that attended to it, in each layer of the block."""
 
-    weights: list[Tensor] = field(default_factory=list)
+    queries: list[Tensor] = field(default_factory=list)
 
     def attended(self, q: Float[Tensor, "b h l d"], layer: int) -> None:
         super().attended(q, layer)
-        found = attention_weights(q, self.keys[layer], self.mask)
-        self.weights.append(found.mean((1, 2)))
+        self.queries.append(q.detach())
+
+    def weights(self) -> Float[Tensor, "b m"]:
+        """Return the attention weights: mean over heads, layers and queries, without gradient."""
+        pairs = zip(self.queries, self.keys, strict=True)
+        found = [attention_weights(q, k, self.mask).mean((1, 2)) for q, k in pairs]
+        return torch.stack(found).mean(0)
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,7 @@ class Chosen:
 
     def mass(self) -> Float[Tensor, "r k"]:
         """Return the attention mass of each block: mean over heads, layers and latents."""
-        weights = torch.stack(self.memory.weights).mean(0)
-        k = self.ids.shape[1]
+        weights, k = self.memory.weights(), self.ids.shape[1]
         return weights[:, weights.shape[1] - k * self.size :].unflatten(1, (k, self.size)).sum(2)
 
 
