@@ -95,7 +95,7 @@ def test_a_grid_has_room_for_the_facts():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_row_is_a_function_of_seed_split_update_and_row(split):
-    task = build_task("facts", seed=7, hops=2, num_sections=3)
+    task = build_task("facts", seed=7, hops=2, num_sections=3, questions=8)
     batch = task.batch(5, 21, split)
     longer = task.batch(5, 50, split)
     assert equal(longer.rows(slice(21)), batch)
@@ -104,13 +104,15 @@ def test_a_row_is_a_function_of_seed_split_update_and_row(split):
         assert len(set(longer.document_keys.tolist())) == 7
     others = [
         task.batch(6, 21, split),
-        build_task("facts", seed=8, hops=2, num_sections=3).batch(5, 21, split),
+        build_task("facts", seed=8, hops=2, num_sections=3, questions=8).batch(5, 21, split),
         task.batch(5, 21, "valid" if split == "train" else "train"),
     ]
     for other in others:
         assert texts(task, other)[0] != texts(task, batch)[0]
         assert not set(other.keys.tolist()) & set(batch.keys.tolist())
-    assert equal(build_task("facts", seed=7, hops=2, num_sections=3).batch(5, 21, split), batch)
+    assert equal(
+        build_task("facts", seed=7, hops=2, num_sections=3, questions=8).batch(5, 21, split), batch
+    )
 
 
 def test_splits_share_no_set_of_facts():

@@ -36,7 +36,7 @@ def of_documents(model: Any, batch: Batch, steps: int, training: bool) -> int:
 
 
 def _compression(model: Any, sizes: torch.Tensor, width: int) -> tuple[int, int]:
-    """Return the operations of compressing documents of so many sections, and their vectors."""
+    """Return the operations of compressing documents of these sizes, and their vectors."""
     process, compressor = model.process, model.compressor
     blocks = int(sizes.sum())
     total = model.text.flops(blocks, width) + compressor.flops(process, blocks, width)
@@ -81,7 +81,7 @@ def _watched(model: Any, sizes: torch.Tensor, width: int, steps: int) -> int:
 
 
 def _blocks_read(config: Any, sections: int) -> int:
-    """Return the number of blocks that can be read of a document of so many sections."""
+    """Return the number of blocks that can be read of a document of `sections` sections."""
     total = 0
     for _ in range(1, config.read_level):
         total += sections % config.memory_group

@@ -31,6 +31,8 @@ SHORTER = 30
 """Percent of training batches whose documents are shorter than those that the stage is about."""
 SCORED_SECTIONS = 2000
 """Sections that are read at once when a model is scored, or those of one document."""
+LEAST_QUESTIONS = 4
+"""Questions about a short document in training; with one, matching was learned half as fast."""
 ATTEMPTS = 1000
 """Draws after which a split counts as empty; of 10 % of all documents, one is missed by 1e-46."""
 LARGEST = 10_000
@@ -64,8 +66,9 @@ class Facts(CurriculumTask):
         """Most hops of a question: 1 or 2."""
         two_hops: float = 0.6
         """Share of questions of two hops, where there are any."""
-        questions: int = 8
-        """Consecutive rows of a batch that ask about one document."""
+        questions: int = 16
+        """Consecutive rows of a batch that ask about one document of num_sections; in training,
+        shorter ones are asked in proportion, so that an update reads about as many sections."""
         text: Literal["codes", "sentences"] = "codes"
         """Facts as e3 r5 e17 between noise, or as sentences such as Anna helps Boris."""
         curriculum: bool = False
@@ -135,6 +138,12 @@ class Facts(CurriculumTask):
             return longest
         return 1 << int(draws.below(powers, 1)[0, 0])
 
+    def questions_about(self, num_sections: int) -> int:
+        """Return the number of consecutive rows about a document of this size."""
+        whole = self.config.questions
+        least = min(whole, LEAST_QUESTIONS)
+        return max(least, whole * num_sections // self.config.num_sections)
+
     def observe(self, correct: Bool[Tensor, " b"]) -> None:
         """Update the running accuracy, by updates on the longest documents of the stage alone."""
         is_longest = self.sections_of(self.observed) == self.stages[self.difficulty][1]
@@ -164,12 +173,13 @@ class Facts(CurriculumTask):
         hops, size = config.hops, config.num_sections
         if is_training:
             hops, size = self.stages[self.difficulty][0], self.sections_of(update)
-        count = -(-batch_size // config.questions)
+        questions = self.questions_about(size)
+        count = -(-batch_size // questions)
         keys = row_keys(self.seed, stream, at, batch_size)[0]
         document_keys = row_keys(self.seed, _DOCUMENTS + stream, at, count)[0]
         facts = self._facts(document_keys, FACTS * size, hops > 1, split)
         sections, section_lengths = self.texts.sections(facts, Draws(document_keys))
-        document = np.arange(batch_size) // config.questions
+        document = np.arange(batch_size) // questions
         tokens, lengths, answers = self._questions(Draws(keys), facts, document, hops)
         targets = np.full(tokens.shape, IGNORED)
         targets[np.arange(batch_size), lengths - 1] = answers
