@@ -8,7 +8,7 @@ from story_solver import solve
 
 from thinkers.prng import Rng, hash_integers, mix, mix_int
 from thinkers.tasks import babi_worlds
-from thinkers.tasks.babi import LONGEST, Babi
+from thinkers.tasks.babi import Babi
 from thinkers.tasks.babi_format import parse_stories
 from thinkers.tasks.babi_words import THINGS
 
@@ -98,7 +98,7 @@ def test_all_words_are_in_the_vocabulary_and_no_story_is_too_long():
     task = Babi(Babi.Config(kinds=tuple(KINDS), num_stories=20, num_held_out=5))
     for split in ("train", "valid", "test"):
         for example in task.examples(split):
-            assert len(example.prompt) + len(example.answer) <= LONGEST
+            assert len(example.prompt) + len(example.answer) <= task.max_length
     used = {token for split in ("train",) for x in task.examples(split) for token in x.prompt}
     assert len(used) > 0.8 * len(task.words)
 

@@ -1,12 +1,11 @@
 """Question answering on short stories: bAbI files, or generated stories of the same form."""
 
 import hashlib
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,23 +13,25 @@ import numpy as np
 from jaxtyping import Int, Int64
 from torch import Tensor
 
-from thinkers.checks import check_int
+from thinkers.checks import added, check_int
 from thinkers.data.sources import Source, absolute_path, data_error, recorded_source
 from thinkers.errors import UsageError
 from thinkers.models.batch import Batch
 from thinkers.prng import Draws, mix, row_keys
 from thinkers.strict_json import Schema
 from thinkers.tasks import babi_words, babi_worlds
-from thinkers.tasks.babi_examples import Asked, Example, examples_at, question_batch
+from thinkers.tasks.babi_examples import Example, examples_at, question_batch
 from thinkers.tasks.babi_format import Story, files_of, generated_stories, read_splits
+from thinkers.tasks.babi_long import check_long, long_stories
+from thinkers.tasks.babi_sections import cut, numbers_to, rows_at_once, with_documents
+from thinkers.tasks.babi_vocabulary import MARKS, PART, longest_statement, words_in
 from thinkers.tasks.base import SPLITS, check_batch, check_split
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.vocabulary_file import load_vocabulary, save_vocabulary
 
 SCORING_ROWS = 250
-LONGEST = 1 + 8 * babi_worlds.MAX_LINES + 2
-"""The most tokens of a generated story with a question and its answer, start and end included."""
-MARKS = (".", "?", ",")
+LINE = 8
+"""The most tokens of a statement or question of a generated story."""
 END, PAD, FIRST = 0, 1, 2
 """Tokens: the end of an answer, padding, then from FIRST on the marks and all words, sorted. After
 the last word comes the start token."""
@@ -42,7 +43,6 @@ STATE: Schema = {
     "stories": str,
 }
 """Fields of vocabulary.json, and their types."""
-_PART = re.compile(r"[^\s.?,]+|[.?,]")
 
 
 class Babi(CurriculumTask):
@@ -83,6 +83,11 @@ class Babi(CurriculumTask):
         """Running accuracy at which the curriculum moves on."""
         window: int = 2000
         """Number of examples that the running accuracy looks back on."""
+        statements: int | None = added(None)
+        """Statements of generated stories, of kinds 1 and 2; None for those of their kinds."""
+        sections: int | None = added(None)
+        """Statements of a section: a model with a memory reads stories by sections, and rows hold
+        the questions alone. None: rows begin with the statements."""
 
         def __post_init__(self) -> None:
             object.__setattr__(self, "path", absolute_path(self.path, "--task.path"))
@@ -90,6 +95,8 @@ class Babi(CurriculumTask):
                 raise UsageError(f"answers must be written or chosen, got {self.answers!r}")
             for name in ("num_stories", "num_held_out", "questions"):
                 check_int(name, getattr(self, name), 1)
+            if self.sections is not None:
+                check_int("sections", self.sections, 1)
             check_curriculum(self)
             for kind in self.kinds:
                 check_int("kinds", kind, 1, 20)
@@ -99,6 +106,8 @@ class Babi(CurriculumTask):
             if unknown and not self.path:
                 known = ", ".join(str(kind) for kind in babi_worlds.KINDS)
                 raise UsageError(f"kinds must be among {known} without a path, got {unknown[0]}")
+            if self.statements is not None:
+                check_long(self.statements, self.path, self.kinds)
 
     config: Config
     start_token: int
@@ -125,25 +134,35 @@ class Babi(CurriculumTask):
         self._allowed: frozenset[str] = frozenset()
         # Files may have questions of any form; generated ones end in a question mark.
         self.prompt_end = "" if self.config.path else "?"  # type: ignore[misc]
-        self.words: tuple[str, ...] = tuple(sorted({word.lower() for word in babi_words.words()}))
-        if run is not None:
-            self.words = tuple(run["words"])
-        elif self.config.path:
+        most = self.config.statements or babi_worlds.MAX_LINES - 1  # one line is a question
+        words = {word.lower() for word in babi_words.words()}
+        if self.config.path and run is None:
             stories = [x for split in SPLITS for kind in self.stories(split) for x in kind]
-            self.words = words_in(stories, whole_answers=self.config.answers == "chosen")
+            words = words_in(stories, whole_answers=self.config.answers == "chosen")
+            most = max(sum(line.answer is None for line in story) for story in stories)
+        if self.config.sections:
+            words |= numbers_to(most, self.config.sections)
+        self.words = tuple(sorted(words)) if run is None else tuple(run["words"])
         self.tokens_of = {x: token for token, x in enumerate((*MARKS, *self.words), FIRST)}
         self.start_token = FIRST + len(self.tokens_of)
         self.vocab_size = self.start_token + 1
-        self.max_length = LONGEST
         self._answer_length = 1 if self.config.answers == "chosen" else 2
+        self._line = LINE  # the most tokens of a statement
+        self.max_length = 1 + LINE * (most + 1) + 2
+        if self.config.sections:
+            self.max_length = 1 + self.config.questions * (LINE + 2)
         if run is not None:
             self.max_length, self._answer_length = run["max_length"], run["max_answer_length"]
+            self._line = run.get("longest_statement", LINE)
         elif self.config.path:
             examples = [x for split in SPLITS for x in self.examples(split)]
             self._answer_length = max(len(x.answer) for x in examples)
             # No row, and no prompt with the longest answer, is longer.
             rows = max(x.longest(self.config.questions) for x in examples)
             self.max_length = max(rows, max(len(x.prompt) for x in examples) + self._answer_length)
+            self._line = longest_statement(stories)
+        if self.config.sections:
+            self.section_length = 1 + self.config.sections * self._line
         self.difficulty = 0
 
     def max_answer_length(self) -> int:
@@ -156,10 +175,13 @@ class Babi(CurriculumTask):
         if config.path:
             source = self._source()
             return read_splits(Path(source.path), config.kinds)[split]
-        if split != "train":
-            return [generated_stories(x, split, config.num_held_out) for x in config.kinds]
-        sizes = config.num_stories, config.questions
-        return [generated_stories(kind, split, *sizes) for kind in config.kinds]
+        count, asked = config.num_held_out, 1
+        if split == "train":
+            count, asked = config.num_stories, config.questions
+        if config.statements is not None:
+            sizes = count, config.statements, asked
+            return [long_stories(kind, split, *sizes) for kind in config.kinds]
+        return [generated_stories(kind, split, count, asked) for kind in config.kinds]
 
     def _source(self) -> Source:
         """Return the files of stories."""
@@ -190,15 +212,19 @@ class Babi(CurriculumTask):
         return self._examples[split]
 
     def _examples_of(self, story: Story, kind: int, number: int) -> Iterator[Example]:
-        facts, count = [self.start_token], 0
+        statements: list[list[int]] = []
         for is_question, lines in groupby(story, lambda line: line.answer is not None):
-            if is_question:
-                asked = [(self._tokenize(x.text), self._answer(x.answer or "")) for x in lines]
-                yield from examples_at(facts, asked, (kind, count), number)
+            if not is_question:
+                statements += [self._tokenize(line.text) for line in lines]
                 continue
-            for line in lines:
-                facts += self._tokenize(line.text)
-                count += 1
+            asked = [(self._tokenize(x.text), self._answer(x.answer or "")) for x in lines]
+            place = (kind, len(statements)), number
+            if self.config.sections:
+                sections = cut(statements, self.config.sections, self.tokens_of)
+                yield from examples_at([self.start_token], asked, *place, sections)
+            else:
+                facts = [self.start_token, *chain.from_iterable(statements)]
+                yield from examples_at(facts, asked, *place)
 
     def _answer(self, answer: str) -> list[int]:
         if self.config.answers == "chosen":
@@ -272,23 +298,32 @@ class Babi(CurriculumTask):
         if self.config.answers == "chosen":
             # Non-causal models see all questions of a row, and are scored on rows of one.
             counts = 1 + draws.below(most, 1)[:, 0]
-        rows = [examples[i].first(n, self.max_length) for i, n in zip(chosen, counts, strict=True)]
-        return self._batch(rows, keys.view(np.int64))
+        some = [examples[i] for i in chosen]
+        return self._batch(some, counts, keys.view(np.int64), is_training=split == "train")
 
-    def _batch(self, rows: Sequence[Sequence[Asked]], keys: Int64[np.ndarray, " b"]) -> Batch:
-        return question_batch(rows, keys, PAD, is_written=self.config.answers == "written")
+    def _batch(
+        self,
+        examples: Sequence[Example],
+        counts: Iterable[int],
+        keys: Int64[np.ndarray, " b"],
+        is_training: bool = False,
+    ) -> Batch:
+        is_written = self.config.answers == "written"
+        rows = [x.first(n, self.max_length) for x, n in zip(examples, counts, strict=True)]
+        found = question_batch(rows, keys, PAD, is_written)
+        return with_documents(found, examples, is_training) if self.config.sections else found
 
     def evaluation_batches(self, split: str, num_examples: int) -> Iterator[Batch]:
         examples = self.examples(split)[:num_examples]
-        for start in range(0, len(examples), SCORING_ROWS):
-            some = examples[start : start + SCORING_ROWS]
-            rows = [x.first(1, self.max_length) for x in some]
-            yield self._batch(rows, np.arange(start, start + len(some)))
+        most = rows_at_once(examples, SCORING_ROWS)
+        for start in range(0, len(examples), most):
+            some = examples[start : start + most]
+            yield self._batch(some, [1] * len(some), np.arange(start, start + len(some)))
 
     # text
 
     def _tokenize(self, text: str) -> list[int]:
-        return [self._token_of(part) for part in _PART.findall(text.lower())]
+        return [self._token_of(part) for part in PART.findall(text.lower())]
 
     def _token_of(self, word: str) -> int:
         if word not in self.tokens_of:  # in files that were not there when the run began
@@ -303,7 +338,7 @@ class Babi(CurriculumTask):
             UsageError: naming the first word that is not in the vocabulary, and the nearest.
         """
         tokens = [self.start_token]
-        for found in _PART.finditer(text.lower()):
+        for found in PART.finditer(text.lower()):
             if found[0] not in self.tokens_of:
                 word = found[0][:50]  # enough of it for matching and messages
                 near = get_close_matches(word, self.tokens_of, n=1, cutoff=0.0)
@@ -342,7 +377,7 @@ class Babi(CurriculumTask):
         Raises:
             DataError: The run began with other stories.
         """
-        examples = [(x.prompt, x.answer) for x in self.examples("train")]
+        examples = [(x.prompt, x.answer, *x.sections) for x in self.examples("train")]
         state = {
             "words": list(self.words),
             "max_length": self.max_length,
@@ -356,23 +391,10 @@ class Babi(CurriculumTask):
             "those that the run was trained on",
             "put them back, or train a new run",
         )
+        if self.config.sections:
+            state["longest_statement"] = self._line
         save_vocabulary(folder, state, changed)
 
     @classmethod
     def from_run(cls, config: Any, seed: int, folder: Path) -> "Babi":
         return cls(config, seed, load_vocabulary(folder, STATE), folder)
-
-
-def words_in(stories: Iterable[Story], whole_answers: bool) -> tuple[str, ...]:
-    """Return all words of `stories` in lower case, sorted.
-
-    Args:
-        whole_answers: Count each answer as one word, not as its parts.
-    """
-    found: set[str] = set()
-    for story in stories:
-        for line in story:
-            found.update(_PART.findall(line.text.lower()))
-            answer = (line.answer or "").lower()
-            found.update([answer] if whole_answers and answer else _PART.findall(answer))
-    return tuple(sorted(found - set(MARKS)))

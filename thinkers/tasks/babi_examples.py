@@ -27,6 +27,8 @@ class Example(NamedTuple):
     """Index of its story in its split."""
     others: tuple[Asked, ...] = ()
     """The other questions after the same statements, and their answers."""
+    sections: tuple[tuple[int, ...], ...] = ()
+    """Its statements, if they are read by sections; the prompt is then the question alone."""
 
     def first(self, count: int, max_length: int) -> list[Asked]:
         """Return this question and those after it, `count` or all, as many as fit in a row."""
@@ -41,12 +43,16 @@ class Example(NamedTuple):
 
 
 def examples_at(
-    facts: Sequence[int], asked: Sequence[Asked], bucket: tuple[int, int], story: int
+    facts: Sequence[int],
+    asked: Sequence[Asked],
+    bucket: tuple[int, int],
+    story: int,
+    sections: tuple[tuple[int, ...], ...] = (),
 ) -> Iterator[Example]:
     """Yield an example for each of the questions that follow the statements `facts`."""
     for i, (question, answer) in enumerate(asked):
         others = (*asked[i + 1 :], *asked[:i])
-        yield Example([*facts, *question], answer, bucket, story, others)
+        yield Example([*facts, *question], answer, bucket, story, others, sections)
 
 
 def question_batch(
