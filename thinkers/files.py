@@ -38,17 +38,29 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
 
     A link of this name is replaced, not followed.
     """
+    with replacing(path, content):
+        pass
+
+
+@contextmanager
+def replacing(path: Path, content: bytes | memoryview) -> Iterator[None]:
+    """Replace the content of a file as `write_file` does, once the block inside has ended.
+
+    The content is on the disk before the block begins, so that a full disk is found before it; if
+    the block raises, the file stays as it was.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors(path, len(content)):
-        _unlink(temporary)
+        unlink(temporary)
         try:
             # The content is synced before the rename: some file systems order the two otherwise,
             # and a crash between them leaves an empty file by the final name.
             write_new(temporary, content)
+            yield
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):  # the first error is the one to report
-                _unlink(temporary)
+                unlink(temporary)
             raise
         sync_folder(path.parent)  # the rename itself is on the disk only after this
 
@@ -65,7 +77,7 @@ def write_once(path: Path, content: bytes, writer: str) -> bool:
         writer: A name that no other process that may write this file has.
     """
     temporary = path.with_name(f".{path.name}.{writer}.tmp")
-    _unlink(temporary)
+    unlink(temporary)
     write_new(temporary, content)
     try:
         os.link(temporary, path)  # unlike a rename, it fails if the name is taken
@@ -73,7 +85,7 @@ def write_once(path: Path, content: bytes, writer: str) -> bool:
     except FileExistsError:
         return False
     finally:
-        _unlink(temporary)
+        unlink(temporary)
 
 
 def append(path: Path, content: bytes) -> None:
@@ -103,7 +115,8 @@ def rename_synced(path: Path, new: Path) -> Path:
     return new
 
 
-def _unlink(path: Path) -> None:
+def unlink(path: Path) -> None:
+    """Remove a file, or the link of this name, if there is one."""
     with suppress(FileNotFoundError):
         os.unlink(path)
 

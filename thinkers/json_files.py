@@ -55,7 +55,17 @@ def read_with_digest(path: Path, schema: Schema, known_format: int | None = None
         FormatError: Another version wrote it; its digest may follow other rules.
         DamagedError: It has changed since it was written, or is not such a file.
     """
-    content = read_file(path, LARGEST_JSON)
+    return parse_with_digest(read_file(path, LARGEST_JSON), path, schema, known_format)
+
+
+def parse_with_digest(
+    content: bytes, path: Path, schema: Schema, known_format: int | None = None
+) -> dict[str, Any]:
+    """Parse what `with_digest` returned, as `read_with_digest` does.
+
+    Args:
+        path: The file that holds it, for errors.
+    """
     value = parse_json(content, str(path))
     if not isinstance(value, dict):
         raise DamagedError(f"{path} must hold a JSON object, got {json_type(value)}")
