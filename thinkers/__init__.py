@@ -43,7 +43,7 @@ _HOMES = {
     "errors": ("ThinkersError",),
 }
 """Public names by the module that defines them."""
-_ROOMS = ("models", "ops", "published", "recipes", "tasks", "testing")
+_ROOMS = ("memory", "models", "ops", "published", "recipes", "tasks", "testing")
 """Packages whose own names are public too."""
 
 __all__ = ["__version__", *_ROOMS, *(name for names in _HOMES.values() for name in names)]

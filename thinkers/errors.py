@@ -35,7 +35,7 @@ class DataError(ThinkersError, ValueError):
 
 
 class DamagedError(ThinkersError):
-    """A file of a run, a model or a comparison that is not as it was written."""
+    """A file of a run, a model, a comparison or a memory that is not as it was written."""
 
     exit_code = 4
 
@@ -65,7 +65,7 @@ class ResourceError(ThinkersError, OSError):
 
 
 class LockedError(ThinkersError):
-    """A run folder that another process owns."""
+    """A run folder that another process owns, or a memory that another process writes to."""
 
     exit_code = 7
 

@@ -8,10 +8,11 @@ from thinkers.files import exists, is_folder, is_plain_file
 
 RUN_FILES = frozenset(
     ("config.json", "metrics.jsonl", "status.json", "vocabulary.json", "result.json", "grades.npz")
-    + ("manifest.json", "state.json", ".lock")
+    + ("manifest.json", "state.json", ".lock", "memory.db", "generation.json")
     + ("model.safetensors", "weights.safetensors", "optimizer.safetensors")
 )
-"""Names of files of runs, models, checkpoints and comparisons, which no output may replace."""
+"""Names of files of runs, models, checkpoints, comparisons and memories, which no output may
+replace."""
 
 
 def user_path(path: str | os.PathLike[str], name: str = "path") -> Path:

@@ -1,1 +1,3 @@
-"""Long-term memory: stores of compressed blocks, and the search of their index keys."""
+"""A memory that outlives a run: blocks of compressed text on disk, found again by their keys."""
+
+from thinkers.memory.memory import LongTermMemory as LongTermMemory
