@@ -112,6 +112,7 @@ def measure_effort(
                     prompt_lengths=None if prompts is None else prompts[some].to(device),
                     halt=halt,
                     **option(task.positions),
+                    **rows.documents_of(some, model),
                 ).steps
                 for row, length in zip(taken.tolist(), lengths.tolist(), strict=True):
                     tokens.append(length - first)
@@ -155,6 +156,7 @@ def _policy_effort(
                     lengths=rows.lengths[some].to(device),
                     prompt_lengths=prompts[some].to(device),
                     policy=True,
+                    **rows.documents_of(some, model),
                 )
                 actions, at_end = thought.extra["actions"].cpu(), prompts[some][:, None] - 1
                 steps.append(thought.steps.cpu().gather(1, at_end)[:, 0])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from thinkers.checks import check_ids, describe
 from thinkers.errors import UsageError, UsageTypeError, usage_error
+from thinkers.models.memory_option import has_memory, memory_option
 
 SHAPES = {
     "sections": ("d", "n", "s"),
@@ -99,7 +100,7 @@ def check_complete(fields: Mapping[str, Tensor | None]) -> None:
             raise UsageError(f"{name} must be set beside {given[0]}, got None")
 
 
-def check_memory(model: Any, section_length: int) -> None:
+def check_reads_sections(model: Any, section_length: int) -> None:
     """Raise UsageError if this model cannot read documents of sections of this length."""
     _refuse_without_memory(model, "questions about documents")
     if model.config.memory_section < section_length:
@@ -111,8 +112,7 @@ def check_memory(model: Any, section_length: int) -> None:
 
 
 def _refuse_without_memory(model: Any, found: str) -> None:
-    # A setting of the models that have a memory; the others do not know it.
-    if getattr(model.config, "memory", "none") != "blocks":
+    if not has_memory(model):
         raise usage_error(
             f"{found} for {model.name} without a memory",
             "a model that reads documents, such as thinker with memory blocks",
@@ -120,9 +120,16 @@ def _refuse_without_memory(model: Any, found: str) -> None:
         )
 
 
-def memory_option(model: Any, batch: Any) -> dict[str, Any]:
-    """Return the keyword argument `memory`, the blocks of a batch's documents, if it has any."""
-    return {} if batch.sections is None else {"memory": model.blocks_of(batch)}
+def blocks_option(model: Any, batch: Any) -> dict[str, Any]:
+    """Return the keyword argument `memory`, the blocks of a batch's documents, if it has any.
+
+    Raises:
+        UsageError: The model has no memory.
+    """
+    if batch.sections is None:
+        return {}
+    _refuse_without_memory(model, "a batch with sections")
+    return memory_option(model.blocks_of(batch))
 
 
 def _check_shapes(fields: Mapping[str, Any], num_rows: int) -> dict[str, int]:

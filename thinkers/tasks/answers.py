@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from thinkers.checks import NOT_CAUSAL, check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
-from thinkers.models.documents import check_memory, memory_option
+from thinkers.models.documents import blocks_option, check_reads_sections
 from thinkers.models.generation import eval_mode, ids_below
 from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import Positions, option, refuse_positions
@@ -159,7 +159,7 @@ class AnswerTask(Task):
         if self.scored_with:
             check_calls(model)
         if self.section_length is not None:
-            check_memory(model, self.section_length)
+            check_reads_sections(model, self.section_length)
 
     def score(
         self,
@@ -219,7 +219,7 @@ class AnswerTask(Task):
         for batch, (predicted, truth) in zip(batches, answers, strict=True):
             tokens, lengths = with_answers(batch, predicted, end)
             grades = self.is_exact(predicted, truth).double()
-            yield GradedRows(tokens, lengths, batch.prompt_lengths, grades)
+            yield GradedRows(tokens, lengths, batch.prompt_lengths, grades, batch)
 
     def is_exact(
         self, predicted: Int[Tensor, "n a"], truth: Int[Tensor, "n a"]
@@ -323,7 +323,7 @@ def generated_answers(
                         **option(positions),
                         **halt_option(halt),
                         **tools_option(tools(some)),
-                        **memory_option(model, some.to(device)),
+                        **blocks_option(model, some.to(device)),
                     ).cpu()
             yield predicted, truth
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from thinkers.errors import usage_error
 from thinkers.models.batch import IGNORED, Batch
+from thinkers.models.documents import blocks_option
 from thinkers.models.halt import Halt
 from thinkers.tasks.due import Steps
 
@@ -22,12 +23,22 @@ class GradedRows:
         lengths: Tokens of each row that are real.
         prompt_lengths: Tokens of each row that are its prompt; None for text.
         grades: The primary metric of each row, in float64.
+        batch: The rows as the task made them, with the documents that they ask about; None where
+            rows are all that there is to read.
     """
 
     tokens: Int[Tensor, "b t"]
     lengths: Int[Tensor, " b"]
     prompt_lengths: Int[Tensor, " b"] | None
     grades: Float[Tensor, " b"]
+    batch: Batch | None = None
+
+    def documents_of(self, rows: Int[Tensor, " r"], model: Any) -> dict[str, Any]:
+        """Return the keyword argument `memory`, what these rows ask about, if there is anything."""
+        if self.batch is None:
+            return {}
+        device = next(model.parameters()).device
+        return blocks_option(model, self.batch.rows(rows).to(device))
 
 
 def with_answers(
