@@ -25,6 +25,7 @@ class Doubling:
     ending: int | None = None
     longest_call: int = 4
     longest_result: int = 6
+    num_rows: int | None = None
     name: str = "doubling"
     asked: list = field(default_factory=list)
 
@@ -257,6 +258,8 @@ def test_tools_that_break_their_bounds_are_refused():
         ([Doubling(ending=1)], "with the tokens opening 1, closing 2, ending 1\n"),
         ([Doubling(longest_call=None)], "longest_call of the tool doubling must be"),
         ([Doubling(longest_result="6")], "longest_result of the tool doubling must be"),
+        ([Doubling(num_rows=1.0)], "num_rows of the tool doubling must be"),
+        ([Doubling(num_rows=2)], "1 rows and the tool doubling with data of 2"),
     ):
         with pytest.raises(UsageError, match=wrong):
             model.generate(tokens, 9, tools=tools)
@@ -271,6 +274,29 @@ def test_a_result_that_is_no_sequence_of_tokens_is_refused(result):
 
     with pytest.raises(UsageError, match="result.* of the tool doubling"):
         tiny("decoder").generate(torch.tensor([[1, 7, 2]]), 9, tools=[Wrong()])
+
+
+@pytest.mark.misuse
+def test_an_error_within_a_tool_is_explained_and_those_that_explain_themselves_pass():
+    class Fails(Doubling):
+        def result(self, call, row):
+            raise self.error
+
+    model, tokens, tool = tiny("decoder"), torch.tensor([[1, 7, 2]]), Fails()
+    for tool.error in (KeyError("x"), ValueError("bad"), ZeroDivisionError()):
+        with pytest.raises(
+            UsageError, match=r"raised by the tool doubling for the call \[7\] of row 0"
+        ):
+            model.generate(tokens, 9, tools=[tool])
+    for tool.error in (
+        UsageError("mine"),
+        MemoryError(),
+        OSError(28, "No space"),
+        KeyboardInterrupt(),
+    ):
+        with pytest.raises(type(tool.error)) as raised:
+            model.generate(tokens, 9, tools=[tool])
+        assert raised.value is tool.error
 
 
 def test_a_model_that_reads_the_future_calls_no_tools():

@@ -140,9 +140,25 @@ def test_a_prompt_is_answered_over_a_table_of_ones_own():
     first = "abc"[find_tools(task, ["store"])[0].result([0], 0)[0]]
     assert thinkers.answer(run, "a3=[a]", tools=("store",)).startswith(f"a3=[a]{first}")
     assert thinkers.evaluate(run, 2, 6)[0]["tools"] == ["store"]
-    for table in ({}, {"a": "b"}, {"a": "b", "b": "c", "c": "d"}):
-        with pytest.raises(UsageError, match="found: a table of the keys"):
-            task.store(table)
+
+
+@pytest.mark.misuse
+@pytest.mark.parametrize(
+    "table, wrong",
+    [
+        ({}, "the keys ''"),
+        ({"a": "b"}, "the keys 'a'"),
+        ({"a": "b", "b": "c", "c": "d"}, "the keys 'abc', with the value 'd'"),
+        ({"a": "b", "b": ["c"], "c": "a"}, r"the keys 'abc', with the value \['c'\]"),
+        ({"a": "b", "b": None, "c": "ab"}, "the keys 'abc', with the value None"),
+        ({0: "b", 1: "b", 2: "b"}, "the keys '012'"),
+        (None, "type NoneType"),
+        (["a", "b", "c"], "type list"),
+    ],
+)
+def test_a_table_without_a_value_of_each_key_is_refused(table, wrong):
+    with pytest.raises(UsageError, match=f"found: a table of {wrong}\nexpected: a value of a .. c"):
+        build_task("lookup", num_keys=3).store(table)
 
 
 def test_models_that_write_answers_at_once_are_refused_before_training():
@@ -184,3 +200,28 @@ def test_a_row_without_a_table_of_its_own_is_refused():
     assert store.result([3], 1)
     with pytest.raises(UsageError, match="row 2 for the tool store with 2 tables"):
         store.result([3], 2)
+
+
+def test_tables_that_are_not_those_of_the_rows_are_refused_before_anything_is_written():
+    task = build_task("lookup")
+    model, batch = untrained(task), task.batch(0, 5)
+    tokens, lengths = batch.tokens[:, :4], batch.prompt_lengths
+    for rows in (3, 6):
+        tools = [task.tool("store", torch.arange(rows))]
+        with pytest.raises(UsageError, match=f"5 rows and the tool store with data of {rows}\n"):
+            model.answer(tokens, lengths, 2, tools=tools)
+    for keys in (batch.keys, batch.keys[:1], None):
+        assert model.answer(tokens, lengths, 2, tools=[task.tool("store", keys)]).shape == (5, 2)
+
+
+@pytest.mark.misuse
+def test_tools_are_found_by_names_and_keys_alone():
+    task = build_task("lookup")
+    for keys in ([1, 2], torch.ones(2), torch.tensor(3), np.arange(2)):
+        with pytest.raises(TypeError, match=r"keys must be an int64 tensor \(b,\), got"):
+            task.tool("store", keys)
+    for other in (task, build_task("add")):
+        with pytest.raises(UsageError, match="found: the tool 'calculator' for"):
+            other.tool("calculator")
+        with pytest.raises(UsageError, match="found: the tool 'stor'\nexpected: store"):
+            other.tool("stor")

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from thinkers.checks import NOT_CAUSAL, check_int
-from thinkers.errors import UsageError, usage_error
+from thinkers.errors import ThinkersError, UsageError, exit_code, usage_error
 
 
 @runtime_checkable
@@ -33,6 +33,7 @@ class Tool(Protocol):
         ending: The token after which a row has no more calls, such as the end of an answer.
         longest_call: A call of more tokens is none: its closing token has no result.
         longest_result: The most tokens of a result.
+        num_rows: The number of rows that it has data of; None if it serves any number.
     """
 
     @property
@@ -47,6 +48,8 @@ class Tool(Protocol):
     def longest_call(self) -> int: ...
     @property
     def longest_result(self) -> int: ...
+    @property
+    def num_rows(self) -> int | None: ...
 
     def result(self, call: Sequence[int], row: int) -> Sequence[int]:
         """Return the result of a call, the tokens between `opening` and `closing`.
@@ -95,6 +98,7 @@ def check_tool(tool: Tool, vocab_size: int) -> None:
     """Raise UsageError unless the tokens and the bounds of a tool are valid."""
     tokens = ["opening", "closing"] + ["ending"] * (tool.ending is not None)
     limits = dict.fromkeys(tokens, vocab_size - 1) | {"longest_call": None, "longest_result": None}
+    limits |= {"num_rows": None} if tool.num_rows is not None else {}
     for what, limit in limits.items():
         check_int(f"{what} of the tool {tool.name}", getattr(tool, what), 0, limit)
     if len({getattr(tool, what) for what in tokens}) < len(tokens):
@@ -109,6 +113,16 @@ def check_tool(tool: Tool, vocab_size: int) -> None:
             f"result {tool.result!r} of the tool {tool.name}",
             "a method result(call, row) that returns tokens",
             "correct the tool",
+        )
+
+
+def check_rows_of(tool: Tool, rows: int) -> None:
+    """Raise UsageError if a tool has data of fewer or more rows than these."""
+    if tool.num_rows is not None and rows != tool.num_rows:
+        raise usage_error(
+            f"{rows} rows and the tool {tool.name} with data of {tool.num_rows}",
+            "data of each row, or one for all",
+            "pass the keys of all rows of the batch to task.tool",
         )
 
 
@@ -157,6 +171,8 @@ class Calls:
         self, tools: Sequence[Tool], prompts: Sequence[Sequence[int]], vocab_size: int, room: int
     ):
         self.left, self.room, self.cut = room, room, _results_cut.get()
+        for tool in tools:
+            check_rows_of(tool, len(prompts))
         self.rows = [_Row(tools, number, vocab_size) for number in range(len(prompts))]
         for row, prompt in zip(self.rows, prompts, strict=True):
             for token in prompt:
@@ -225,7 +241,17 @@ class _Row:
 
     def _result(self, call: list[int]) -> list[int]:
         tool = self.tool
-        found = tool.result(call, self.number)
+        try:
+            found = tool.result(call, self.number)
+        except Exception as error:
+            if exit_code(error) != ThinkersError.exit_code:
+                raise  # an error of ours, or one about memory or the system, explains itself
+            raise usage_error(
+                f"{type(error).__name__}: {str(error)[:200]}, raised by the tool {tool.name} for "
+                f"the call {call[:20]} of row {self.number}",
+                "a result, without tokens for a call that means nothing: the model wrote it",
+                "correct the tool",
+            ) from error
         if isinstance(found, str) or not isinstance(found, Sequence | Tensor):
             raise usage_error(
                 f"a result {found!r} of the tool {tool.name}",

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64, UInt64
 from torch import Tensor, nn
 
-from thinkers.checks import check_int
-from thinkers.errors import UsageError, usage_error
+from thinkers.checks import check_int, describe
+from thinkers.errors import UsageError, UsageTypeError, usage_error
 from thinkers.models.batch import IGNORED as IGNORED
 from thinkers.models.batch import Batch
 from thinkers.models.halt import Halt, halt_option
@@ -22,6 +22,7 @@ from thinkers.prng import hash_integers
 from thinkers.registry import Configured
 from thinkers.tasks.due import Steps
 from thinkers.tasks.graded_rows import GradedRows, refuse_to_show_rows
+from thinkers.tasks.tools import check_tool_name
 
 SPLITS = ("train", "valid", "test")
 
@@ -230,8 +231,20 @@ class Task(Configured, ABC):
         Args:
             keys: The keys of the rows that will call it, `Batch.keys`, where what it gives depends
                 on the row; None for rows that are no examples of the task.
+
+        Raises:
+            UsageError: The task has no such tool, or these are no keys.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no tools")
+        check_tool_name(self, name)
+        if keys is not None and (
+            not isinstance(keys, Tensor) or keys.dtype != torch.int64 or keys.ndim != 1
+        ):
+            raise UsageTypeError(f"keys must be an int64 tensor (b,), got {describe(keys)}")
+        return self.make_tool(name, keys)
+
+    def make_tool(self, name: str, keys: Int[Tensor, " b"] | None) -> Tool:
+        """Return what `tool` does; required of a task that has `tools`."""
+        raise NotImplementedError(f"{type(self).__name__} must define make_tool for its tools")
 
     def max_answer_length(self) -> int | None:
         """Return the most tokens of an answer, end token included; None for open-ended text."""

@@ -82,7 +82,7 @@ class CalculatorTask(WorkedTask, OperandTask):
     def num_output_tokens(self) -> int:
         return self.vocab_size if self.config.calculator else super().num_output_tokens
 
-    def tool(self, name: str, keys: Int[Tensor, " b"] | None = None) -> Tool:
+    def make_tool(self, name: str, keys: Int[Tensor, " b"] | None) -> Tool:
         """Return the calculator, which is the same for all rows."""
         base = self.config.max_in_base
         symbols = dict(enumerate(DIGITS[:base])) | {

@@ -6,7 +6,7 @@ The values after brackets are the tool's and are not graded. Each row has a tabl
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -44,6 +44,10 @@ class Store:
     name: str = field(default="store", init=False)
     longest_call: int = field(default=1, init=False)
     longest_result: int = field(default=1, init=False)
+
+    @property
+    def num_rows(self) -> int | None:
+        return len(self.tables) if len(self.tables) > 1 else None
 
     def result(self, call: Sequence[int], row: int) -> list[int]:
         """Return the value of a key; no token if it is none of the table."""
@@ -101,7 +105,7 @@ class Lookup(AnswerTask):
     def max_answer_length(self) -> int:
         return len("[c]f") * self.config.max_hops + len(",f_")
 
-    def tool(self, name: str, keys: Int[Tensor, " b"] | None = None) -> Tool:
+    def make_tool(self, name: str, keys: Int[Tensor, " b"] | None) -> Tool:
         """Return the store of the tables of these rows; None means the table of key 0."""
         found = np.zeros(1, np.int64) if keys is None else keys.cpu().numpy()
         return self._store(self.questions(found.view(np.uint64)).tables)
@@ -113,9 +117,16 @@ class Lookup(AnswerTask):
             UsageError: A key has no value, or there is another one.
         """
         keys = LETTERS[: self.config.num_keys]
-        if {*table} != {*keys} or not {*table.values()} <= {*keys}:
+        found = None
+        if not isinstance(table, Mapping):
+            found = f"a table of type {type(table).__name__}"
+        elif {*table} != {*keys}:
+            found = f"a table of the keys {''.join(sorted(map(str, table)))[:60]!r}"
+        elif wrong := [key for key in keys if table[key] not in [*keys]]:
+            found = f"a table of the keys {keys!r}, with the value {table[wrong[0]]!r}"
+        if found is not None:
             raise usage_error(
-                f"a table of the keys {''.join(sorted(map(str, table)))!r}",
+                found,
                 f"a value of {keys[0]} .. {keys[-1]} for each of {keys[0]} .. {keys[-1]}",
                 "pass {key: value} with all of them",
             )

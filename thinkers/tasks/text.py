@@ -283,7 +283,7 @@ class Text(Task):
                 losses = F.cross_entropy(logits.mT, rows[:, 1:].to(device), reduction="none")
                 yield rows, losses.double().sum(1).cpu()
 
-    def tool(self, name: str, keys: Int[Tensor, " b"] | None = None) -> Tool:
+    def make_tool(self, name: str, keys: Int[Tensor, " b"] | None) -> Tool:
         assert self.tokenizer is not None
         return calculator_of_text(self.tokenizer)
 

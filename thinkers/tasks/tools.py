@@ -50,12 +50,13 @@ def find_tools(
                 "a name, or an object with the attributes of thinkers.models.tools.Tool",
                 "pass the name of a tool of the task",
             )
-    return tuple(_find(task, tool, keys) if isinstance(tool, str) else tool for tool in tools)
+    return tuple(task.tool(tool, keys) if isinstance(tool, str) else tool for tool in tools)
 
 
-def _find(task: Any, name: str, keys: Int[Tensor, " b"] | None) -> Tool:
+def check_tool_name(task: Any, name: str) -> None:
+    """Raise UsageError if a task has no tool of this name."""
     if name in task.tools:
-        return task.tool(name, keys)
+        return
     if name not in TOOLS:
         fix = "leave it out" if not task.tools else f"this task has {', '.join(task.tools)}"
         raise usage_error(f"the tool {name!r}", nearest(name, {*TOOLS, *task.tools}), fix)
@@ -120,6 +121,7 @@ class Calculator:
     blank: int | None = None
     longest_operand: int = 100
     name: str = field(default="calculator", init=False)
+    num_rows: None = field(default=None, init=False)
 
     @property
     def longest_call(self) -> int:
