@@ -199,6 +199,32 @@ def test_noise_on_latents_is_a_function_of_the_key_of_a_row_and_absent_in_evalua
     assert torch.equal(untouched, calm_logits)
 
 
+@torch.no_grad()
+def test_answers_have_at_most_max_outputs_positions_whatever_the_width_of_their_rows():
+    small, large = (thinker(max_outputs=n, section=3, num_latents=2).eval() for n in (3, 9))
+    large.load_state_dict(
+        small.state_dict() | {"queries.weight": F.pad(small.queries.weight, (0, 0, 0, 6))}
+    )
+    tokens, prompts = rows(2, 8), torch.tensor([6, 2])
+    given = {"prompt_lengths": prompts, "lengths": torch.tensor([8, 4])}
+    found, wanted = (model(tokens, **given).logits for model in (small, large))
+    for row, length in enumerate(given["lengths"].tolist()):
+        torch.testing.assert_close(found[row, :length], wanted[row, :length], rtol=0, atol=1e-12)
+    targets = torch.full((2, 8), -100)
+    targets[0, 5:8] = targets[1, 1:4] = 1
+    batch = Batch(tokens, targets, prompts, given["lengths"])
+    torch.testing.assert_close(small.loss(batch).total, large.loss(batch).total)
+    assert small.answer(tokens[:, :6], torch.tensor([6, 2]), 3).shape == (2, 3)
+    for call in (
+        lambda: small(tokens, prompt_lengths=prompts, lengths=torch.tensor([8, 5])),
+        lambda: small.answer(tokens[:, :6], torch.tensor([6, 2]), 4),
+        lambda: small.generate(tokens, 4, prompt_lengths=torch.tensor([6, 2])),
+        lambda: small.generate(tokens, 4, prompt_lengths=torch.tensor([6, 2]), use_cache=False),
+    ):
+        with pytest.raises(ValueError, match=r"at most 3 positions \(max_outputs\), got 4"):
+            call()
+
+
 def test_probes_and_latents_are_in_extra():
     model = thinker(num_probes=2)
     thought = model(rows(2, 9), num_steps=2, prompt_lengths=torch.tensor([4, 6]), keep_states=True)

@@ -348,7 +348,7 @@ class Thinker(BlockMemory, HaltingModel):
     ) -> Thought:
         steps, halt = self.check_steps(num_steps), check_halt(self, with_policy(halt, policy))
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
-        sizes = prompt_sizes(prompt_lengths, tokens.shape[1], self.causal)
+        sizes = prompt_sizes(prompt_lengths, tokens.shape[1], self.causal, lengths)
         live = None
         if halt is not None:
             live = LiveRows(self, halt, tokens, lengths, prompt_lengths)
@@ -394,7 +394,9 @@ class Thinker(BlockMemory, HaltingModel):
         )
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         source = (columns - prompt_lengths[:, None] + 1)[:, None, :, None]
-        index = source.clamp(min=0).expand(-1, states.shape[1], -1, self.config.dim)
+        index = source.clamp(0, answers.shape[2] - 1).expand(
+            -1, states.shape[1], -1, self.config.dim
+        )
         return states.where(source < 0, answers.gather(2, index)), of_sections, of_prompts
 
     def read_out(self, states: Float[Tensor, "b k t c"]) -> Float[Tensor, "b k t v"]:
@@ -429,7 +431,7 @@ class Thinker(BlockMemory, HaltingModel):
             boundaries = Boundaries(torch.zeros_like(graded.targets), 1)
             thoughts: tuple[Tensor | None, Tensor | None] = (None, latents)
         else:
-            sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
+            sizes = prompt_sizes(prompts, tokens.shape[1], self.causal, batch.lengths)
             states, *found = self._states(tokens, prompts, sizes, steps, every, keys, thinking)
             thoughts = found[0], found[1]
             graded, boundaries = batch, Boundaries.of_rows(batch, size)
@@ -548,6 +550,7 @@ class Thinker(BlockMemory, HaltingModel):
         cache = ThinkerCache(self, lengths, num_steps, prompted, capacity, live, thinking)
         (b, t), size = tokens.shape, self.config.section
         if prompted:
+            check_room(self.config, capacity - t)
             hidden = torch.arange(t, device=tokens.device) >= lengths[:, None]
             cache.think(self, read_text(self, tokens), hidden)
             positions = lengths[:, None] - 1

@@ -15,13 +15,18 @@ from thinkers.models.batch import IGNORED
 
 
 def prompt_sizes(
-    prompt_lengths: Int[Tensor, " b"] | None, length: int, causal: bool
+    prompt_lengths: Int[Tensor, " b"] | None,
+    length: int,
+    causal: bool,
+    lengths: Int[Tensor, " b"] | None = None,
 ) -> tuple[int, int]:
     """Return the longest prompt, and the most positions from the last token of a prompt on.
 
     Args:
         length: Width of the rows.
         causal: False where output queries attend to all others, those of further positions too.
+        lengths: Real tokens of the rows; without, or if `causal` is False, positions beyond them
+            count too.
 
     Raises:
         UsageError: The result depends on the sizes, which are unknown under torch.compile.
@@ -36,8 +41,9 @@ def prompt_sizes(
             )
         # Upper bounds for any values; masks hide the superfluous columns.
         return length, length
-    shortest, longest = torch.stack(prompt_lengths.aminmax()).tolist()
-    return longest, length - shortest + 1
+    ends = lengths if causal and lengths is not None else length
+    longest, room = torch.stack([prompt_lengths.max(), (ends - prompt_lengths).max()]).tolist()
+    return longest, room + 1
 
 
 def check_room(config: Any, room: int) -> None:
