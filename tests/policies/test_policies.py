@@ -9,7 +9,8 @@ from training_cases import make
 from thinkers.config.experiment import build
 from thinkers.config.reinforce import Reinforce
 from thinkers.errors import NonFiniteError, UsageError
-from thinkers.models.batch import Batch
+from thinkers.models.batch import IGNORED, Batch
+from thinkers.models.thinker_flops import of_blocks
 from thinkers.models.thinker_policy import NONE, OUTPUT, PROCESS, READ, RECALL
 from thinkers.policies.loss import PolicyLoss, advantages, chosen_scores, rewards, update_flops
 from thinkers.policies.rollout import Drawn, Rollout, question_room, repeated, roll_out
@@ -185,10 +186,40 @@ def test_losses_are_those_of_loops_over_rows_and_decisions():
 
 
 def test_operations_of_an_update_are_those_of_its_kind():
-    task, model = built()
-    batch = task.batch(0, 8)
-    assert update_flops(model, SETTINGS, 0, batch) == model.batch_flops(batch, training=True)
-    assert update_flops(model, SETTINGS, 2, batch) == 4 * model.batch_flops(batch)
+    batch = built()[0].batch(0, 8)
+    graded = {kind: built(step_loss=kind)[1] for kind in ("last", "early")}
+    # Answers after each step are read in both: a policy learns from whether they are right.
+    every = graded["early"].batch_flops(batch, training=True)
+    assert every > graded["last"].batch_flops(batch, training=True)
+    for model in graded.values():
+        assert update_flops(model, SETTINGS, 0, batch) == every
+        assert update_flops(model, SETTINGS, 2, batch) == 4 * model.batch_flops(batch)
+
+
+def test_positions_of_answers_reach_to_their_last_target_as_when_they_are_evaluated():
+    task = TASKS["lookup"].Config(num_keys=4, max_hops=3)
+    torch.manual_seed(1)
+    found, model = build(make("thinker", task, policy=True, num_steps=STEPS, max_steps=STEPS))
+    batch = found.batch(0, 9)
+    rooms = batch.lengths - batch.prompt_lengths + 1
+    assert (rooms > (batch.targets != IGNORED).sum(1)).all()
+    rolled = roll_out(model.double().eval(), batch)
+    most = torch.full((9, STEPS), PROCESS)
+    assert torch.equal(rolled.full_flops, of_blocks(model, most, batch.prompt_lengths, rooms))
+
+
+def test_targets_beyond_the_end_of_a_row_are_not_learned():
+    _, model = built()
+    tokens, prompts = torch.ones(3, 9, dtype=torch.int64), torch.tensor([4, 4, 4])
+    targets, lengths = torch.full((3, 9), 2), torch.tensor([9, 7, 8])
+    targets[:, :3] = IGNORED
+    beyond, losses = torch.arange(9) >= lengths[:, None], []
+    for update in (0, 2):
+        for given in (targets, targets.masked_fill(beyond, IGNORED)):
+            batch = Batch(tokens, given, prompts, lengths, torch.arange(3))
+            module = PolicyLoss(model, SETTINGS, 3, lambda update=update: update)
+            losses.append(module(batch, None, {"next_token": 12}).total.item())
+    assert losses[0] == losses[1] and losses[2] == losses[3]
 
 
 def test_a_policy_learns_to_stop_where_stopping_is_as_good():
@@ -224,7 +255,8 @@ def test_rows_that_are_no_questions_are_refused():
 @pytest.mark.parametrize(
     "own, message",
     [
-        ({"group_size": 1}, "group_size must be an integer at least 2, got 1"),
+        ({"group_size": 1}, "group_size must be an integer in 2 .. 1000, got 1"),
+        ({"group_size": 10**9}, "group_size must be an integer in 2 .. 1000, got 1000000000"),
         ({"cost_weight": 1.5}, "cost_weight must be in 0 .. 1, got 1.5"),
         ({"explore": -0.1}, "explore must be in 0 .. 1, got -0.1"),
         ({"lr": 0.0}, "lr must be above 0 and finite, got 0.0"),

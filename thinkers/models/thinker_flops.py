@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from thinkers.models.batch import Batch, graded_targets
 from thinkers.models.thinker_policy import BLOCKS, NONE, OUTPUT, PROCESS, READ, REFLECT
+from thinkers.models.thinker_sizes import answer_room
 
 
 def sectioned(model: Any, batch_size: int, length: int, steps: int, training: bool) -> int:
@@ -163,6 +165,22 @@ def _head(model: Any, positions: int, steps: int, training: bool) -> int:
     width = config.vocab_size + config.num_probes * (not training)
     forward = 2 * positions * config.dim * width * len(_answered_steps(model, steps, training))
     return 3 * forward if training else forward
+
+
+def earlier_answers(model: Any, batch: Batch) -> int:
+    """Count the answers after all steps but the last, and their gradients, where the loss of the
+    model has none: a policy learns from whether they are right."""
+    config = model.config
+    if config.step_loss != "last":
+        return 0
+    prompts = batch.prompt_lengths
+    assert prompts is not None
+    read, room = int(prompts.max()), answer_room(graded_targets(batch), prompts)
+    written = 2 * len(batch) * room * config.dim * config.vocab_size * (config.num_steps - 1)
+    for s in range(1, config.num_steps):
+        memory = memory_size(config, s, read, config.num_latents)
+        written += config.output_steps * model.process.flops(len(batch), room, memory)
+    return 3 * written
 
 
 def _answered_steps(model: Any, steps: int, training: bool) -> range:

@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 from thinkers.config.reinforce import Reinforce
 from thinkers.errors import NonFiniteError
-from thinkers.models.batch import Batch, Loss, correct_predictions, next_token_loss
+from thinkers.models.batch import Batch, Loss, as_batch, correct_predictions, next_token_loss
+from thinkers.models.thinker_flops import earlier_answers
 from thinkers.policies.rollout import Drawn, Rollout, repeated, roll_out
 
 
@@ -46,6 +47,7 @@ class PolicyLoss(nn.Module):
         self.model, self.settings, self.rows, self.update = model, settings, rows, update
 
     def forward(self, batch: Batch, num_steps: int | None, counts: Mapping[str, int]) -> Loss:
+        batch = as_batch(batch, self.model)
         if self.settings.is_supervised(self.update()):
             return self._supervised(batch, counts)
         return self._reinforced(batch)
@@ -145,5 +147,5 @@ def chosen_scores(model: Any, found: Rollout) -> tuple[Float[Tensor, " b"], Floa
 def update_flops(model: Any, settings: Reinforce, update: int, batch: Batch) -> int:
     """Count the operations of an update, as if each row took all steps."""
     if settings.is_supervised(update):
-        return model.batch_flops(batch, training=True)
+        return model.batch_flops(batch, training=True) + earlier_answers(model, batch)
     return settings.group_size * model.batch_flops(batch)

@@ -95,7 +95,7 @@ def roll_out(
     states, _, answers = model.answer_states(batch, room, steps, keep_states, thinking=live)
     assert batch.prompt_lengths is not None
     lengths = batch.prompt_lengths.cpu()
-    rooms = (answers.targets != IGNORED).sum(1).cpu()
+    rooms = rooms_of(answers.targets).cpu()
     most = torch.full((len(batch), model.config.max_steps), PROCESS)
     return Rollout(
         model.read_out(states),
@@ -105,6 +105,12 @@ def roll_out(
         of_blocks(model, live.actions, lengths, rooms),
         of_blocks(model, most, lengths, rooms),
     )
+
+
+def rooms_of(targets: Int[Tensor, "b o"]) -> Int[Tensor, " b"]:
+    """Return the positions of each answer, up to its last target; a tool's result has none."""
+    places = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+    return places.where(targets != IGNORED, 0).amax(1)
 
 
 def question_room(batch: Batch) -> int:
