@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from thinkers import RECIPES
+from thinkers import RECIPES, open_run
 from thinkers.config.experiment import Config, build
-from thinkers.config.overrides import dump, override, parse
+from thinkers.config.overrides import dump, override, override_task, parse
 from thinkers.config.training import Training
 from thinkers.errors import UsageError, nearest
 from thinkers.models.decoder import Decoder
@@ -52,6 +52,31 @@ def test_a_size_that_was_enough_is_refused_for_a_larger_task(looped):
     config = override(looped, flags=[f"--model.max_length={needed}", "--task.max_digits=7"])
     with pytest.raises(UsageError, match=r"set --model.max_length \d+"):
         build(config)
+
+
+@pytest.mark.misuse
+@pytest.mark.parametrize(
+    "flags, found",
+    [
+        ("--training.lr=1", "flags '--training.lr=1'"),
+        (None, "flags of type NoneType"),
+        ({"training.lr": 1}, "flags of type dict"),
+        ([3], "the flag 3"),
+        ([""], "the flag ''"),
+        (["training.lr=1"], "the flag 'training.lr=1'"),
+        (["--training.lr", "1"], "the flag '--training.lr'"),
+    ],
+)
+def test_flags_are_texts_with_a_name_and_a_value(looped, flags, found):
+    for call in (
+        lambda: override(looped, (), flags),
+        lambda: dump(looped, (), flags),
+        lambda: override_task(looped.task, flags),
+        lambda: open_run("nowhere", flags=flags),
+    ):
+        with pytest.raises(UsageError) as raised:
+            call()
+        assert str(raised.value).startswith(f"found: {found}\nexpected: ")
 
 
 def test_max_steps_follows_num_steps_unless_it_is_set(looped):

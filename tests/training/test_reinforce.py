@@ -1,6 +1,7 @@
 """`reinforce`: phases, resumes, records and refusals."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from training_cases import lines, make
 import thinkers
 from thinkers.cli.main import main
 from thinkers.errors import UsageError
+from thinkers.inspection.page import facts
+from thinkers.runs import folder
 from thinkers.tasks import TASKS
 from thinkers.training.reinforce import configuration
 
@@ -92,6 +95,7 @@ def test_all_commands_let_the_policy_choose(run, tmp_path, capsys):
     "line, message",
     [
         ("evaluate RUN --policy --halt 0.5", "halt 0.5 with policy"),
+        ("evaluate RUN --policy --num_steps due", 'num_steps "due" with policy'),
         ("generate RUN --policy --halt 0.5 --prompt 1", "halt 0.5 with policy"),
         ("inspect RUN --policy --ablate", "--policy without a prompt"),
         ("reinforce RUN --out OUT --reinforce.groups 3", "--reinforce.group_size"),
@@ -122,3 +126,53 @@ def test_models_without_a_policy_and_tasks_without_questions_are_refused(tmp_pat
     with pytest.raises(UsageError, match="questions with answers"):
         thinkers.reinforce(graded, out=tmp_path / "y", **OWN)
     assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
+
+
+def test_without_out_the_new_run_is_beside_the_old_one_and_must_be_new(base, tmp_path, capsys):
+    shutil.copytree(base.folder, tmp_path / "a")
+    assert thinkers.reinforce(tmp_path / "a", **OWN).folder == tmp_path / "a-policy"
+    with pytest.raises(UsageError, match="a-policy must be a new folder, but holds a run"):
+        thinkers.reinforce(tmp_path / "a", **OWN)
+    assert main(["reinforce", str(tmp_path / "a")]) == 2
+    assert "a-policy must be a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.misuse
+@pytest.mark.parametrize("kind", ["Thinker", "tuple", "NoneType"])
+def test_what_is_no_run_is_refused_by_its_kind(base, tmp_path, kind):
+    given = {"Thinker": base.model, "tuple": (base.model, 1), "NoneType": None}[kind]
+    with pytest.raises(UsageError, match=f"found: a {kind} instead of a run\nexpected: a Run"):
+        thinkers.reinforce(given, out=tmp_path / "x", **OWN)
+
+
+def test_limits_and_depth_of_the_run_before_are_not_those_of_the_new_one(tmp_path):
+    limits = {"max_minutes": 9.0, "max_flops": 1e9, "compile": True, "depth": "due"}
+    before = make("thinker", TASKS["mixed"].Config(), {"num_updates": 2} | limits, policy=True)
+    folder.write_record(tmp_path, folder.new_record(before))
+    training = configuration(tmp_path, [], OWN).training
+    assert (training.max_minutes, training.max_flops) == (None, None)
+    assert (training.compile, training.depth) == (False, "fixed")
+    asked = configuration(tmp_path, ["--training.max_minutes=2"], OWN)
+    assert asked.training.max_minutes == 2
+
+
+def test_a_model_of_one_step_has_nothing_to_choose(tmp_path):
+    sizes = SIZES | {"num_steps": 1}
+    config = make("thinker", TASKS["mixed"].Config(max_swaps=2), policy=True, **sizes)
+    run = thinkers.train(config.with_updates(1), tmp_path / "a")
+    with pytest.raises(UsageError, match="found: --model.num_steps 1 with reinforce"):
+        thinkers.reinforce(run, **OWN)
+
+
+def test_the_page_names_the_most_blocks_and_repeats_tools(run, tmp_path):
+    seen = thinkers.inspect(run, "2 12 13", 2, policy=True)
+    steps = dict(facts(seen, tmp_path))["thinking steps"]
+    assert steps == f"{' '.join(seen.blocks[0])}; at most 2 (configured: 3)"
+    task = thinkers.build_task("lookup", num_keys=3)
+    lookup = make("thinker", TASKS["lookup"].Config(num_keys=3), {"num_updates": 1}, policy=True)
+    folder_of = thinkers.train(lookup, tmp_path / "lookup").folder
+    for tools, named in (([], False), (["store"], True)):
+        seen = thinkers.inspect(folder_of, "a1", tools=tools)
+        assert ("--tools=store" in dict(facts(seen, tmp_path))["command to repeat it"]) == named
+    own = thinkers.inspect(folder_of, "a1", tools=[task.store(dict.fromkeys("abc", "a"))])
+    assert "command to repeat it" not in dict(facts(own, tmp_path))

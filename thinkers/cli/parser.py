@@ -134,7 +134,7 @@ def add_reinforce(verbs: Subparsers) -> None:
         "--reinforce.cost_weight 0.5 --training.lr 1e-3. thinkers train --resume DIR continues it.",
     )
     verb.add_argument("folder", metavar="RUN")
-    verb.add_argument("--out", metavar="DIR", required=True, help="the new run folder")
+    verb.add_argument("--out", metavar="DIR", help="the new run folder (default: RUN-policy)")
     verb.add_argument("--tracking", metavar="NAME", help="mlflow, tensorboard or one of yours")
     add_import_module(verb)
     verb.set_defaults(run=commands.reinforce)

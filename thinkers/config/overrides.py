@@ -45,6 +45,23 @@ def _flags_of(prog: str, kinds: tuple[tuple[str, type], ...]) -> jsonargparse.Ar
     return result
 
 
+def check_flags(flags: Any) -> None:
+    """Raise UsageError unless these are texts such as --training.lr=0.001."""
+    form = "--NAME=VALUE, such as --training.lr=0.001 or --task.max_length=9"
+    if isinstance(flags, str) or not isinstance(flags, Sequence):
+        found = repr(flags[:60]) if isinstance(flags, str) else f"of type {type(flags).__name__}"
+        raise usage_error(
+            f"flags {found}",
+            f"a list of texts {form}",
+            'pass such as flags=["--training.lr=0.001"]',
+        )
+    for flag in flags:
+        if not isinstance(flag, str) or not re.match("--[^=]+=", flag):
+            raise usage_error(
+                f"the flag {flag!r}", form, "write name and value in one text, with = between them"
+            )
+
+
 def override(config: Config, files: Sequence[str] = (), flags: Sequence[str] = ()) -> Config:
     """Override `config` by YAML files in order, then by flags such as --model.dim=64.
 
@@ -78,6 +95,7 @@ def _with_equal_updates(before: Config, after: Config) -> Config:
 
 def override_task(task: Any, flags: Sequence[str]) -> Any:
     """Override the `Config` of a task by flags such as --task.context=64."""
+    check_flags(flags)
     reader = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
     reader.add_class_arguments(type(task), "task", instantiate=False)
     reader.set_defaults({f"task.{k}": v for k, v in _given(task).items()})
@@ -98,6 +116,7 @@ def override_task(task: Any, flags: Sequence[str]) -> Any:
 
 def parse(config: Config, files: Sequence[str], flags: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return {part: {field: value}} of every field, checked against its type."""
+    check_flags(flags)
     reader = parser(config)
     known = {key for key in reader.get_defaults().keys() if "." in key}
     tokens = [(name, token) for file in files for name, token in _read_file(file, config.parts)]

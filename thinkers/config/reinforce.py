@@ -8,6 +8,9 @@ from thinkers.checks import check_choices, check_int
 from thinkers.errors import UsageError
 from thinkers.registry import typed
 
+MOST_ROLLOUTS = 1000
+"""Of a question: they are computed at once, and their memory grows with their number."""
+
 
 @typed
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class Reinforce:
     policy_updates: int = 100
     """Updates of the policy alone, in each phase after supervised ones."""
     group_size: int = 8
-    """Roll-outs of each question in a policy update."""
+    """Roll-outs of each question in a policy update, at once: 2 to 1,000."""
     cost_weight: float = 0.5
     """Share of the reward that an answer as dear as `max_steps` PROCESS steps loses."""
     entropy: float = 0.01
@@ -39,7 +42,7 @@ class Reinforce:
     def __post_init__(self) -> None:
         for name in ("num_updates", "supervised_updates", "policy_updates"):
             check_int(name, getattr(self, name), 1)
-        check_int("group_size", self.group_size, 2)
+        check_int("group_size", self.group_size, 2, MOST_ROLLOUTS)
         for name in ("cost_weight", "explore"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} must be in 0 .. 1, got {getattr(self, name)}")

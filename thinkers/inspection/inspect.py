@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -58,6 +59,7 @@ def inspect(
     halt = check_halt(model, with_policy(halt, policy))
     found = check_tools(model, find_tools(task, tools))
     seen = inspect_model(model, task, prompt, steps, folder_of(run), halt, found)
+    seen = replace(seen, tools=tuple(tools))
     if target is not None:
         write(target, seen)
     return seen

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers.inspection.results import DESCRIPTIONS, Ablation, Inspection, ReadOut
+from thinkers.models.halt import rule_name
 from thinkers.ops import masks
 from thinkers.report import html
 from thinkers.report.html import Section
@@ -275,10 +276,11 @@ def facts(seen: Inspection, folder: Path) -> list[tuple[str, Any]]:
     size = sum(p.numel() for p in model.parameters())
     usual = model.check_steps(None)
     steps = f"{seen.requested_steps} (configured: {usual})"
-    if seen.halt is not None:
-        steps = f"at most {steps}, {seen.mean_steps:.2f} in the mean with halt {seen.halt}"
     if seen.blocks:
-        steps = f"{' | '.join(' '.join(blocks) for blocks in seen.blocks)}; at most {usual}"
+        steps = f"{' | '.join(' '.join(blocks) for blocks in seen.blocks)}; at most {steps}"
+    elif seen.halt is not None:
+        rule = rule_name(seen.halt)
+        steps = f"at most {steps}, {seen.mean_steps:.2f} in the mean with {rule}"
     rows = [
         ("model", f"{model.name}, {size:,} parameters, width {model.config.dim}"),
         ("thinking steps", steps),
@@ -293,9 +295,14 @@ def facts(seen: Inspection, folder: Path) -> list[tuple[str, Any]]:
     words += [f"--num_steps={seen.requested_steps}"]
     if seen.halt is not None:
         words.append("--policy" if seen.halt == "policy" else f"--halt={seen.halt}")
+    if seen.tools:
+        words.append(f"--tools={','.join(map(str, seen.tools))}")
     words.append("--out=report.html")
     run = html.link(seen.run, os.path.relpath(seen.run, folder))
-    return [("run", run), *rows, ("command to repeat it", html.command(words))]
+    rows = [("run", run), *rows]
+    # A tool that was given as an object has no name for a command.
+    named = all(isinstance(tool, str) for tool in seen.tools)
+    return [*rows, ("command to repeat it", html.command(words))] if named else rows
 
 
 # Ablation -------------------------------------------------------------------------------------

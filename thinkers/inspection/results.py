@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from thinkers.evaluation.statistics import Interval
 from thinkers.models.base import Model
 from thinkers.models.halt import Halt
+from thinkers.models.tools import Tool
 from thinkers.tasks import Task
 
 
@@ -48,6 +49,7 @@ class Inspection:
         attention: {kind of the columns: attention weights of each position at each step}.
         plane: The states on their first two principal components.
         explained: The share of the variance of each component.
+        tools: The tools that the model might call, as they were given.
     """
 
     model: Model
@@ -70,6 +72,7 @@ class Inspection:
     attention: Mapping[str, Float[Tensor, "k t n"]]
     plane: Float[Tensor, "k t 2"]
     explained: tuple[float, float]
+    tools: tuple[str | Tool, ...] = ()
 
     def __repr__(self) -> str:
         answers = ", ".join(self.predictions)

@@ -25,6 +25,11 @@ def rule_record(halt: Halt) -> dict[str, Any]:
     return {"policy": True} if halt == "policy" else {"halt": halt}
 
 
+def rule_name(halt: Halt) -> str:
+    """Return the rule in words, as a user gave it: policy, or halt 0.5."""
+    return "policy" if halt == "policy" else f"halt {halt}"
+
+
 def with_policy(halt: Halt, policy: bool) -> Halt:
     """Return the rule of a call that takes `halt` and `policy`.
 

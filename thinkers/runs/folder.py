@@ -67,6 +67,12 @@ def default_folder(config: Config) -> Path:
     return Path("runs") / f"{(config.recipe or 'run').replace('/', '-')}-{config.training.seed}"
 
 
+def beside(folder: Path, ending: str) -> Path:
+    """Return the folder's path with -ending at the end; . and .. are called by their names."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(f"{named.name}-{ending}")
+
+
 @contextmanager
 def owned(folder: Path, new: bool) -> Iterator[None]:
     """Lock a folder for this process while the context is entered.

@@ -10,7 +10,7 @@ from torch import nn
 
 from thinkers import tasks
 from thinkers.config.experiment import check_vocabulary, parts_of
-from thinkers.config.overrides import override_task
+from thinkers.config.overrides import check_flags, override_task
 from thinkers.devices import find_device
 from thinkers.errors import DataError, UsageError, usage_error
 from thinkers.files import exists, own_folder
@@ -91,6 +91,7 @@ def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | 
         DamagedError: A file of the run is not as it was written.
         FormatError: Another version wrote it.
     """
+    check_flags(flags)
     if isinstance(run, Model | tuple):
         if flags:
             raise UsageError(f"flags must be left out for a model outside a run, got {list(flags)}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from thinkers.errors import usage_error
 from thinkers.models.batch import IGNORED, Batch
 from thinkers.models.documents import blocks_option
-from thinkers.models.halt import Halt
+from thinkers.models.halt import Halt, rule_name
 from thinkers.tasks.due import Steps
 
 
@@ -70,8 +70,9 @@ def check_no_oracle(num_steps: Steps, halt: Halt) -> None:
     """Raise UsageError if both an oracle and the model itself are to choose the steps."""
     if num_steps == "due" and halt is not None:
         raise usage_error(
-            f'num_steps "due" with halt {halt}',
-            "one of both: due is the number of steps that an oracle knows, halt the model's own",
+            f'num_steps "due" with {rule_name(halt)}',
+            "one of both: due is the number of steps that an oracle knows; with the other the "
+            "model stops by itself",
             "leave one of them out, or pass a number of steps, which is then the limit",
         )
 

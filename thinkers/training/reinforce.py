@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from thinkers.config.experiment import OPTIONAL_PART, Config, build_part
+from thinkers.config.experiment import DEPTH_SETTINGS, OPTIONAL_PART, Config, build_part
 from thinkers.config.overrides import override
 from thinkers.config.reinforce import Reinforce
 from thinkers.errors import usage_error
@@ -22,7 +22,7 @@ LR_SHARE = 0.1
 def reinforce(
     run: Run | str | Path,
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     flags: Sequence[str] = (),
     tracking: Tracking | None = None,
     **settings: Any,
@@ -35,7 +35,7 @@ def reinforce(
 
     Args:
         run: A run of a Thinker with `policy`, whose newest model is the beginning.
-        out: The folder of the new run.
+        out: The folder of the new run; that of the old one with "-policy" if None.
         flags: Other settings to change, such as --training.lr=1e-3; without, the learning rate of
             the model is a tenth of that of its run.
         tracking: As in `train`.
@@ -45,7 +45,9 @@ def reinforce(
         UsageError: The model has no policy, the task has no questions, or settings do not fit.
         NonFiniteError: A loss, a gradient or a reward is infinite or not a number.
     """
-    return train(configuration(run, flags, settings), out, tracking=tracking)
+    config = configuration(run, flags, settings)
+    target = run_folder.beside(_folder_of(run), "policy") if out is None else out
+    return train(config, target, tracking=tracking)
 
 
 def configuration(
@@ -56,7 +58,7 @@ def configuration(
     Raises:
         UsageError: There is no such run, or the settings do not fit.
     """
-    folder = user_path(run.folder if isinstance(run, Run) else run, "run")
+    folder = _folder_of(run)
     if not run_folder.is_run(folder):
         raise usage_error(
             f"{folder}, which is no run",
@@ -74,11 +76,28 @@ def configuration(
             config.training,
             lr=LR_SHARE * config.training.lr,
             init_from=str(folder),
-            depth="fixed",
-            spare_steps=0,
-            random_steps=None,
+            **DEPTH_SETTINGS,
+            # Limits of the run before are its own, and roll-outs are not compiled.
+            max_minutes=None,
+            max_flops=None,
+            compile=False,
         ),
     )
     if "curriculum" in {field.name for field in fields(config.task)}:
         config = replace(config, task=replace(config.task, curriculum=False))
     return override(config.with_updates(own.num_updates), (), flags)
+
+
+def _folder_of(run: Run | str | Path) -> Path:
+    """Return the folder of a run.
+
+    Raises:
+        UsageError: It is neither a run nor a path.
+    """
+    if not isinstance(run, Run | str | Path):
+        raise usage_error(
+            f"a {type(run).__name__} instead of a run",
+            "a Run, or its folder: the new run begins with its settings and weights",
+            "pass the folder of the run that trained the model",
+        )
+    return user_path(run.folder if isinstance(run, Run) else run, "run")

@@ -83,7 +83,7 @@ def reproduce(
     config = Config.from_dict(record["config"])
     _check_named_again(config, folder, init_from)
     _verify_metrics(folder)
-    target = _beside(folder) if out is None else user_path(out, "out")
+    target = run_folder.beside(folder, "again") if out is None else user_path(out, "out")
     # A run may be untrusted: its task may read only files that it was trained on.
     task = tasks.from_run(config.task, config.training.seed, folder)
     check_vocabulary(config.model.vocab_size, task, folder)
@@ -110,12 +110,6 @@ def reproduce(
         _same_weights(folder, target) if finished else None,
         run_folder.changes(record, here),
     )
-
-
-def _beside(folder: Path) -> Path:
-    """Return the folder's path with "-again" at the end; . and .. are called by their names."""
-    named = folder if folder.name not in ("", "..") else folder.resolve()
-    return named.with_name(f"{named.name}-again")
 
 
 def _check_named_again(config: Config, folder: Path, init_from: str | Path | None) -> None:

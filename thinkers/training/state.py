@@ -200,6 +200,12 @@ def check_reinforce(config: Config, task: Task, model: Model) -> None:
             raise usage_error(
                 f"--training.{name} {found} with reinforce", f"{value}", f"leave {name} out"
             )
+    if model.config.num_steps < 2:
+        raise usage_error(
+            f"--model.num_steps {model.config.num_steps} with reinforce",
+            "at least 2: after one step there is no choice",
+            "train a model with more --model.num_steps",
+        )
     planned = config.training.num_updates
     if planned != config.reinforce.num_updates:
         raise usage_error(
