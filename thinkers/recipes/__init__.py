@@ -10,7 +10,7 @@ from typing import Any
 
 from thinkers.config.experiment import Config
 from thinkers.errors import UsageError
-from thinkers.recipes import arithmetic, babi, numbers, star_graph, state_tracking, text
+from thinkers.recipes import arithmetic, babi, facts, numbers, star_graph, state_tracking, text
 from thinkers.tasks.text import Text
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -74,6 +74,9 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "babi/looped": babi.looped,
         "babi/thoughtsformer": babi.thoughtsformer,
         "babi/thinker": babi.thinker,
+        "facts/thinker": facts.thinker,
+        "facts_two_hops/thinker": facts.two_hops,
+        "facts_levels/thinker": facts.levels,
         "cups/looped": state_tracking.cups_looped,
         "cups/halting": state_tracking.cups_halting,
         "cups/decoder": state_tracking.cups_decoder,

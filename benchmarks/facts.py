@@ -1,0 +1,278 @@
+"""Facts of documents that are read through a learned index: lengths, controls, levels.
+
+    nohup python benchmarks/facts.py > runs/facts.log &
+    python benchmarks/facts.py --cases facts/thinker --seeds 1
+    python benchmarks/facts.py --page docs
+
+A case is a recipe, or one with settings changed. Models are trained on at most 16 sections; all
+questions are held out, in documents of 16, 64 and 256 sections, of which a step reads
+`memory_top` blocks. It can be stopped and started again: finished runs are kept, others resume. One
+thread for each run. `--page FOLDER` writes facts.json.
+
+Machine: scores, which another machine's roundings change as another seed does; CPU minutes.
+Asked and measured: docs/memory.md.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import case_parser, measured, one_thread, run_jobs
+from state_tracking import train
+from torch import Tensor
+
+import thinkers
+from thinkers import recipes
+from thinkers.config.overrides import override
+from thinkers.files import write_file
+from thinkers.models import thinker_reading
+from thinkers.models.document_blocks import ABSENT, DocumentBlocks
+from thinkers.models.generation import eval_mode
+from thinkers.tasks.answers import left_padded_prompts
+from thinkers.tasks.facts import Facts
+
+SIZES, QUESTIONS = (16, 64, 256), 1536
+LONGER, LONG = 1024, 1000
+"""Sections and questions of the longest documents, which need more entities."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe, with some settings changed."""
+
+    recipe: str
+    flags: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = SIZES
+
+
+CASES = {
+    "facts/thinker": Case("facts/thinker"),
+    "facts_two_hops/thinker": Case("facts_two_hops/thinker"),
+    "facts_levels/thinker": Case("facts_levels/thinker"),
+    "64 entities": Case(
+        "facts/thinker",
+        ("--task.num_entities=64", "--task.num_relations=64", "--training.num_updates=1300"),
+        (*SIZES, LONGER),
+    ),
+    "sentences": Case(
+        "facts/thinker",
+        ("--task.text=sentences", "--model.memory_section=12", "--training.num_updates=1300"),
+    ),
+}
+
+
+def main() -> None:
+    options = case_parser(__doc__, list(CASES), "runs/facts").parse_args()
+    if options.page is not None:
+        return write_results(options.out, options.page)
+    options.out.mkdir(parents=True, exist_ok=True)
+    names = options.cases or list(CASES)
+    jobs = [(name, seed, options.out) for seed in range(options.seeds) for name in names]
+    run_jobs(run_job, jobs, options.workers)
+
+
+def run_job(job: tuple[str, int, Path]) -> str:
+    """Train and evaluate one seed of a case, unless its result is there; return a line."""
+    name, seed, out = job
+    one_thread()
+    folder = out / f"{name.replace('/', '-').replace(' ', '_')}-{seed}"
+    found = measured(folder.with_suffix(".json"), lambda: measure(name, seed, folder))
+    shown = {size: scores["index"] for size, scores in found["scores"].items()}
+    return f"{name} seed {seed}: {shown} {found['cpu_minutes']:.2f} CPU minutes"
+
+
+def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
+    case = CASES[name]
+    flags = [*case.flags, f"--training.seed={seed}"]
+    config = override(recipes.RECIPES[case.recipe](), flags=flags)
+    begun, start = (folder / "config.json").exists(), time.process_time()
+    run = train(config, folder)
+    minutes = (time.process_time() - start) / 60
+    model, task = thinkers.open_run(run)
+    with eval_mode(model):
+        scores = {str(size): judge(model, of_size(task, size), size) for size in case.sizes}
+        stored = dtypes(model, of_size(task, 64))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "scores": scores,
+        "stored": stored,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": max(line["flops"] for line in lines if "flops" in line),
+        "scale": float(model.index.scale()),
+        "updates": run.config.training.num_updates,
+        "cpu_minutes": minutes,
+        "resumed": begun,
+    }
+
+
+def of_size(task: Any, size: int) -> Facts:
+    """Return the task with documents of this size, all of them held out."""
+    return Facts(replace(task.config, num_sections=size), task.seed)
+
+
+def judge(model: Any, task: Facts, size: int) -> dict[str, Any]:
+    """Return the accuracy through the index and with its controls, and the blocks found."""
+    ways: dict[str, Callable[[Any], Any]] = {
+        "index": lambda rows: read(model, rows),
+        "random": lambda rows: read(model, rows, Random()),
+        "cleared": lambda rows: read(model, rows, memory=False),
+        "half cleared": lambda rows: read(model, rows, half=True),
+    }
+    if size <= 256:
+        ways["all"] = lambda rows: read(model, rows, top=None)
+    if task.config.hops > 1:
+        ways["asked once"] = lambda rows: read(model, rows, AskedOnce())
+    found: dict[str, list[Tensor]] = {name: [] for name in ways}
+    hops, hits, halves = [], [], []
+    number = LONG if size == LONGER else QUESTIONS
+    for batch in task.evaluation_batches("test", number):
+        ends = batch.lengths - 1  # type: ignore[operator]
+        truth = batch.targets.gather(1, ends[:, None])[:, 0]
+        for name, answer in ways.items():
+            predicted, blocks = answer(batch)
+            found[name].append(predicted == truth)
+            if name == "index":
+                hits.append(covered(model, task, batch, blocks))
+        hops.append(task.hops_of(batch))
+        halves.append((task.evidence(batch) % 2 == 1).any(1))
+    right = {name: torch.cat(rows).double() for name, rows in found.items()}
+    hop, hit, half = torch.cat(hops), torch.cat(hits).double(), torch.cat(halves)
+    result: dict[str, Any] = {name: float(x.mean()) for name, x in right.items()}
+    result["found"] = float(hit.mean())
+    result["half cleared"] = {
+        "cleared": float(right["half cleared"][half].mean()),
+        "kept": float(right["half cleared"][~half].mean()),
+        "kept before": float(right["index"][~half].mean()),
+    }
+    if task.config.hops > 1:
+        two = hop == 2
+        result["two hops"] = {name: float(x[two].mean()) for name, x in right.items()}
+        result["two hops"]["found"] = float(hit[two].mean())
+    return result
+
+
+def read(
+    model: Any,
+    batch: Any,
+    matches: Callable[..., Tensor] | None = None,
+    *,
+    top: int | None | str = "own",
+    memory: bool = True,
+    half: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the answers to a batch, and the numbers of the blocks that were read.
+
+    Args:
+        matches: Scores blocks in place of the index.
+        top: Number of blocks that a step reads; "own" means `memory_top`.
+        memory: False means that the memory has been cleared.
+        half: Hide every second section.
+    """
+    before = model.config
+    if top != "own":
+        model.config = replace(before, memory_top=top)
+    kept = batch
+    if half:
+        odd = torch.arange(batch.sections.shape[1]) % 2 == 1
+        kept = replace(batch, section_lengths=batch.section_lengths.masked_fill(odd, 0))
+    try:
+        with asked(matches):
+            options = {"memory": model.blocks_of(kept)} if memory else {}
+            lengths = batch.prompt_lengths
+            found = model(batch.tokens, lengths=lengths, prompt_lengths=lengths, **options)
+    finally:
+        model.config = before
+    logits = found.logits[torch.arange(len(batch)), lengths - 1]
+    return logits.argmax(-1), found.extra.get("blocks")
+
+
+@contextmanager
+def asked(matches: Callable[..., Tensor] | None) -> Iterator[None]:
+    """Score blocks by this function inside the block; None leaves the index."""
+    before = thinker_reading.best_matches
+    if matches is not None:
+        thinker_reading.best_matches = matches  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        thinker_reading.best_matches = before
+
+
+class Random:
+    """Matches that are drawn at random: any blocks are read."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, queries: Tensor, keys: Tensor, hidden: Tensor, document: Tensor) -> Tensor:
+        return torch.rand(len(queries), keys.shape[1], generator=self.generator)
+
+
+class AskedOnce:
+    """Matches of the first step that asks, at every step."""
+
+    def __init__(self) -> None:
+        self.index = thinker_reading.best_matches
+        self.first: dict[int, Tensor] = {}
+
+    def __call__(self, queries: Tensor, *given: Tensor) -> Tensor:
+        number = len(queries)
+        if number not in self.first:
+            self.first[number] = self.index(queries, *given)
+        return self.first[number]
+
+
+def covered(model: Any, task: Facts, batch: Any, blocks: Tensor | None) -> Tensor:
+    """Return True for questions all of whose facts are in a block that was read at some step."""
+    assert blocks is not None
+    spans = model.blocks_of(batch).spans[batch.document]
+    needed = task.evidence(batch)
+    right = torch.ones(len(batch), dtype=torch.bool)
+    read_ids = blocks.flatten(1)
+    span = spans.gather(1, read_ids.clamp(min=0)[..., None].expand(-1, -1, 2))
+    for hop in needed.T:
+        inside = (span[..., 0] <= hop[:, None]) & (hop[:, None] < span[..., 1])
+        right &= (inside & (read_ids != ABSENT)).any(1) | (hop < 0)
+    return right
+
+
+def dtypes(model: Any, task: Facts) -> dict[str, float]:
+    """Return the accuracy with latents that were rounded as stores keep them."""
+
+    def int8(x: Tensor) -> Tensor:
+        scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+        return (x / scale).round() * scale
+
+    found = {}
+    ways = {"float32": lambda x: x, "float16": lambda x: x.half().float(), "int8": int8}
+    for name, rounded in ways.items():
+        right = []
+        for batch in task.evaluation_batches("test", QUESTIONS):
+            blocks: DocumentBlocks = model.blocks_of(batch)
+            blocks = replace(blocks, latents=rounded(blocks.latents))
+            prompts, lengths = left_padded_prompts(batch), batch.prompt_lengths
+            predicted = model.answer(prompts, lengths, 1, memory=blocks)[:, 0]
+            right.append(predicted == batch.targets.gather(1, lengths[:, None] - 1)[:, 0])
+        found[name] = float(torch.cat(right).double().mean())
+    return found
+
+
+def write_results(out: Path, folder: Path) -> None:
+    """Write facts.json, the results of all cases by seed; tools/docs_tables.py shows them."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in CASES:
+        files = sorted(out.glob(f"{name.replace('/', '-').replace(' ', '_')}-[0-9].json"))
+        if files:
+            found[name] = {file.stem[-1]: json.loads(file.read_text()) for file in files}
+            for seed, run in found[name].items():
+                print(name, seed, {x: round(y["index"], 4) for x, y in run["scores"].items()})
+    write_file(folder / "facts.json", (json.dumps(found, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

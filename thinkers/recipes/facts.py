@@ -1,0 +1,51 @@
+"""Recipes on facts: documents are read into a memory, and questions are answered from it."""
+
+from dataclasses import replace
+from typing import Any
+
+from thinkers.config.experiment import Config
+from thinkers.models.thinker import Thinker
+from thinkers.recipes.numbers import training_settings
+from thinkers.tasks.facts import Facts
+
+FACTS = Facts.Config(curriculum=True, window=1000)
+"""Documents of 2 sections at first, twice as long once these are mastered, up to 16."""
+
+
+def thinker() -> Config:
+    """Answer questions on facts, from blocks of two latents for each section of eight words.
+
+    Words are mixed with the three before them: a latent cannot hold which entity has which relation
+    if it reads words by themselves.
+    """
+    return _recipe(FACTS, 1000, num_steps=2)
+
+
+def two_hops() -> Config:
+    """Answer questions on the value of a value, in two look-ups, after questions on values."""
+    return _recipe(replace(FACTS, hops=2), 2000, num_steps=3)
+
+
+def levels() -> Config:
+    """Answer questions on facts from blocks of the second level, of four sections each.
+
+    Documents of fewer than four sections are read at the first level, so that the curriculum trains
+    it before the second.
+    """
+    own = dict(block_latents=4, memory_levels=2, read_level=2, memory_top=2)
+    return _recipe(FACTS, 1500, num_steps=2, **own)
+
+
+def _recipe(task: Facts.Config, num_updates: int, **own: Any) -> Config:
+    training = training_settings(
+        num_updates,
+        lr=1e-3,
+        muon_lr=1.2e-2,
+        optimizer="muon",
+        batch_size=256,
+        betas=(0.9, 0.98),
+        min_lr_ratio=0.1,
+    )
+    shared: dict[str, Any] = dict(dim=64, num_heads=4, num_layers=1, num_latents=2, mixing=4)
+    memory: dict[str, Any] = dict(memory="blocks", memory_section=8, memory_top=4)
+    return Config.fit(Thinker, task, training, **(shared | memory | own))
