@@ -179,7 +179,7 @@ class BlockMemory:
     def block_scale(self) -> float:
         """Return tau, by which matches of query and key are multiplied to scores."""
         self._needs_memory()
-        return float(self.index.scale())
+        return float(self.index.scale().detach())
 
     def memory_fingerprint(self) -> str:
         """Return the SHA-256 of the weights and settings that blocks and their keys depend on.
