@@ -332,5 +332,26 @@ def test_a_forked_process_reads_by_connections_of_its_own(tmp_path):
     queries = torch.randn(2, 8)
     expected = memory.store.search(queries, 3).ids
     assert holds_in_a_fork(lambda: torch.equal(memory.store.search(queries, 3).ids, expected))
+
+    def is_refused():
+        try:
+            memory.write(rows(1))
+        except LockedError as error:
+            memory.close()
+            return f"process {os.getppid()} on" in str(error)
+
+    assert holds_in_a_fork(is_refused)
     memory.write(rows(1))
-    assert memory.verify() == []
+    with pytest.raises(LockedError):  # what the fork closed is still the parent's
+        LongTermMemory.open(tmp_path / "m", FakeModel()).write(rows(1))
+    assert memory.verify() == [] and memory.topics() == {"a": 4, "default": 1}
+
+
+def test_folders_may_have_any_name(tmp_path):
+    folder = tmp_path / "a b?mode=ro#%41 'é" / "m"
+    memory = filled(folder, {"a": 2})
+    memory.clear("a")
+    memory.close()
+    memory.write(rows(1))
+    assert len(LongTermMemory.open(folder)) == 1
+    assert {x.name for x in tmp_path.iterdir()} == {folder.parent.name}

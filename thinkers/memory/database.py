@@ -265,7 +265,7 @@ class Readers:
         """Return a connection for one view."""
         if self._process != os.getpid():
             # A forked process must not use the connections of its parent, nor close them.
-            _INHERITED.extend(self._idle)
+            INHERITED.extend(self._idle)
             self._idle, self._process = [], os.getpid()
         try:
             return self._idle.pop()
@@ -281,5 +281,5 @@ class Readers:
             self._idle.pop().close()
 
 
-_INHERITED: list[sqlite3.Connection] = []
+INHERITED: list[Any] = []
 """Connections that a parent process opened, kept so that they are not closed as garbage."""

@@ -38,3 +38,9 @@ def lock_folder(folder: Path) -> TextIO:
     lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {now}")
     lock.flush()
     return lock
+
+
+def unlock(lock: TextIO) -> None:
+    """Let another process lock the folder, also while forked processes hold the file open."""
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    lock.close()

@@ -23,8 +23,7 @@ DTYPES = ("float16", "int8")
 LARGEST = 1 << 20
 """The largest size of a vector or a section that is believed."""
 _KEY = struct.Struct("<3q")
-_BLOCK = struct.Struct("<7q")
-_LENGTH = struct.Struct("<q")
+_BLOCK = struct.Struct("<12q")
 
 
 @dataclass(frozen=True)
@@ -234,11 +233,12 @@ def block_row(numbers: Sequence[int], parts: Sequence[bytes | None]) -> tuple[An
 
 
 def block_crc(numbers: Sequence[int], parts: Sequence[bytes | None]) -> int:
-    crc = zlib.crc32(_BLOCK.pack(*numbers))
+    # With the lengths, so that no byte can move from one column to the next.
+    lengths = [-1 if part is None else len(part) for part in parts]
+    crc = zlib.crc32(_BLOCK.pack(*numbers, *lengths))
     for part in parts:
-        # With the lengths, so that no byte can move from one column to the next.
-        crc = zlib.crc32(_LENGTH.pack(-1 if part is None else len(part)), crc)
-        crc = zlib.crc32(part or b"", crc)
+        if part:
+            crc = zlib.crc32(part, crc)
     return crc
 
 
@@ -263,7 +263,8 @@ def check_block(row: Sequence[Any], path: Path) -> None:
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
-    return np.array(ids, "<i8").tobytes()
+    """Return the bytes of ids, or of tokens."""
+    return struct.pack(f"<{len(ids)}q", *ids)
 
 
 def unpack_ids(content: bytes) -> Int64[np.ndarray, " n"]:

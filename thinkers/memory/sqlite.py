@@ -5,6 +5,7 @@ for a level of more than 100,000 keys the file of its index, which is disposable
 is beside the database while that is open, or after a process was killed; it belongs to it.
 """
 
+import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from thinkers.files import unlink
 from thinkers.memory.blocks import Blocks
 from thinkers.memory.creation import make_store, remove_leftovers
 from thinkers.memory.database import (
+    INHERITED,
     Readers,
     check_generation,
     connect,
@@ -34,7 +36,7 @@ from thinkers.memory.database import (
 )
 from thinkers.memory.keys import Keys
 from thinkers.memory.lists import EXACT, Lists
-from thinkers.memory.lock import lock_folder
+from thinkers.memory.lock import lock_folder, unlock
 from thinkers.memory.rows import Meta, damaged
 from thinkers.memory.store import Fault, Found
 from thinkers.memory.verification import find_faults
@@ -43,14 +45,17 @@ from thinkers.memory.writing import insert_blocks
 
 
 class Writer:
-    """The lock of the one writer, and its connection."""
+    """The lock of the one writer, and its connection, both of one process."""
 
     def __init__(self, lock: TextIO, connection: Connection):
         self.lock, self.connection = lock, connection
+        self.process = os.getpid()
 
     def close(self) -> None:
-        self.connection.close()
-        self.lock.close()
+        """Let another process write; a forked process cannot do so for its parent."""
+        if self.process == os.getpid():
+            self.connection.close()
+            unlock(self.lock)
 
 
 class SqliteStore:
@@ -136,13 +141,20 @@ class SqliteStore:
             LockedError: Another process is; the message names it.
         """
         with self._mutex:
-            if self._writer is None:
+            if not self._writes():
                 lock = lock_folder(self.folder)
                 try:
                     self._hold(lock)
                 except BaseException:
                     lock.close()
                     raise
+
+    def _writes(self) -> bool:
+        """Return True if this process is the writer; one that it was forked from may be."""
+        if self._writer is not None and self._writer.process != os.getpid():
+            INHERITED.append(self._writer)
+            self._writer = None
+        return self._writer is not None
 
     def _hold(self, lock: TextIO) -> None:
         remove_leftovers(self.folder)
@@ -325,7 +337,7 @@ class SqliteStore:
     def _save_index(self, lists: Lists, file: Path, meta: Meta) -> None:
         """Save an index if this is the writer, and nothing was deleted since its snapshot."""
         with self._mutex:
-            if self._writer is None:
+            if not self._writes():
                 return
             if read_meta(self._connection, self.database).deleted == meta.deleted:
                 lists.save(file)
@@ -333,11 +345,11 @@ class SqliteStore:
     def close(self) -> None:
         """End writing: save an index that has fallen behind, and let another process write."""
         try:
-            if self._writer is not None:
+            if self._writes():
                 self._refresh_indexes()
         finally:
             with self._mutex:
-                if self._writer is not None:
+                if self._writes():
                     self._end_writing()
                     self._writer = None
                 self._readers.close()
