@@ -14,6 +14,7 @@ from thinkers.models.base import Model
 from thinkers.models.generation import begin_calls, check_sampling, ids_below
 from thinkers.models.generation import stream as next_tokens
 from thinkers.models.halt import Halt, check_halt, halt_option, with_policy
+from thinkers.models.memory_option import check_takes_memory, memory_option
 from thinkers.models.tools import Tool, check_tools, cut_results, tools_option
 from thinkers.runs.result import RunLike, open_with_task
 from thinkers.tasks import Task
@@ -34,6 +35,7 @@ def answer(
     halt: Halt = None,
     tools: Sequence[str | Tool] = (),
     policy: bool = False,
+    memory: Any = None,
 ) -> str:
     """Return the prompt followed by the model's answer, as text of its task.
 
@@ -49,12 +51,15 @@ def answer(
         tools: Names of tools of the task, or tools: what the model writes between `[` and `]` is
             computed, and the result is written after it. None is on unless it is named.
         policy: Let the model choose the block of each step: see `thinkers.models.thinker_policy`.
+        memory: A `LongTermMemory` of this model, which is read at every step after the first.
 
     Raises:
         UsageError: The prompt does not fit the task, or leaves no room for its longest answer; the
-            model cannot halt so; or the task has no such tool.
+            model cannot halt so; the task has no such tool; or the model has no memory, takes a
+            single step, or did not write this one.
     """
     model, task = open_with_task(run)
+    check_takes_memory(model, memory)
     found = check_tools(model, find_tools(task, tools))
     halt = check_halt(model, with_policy(halt, policy))
     read, room = fit_prompt(model, task, prompt)
@@ -63,7 +68,7 @@ def answer(
         raise usage_error(
             f"a prompt of {len(read.tokens)} tokens", f"at most {limit}", "shorten it"
         )
-    written = respond(model, task, read, room, num_steps, halt, found).answer
+    written = respond(model, task, read, room, num_steps, halt, found, memory).answer
     is_cut = (
         isinstance(task, AnswerTask)
         and task.max_answer_length() > 1  # an answer of one token has no end token
@@ -109,10 +114,11 @@ def respond(
     num_steps: int | None,
     halt: Halt = None,
     tools: Sequence[Tool] = (),
+    memory: Any = None,
 ) -> Response:
     """Return the answer of the model to a prompt, of at most `room` tokens after it."""
     steps = steps_for(model, prompt, num_steps)
-    options = halt_option(halt) | tools_option(tools)
+    options = halt_option(halt) | tools_option(tools) | memory_option(memory)
     with torch.no_grad(), ids_below(task.num_output_tokens), cut_results():
         return task.respond(model, prompt, room, steps, **options)
 
@@ -143,6 +149,7 @@ def generate(
     halt: Halt = None,
     tools: Sequence[str | Tool] = (),
     policy: bool = False,
+    memory: Any = None,
 ) -> list[str]:
     """Return samples of a text that begins with the prompt; the arguments are those of `stream`."""
     pieces = stream(
@@ -158,6 +165,7 @@ def generate(
         halt=halt,
         tools=tools,
         policy=policy,
+        memory=memory,
     )
     return [prompt + "".join(sample) for sample in zip(*pieces, strict=True)]
 
@@ -176,6 +184,7 @@ def stream(
     halt: Halt = None,
     tools: Sequence[str | Tool] = (),
     policy: bool = False,
+    memory: Any = None,
 ) -> Iterator[list[str]]:
     """Yield pieces of samples of a text, by a run on text, as they are generated in one batch.
 
@@ -190,16 +199,18 @@ def stream(
         seed: Equal seeds give equal samples.
         halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
         tools, policy: As in `answer`; results of tools count in `max_new_tokens`.
+        memory: A `LongTermMemory` that all samples read, or a list with one or None for each.
 
     Raises:
         UsageError: The task is not text, the prompt is empty, the model cannot halt so, the text
-            has no such tool, or a result does not fit in `max_new_tokens`.
+            has no such tool, or a result does not fit in `max_new_tokens`; and as in `answer`.
     """
     for name, value in (("max_new_tokens", max_new_tokens), ("num_samples", num_samples)):
         check_int(name, value, 1)
     check_int("seed", seed, 0, 2**63 - 1)
     check_sampling(temperature, top_k, top_p)
     model, task, tokens = _open_text(run, prompt)
+    check_takes_memory(model, memory)
     device = next(model.parameters()).device
     rows = torch.tensor([tokens] * num_samples, device=device)
     sampling = {
@@ -209,19 +220,14 @@ def stream(
         "generator": torch.Generator(device).manual_seed(seed),
         "vocab_size": task.vocab_size,
         **halt_option(check_halt(model, with_policy(halt, policy))),
+        **memory_option(memory),
     }
     found, lengths = find_tools(task, tools), torch.full_like(rows[:, 0], len(tokens))
     calls = begin_calls(model, found, rows, lengths, max_new_tokens)
     if calls is not None:
         sampling["tools"] = calls  # one for all windows: a call may pass the end of one
-    assert task.tokenizer is not None
-    token_bytes = task.tokenizer.token_bytes
-    # A letter may be several tokens of one byte each: it is held back until it is complete.
-    decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(num_samples)]
-    for tokens in _sampled(model, rows, max_new_tokens, num_steps, sampling):
-        chosen = zip(decoders, tokens, strict=True)
-        yield [decoder.decode(token_bytes[token]) for decoder, token in chosen]
-    yield [decoder.decode(b"", final=True) for decoder in decoders]
+    written = _sampled(model, rows, max_new_tokens, num_steps, sampling)
+    yield from _decoded(task, num_samples, written)
 
 
 def _sampled(
@@ -242,6 +248,18 @@ def _sampled(
         for new in next_tokens(model, rows, count, num_steps, **sampling):
             rows = torch.cat([rows, new.tokens[:, None]], 1)
             yield new.tokens.tolist()
+
+
+def _decoded(task: Text, num_samples: int, written: Iterator[list[int]]) -> Iterator[list[str]]:
+    """Yield the text of the next token of each row."""
+    assert task.tokenizer is not None
+    token_bytes = task.tokenizer.token_bytes
+    # A letter may be several tokens of one byte each: it is held back until it is complete.
+    decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(num_samples)]
+    for tokens in written:
+        chosen = zip(decoders, tokens, strict=True)
+        yield [decoder.decode(token_bytes[token]) for decoder, token in chosen]
+    yield [decoder.decode(b"", final=True) for decoder in decoders]
 
 
 def _open_text(run: RunLike, prompt: str) -> tuple[Model, Text, list[int]]:

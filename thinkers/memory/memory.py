@@ -12,6 +12,7 @@ from thinkers.checks import describe
 from thinkers.errors import UsageError, UsageTypeError, usage_error
 from thinkers.memory.blocks import Blocks, join
 from thinkers.memory.compressing import compress, compress_levels
+from thinkers.memory.parts import MemoryPart
 from thinkers.memory.recompressing import recompressed
 from thinkers.memory.rows import DTYPES
 from thinkers.memory.sections import check_topic, cut, vocabulary_digest
@@ -138,6 +139,20 @@ class LongTermMemory:
     def view(self) -> View:
         """Begin a snapshot, a context manager: writes and deletions meanwhile do not change it."""
         return self.store.view()
+
+    def part(self, topics: Sequence[str] | None = None, without: Sequence[int] = ()) -> MemoryPart:
+        """Return a part of the memory, for a model to read in its place.
+
+        Args:
+            topics: The topics to read; None means all.
+            without: Ids of blocks to leave out.
+
+        Raises:
+            UsageError: There is no such topic; the message names the nearest.
+        """
+        part = MemoryPart(self, topics, tuple(without))
+        with part.view():
+            return part
 
     def search(
         self,

@@ -89,7 +89,7 @@ class View(Protocol):
     ) -> Found:
         """Do as `Store.search`."""
 
-    def ids(self, level: int = 1) -> Int[Tensor, " n"]:
+    def ids(self, level: int = 1, topics: Sequence[str] | None = None) -> Int[Tensor, " n"]:
         """Return the ids of a level, ascending."""
 
     def fetch(self, ids: Sequence[int] | Int[Tensor, " n"]) -> Blocks:

@@ -1,10 +1,10 @@
 """Snapshots of a SQLite store: everything that a view returns is of one generation."""
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from thinkers.memory.rows import (
     unpack_latents,
 )
 from thinkers.memory.store import Found
+
+Named = TypeVar("Named")
 
 
 class SqliteView:
@@ -96,7 +98,7 @@ class SqliteView:
         if not isinstance(queries, Tensor) or not queries.is_floating_point():
             raise UsageTypeError(f"queries must be a tensor of numbers, got {describe(queries)}")
         vectors = queries.detach().to("cpu", torch.float32).numpy()
-        wanted = None if topics is None else [self.topic(name).id for name in _names(topics)]
+        wanted = None if topics is None else [self.topic(name).id for name in check_names(topics)]
         with database_errors(self._database):
             ids, scores = self.prepare(level).search(
                 vectors, k, wanted, lambda: self._keys.all(self._open, self.meta, level)
@@ -111,13 +113,24 @@ class SqliteView:
             below = self._below(level)
             return self._keys.searcher(self._open, self.meta, level, below, self._save)
 
-    def ids(self, level: int = 1) -> Int[Tensor, " n"]:
-        """Return the ids of a level, ascending, with those below it whose group is not whole."""
+    def ids(self, level: int = 1, topics: Sequence[str] | None = None) -> Int[Tensor, " n"]:
+        """Return the ids of a level, ascending, with those below it whose group is not whole.
+
+        Raises:
+            UsageError: There is no such level or topic.
+        """
         level = check_int("level", level, 1, self.meta.levels, "levels of the memory")
-        with database_errors(self._database):
-            own = self._keys.ids(self._open, self.meta, level)
-        below = np.array(self._below(level), np.int64)
-        return torch.from_numpy(np.sort(np.concatenate([own, below])))
+        if topics is None:
+            with database_errors(self._database):
+                own = self._keys.ids(self._open, self.meta, level)
+                below = self._below(level)
+        else:
+            wanted = [self.topic(name) for name in check_names(topics)]
+            with database_errors(self._database):
+                rows = self._keys.all(self._open, self.meta, level)
+            own = rows.ids[np.isin(rows.topics, [topic.id for topic in wanted])]
+            below = _ungrouped(wanted, level)
+        return torch.from_numpy(np.sort(np.concatenate([own, np.array(below, np.int64)])))
 
     def fetch(self, ids: Sequence[int] | Int[Tensor, " n"]) -> Blocks:
         """Return these blocks, in this order.
@@ -176,12 +189,7 @@ class SqliteView:
 
     def _below(self, level: int) -> list[int]:
         """Return the blocks below a level whose group is not whole."""
-        return sorted(
-            id
-            for topic in self._topics.values()
-            for ids in topic.ungrouped[: level - 1]
-            for id in ids
-        )
+        return _ungrouped(self._topics.values(), level)
 
     def __len__(self) -> int:
         return self.meta.counts[0]
@@ -205,6 +213,11 @@ class SqliteView:
             self._connection.close()
             raise
         self._readers.give(self._connection)
+
+
+def _ungrouped(topics: Iterable[Topic], level: int) -> list[int]:
+    """Return the blocks of topics below a level whose group is not whole."""
+    return sorted(id for topic in topics for ids in topic.ungrouped[: level - 1] for id in ids)
 
 
 def finish_wiping(connection: sqlite3.Connection, database: Path) -> None:
@@ -296,13 +309,14 @@ def _as_blocks(rows: Sequence[dict[str, Any]], meta: Meta) -> Blocks:
     )
 
 
-def _names(topics: Any) -> list[str]:
+def check_names(topics: Any) -> list[str]:
+    """Return the names of topics; raise UsageError if they are no list."""
     if isinstance(topics, str) or not isinstance(topics, Sequence):
         raise UsageError(f"topics must be a list of names or None, got {topics!r}")
     return list(topics)
 
 
-def find_topic(topics: dict[str, Topic], name: str, folder: Path) -> Topic:
+def find_topic(topics: Mapping[str, Named], name: str, folder: Path | str) -> Named:
     """Return the topic of this name; raise UsageError, naming the nearest, if there is none."""
     if name in topics:
         return topics[name]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thinkers.checks import describe
-from thinkers.errors import UsageError, UsageTypeError
+from thinkers.errors import UsageError, UsageTypeError, usage_error
 from thinkers.models.batch import Loss
 from thinkers.models.document_blocks import ABSENT, DocumentBlocks
 from thinkers.models.memory_option import check_takes_memory
@@ -74,9 +74,10 @@ def check_memory(model: Any, memory: Any, b: int, steps: int) -> DocumentBlocks 
         return None
     check_takes_memory(model, memory)
     if steps < 2:
-        raise UsageError(
-            "num_steps must be at least 2 with a memory, which the steps after the first read, "
-            f"got {steps}"
+        raise usage_error(
+            f"num_steps {steps} with a memory",
+            "at least 2: the first step reads the prompt, and those after it the memory",
+            "take more steps, or leave memory out",
         )
     if isinstance(memory, DocumentBlocks | StoreRows):
         found = memory

@@ -16,6 +16,7 @@ from thinkers.errors import UsageError, UsageTypeError, usage_error
 from thinkers.models.batch import IGNORED as IGNORED
 from thinkers.models.batch import Batch
 from thinkers.models.halt import Halt, halt_option
+from thinkers.models.memory_option import memory_option
 from thinkers.models.positions import option
 from thinkers.models.tools import Tool, tools_option
 from thinkers.prng import hash_integers
@@ -216,12 +217,14 @@ class Task(Configured, ABC):
         num_steps: int | None = None,
         halt: Halt = None,
         tools: Sequence[Tool] = (),
+        memory: Any = None,
     ) -> Response:
         """Let the model answer a prompt, here by `room` tokens generated after it."""
         device = next(model.parameters()).device
         row = torch.tensor([prompt.tokens], device=device)
         lengths = torch.tensor([len(prompt.tokens)], device=device)
         given = option(self.positions) | halt_option(halt) | tools_option(tools)
+        given |= memory_option(memory)
         answer = model.answer(row, lengths, room, num_steps=num_steps, **given)[0].tolist()
         return Response(answer, prompt.tokens + answer, len(prompt.tokens))
 

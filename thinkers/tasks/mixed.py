@@ -190,7 +190,8 @@ class Mixed(StateTask, CurriculumTask):
         num_steps: int | None = None,
         halt: Halt = None,
         tools: Sequence[Tool] = (),
+        memory: Any = None,
     ) -> Response:
         """Answer with the one token after the question."""
         refuse_tools(self, tools)
-        return AnswerTask.respond(self, model, prompt, room, num_steps, halt)
+        return AnswerTask.respond(self, model, prompt, room, num_steps, halt, memory=memory)

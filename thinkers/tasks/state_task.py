@@ -20,6 +20,7 @@ from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
 from thinkers.models.generation import choosable, eval_mode, ids_below
 from thinkers.models.halt import Halt, halt_option
+from thinkers.models.memory_option import memory_option
 from thinkers.models.positions import option
 from thinkers.models.tools import Tool
 from thinkers.prng import Draws, constants, mix, row_keys
@@ -187,7 +188,12 @@ class StateTask(AnswerTask):
     # evaluation
 
     def predict(
-        self, model: Any, batch: Batch, num_steps: int | None, halt: Halt = None
+        self,
+        model: Any,
+        batch: Batch,
+        num_steps: int | None,
+        halt: Halt = None,
+        memory: Any = None,
     ) -> Int[Tensor, "b t"]:
         """Return the likeliest token at each position, from one forward pass."""
         logits = model(
@@ -197,6 +203,7 @@ class StateTask(AnswerTask):
             prompt_lengths=batch.prompt_lengths,
             **option(batch.positions),
             **halt_option(halt),
+            **memory_option(memory),
         ).logits
         return choosable(logits).argmax(-1)
 
@@ -349,6 +356,7 @@ class StateTask(AnswerTask):
         num_steps: int | None = None,
         halt: Halt = None,
         tools: Sequence[Tool] = (),
+        memory: Any = None,
     ) -> Response:
         """Answer a prompt at the positions of its own inputs, by one forward pass."""
         refuse_tools(self, tools)
@@ -357,7 +365,8 @@ class StateTask(AnswerTask):
         ends = torch.tensor([row.shape[1]], device=device)
         batch = Batch(row, torch.full_like(row, IGNORED), ends, ends)
         with eval_mode(model):
-            found = self.predict(model, batch, num_steps, **halt_option(halt))[0].tolist()
+            options = halt_option(halt) | memory_option(memory)
+            found = self.predict(model, batch, num_steps, **options)[0].tolist()
         return Response(found[self.num_leading :], prompt.tokens, len(prompt.tokens))
 
 

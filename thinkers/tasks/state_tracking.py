@@ -128,16 +128,21 @@ class Cups(StateTask):
         return tokens
 
     def predict(
-        self, model: Any, batch: Batch, num_steps: int | None, halt: Halt = None
+        self,
+        model: Any,
+        batch: Batch,
+        num_steps: int | None,
+        halt: Halt = None,
+        memory: Any = None,
     ) -> Int[Tensor, "b t"]:
         """Return the answer at each position; a model that writes states reads its own."""
         if not self.config.written:
-            return super().predict(model, batch, num_steps, halt)
+            return super().predict(model, batch, num_steps, halt, memory)
         halt = check_halt(model, halt)
         swaps, predicted = batch.tokens[:, 1::2], torch.zeros_like(batch.tokens)
         lengths, room = torch.full_like(swaps[:, 0], 2), 2 * swaps.shape[1] - 1
         rows, lengths, steps = check_call(model, batch.tokens[:, :2], room, num_steps, lengths)
-        writer = Cached(model, rows, lengths, steps, True, room, halt=halt)
+        writer = Cached(model, rows, lengths, steps, True, room, halt=halt, memory=memory)
         for i in range(swaps.shape[1]):
             if i:
                 writer.write(predicted[:, 2 * i - 1])
@@ -217,14 +222,16 @@ class Cups(StateTask):
         num_steps: int | None = None,
         halt: Halt = None,
         tools: Sequence[Tool] = (),
+        memory: Any = None,
     ) -> Response:
         """Answer with the cup after the last swap, after writing all states if they are written."""
         refuse_tools(self, tools)
         if not self.config.written:
-            return AnswerTask.respond(self, model, prompt, room, num_steps, halt)
+            return AnswerTask.respond(self, model, prompt, room, num_steps, halt, memory=memory)
         swaps = prompt.tokens[1:]
         row = [self.start_token, *(token for swap in swaps for token in (swap, 0))][:-1]
-        written = super().respond(model, replace(prompt, tokens=row), room, num_steps, halt)
+        asked = replace(prompt, tokens=row)
+        written = super().respond(model, asked, room, num_steps, halt, memory=memory)
         states = written.answer[::2]
         pairs = zip(swaps, states, strict=True)
         return Response(states[-1:], [self.start_token, *chain(*pairs)], 2)
