@@ -248,6 +248,8 @@ def test_rows_that_are_no_questions_are_refused():
     tokens = torch.zeros(2, 4, dtype=torch.int64)
     with pytest.raises(UsageError, match="questions with answers"):
         question_room(Batch(tokens, tokens))
+    with pytest.raises(UsageError, match="found: questions about documents, for a policy"):
+        question_room(TASKS["facts"]().batch(0, 2))
     with pytest.raises(UsageError, match="keys of the batch"):
         repeated(Batch(tokens, tokens), 2)
 

@@ -16,9 +16,11 @@ from thinkers.config.reinforce import Reinforce
 from thinkers.errors import UsageError
 from thinkers.policies.loss import PolicyLoss
 from thinkers.tasks import TASKS
+from thinkers.training.distributed import Ranks
 from thinkers.training.estimate import estimate
 from thinkers.training.reproduce import reproduce
-from thinkers.training.step import autocast, faster_precision
+from thinkers.training.state import build_on
+from thinkers.training.step import autocast, faster_precision, parts_of_batch
 
 OWN = Reinforce(num_updates=5, supervised_updates=2, policy_updates=1, group_size=2)
 SIZES = dict(num_latents=2, num_steps=3, max_steps=5, policy=True)
@@ -95,6 +97,23 @@ def test_runs_of_each_precision_resume_bit_for_bit(tmp_path, monkeypatch, precis
     state, other = once.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(x, other[name]) for name, x in state.items())
     assert all(x.dtype == torch.float64 for x in state.values()) == (precision == "float64")
+
+
+def test_several_processes_are_refused_before_anything_is_written():
+    ranks = Ranks(0, 2, torch.device("cpu"))
+    assert parts_of_batch(replace(config(accumulation=3), reinforce=None), ranks) == 6
+    with pytest.raises(UsageError, match="found: 2 processes with reinforce"):
+        parts_of_batch(config(), ranks)
+
+
+def test_early_answers_that_a_task_lacks_are_missed_before_anything_is_written(tmp_path):
+    cups, add = TASKS["cups"].Config(max_length=4), TASKS["add"].Config(max_digits=1)
+    for model in ("looped", "thinker", "thoughtsformer"):
+        with pytest.raises(UsageError, match="step_loss early with due steps and no early answers"):
+            thinkers.train(make(model, cups, step_loss="early"), tmp_path / model)
+    assert not list(tmp_path.iterdir())
+    found, model = build_on(torch.device("cpu"), make("looped", add, step_loss="early"), True)
+    assert model.loss(found.batch(0, 2)).total.isfinite()
 
 
 def test_the_faster_precision_is_found_with_a_policy():

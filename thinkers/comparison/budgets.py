@@ -119,7 +119,7 @@ def _updates(config: Config, number: int) -> Iterator[int]:
     task.skip_curriculum()
     model = build(config.model).to(ranks.device)
     state = TrainState.new(config, task, model)
-    loss = loss_module(state, ranks)
+    loss = loss_module(state)
     for update in range(kinds * number):
         batch = task.batch(update, config.training.batch_size)
         step(state, batch, loss, "float32", ranks)

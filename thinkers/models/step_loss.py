@@ -52,6 +52,17 @@ class StepLossConfig(base.Config):
             check_int("wait_token", self.wait_token, 0, self.vocab_size - 1, "vocab_size")
 
 
+def check_has_early(kind: StepLoss, due: Tensor | None, early: Tensor | None) -> None:
+    """Raise UsageError if this loss needs answers that are right before the due step of a target
+    and has none."""
+    if kind == "early" and due is not None and early is None:
+        raise usage_error(
+            "step_loss early with due steps and no early answers",
+            "a task that knows what is right before an answer is due, such as mixed",
+            "choose another step_loss, such as due",
+        )
+
+
 def graded_steps(
     kind: Literal["every", "due", "wait", "early"],
     targets: Int[Tensor, "b t"],
@@ -93,12 +104,8 @@ def graded_steps(
         equal = (number[None] > 0).double() / steps
         if due is None:
             return wide, equal
-        if early is None:
-            raise usage_error(
-                "step_loss early with due steps and no early answers",
-                "a task that knows what is right before an answer is due, such as mixed",
-                "choose another step_loss, such as due",
-            )
+        check_has_early(kind, due, early)
+        assert early is not None
         known = early[..., :steps].transpose(1, 2)
         known = F.pad(known, (0, 0, 0, steps - known.shape[1]), value=IGNORED)
         return known.where((number < first) & (wide != IGNORED), wide), equal

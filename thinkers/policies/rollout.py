@@ -117,8 +117,14 @@ def question_room(batch: Batch) -> int:
     """Return the positions of the longest answer of a batch.
 
     Raises:
-        UsageError: Not every row is a question with an answer.
+        UsageError: Not every row is a question with an answer, or they are about documents.
     """
+    if batch.sections is not None:
+        raise usage_error(
+            "questions about documents, for a policy",
+            "questions that hold all that they ask about: no block of a policy reads documents",
+            "choose another task, such as mixed",
+        )
     prompts = batch.prompt_lengths
     room = 0 if prompts is None else answer_room(batch.targets, prompts)
     if not room:

@@ -59,7 +59,7 @@ def _measured(config: Config) -> Estimate:
     if precision == "float64":
         model.double()
     state = TrainState.new(config, task, model)
-    loss = loss_module(state, ranks)
+    loss = loss_module(state)
 
     task.skip_curriculum()
     flops = []

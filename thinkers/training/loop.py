@@ -42,6 +42,7 @@ from thinkers.training.step import (
     faster_precision,
     loss_module,
     over_budget,
+    parts_of_batch,
     require_finite,
     step,
     thinking_steps,
@@ -225,7 +226,7 @@ def _train(
     home, tracker = None, None
     if ranks.is_writer:
         home, tracker = folder, trackers.open_tracker(record.get("tracking"), folder, record)
-    loss = ranks.data_parallel(loss_module(state, ranks), lambda: _uses_all(state))
+    loss = ranks.data_parallel(loss_module(state), lambda: _uses_all(state))
 
     with (
         MetricsWriter(home, state.update, last, tracker, kept) as metrics,
@@ -281,10 +282,7 @@ def _prepare(
     with compiled layers if the settings ask for them.
     """
     settings = config.training
-    parts = ranks.world * settings.accumulation
-    if settings.batch_size % parts:
-        rule = f"a multiple of ranks x accumulation, {parts}"
-        raise UsageError(f"batch_size must be {rule}, got {settings.batch_size}")
+    parts = parts_of_batch(config, ranks)
     update = ranks.from_first(_newest(folder, record["run"]) if ranks.is_writer else 0)
     path = folder / "checkpoints" / f"{update:08d}"
     run = folder if "precision" in record else None  # which training adds as it begins

@@ -17,6 +17,7 @@ from thinkers.config.training import Training
 from thinkers.errors import DamagedError, NonFiniteError, UsageError, usage_error
 from thinkers.files import is_folder
 from thinkers.models.base import Model
+from thinkers.models.step_loss import check_has_early
 from thinkers.models.weights_file import check_shapes, shapes_of
 from thinkers.policies.rollout import question_room
 from thinkers.runs.checkpoint import Checkpoint
@@ -150,8 +151,9 @@ def build_on(
     check_depth(task, model, settings)
     check_reinforce(config, task, model)
     task.check(model)
-    # A batch that cannot be made fails here, before anything is written.
-    task.batch(0, settings.batch_size)
+    # A batch that cannot be made, or learned from, fails here, before anything is written.
+    batch = task.batch(0, settings.batch_size)
+    check_has_early(getattr(config.model, "step_loss", "last"), batch.due, batch.early)
     if initialize and settings.init_from is not None:
         load_initial_weights(model, settings.init_from)
     return task, model

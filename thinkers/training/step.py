@@ -14,8 +14,9 @@ from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from thinkers.checks import first_not_finite
+from thinkers.config.experiment import Config
 from thinkers.config.training import Training
-from thinkers.errors import NonFiniteError, usage_error
+from thinkers.errors import NonFiniteError, UsageError, usage_error
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch, Loss
 from thinkers.policies.loss import PolicyLoss, update_flops
@@ -175,19 +176,29 @@ class LossModule(nn.Module):
         return self.model.loss(batch, num_steps=num_steps, counts=counts)
 
 
-def loss_module(state: TrainState, ranks: Ranks) -> nn.Module:
-    """Return the loss that the settings ask for, as a module: that of the model, or of a policy.
+def parts_of_batch(config: Config, ranks: Ranks) -> int:
+    """Return the number of micro-batches of a batch, over all ranks.
 
     Raises:
-        UsageError: Several ranks would train a policy.
+        UsageError: They would differ in size, or several ranks would train a policy.
     """
-    config = state.config
-    if config.reinforce is None:
-        return LossModule(state.model)
-    if ranks.world > 1:
+    settings = config.training
+    if config.reinforce is not None and ranks.world > 1:
         raise usage_error(
             f"{ranks.world} processes with reinforce", "one process", "start it without torchrun"
         )
+    parts = ranks.world * settings.accumulation
+    if settings.batch_size % parts:
+        rule = f"a multiple of ranks x accumulation, {parts}"
+        raise UsageError(f"batch_size must be {rule}, got {settings.batch_size}")
+    return parts
+
+
+def loss_module(state: TrainState) -> nn.Module:
+    """Return the loss that the settings ask for, as a module: that of the model, or of a policy."""
+    config = state.config
+    if config.reinforce is None:
+        return LossModule(state.model)
     rows = config.training.batch_size
     return PolicyLoss(state.model, config.reinforce, rows, lambda: state.update)
 
