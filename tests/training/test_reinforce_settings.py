@@ -186,10 +186,13 @@ def test_a_dry_run_counts_and_times_both_kinds_of_updates(tmp_path, monkeypatch)
     assert kinds == [True, False] * 4
 
 
-def test_a_text_has_no_questions_and_is_refused(tmp_path):
+def test_a_text_has_no_questions_and_is_refused(tmp_path, monkeypatch):
     (tmp_path / "poem.txt").write_text("the rain in spain stays mainly in the plain\n" * 9)
     text = TASKS["text"].Config(path=str(tmp_path / "poem.txt"), context=7)
     run = thinkers.train(make("thinker", text, {"num_updates": 1}, **SIZES), tmp_path / "run")
+    monkeypatch.setattr(type(thinkers.open_run(run)[1]), "score", None)  # refused before it
+    with pytest.raises(UsageError, match="found: policy for Text"):
+        thinkers.evaluate(run, policy=True)
     with pytest.raises(UsageError, match="questions with answers"):
         thinkers.reinforce(run, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -155,6 +155,26 @@ def test_a_run_does_not_choose_the_weights_that_are_read(tmp_path, monkeypatch):
     thinkers.resume(run.folder)  # which has a checkpoint again
 
 
+def test_a_run_does_not_begin_anew_with_weights_that_have_changed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = thinkers.train(config(), tmp_path / "given")
+    run = thinkers.train(config(init_from="given", num_updates=3), tmp_path / "a")
+    shutil.rmtree(run.folder / "checkpoints")
+    thinkers.resume(given.folder, num_updates=config().training.num_updates + 1)
+    for call in (
+        lambda: reproduce(run.folder, init_from="given"),
+        lambda: thinkers.resume(run.folder, init_from="given"),
+    ):
+        with pytest.raises(UsageError, match="given, whose weights have changed since the run"):
+            call()
+    assert not (tmp_path / "a-again").exists()
+    # A run of before, whose record has no digest of them.
+    record = run_folder.read_record(run.folder)
+    assert len(record.pop("initial_weights")) == 64
+    run_folder.write_record(run.folder, record)
+    thinkers.resume(run.folder, init_from="given")
+
+
 @pytest.mark.parametrize("threads", [0, -1, 1025, 10**9])
 def test_a_record_asks_for_a_possible_number_of_threads(tmp_path, threads):
     record = run_folder.new_record(config()) | {"threads": threads}

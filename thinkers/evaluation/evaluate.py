@@ -94,16 +94,17 @@ def _row(
         row["tools"] = [x if isinstance(x, str) else x.name for x in tools]
     if num_steps == "due":
         row["oracle"] = True
-    options = halt_option(halt) | called
-    scores = task.score(model, split, num_examples, num_steps, **options)
+    given = model, split, num_examples, num_steps
     if halt is None or num_steps == "due":
+        scores = task.score(*given, **called)
         if by_example:
             grades = task.grade(model, split, num_examples, num_steps, **called).tolist()
             named = [{"row": n, task.primary_metric: x} for n, x in enumerate(grades)]
             scores = {**scores, "examples": named}  # type: ignore[dict-item]
         return row | scores
+    # First, since a task that does not show its rows refuses it.
     effort = measure_effort(model, task, split, num_examples, num_steps, halt, called)
-    row |= rule_record(halt) | scores
+    row |= rule_record(halt) | task.score(*given, halt=halt, **called)
     row |= {"mean_steps": effort.mean_steps, "flops_share": effort.flops_share}
     if by_example:
         row["examples"] = effort.by_example(task.primary_metric)

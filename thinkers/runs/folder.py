@@ -55,7 +55,10 @@ SCHEMA: Schema = {
     "versions": dict,
     "threads": int,
 }
-LATER: Schema = {"precision": str, "device": str, "ranks": int, "plans": list, "tracking": str}
+LATER: Schema = {
+    **{"precision": str, "device": str, "ranks": int, "plans": list, "tracking": str},
+    "initial_weights": str,
+}
 """What training adds to the record."""
 MOST_THREADS = 1024
 BEGUN = {LOCK, f".{RECORD}.tmp", VOCABULARY_FILE, f".{VOCABULARY_FILE}.tmp", STATUS}

@@ -1,5 +1,6 @@
 """The result of a training, and `open_run`: from a run, a folder or a model to model and task."""
 
+import hashlib
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from thinkers.config.experiment import check_vocabulary, parts_of
 from thinkers.config.overrides import check_flags, override_task
 from thinkers.devices import find_device
 from thinkers.errors import DataError, UsageError, usage_error
-from thinkers.files import exists, own_folder
+from thinkers.files import exists, open_file, own_folder
 from thinkers.models import load_model
 from thinkers.models.base import Model
 from thinkers.runs.folder import MODEL, is_run, read_record
@@ -73,6 +74,16 @@ def load(folder: str | Path) -> Model:
             f"{path} is a run that has saved no model yet; continue with --resume {path}"
         )
     return load_model(path).eval()
+
+
+def weights_digest(folder: str | Path) -> str | None:
+    """Return the SHA-256 of the file of weights that `load` reads; None if there is none."""
+    path = user_path(folder, "folder")
+    file = (path / MODEL if own_folder(path / MODEL) else path) / "model.safetensors"
+    if not exists(file):
+        return None
+    with open_file(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | None]:

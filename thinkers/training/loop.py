@@ -35,7 +35,7 @@ from thinkers.training import status
 from thinkers.training.compiled import CompiledLayers
 from thinkers.training.distributed import Ranks, is_first, join
 from thinkers.training.signals import Signals
-from thinkers.training.state import TrainState, build_on
+from thinkers.training.state import TrainState, build_on, initial_weights
 from thinkers.training.step import (
     StepResult,
     autocast,
@@ -290,6 +290,7 @@ def _prepare(
     record_file = str(folder / run_folder.RECORD)
     with sizes_within(checkpoint.sizes(path), record_file) if update else nullcontext():
         task, model = build_on(ranks.device, config, initialize=update == 0, run=run)
+    record |= {} if update else initial_weights(settings.init_from, record)
     precision = record.get("precision", settings.precision)
     if precision == "auto":
         rows = task.batch(0, settings.batch_size).rows(slice(ranks.rank, None, parts))

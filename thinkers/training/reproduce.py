@@ -1,6 +1,5 @@
 """`reproduce`: train a run again from its config.json, and compare every metric."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -11,13 +10,15 @@ import torch
 from thinkers import tasks
 from thinkers.config.experiment import Config, check_vocabulary
 from thinkers.errors import UsageError, usage_error
-from thinkers.files import exists, open_file
+from thinkers.files import open_file
 from thinkers.process_state import keep_process_state
 from thinkers.runs import checkpoint
 from thinkers.runs import folder as run_folder
 from thinkers.runs.metrics import read_kept
+from thinkers.runs.result import weights_digest
 from thinkers.strict_json import check_schema, parse_json
 from thinkers.training.loop import resume, train
+from thinkers.training.state import initial_weights
 from thinkers.user_paths import user_path
 
 TIMED = ("minutes",)
@@ -82,6 +83,7 @@ def reproduce(
         )
     config = Config.from_dict(record["config"])
     _check_named_again(config, folder, init_from)
+    initial_weights(config.training.init_from, record)
     _verify_metrics(folder)
     target = run_folder.beside(folder, "again") if out is None else user_path(out, "out")
     # A run may be untrusted: its task may read only files that it was trained on.
@@ -173,10 +175,5 @@ def first_difference(before: list[dict[str, Any]], after: list[dict[str, Any]]) 
 
 
 def _same_weights(folder: Path, other: Path) -> bool:
-    files = [x / "model" / "model.safetensors" for x in (folder, other)]
-    return all(map(exists, files)) and len({_digest(x) for x in files}) == 1
-
-
-def _digest(file: Path) -> str:
-    with open_file(file) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = weights_digest(folder)
+    return digest is not None and digest == weights_digest(other)

@@ -5,9 +5,11 @@ seed and the update, so that a restored state continues bit for bit.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
+from typing import Any
 
 import torch
 
@@ -21,7 +23,7 @@ from thinkers.models.step_loss import check_has_early
 from thinkers.models.weights_file import check_shapes, shapes_of
 from thinkers.policies.rollout import question_room
 from thinkers.runs.checkpoint import Checkpoint
-from thinkers.runs.result import load
+from thinkers.runs.result import load, weights_digest
 from thinkers.strict_json import Schema, check_schema
 from thinkers.tasks import Task
 from thinkers.training import optim
@@ -223,6 +225,24 @@ def check_reinforce(config: Config, task: Task, model: Model) -> None:
             "set more --reinforce.num_updates, or fewer --reinforce.supervised_updates",
         )
     question_room(task.batch(0, 1))
+
+
+def initial_weights(folder: str | None, record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the record of a run keeps of the weights in `folder`, with which it begins.
+
+    Raises:
+        UsageError: It began with others: whoever trained them has trained them further.
+    """
+    digest = None if folder is None else weights_digest(folder)
+    if digest is None:
+        return {}
+    if record.get("initial_weights", digest) != digest:
+        raise usage_error(
+            f"{folder}, whose weights have changed since the run began with them",
+            "the same weights: without them the run would be another one",
+            "put them back, or train a new run from these",
+        )
+    return {"initial_weights": digest}
 
 
 def load_initial_weights(model: Model, folder: str) -> None:
