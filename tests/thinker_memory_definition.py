@@ -49,7 +49,10 @@ def defined_level(model, blocks, level):
 def defined_document(model, sections, key=None):
     """Compress the sections of a document, up to the level that is read."""
     blocks, rest = [defined_block(model, tokens, key) for tokens in sections], []
-    for level in range(2, model.config.read_level + 1):
+    most = model.config.read_level
+    if key is not None:
+        most = 1 + int(mix_tensor(key)) % most
+    for level in range(2, most + 1):
         blocks, left = defined_level(model, blocks, level)
         rest = left + rest
     return blocks + rest

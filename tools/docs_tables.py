@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import measured_tables
+import memory_tables
 from measured_tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,7 @@ PAGES = {
     ),
     "docs/arithmetic.md": ("products", "large_products", "chains", "swaps"),
     "docs/policy.md": ("policy_scores", "policy_schedules"),
+    "docs/memory.md": ("facts_scores", "facts_controls", "facts_stores", "gradient_cache"),
     "docs/tools.md": ("tools_measured", "tools_by_kind"),
 }
 """{page: names of its generated parts}; the function of that name, here or in measured_tables.py,
@@ -62,8 +64,9 @@ def render(text: str, page: str, parts: tuple[str, ...]) -> str:
 
 
 def _renderer(part: str) -> Callable[[], str]:
-    """The function that renders a part: of this file, or of the measured tables."""
-    return globals()[part] if part in globals() else getattr(measured_tables, part)
+    """The function that renders a part: of this file, or of the tables of what was measured."""
+    found = next((x for x in (measured_tables, memory_tables) if hasattr(x, part)), None)
+    return globals()[part] if found is None else getattr(found, part)
 
 
 def example() -> str:

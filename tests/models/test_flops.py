@@ -156,11 +156,11 @@ def test_flops_of_a_decoder_by_hand():
     assert model.flops(b, t, training=True) == 3 * wanted
 
 
-@pytest.mark.parametrize("top", [None, 2])
+@pytest.mark.parametrize("top, key", [(None, 0), (2, 1), (None, 2), (2, 3)])
 @pytest.mark.parametrize(
-    "own", [{}, {"memory_levels": 2, "read_level": 2, "mixing": 3}], ids=["level 1", "level 2"]
+    "own", [{}, {"memory_levels": 2, "read_level": 2}], ids=["level 1", "level 2"]
 )
-def test_flops_of_documents_are_those_counted_by_torch(own, top, countable):
+def test_flops_of_documents_are_those_counted_by_torch(own, top, key, countable):
     sizes = {"max_steps": 3, "vocab_size": 37, "memory": "blocks", "memory_top": top}
     model = tiny("thinker", sizes | own)
     batch = replace(
@@ -169,6 +169,7 @@ def test_flops_of_documents_are_those_counted_by_torch(own, top, countable):
         sections=torch.arange(160).view(2, 8, 10) % 37,
         section_lengths=torch.full((2, 8), 10),
         document=torch.tensor([0, 0, 1, 1]),
+        document_keys=torch.tensor([key, key]),
     )
     batch = replace(batch, targets=batch.targets.where(torch.arange(11) == 9, -100))
     for steps in (2, 3):
@@ -176,8 +177,17 @@ def test_flops_of_documents_are_those_counted_by_torch(own, top, countable):
             model.train().loss(batch, num_steps=steps).total.backward()
         found = model.batch_flops(batch, steps, training=True)
         assert found == pytest.approx(training.get_total_flops(), rel=0.03), f"{steps} steps"
-        with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as read:
-            blocks = model.eval().blocks_of(batch)
-            model.answer(batch.tokens[:, :10], batch.prompt_lengths, 1, steps, memory=blocks)
-        found = model.batch_flops(batch, steps)
-        assert found == pytest.approx(read.get_total_flops(), rel=0.03), f"{steps} steps"
+        held_out = replace(batch, document_keys=None)
+        plain = replace(held_out, sections=None, section_lengths=None, document=None)
+        counts = []
+        for rows in (held_out, plain):
+            with (
+                sdpa_kernel(SDPBackend.MATH),
+                torch.no_grad(),
+                FlopCounterMode(display=False) as read,
+            ):
+                given = {"memory": blocks} if (blocks := model.eval().blocks_of(rows)) else {}
+                model.answer(rows.tokens[:, :10], rows.prompt_lengths, 1, steps, **given)
+            counts.append(read.get_total_flops())
+        found = model.batch_flops(held_out, steps) - model.batch_flops(plain, steps)
+        assert found == pytest.approx(counts[0] - counts[1], rel=0.03), f"{steps} steps"

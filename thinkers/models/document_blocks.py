@@ -67,11 +67,18 @@ class BlockList:
 
 
 def raise_level(
-    blocks: BlockList, group: int, merge: Callable[[Float[Tensor, "n g k c"]], Tensor]
+    blocks: BlockList,
+    group: int,
+    merge: Callable[[Float[Tensor, "n g k c"]], Tensor],
+    rises: Bool[Tensor, " d"],
 ) -> tuple[BlockList, BlockList]:
-    """Merge whole groups of a document's blocks; return the merged ones, and those left over."""
-    counts = torch.bincount(blocks.document)[blocks.document] if len(blocks.document) else 0
-    whole = blocks.places() < counts // group * group
+    """Merge whole groups of a document's blocks; return the merged ones, and those left over.
+
+    Args:
+        rises: True for documents whose blocks are merged at all.
+    """
+    counts = torch.bincount(blocks.document, minlength=len(rises))
+    whole = blocks.places() < (counts // group * group * rises)[blocks.document]
     children, left = blocks.rows(whole), blocks.rows(~whole)
     latents = merge(children.latents.unflatten(0, (-1, group)))
     spans = torch.stack([children.spans[::group, 0], children.spans[group - 1 :: group, 1]], 1)
@@ -85,6 +92,7 @@ def as_documents(
 
     In each document, blocks are in the order of the lists, and numbered in it.
     """
+    lists = [x for x in lists if len(x.document)] or lists[:1]
     document = torch.cat([x.document for x in lists])
     order = torch.argsort(document, stable=True)
     most = max(x.latents.shape[1] for x in lists)

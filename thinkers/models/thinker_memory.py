@@ -71,8 +71,9 @@ class BlockMemory:
     def blocks_of(self, batch: Batch) -> DocumentBlocks | None:
         """Compress the sections of a batch into what `forward` takes as `memory`; None without.
 
-        Blocks are those of `read_level`, and of lower levels where no group is whole. Gradients
-        reach the compression.
+        Blocks are those of `read_level`, and of lower levels where no group is whole; in training
+        those of levels up to it, one drawn for each document, since a level is learned from those
+        below it. Gradients reach the compression.
         """
         fields = {name: getattr(batch, name) for name in documents.SHAPES}
         sections = documents.checked(fields, len(batch), self._model)
@@ -90,13 +91,21 @@ class BlockMemory:
         else:
             latents = self.compress_sections(*inputs)
         blocks = BlockList(latents, document, torch.stack([place, place + 1], 1))
-        lists = []
+        lists, levels = [], self.levels_read(batch)
         for level in range(2, self._model.config.read_level + 1):
             merge = self._merge(level)
-            blocks, left = raise_level(blocks, self.compressor.group, merge)
+            blocks, left = raise_level(blocks, self.compressor.group, merge, levels >= level)
             lists.append(left)
         found = as_documents([blocks, *reversed(lists)], len(present), self.index.keys)
         return replace(found, document=batch.document)
+
+    def levels_read(self, batch: Batch) -> Int[Tensor, " d"]:
+        """Return the level up to which the blocks of each document are read."""
+        assert batch.sections is not None
+        most = self._model.config.read_level
+        if batch.document_keys is None:
+            return torch.full_like(batch.sections[:, 0, 0], most)
+        return 1 + mix_tensor(batch.document_keys) % most
 
     def count_blocks(self, batch: Batch) -> dict[str, int]:
         """Count the terms of the index's loss: the rows that have blocks to read."""

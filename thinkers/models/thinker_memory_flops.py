@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from thinkers.models.batch import Batch
 from thinkers.models.thinker_flops import memory_size
@@ -19,71 +21,86 @@ def of_documents(model: Any, batch: Batch, steps: int, training: bool) -> int:
     if batch.sections is None:
         return 0
     assert batch.section_lengths is not None and batch.document is not None
-    sizes = (batch.section_lengths > 0).sum(1)
-    compressed, vectors = _compression(model, sizes, batch.sections.shape[2])
+    sizes, levels = (batch.section_lengths > 0).sum(1), model.levels_read(batch)
+    compressed = _compression(model, sizes, levels, batch.sections.shape[2])
+    blocks, vectors = _readable(model, sizes, levels)
     length, section = batch.tokens.shape[1], model.config.section
     # After prompts a row thinks once, otherwise at the end of each section.
     number = length // section if batch.prompt_lengths is None else 1
-    asked = sizes[batch.document].repeat_interleave(number)
-    keys = 2 * vectors * model.config.dim * model.config.index_dim
-    read = keys + _reading(model, asked, vectors, steps, training)
+    asked = batch.document.repeat_interleave(number)
+    keys = 2 * int(vectors.sum()) * model.config.dim * model.config.index_dim
+    read = keys + _reading(model, asked, blocks, vectors, steps, training)
     if not training:
         return compressed + read
     width = length if batch.prompt_lengths is None else int(batch.prompt_lengths.max())
-    watched = _watched(model, asked, width, steps)
+    watched = _watched(model, vectors[asked], width, steps)
     replayed = batch.section_lengths.shape[1] > REPLAYED_SECTIONS
     return (3 + replayed) * compressed + 3 * read + watched
 
 
-def _compression(model: Any, sizes: torch.Tensor, width: int) -> tuple[int, int]:
-    """Return the operations of compressing documents of these sizes, and their vectors."""
+def _compression(
+    model: Any, sizes: Int[Tensor, " d"], levels: Int[Tensor, " d"], width: int
+) -> int:
+    """Return the operations of compressing documents of these numbers of sections."""
     process, compressor = model.process, model.compressor
-    blocks = int(sizes.sum())
-    total = model.text.flops(blocks, width) + compressor.flops(process, blocks, width)
-    vectors = 0
-    for level in range(1, model.config.read_level):
-        group = compressor.group
-        groups = int((sizes // group).sum())
-        vectors += int((sizes % group).sum()) * compressor.size(level)
-        total += compressor.merge_flops(process, groups, level + 1)
-        sizes = sizes // group
-    return total, vectors + int(sizes.sum()) * compressor.size(model.config.read_level)
+    sections = int(sizes.sum())
+    total = model.text.flops(sections, width) + compressor.flops(process, sections, width)
+    for level in range(2, model.config.read_level + 1):
+        sizes = (sizes // compressor.group).where(levels >= level, 0)
+        total += compressor.merge_flops(process, int(sizes.sum()), level)
+    return total
 
 
-def _reading(model: Any, sizes: torch.Tensor, vectors: int, steps: int, training: bool) -> int:
-    """Return the operations of the index and of attending to blocks, at all steps but the first."""
-    config, process, rows = model.config, model.process, len(sizes)
-    dim, key = config.dim, config.index_dim
-    blocks = sum(_blocks_read(config, int(n)) for n in sizes)
-    size = model.compressor.size(config.read_level)
+def _readable(
+    model: Any, sizes: Int[Tensor, " d"], levels: Int[Tensor, " d"]
+) -> tuple[Int[Tensor, " d"], Int[Tensor, " d"]]:
+    """Return the numbers of blocks and of their latents that can be read of each document."""
+    group, size = model.config.memory_group, model.compressor.size
+    blocks, vectors = torch.zeros_like(sizes), torch.zeros_like(sizes)
+    for level in range(2, model.config.read_level + 1):
+        rises = levels >= level
+        left = (sizes % group).where(rises, sizes)
+        blocks, vectors = blocks + left, vectors + left * size(level - 1)
+        sizes = (sizes // group).where(rises, 0)
+    return blocks + sizes, vectors + sizes * size(model.config.read_level)
+
+
+def _reading(
+    model: Any,
+    asked: Int[Tensor, " r"],
+    blocks: Int[Tensor, " d"],
+    vectors: Int[Tensor, " d"],
+    steps: int,
+    training: bool,
+) -> int:
+    """Return the operations of the index and of attending to blocks, at all steps but the first.
+
+    Args:
+        asked: The document of each thinking.
+        blocks, vectors: Blocks and latents of each document.
+    """
+    config, process = model.config, model.process
+    read, projected = int(vectors[asked].sum()), 0
+    each = 2 * config.index_dim * (len(asked) * config.dim + read)
     top = None if training else config.memory_top
-    total = 0
-    each = 2 * rows * dim * key + 2 * blocks * size * key
-    if top is None:
-        total += process.project_flops(vectors)
-        read = blocks * size
+    if top is None or top >= int(blocks.max()):
+        projected = process.project_flops(int(vectors.sum()))
     else:
-        read = sum(min(top, _blocks_read(config, int(n))) for n in sizes) * size
+        best = blocks[asked].clamp(max=top)
+        read = int(best.sum()) * model.compressor.size(config.read_level)
         each += process.project_flops(read)
-    each += config.num_layers * attention_flops(1, config.num_latents, read, dim)
-    return total + (steps - 1) * each
+    each += config.num_layers * attention_flops(1, config.num_latents, read, config.dim)
+    return projected + (steps - 1) * each
 
 
-def _watched(model: Any, sizes: torch.Tensor, width: int, steps: int) -> int:
-    """Return the operations of the attention scores that the loss of the index is computed from."""
+def _watched(model: Any, vectors: Int[Tensor, " r"], width: int, steps: int) -> int:
+    """Return the operations of the attention scores that the loss of the index is computed from.
+
+    Args:
+        vectors: Latents of the document of each thinking.
+    """
     config = model.config
-    size = model.compressor.size(config.read_level)
-    total = 0
+    total = (steps - 1) * int(vectors.sum())
     for s in range(1, steps):
-        memory = len(sizes) * memory_size(config, s, width, config.num_latents)
-        total += memory + sum(_blocks_read(config, int(n)) for n in sizes) * size
+        total += len(vectors) * memory_size(config, s, width, config.num_latents)
     return 2 * total * config.num_latents * config.dim * config.num_layers
-
-
-def _blocks_read(config: Any, sections: int) -> int:
-    """Return the number of blocks that can be read of a document of `sections` sections."""
-    total = 0
-    for _ in range(1, config.read_level):
-        total += sections % config.memory_group
-        sections //= config.memory_group
-    return total + sections

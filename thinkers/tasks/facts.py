@@ -52,8 +52,8 @@ class Facts(CurriculumTask):
 
     Consecutive rows share a document. Documents are held out by a hash of their facts, whatever
     their order, and those of valid and test have `num_sections` sections. The stages of the
-    curriculum double the sections, from `first_sections` on, and with two hops do so again for
-    questions of one hop and of two; before, the values of documents need no facts of their own.
+    curriculum double the sections, from `first_sections` on; with two hops, the last one asks
+    questions of one hop and of two. Before, the values of documents need no facts of their own.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,9 @@ class Facts(CurriculumTask):
         sizes = [min(config.first_sections, config.num_sections)]
         while sizes[-1] < config.num_sections:
             sizes.append(min(2 * sizes[-1], config.num_sections))
-        self.stages = [(hops, size) for hops in range(1, config.hops + 1) for size in sizes]
+        # Two hops begin with the longest documents: the look-ups of one hop are learned by then, and
+        # a few facts would be guessed instead of followed.
+        self.stages = [(1, size) for size in sizes] + [(2, sizes[-1])] * (config.hops - 1)
         self.levels = range(len(self.stages))
         self.difficulty = self.levels[0 if config.curriculum else -1]
         self.observed = 0

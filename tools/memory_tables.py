@@ -1,0 +1,84 @@
+"""Tables of docs/memory.md, from the JSON files that its benchmarks wrote."""
+
+import json
+import statistics
+
+from measured_tables import ROOT, table
+
+DOCS = ROOT / "docs"
+SIZES = ("16", "64", "256", "1024")
+
+
+def facts_scores() -> str:
+    """The accuracy of benchmarks/facts.py by length, a row for each case."""
+    rows = []
+    for name, runs in _facts().items():
+        for kind in ("", "two hops") if "two hops" in runs[0]["scores"]["16"] else ("",):
+            cells = [_scores(runs, size, kind, "index") for size in SIZES]
+            found = _scores(runs, "256", kind, "found")
+            minutes = [run["cpu_minutes"] for run in runs if not run["resumed"]]
+            shown = f"{statistics.mean(minutes):.1f}" if minutes else "-"
+            title = f"`{name}`" + (f", {kind}" if kind else "")
+            rows.append([title, *cells, found, str(len(runs)), shown])
+    columns = [f"{size} sections" for size in SIZES]
+    return table(["case", *columns, "right blocks read, 256", "seeds", "CPU minutes"], rows)
+
+
+def facts_controls() -> str:
+    """The accuracy of documents of 256 sections through the index and with its controls."""
+    rows = []
+    ways = ("index", "all", "asked once", "random", "cleared")
+    for name, runs in _facts().items():
+        kinds = ("two hops",) if "two hops" in runs[0]["scores"]["256"] else ("",)
+        for kind in kinds:
+            title = f"`{name}`" + (f", {kind}" if kind else "")
+            rows.append([title, *(_scores(runs, "256", kind, way) for way in ways)])
+    return table(["case", "index", "all blocks", "asked once", "random blocks", "cleared"], rows)
+
+
+def facts_stores() -> str:
+    """What clearing half of the sections and rounding latents change."""
+    rows = []
+    for name, runs in _facts().items():
+        half = [run["scores"]["64"]["half cleared"] for run in runs]
+        cells = [_spread([x[part] for x in half]) for part in ("cleared", "kept", "kept before")]
+        kept = [_spread([run["stored"][x] for run in runs]) for x in ("float32", "float16", "int8")]
+        rows.append([f"`{name}`", *cells, *kept])
+    columns = ["about the cleared half", "about the rest", "the rest before"]
+    return table(["case", *columns, "float32", "float16", "int8"], rows)
+
+
+def gradient_cache() -> str:
+    """The memory and time of benchmarks/gradient_cache.py."""
+    found = _read("gradient_cache.json")
+    rows = [
+        [name, f"{found['MiB'][name]:.0f}", f"{found['seconds'][name]:.2f}"]
+        for name in found["MiB"]
+    ]
+    least, most = found["times"]
+    ratio = f"{found['memory']:.2f}", f"{found['time']:.2f} ({least:.2f} to {most:.2f})"
+    return table(["graph", "MiB", "CPU seconds"], [*rows, ["cached / whole", *ratio]])
+
+
+def _facts() -> dict:
+    """{case: results of its seeds} of benchmarks/facts.py."""
+    return {name: list(seeds.values()) for name, seeds in _read("facts.json").items()}
+
+
+def _read(name: str) -> dict:
+    return json.loads((DOCS / name).read_text())
+
+
+def _scores(runs: list[dict], size: str, kind: str, way: str) -> str:
+    found = [run["scores"].get(size, {}) for run in runs]
+    values = [(x.get(kind, {}) if kind else x).get(way) for x in found]
+    return "-" if None in values else _spread(values)
+
+
+def _spread(values: list[float]) -> str:
+    """Percent, the mean and in brackets the least and the most."""
+    if not values:
+        return "not measured"
+    mean, least, most = statistics.mean(values), min(values), max(values)
+    shown = f"{100 * mean:.1f}"
+    return shown if len(values) == 1 else f"{shown} ({100 * least:.1f} to {100 * most:.1f})"
