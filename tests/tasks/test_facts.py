@@ -159,7 +159,7 @@ def test_stages_double_the_sections_and_end_with_two_hops():
         {1, 2, 4, 8},
         {1, 2, 4, 8, 12},
     ]
-    assert [hops[stage] for stage in task.levels] == [{1}] * 4 + [{1, 2}] * 4
+    assert [hops[stage] for stage in task.levels] == [{1}] * 4 + [{1, 2}]
     assert task.batch(0, 9, "valid").sections.shape[1] == 12
     plain = build_task("facts", num_sections=12, hops=2)
     task.skip_curriculum()

@@ -115,8 +115,8 @@ class Facts(CurriculumTask):
         sizes = [min(config.first_sections, config.num_sections)]
         while sizes[-1] < config.num_sections:
             sizes.append(min(2 * sizes[-1], config.num_sections))
-        # Two hops begin with the longest documents: the look-ups of one hop are learned by then, and
-        # a few facts would be guessed instead of followed.
+        # Two hops begin with the longest documents: look-ups are learned by then, and among few
+        # facts the second would be guessed.
         self.stages = [(1, size) for size in sizes] + [(2, sizes[-1])] * (config.hops - 1)
         self.levels = range(len(self.stages))
         self.difficulty = self.levels[0 if config.curriculum else -1]
