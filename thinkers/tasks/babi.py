@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from itertools import chain, groupby, pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +19,10 @@ from thinkers.errors import UsageError
 from thinkers.models.batch import Batch
 from thinkers.prng import Draws, mix, row_keys
 from thinkers.strict_json import Schema
-from thinkers.tasks import babi_words, babi_worlds
+from thinkers.tasks import babi_sections, babi_words, babi_worlds
 from thinkers.tasks.babi_examples import Example, examples_at, question_batch
 from thinkers.tasks.babi_format import Story, files_of, generated_stories, read_splits
 from thinkers.tasks.babi_long import check_long, long_stories
-from thinkers.tasks.babi_sections import cut, numbers_to, rows_at_once, with_documents
 from thinkers.tasks.babi_vocabulary import MARKS, PART, longest_statement, words_in
 from thinkers.tasks.base import SPLITS, check_batch, check_split
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
@@ -70,8 +69,9 @@ class Babi(CurriculumTask):
         """Generated stories of each kind to train on."""
         questions: int = 1
         """Most questions of a training row, all graded: one, and others that are asked at the same
-        place of its story; where answers are chosen, their number is drawn. Generated training
-        stories then ask that number where held-out stories ask one; files have what they have."""
+        place of its story; where answers are chosen, their number is drawn. With `sections`, they
+        are asked by as many rows in turn. Generated training stories then ask that number where
+        held-out stories ask one; files have what they have."""
         num_held_out: int = 200
         """Generated stories of each kind for valid, and as many for test."""
         curriculum: bool = False
@@ -106,8 +106,7 @@ class Babi(CurriculumTask):
             if unknown and not self.path:
                 known = ", ".join(str(kind) for kind in babi_worlds.KINDS)
                 raise UsageError(f"kinds must be among {known} without a path, got {unknown[0]}")
-            if self.statements is not None:
-                check_long(self.statements, self.path, self.kinds)
+            check_long(self.statements, self.path, self.kinds)
 
     config: Config
     start_token: int
@@ -141,7 +140,7 @@ class Babi(CurriculumTask):
             words = words_in(stories, whole_answers=self.config.answers == "chosen")
             most = max(sum(line.answer is None for line in story) for story in stories)
         if self.config.sections:
-            words |= numbers_to(most, self.config.sections)
+            words |= babi_sections.numbers_to(most, self.config.sections)
         self.words = tuple(sorted(words)) if run is None else tuple(run["words"])
         self.tokens_of = {x: token for token, x in enumerate((*MARKS, *self.words), FIRST)}
         self.start_token = FIRST + len(self.tokens_of)
@@ -150,7 +149,7 @@ class Babi(CurriculumTask):
         self._line = LINE  # the most tokens of a statement
         self.max_length = 1 + LINE * (most + 1) + 2
         if self.config.sections:
-            self.max_length = 1 + self.config.questions * (LINE + 2)
+            self.max_length = 1 + LINE + 2
         if run is not None:
             self.max_length, self._answer_length = run["max_length"], run["max_answer_length"]
             self._line = run.get("longest_statement", LINE)
@@ -218,13 +217,11 @@ class Babi(CurriculumTask):
                 statements += [self._tokenize(line.text) for line in lines]
                 continue
             asked = [(self._tokenize(x.text), self._answer(x.answer or "")) for x in lines]
-            place = (kind, len(statements)), number
-            if self.config.sections:
-                sections = cut(statements, self.config.sections, self.tokens_of)
-                yield from examples_at([self.start_token], asked, *place, sections)
-            else:
-                facts = [self.start_token, *chain.from_iterable(statements)]
-                yield from examples_at(facts, asked, *place)
+            facts, sections = babi_sections.context(
+                statements, self.config.sections, self.tokens_of
+            )
+            bucket = kind, len(statements)
+            yield from examples_at([self.start_token, *facts], asked, bucket, number, sections)
 
     def _answer(self, answer: str) -> list[int]:
         if self.config.answers == "chosen":
@@ -292,13 +289,14 @@ class Babi(CurriculumTask):
             # The first row's key decides for all rows, so that the batch size does not matter.
             examples = self._draw_bucket(Draws(mix(keys[:1])))
         draws = Draws(keys)
-        chosen = draws.below(len(examples), 1)[:, 0].tolist()
+        some = [examples[i] for i in draws.below(len(examples), 1)[:, 0].tolist()]
         most = self.config.questions if split == "train" else 1
+        if self.config.sections:
+            some, most = babi_sections.asked_in_turn(some, most), 1
         counts = np.full(batch_size, most)
         if self.config.answers == "chosen":
             # Non-causal models see all questions of a row, and are scored on rows of one.
             counts = 1 + draws.below(most, 1)[:, 0]
-        some = [examples[i] for i in chosen]
         return self._batch(some, counts, keys.view(np.int64), is_training=split == "train")
 
     def _batch(
@@ -311,11 +309,13 @@ class Babi(CurriculumTask):
         is_written = self.config.answers == "written"
         rows = [x.first(n, self.max_length) for x, n in zip(examples, counts, strict=True)]
         found = question_batch(rows, keys, PAD, is_written)
-        return with_documents(found, examples, is_training) if self.config.sections else found
+        if self.config.sections:
+            found = babi_sections.with_documents(found, examples, is_training)
+        return found
 
     def evaluation_batches(self, split: str, num_examples: int) -> Iterator[Batch]:
         examples = self.examples(split)[:num_examples]
-        most = rows_at_once(examples, SCORING_ROWS)
+        most = babi_sections.rows_at_once(examples, SCORING_ROWS)
         for start in range(0, len(examples), most):
             some = examples[start : start + most]
             yield self._batch(some, [1] * len(some), np.arange(start, start + len(some)))

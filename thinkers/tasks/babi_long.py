@@ -22,8 +22,10 @@ ASKED_AT_END = 4
 """Most questions of a held-out story, all after its last statement."""
 
 
-def check_long(statements: int, path: str, kinds: Sequence[int]) -> None:
+def check_long(statements: int | None, path: str, kinds: Sequence[int]) -> None:
     """Raise UsageError if there are no stories of these kinds with this number of statements."""
+    if statements is None:
+        return
     check_int("statements", statements, ASKED_EVERY)
     if path:
         raise UsageError(f"statements must be None for stories of a path, which is {path!r}")

@@ -24,14 +24,18 @@ def numbers_to(most_statements: int, size: int) -> set[str]:
     return {str(number) for number in range(1, 1 + -(-most_statements // size))}
 
 
-def cut(
-    statements: Sequence[Sequence[int]], size: int, token_of: Mapping[str, int]
-) -> tuple[tuple[int, ...], ...]:
-    """Return the tokens of sections of `size` statements, each after its number.
+def context(
+    statements: Sequence[Sequence[int]], size: int | None, token_of: Mapping[str, int]
+) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
+    """Return what a row reads before its question, and the sections that it asks about.
+
+    Sections are `size` statements, each after its number; with None, the row reads all statements.
 
     Raises:
-        UsageError: There are more than there are words for their numbers.
+        UsageError: There are more sections than words for their numbers.
     """
+    if size is None:
+        return [token for statement in statements for token in statement], ()
     found = []
     for number, start in enumerate(range(0, len(statements), size), 1):
         if str(number) not in token_of:
@@ -42,7 +46,24 @@ def cut(
             )
         part = statements[start : start + size]
         found.append((token_of[str(number)], *chain.from_iterable(part)))
-    return tuple(found)
+    return [], tuple(found)
+
+
+def asked_in_turn(examples: Sequence[Example], count: int) -> list[Example]:
+    """Return for each `count` rows the questions at the place of the first of them, in turn.
+
+    A model thinks of a question when it has read the prompt, so that each is a row of its own; that
+    rows share a story spares reading it again for each of them.
+    """
+    found = []
+    for row in range(len(examples)):
+        example = examples[row - row % count]
+        turn = row % count % (1 + len(example.others))
+        if turn:
+            question, answer = example.others[turn - 1]
+            example = example._replace(prompt=[*example.prompt[:1], *question], answer=answer)
+        found.append(example)
+    return found
 
 
 def rows_at_once(examples: Sequence[Example], most: int) -> int:
