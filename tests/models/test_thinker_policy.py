@@ -121,6 +121,8 @@ def test_a_new_policy_thinks_before_it_answers():
 def test_the_first_of_equal_scores_is_taken_and_blocks_without_effect_are_masked():
     scores = torch.tensor([[1.0, 2, 2, -torch.inf, 2], [-torch.inf, 0, -1, -torch.inf, 0]])
     assert likeliest(scores, 1, torch.arange(2)).tolist() == [PROCESS, PROCESS]
+    scores[1, 2] = torch.nan
+    assert likeliest(scores, 1, torch.arange(2)).tolist() == [PROCESS, OUTPUT]
     config = choosing({}).config
     assert allowed_blocks(config, 0) == [False, True, False, False, False]
     assert allowed_blocks(config, 1) == [True, True, True, False, True]

@@ -125,6 +125,8 @@ def test_models_without_a_policy_and_tasks_without_questions_are_refused(tmp_pat
     )
     with pytest.raises(UsageError, match="questions with answers"):
         thinkers.reinforce(graded, out=tmp_path / "y", **OWN)
+    with pytest.raises(UsageError, match="policy for Cups\nexpected: a task of questions"):
+        thinkers.evaluate(graded, 2, 9, policy=True)
     assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
 
 
@@ -147,11 +149,13 @@ def test_what_is_no_run_is_refused_by_its_kind(base, tmp_path, kind):
 
 def test_limits_and_depth_of_the_run_before_are_not_those_of_the_new_one(tmp_path):
     limits = {"max_minutes": 9.0, "max_flops": 1e9, "compile": True, "depth": "due"}
+    limits |= {"optimizer": "muon", "lr": 1e-2, "muon_lr": 0.5}
     before = make("thinker", TASKS["mixed"].Config(), {"num_updates": 2} | limits, policy=True)
     folder.write_record(tmp_path, folder.new_record(before))
     training = configuration(tmp_path, [], OWN).training
     assert (training.max_minutes, training.max_flops) == (None, None)
     assert (training.compile, training.depth) == (False, "fixed")
+    assert (training.lr, training.muon_lr) == (pytest.approx(1e-3), pytest.approx(0.05))
     asked = configuration(tmp_path, ["--training.max_minutes=2"], OWN)
     assert asked.training.max_minutes == 2
 

@@ -16,11 +16,14 @@ from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import option
 from thinkers.models.thinker_flops import of_blocks
 from thinkers.models.thinker_policy import PROCESS
+from thinkers.models.thinker_sizes import answer_room
 from thinkers.tasks.answers import SCORED_PAIRS
 from thinkers.tasks.base import Task
 
 SCORED_ROWS = 250
 """Rows of a pass that finds the blocks of prompts."""
+FEW_ROWS = 16
+"""Rows by which a task of questions is known: the shortest may have one target in any task."""
 
 
 @dataclass(frozen=True)
@@ -138,17 +141,20 @@ def _policy_effort(
 ) -> Effort:
     device = next(model.parameters()).device
     count = model.check_steps(num_steps)
+    first = task.batch(0, FEW_ROWS, split)
+    if first.prompt_lengths is None or not answer_room(first.targets, first.prompt_lengths):
+        # Sections choose too, and no figure of a prompt's end would be that of the row.
+        raise usage_error(
+            f"policy for {type(task).__name__}",
+            "a task of questions, whose prompts choose their blocks before anything is graded",
+            "leave policy out",
+        )
     grades, steps, done, full = [], [], [], []
     with eval_mode(model):
         for rows in task.graded_rows(model, split, num_examples, num_steps, "policy", **options):
             grades.append(rows.grades)
-            if rows.prompt_lengths is None:
-                raise usage_error(
-                    f"policy for {type(task).__name__}",
-                    "a task of questions, whose prompts choose their blocks",
-                    "leave policy out",
-                )
             prompts = rows.prompt_lengths
+            assert prompts is not None
             for some in torch.arange(len(rows.tokens)).split(SCORED_ROWS):
                 thought = model(
                     rows.tokens[some].to(device),

@@ -71,7 +71,8 @@ def likeliest(
 ) -> Int[Tensor, " r"]:
     """Choose the block of the highest score, the first at ties."""
     places = torch.arange(scores.shape[1], device=scores.device)
-    return places.where(scores == scores.amax(1, keepdim=True), len(BLOCKS)).amin(1)
+    # Scores that are not numbers are equal to none: such a row answers.
+    return places.where(scores == scores.amax(1, keepdim=True), OUTPUT).amin(1)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ def build(
         policy_lr: Learning rate of the weights by which `model.policy` chooses, which get an AdamW
             of their own without decay; None treats them like all others.
     """
-    chooses = set() if policy_lr is None else {*model.policy.blocks.parameters()}  # type: ignore
+    chosen_by = [] if policy_lr is None else [*model.policy.blocks.parameters()]  # type: ignore
+    chooses = {*chosen_by}
     learned = [p for p in model.parameters() if p.requires_grad and p not in chooses]
     tables = {layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)}
     hidden = _hidden(model) - tables - chooses if settings.optimizer == "muon" else set()
@@ -45,7 +46,7 @@ def build(
     )
     own = []
     if policy_lr is not None:
-        group = {"params": list(chooses), "weight_decay": 0.0, LR_RATIO: policy_lr / settings.lr}
+        group = {"params": chosen_by, "weight_decay": 0.0, LR_RATIO: policy_lr / settings.lr}
         own = [optim.AdamW([group], lr=policy_lr, betas=settings.betas, fused=True)]
     if not hidden:
         return [adamw, *own]

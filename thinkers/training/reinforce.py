@@ -16,7 +16,7 @@ from thinkers.training.loop import train
 from thinkers.user_paths import user_path
 
 LR_SHARE = 0.1
-"""The learning rate of the model, as a share of that of its run."""
+"""The learning rates of the model, as a share of those of its run."""
 
 
 def reinforce(
@@ -68,13 +68,15 @@ def configuration(
     # The policy decides the depth, and meets all sizes of questions from the start.
     config = Config.from_dict(run_folder.read_record(folder)["config"])
     own = build_part(Reinforce, dict(settings or {}), OPTIONAL_PART)
+    before = config.training
     config = replace(
         config,
         recipe="",
         reinforce=own,
         training=replace(
-            config.training,
-            lr=LR_SHARE * config.training.lr,
+            before,
+            lr=LR_SHARE * before.lr,
+            muon_lr=before.muon_lr and LR_SHARE * before.muon_lr,
             init_from=str(folder),
             **DEPTH_SETTINGS,
             # Limits of the run before are its own, and roll-outs are not compiled.

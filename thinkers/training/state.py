@@ -224,7 +224,7 @@ def check_reinforce(config: Config, task: Task, model: Model) -> None:
             f"more than reinforce.supervised_updates, {config.reinforce.supervised_updates}",
             "set more --reinforce.num_updates, or fewer --reinforce.supervised_updates",
         )
-    question_room(task.batch(0, 1))
+    question_room(task.batch(0, config.training.batch_size))
 
 
 def initial_weights(folder: str | None, record: Mapping[str, Any]) -> dict[str, str]:
