@@ -200,7 +200,7 @@ class Lists:
         k = check_int("k", k, 1)
         if probes is not None:
             probes = check_int("probes", probes, 1)
-        queries = _checked_queries(queries, self.dim)
+        queries = check_queries(queries, self.dim)
         some = allowed if isinstance(allowed, Selection) else self.select(allowed)
         ids = np.full((len(queries), k), -1)
         scores = np.full((len(queries), k), -np.inf, np.float32)
@@ -259,12 +259,8 @@ class Lists:
         self, query: Float32[np.ndarray, " d"], rough: Float32[np.ndarray, " c"], wanted: int
     ) -> Int64[np.ndarray, " w"]:
         """Return where rough scores are among the `wanted` best, or could be but for rounding."""
-        # A float32 sum of d products is within d * 2**-24 * |query| * |key| of the exact one, in
-        # any order (Higham 2002, section 3.1); the last of the best may be as far off.
-        length = float(np.linalg.norm(query.astype(np.float64)))
-        error = 2 * (self.dim + 2) * 2**-24 * (1 + kmeans.UNIT) * length + 1e-37
         last = np.partition(rough, len(rough) - wanted)[len(rough) - wanted]
-        return np.flatnonzero(rough >= last - np.float64(error))
+        return np.flatnonzero(rough >= last - np.float64(score_error(query)))
 
     def _best(
         self, query: Float32[np.ndarray, " d"], places: Int64[np.ndarray, " w"], wanted: int
@@ -287,6 +283,14 @@ class Lists:
         scores = np.maximum.reduceat(score_keys(self._parts.keys[places], query), firsts)
         order = np.lexsort((ids, -scores))
         return ids[order], scores[order]
+
+
+def score_error(query: Float32[np.ndarray, " d"]) -> float:
+    """Return the most by which two scores of a matrix product can be in the wrong order."""
+    # A float32 sum of d products is within d * 2**-24 * |query| * |key| of the exact one, in any
+    # order (Higham 2002, section 3.1), and so is the other score.
+    length = float(np.linalg.norm(query.astype(np.float64)))
+    return 2 * (len(query) + 2) * 2**-24 * (1 + kmeans.UNIT) * length + 1e-37
 
 
 def score_keys(
@@ -351,7 +355,8 @@ def _check_keys(keys: Any, ids: Any) -> None:
         raise UsageError(f"ids must be at least 0, got {ids.min()}")
 
 
-def _checked_queries(queries: Any, d: int) -> Float32[np.ndarray, "b d"]:
+def check_queries(queries: Any, d: int) -> Float32[np.ndarray, "b d"]:
+    """Return queries; raise an error unless they are finite float32 vectors of width d."""
     if not isinstance(queries, np.ndarray) or queries.dtype != np.float32:
         raise UsageError(f"queries must be a float32 array, got {_kind(queries)}")
     if queries.ndim != 2 or queries.shape[1] != d:

@@ -69,7 +69,7 @@ class LongTermMemory:
         if dtype not in DTYPES:
             raise UsageError(f"dtype must be one of {DTYPES}, got {dtype!r}")
         found, own = _model_and_task(model, task)
-        settings = _settings(found, own)
+        settings = store_settings(found, own)
         store = SqliteStore.create(user_path(folder, "folder"), dtype=dtype, **settings)
         return cls(store, found, own)
 
@@ -108,7 +108,7 @@ class LongTermMemory:
         store = SqliteStore(user_path(folder, "folder"))
         store.lock()
         try:
-            settings = _settings(found, own)
+            settings = store_settings(found, own)
             with store.view() as view:
                 meta = replace(view.meta, **settings)
                 parts = recompressed(found, own, view, meta)
@@ -315,8 +315,8 @@ def _require_memory(model: Any) -> None:
         )
 
 
-def _settings(model: Any, task: Task | None) -> dict[str, Any]:
-    """Return what `Meta` holds of a model and its task."""
+def store_settings(model: Any, task: Task | None) -> dict[str, Any]:
+    """Return the fields of `Meta` that a model and its task determine, to create a store by."""
     config = model.config
     return {
         "fingerprint": model.memory_fingerprint(),

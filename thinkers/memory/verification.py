@@ -4,6 +4,7 @@
 """
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from thinkers.memory.rows import BLOCK_COLUMNS, KEY_COLUMNS, Meta, Topic
 from thinkers.memory.store import Fault
 from thinkers.memory.views import read_block
 
+Rows = tuple[int, tuple[Any, ...] | None, tuple[Any, ...] | None]
 MOST = 100
 """Faults that are listed; a damaged page alone has many."""
 
@@ -36,7 +38,7 @@ def find_faults(folder: Path, keys: Keys) -> list[Fault]:
     try:
         _look(folder, keys, faults)
     except (DamagedError, FormatError) as error:
-        faults.append(Fault(DATABASE, _found(error)))
+        faults.append(Fault(DATABASE, first_line(error)))
     return faults[:MOST]
 
 
@@ -49,7 +51,7 @@ def _look(folder: Path, keys: Keys, faults: list[Fault]) -> None:
             try:
                 recorded = recorded_generation(folder)
             except (DamagedError, FormatError) as error:
-                faults.append(Fault(GENERATION_FILE, _found(error)))
+                faults.append(Fault(GENERATION_FILE, first_line(error)))
             connection.execute("BEGIN")
             meta = read_meta(connection, database)
             if recorded is not None:
@@ -58,7 +60,7 @@ def _look(folder: Path, keys: Keys, faults: list[Fault]) -> None:
                 if line != b"ok":
                     faults.append(Fault(DATABASE, line.decode("utf-8", "replace")))
             topics = read_topics(connection, meta, database)
-            _check_rows(connection, meta, topics, database, faults)
+            check_rows(_both_tables(connection), meta, topics, database, faults)
             sequence = dict(connection.execute("SELECT name, seq FROM sqlite_sequence"))
             if sequence.get(b"block", 0) != meta.last:
                 faults.append(Fault(DATABASE, f"the last id is {sequence.get(b'block', 0)!r}"))
@@ -68,28 +70,53 @@ def _look(folder: Path, keys: Keys, faults: list[Fault]) -> None:
         connection.close()
 
 
-def _check_rows(
-    connection: Any, meta: Meta, topics: dict[str, Topic], database: Path, faults: list[Fault]
-) -> None:
-    """Compare the rows of blocks and keys with their checksums, each other, and all counts."""
-    names = {topic.id: topic.name for topic in topics.values()}
-    counts: Counter[tuple[str, int]] = Counter()
-    levels: dict[int, tuple[str, int]] = {}
-    ungrouped: dict[tuple[str, int], list[int]] = {}
+def _both_tables(connection: Any) -> Iterator[Rows]:
+    """Yield each id with its rows in both tables, ascending; None where one is missing."""
     keys = connection.execute(f"SELECT {KEY_COLUMNS} FROM key ORDER BY id")
     blocks = connection.cursor().execute(f"SELECT {BLOCK_COLUMNS} FROM block ORDER BY id")
     key = keys.fetchone()
     for row in blocks:
         while key is not None and key[0] < row[0]:
-            faults.append(Fault(f"block {key[0]}", "its latents are missing"))
+            yield key[0], None, key
             key = keys.fetchone()
         if key is None or key[0] != row[0]:
-            faults.append(Fault(f"block {row[0]}", "its keys are missing"))
+            yield row[0], row, None
+            continue
+        yield row[0], row, key
+        key = keys.fetchone()
+    while key is not None:
+        yield key[0], None, key
+        key = keys.fetchone()
+
+
+def check_rows(
+    rows: Iterable[Rows],
+    meta: Meta,
+    topics: dict[str, Topic],
+    database: Path,
+    faults: list[Fault],
+) -> None:
+    """Compare the rows of blocks and keys with their checksums, each other, and all counts.
+
+    Args:
+        rows: The id of each block, and its rows of BLOCK_COLUMNS and KEY_COLUMNS; None for one
+            that is missing.
+    """
+    names = {topic.id: topic.name for topic in topics.values()}
+    counts: Counter[tuple[str, int]] = Counter()
+    levels: dict[int, tuple[str, int]] = {}
+    ungrouped: dict[tuple[str, int], list[int]] = {}
+    for id, row, key in rows:
+        if len(faults) > MOST:
+            return
+        if row is None or key is None:
+            lost = "latents" if row is None else "keys"
+            faults.append(Fault(f"block {id}", f"its {lost} are missing"))
             continue
         try:
             found = read_block(row, key, meta, names, database)
         except DamagedError as error:
-            faults.append(Fault(f"block {row[0]}", _found(error)))
+            faults.append(Fault(f"block {id}", first_line(error)))
         else:
             place = found["topic"], found["level"]
             counts[place] += 1
@@ -97,11 +124,6 @@ def _check_rows(
             if found["level"] < meta.levels:
                 ungrouped.setdefault(place, []).append(found["id"])
             _check_children(found, levels, ungrouped, faults)
-        key = keys.fetchone()
-        if len(faults) > MOST:
-            return
-    if key is not None:
-        faults.append(Fault(f"block {key[0]}", "its latents are missing"))
     for name, topic in topics.items():
         for level in range(1, meta.levels + 1):
             if counts[name, level] != topic.counts[level - 1]:
@@ -132,12 +154,12 @@ def _check_index(file: Path, meta: Meta, faults: list[Fault]) -> None:
     try:
         lists = Lists.load(file)
     except (DamagedError, FormatError) as error:
-        faults.append(Fault(file.name, _found(error)))
+        faults.append(Fault(file.name, first_line(error)))
         return
     if lists.generation > meta.generation:
         faults.append(Fault(file.name, "it is newer than the memory"))
 
 
-def _found(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Return the first line of an error without its label."""
     return str(error).splitlines()[0].removeprefix("found: ")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from thinkers.checks import check_int, describe
@@ -63,11 +63,7 @@ class SqliteView:
     def _open(self) -> sqlite3.Connection:
         """The connection, as long as the snapshot lasts."""
         if self._is_closed:
-            raise usage_error(
-                f"a view of {self.folder} that was closed",
-                "a view inside of its context",
-                "begin another one by view()",
-            )
+            raise closed_view(self.folder)
         return self._connection
 
     @cached_property
@@ -95,9 +91,7 @@ class SqliteView:
         """
         k = check_int("k", k, 1)
         level = check_int("level", level, 1, self.meta.levels, "levels of the memory")
-        if not isinstance(queries, Tensor) or not queries.is_floating_point():
-            raise UsageTypeError(f"queries must be a tensor of numbers, got {describe(queries)}")
-        vectors = queries.detach().to("cpu", torch.float32).numpy()
+        vectors = query_vectors(queries)
         wanted = None if topics is None else [self.topic(name).id for name in check_names(topics)]
         with database_errors(self._database):
             ids, scores = self.prepare(level).search(
@@ -150,7 +144,7 @@ class SqliteView:
         decoded = {
             id: read_block(rows[id], keys[id], self.meta, names, self._database) for id in rows
         }
-        return _as_blocks([decoded[id] for id in asked], self.meta)
+        return as_blocks([decoded[id] for id in asked], self.meta)
 
     def _select_blocks(self, ids: Iterable[int]) -> Iterable[tuple[Any, ...]]:
         ids = sorted(set(ids))
@@ -167,11 +161,7 @@ class SqliteView:
         if has_keys or has_latents:
             lost = "latents" if has_keys else "keys"
             raise damaged(self._database, f"the {lost} of block {id} are missing")
-        raise usage_error(
-            f"block {id} of {self.folder}, which is not there",
-            f"an id that write returned, up to {self.meta.last}, of a topic that was not cleared",
-            "search again",
-        )
+        raise missing_block(id, self.folder, self.meta)
 
     def topics(self) -> dict[str, int]:
         """Return the number of sections of each topic, in the order in which they began."""
@@ -279,7 +269,7 @@ def read_block(
     return found
 
 
-def _as_blocks(rows: Sequence[dict[str, Any]], meta: Meta) -> Blocks:
+def as_blocks(rows: Sequence[dict[str, Any]], meta: Meta) -> Blocks:
     most = max((row["size"] for row in rows), default=1)
     latents = torch.zeros(len(rows), most, meta.dim)
     keys = torch.zeros(len(rows), most, meta.index_dim)
@@ -309,11 +299,36 @@ def _as_blocks(rows: Sequence[dict[str, Any]], meta: Meta) -> Blocks:
     )
 
 
+def query_vectors(queries: Any) -> Float32[np.ndarray, "b d"]:
+    """Return queries in float32; raise UsageTypeError if they are no tensor of numbers."""
+    if not isinstance(queries, Tensor) or not queries.is_floating_point():
+        raise UsageTypeError(f"queries must be a tensor of numbers, got {describe(queries)}")
+    return queries.detach().to("cpu", torch.float32).numpy()
+
+
 def check_names(topics: Any) -> list[str]:
     """Return the names of topics; raise UsageError if they are no list."""
     if isinstance(topics, str) or not isinstance(topics, Sequence):
         raise UsageError(f"topics must be a list of names or None, got {topics!r}")
     return list(topics)
+
+
+def closed_view(folder: Path) -> UsageError:
+    """Build the error of a view that is used after its context."""
+    return usage_error(
+        f"a view of {folder} that was closed",
+        "a view inside of its context",
+        "begin another one by view()",
+    )
+
+
+def missing_block(id: int, folder: Path, meta: Meta) -> UsageError:
+    """Build the error of an id that a store has not, or no longer."""
+    return usage_error(
+        f"block {id} of {folder}, which is not there",
+        f"an id that write returned, up to {meta.last}, of a topic that was not cleared",
+        "search again",
+    )
 
 
 def find_topic(topics: Mapping[str, Named], name: str, folder: Path | str) -> Named:

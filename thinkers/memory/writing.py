@@ -1,8 +1,10 @@
 """Writing of blocks to the tables of a store, inside of a transaction."""
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,14 +38,36 @@ def insert_blocks(
     Raises:
         DamagedError: Latents or keys are not finite, or ids were given before.
     """
-    n = len(blocks)
-    if not n:
+    if not len(blocks):
         return meta
-    assert blocks.ids.tolist() == list(range(meta.last + 1, meta.last + n + 1)), "ids in order"
     # AUTOINCREMENT alone would take the word of one unprotected number for it.
     sequence = dict(connection.execute("SELECT name, seq FROM sqlite_sequence")).get(b"block", 0)
     if sequence != meta.last:
         raise damaged(database, f"a last id of {sequence!r}, where {meta.last} was given")
+    meta, changed = count_blocks(
+        meta, topics, blocks, lambda name: _new_topic(connection, name, meta)
+    )
+    keys, rows = as_rows(meta, {name: topic.id for name, topic in topics.items()}, blocks)
+    for table, columns, some in (("key", KEY_COLUMNS, keys), ("block", BLOCK_COLUMNS, rows)):
+        marks = ",".join("?" * len(columns.split(",")))
+        connection.executemany(f"INSERT INTO {table}({columns}) VALUES({marks})", some)
+    connection.executemany(
+        "UPDATE topic SET value = ? WHERE id = ?",
+        [(topic.to_bytes(), topic.id) for topic in changed],
+    )
+    return meta
+
+
+def count_blocks(
+    meta: Meta, topics: dict[str, Topic], blocks: Blocks, new_topic: Callable[[str], Topic]
+) -> tuple[Meta, list[Topic]]:
+    """Count blocks to be written in `topics`; return the new settings and the topics changed.
+
+    Raises:
+        DamagedError: Latents or keys are not finite.
+    """
+    n = len(blocks)
+    assert blocks.ids.tolist() == list(range(meta.last + 1, meta.last + n + 1)), "ids in order"
     _check_vectors(blocks, meta)
     counts = list(meta.counts)
     changed = {}
@@ -51,7 +75,7 @@ def insert_blocks(
         blocks.topics, blocks.levels.tolist(), blocks.ids.tolist(), blocks.children, strict=True
     ):
         if name not in topics:
-            topics[name] = _new_topic(connection, name, meta)
+            topics[name] = new_topic(name)
         topic = changed[name] = topics[name]
         counts[level - 1] += 1
         topic.counts[level - 1] += 1
@@ -62,18 +86,17 @@ def insert_blocks(
             waiting = topic.ungrouped[level - 2]
             assert children and waiting[: len(children)] == list(children), "children in order"
             del waiting[: len(children)]
-    _insert_rows(connection, meta, {name: topic.id for name, topic in topics.items()}, blocks)
-    connection.executemany(
-        "UPDATE topic SET value = ? WHERE id = ?",
-        [(topic.to_bytes(), topic.id) for topic in changed.values()],
-    )
-    return replace(meta, last=meta.last + n, counts=counts)
+    return replace(meta, last=meta.last + n, counts=counts), list(changed.values())
 
 
 def _new_topic(connection: sqlite3.Connection, name: str, meta: Meta) -> Topic:
     # Twice, since its id is part of what it holds.
     id = connection.execute("INSERT INTO topic(value) VALUES(x'')").lastrowid
     assert id is not None
+    return empty_topic(id, name, meta)
+
+
+def empty_topic(id: int, name: str, meta: Meta) -> Topic:
     return Topic(id, name, [0] * meta.levels, [[] for _ in range(meta.levels - 1)])
 
 
@@ -100,9 +123,10 @@ def _check_vectors(blocks: Blocks, meta: Meta) -> None:
         )
 
 
-def _insert_rows(
-    connection: sqlite3.Connection, meta: Meta, topics: dict[str, int], blocks: Blocks
-) -> None:
+def as_rows(
+    meta: Meta, topics: dict[str, int], blocks: Blocks
+) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Return blocks as rows of KEY_COLUMNS and rows of BLOCK_COLUMNS."""
     sizes = blocks.sizes.tolist()
     all_keys = pack_keys(blocks.keys.numpy(), sizes)
     all_latents = pack_latents(blocks.latents.numpy(), sizes, meta.dtype)
@@ -119,9 +143,4 @@ def _insert_rows(
             None if tokens is None else pack_ids(tokens.tolist()),
         )
         block_rows.append(block_row((id, topic, level, *spans[i], *lines[i]), parts))
-    for table, columns, rows in (
-        ("key", KEY_COLUMNS, key_rows),
-        ("block", BLOCK_COLUMNS, block_rows),
-    ):
-        marks = ",".join("?" * len(columns.split(",")))
-        connection.executemany(f"INSERT INTO {table}({columns}) VALUES({marks})", rows)
+    return key_rows, block_rows
