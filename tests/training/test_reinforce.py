@@ -9,7 +9,7 @@ from training_cases import lines, make
 
 import thinkers
 from thinkers.cli.main import main
-from thinkers.errors import UsageError
+from thinkers.errors import DataError, UsageError
 from thinkers.inspection.page import facts
 from thinkers.runs import folder
 from thinkers.tasks import TASKS
@@ -180,3 +180,28 @@ def test_the_page_names_the_most_blocks_and_repeats_tools(run, tmp_path):
         assert ("--tools=store" in dict(facts(seen, tmp_path))["command to repeat it"]) == named
     own = thinkers.inspect(folder_of, "a1", tools=[task.store(dict.fromkeys("abc", "a"))])
     assert "command to repeat it" not in dict(facts(own, tmp_path))
+
+
+STORY = "1 Mary moved to the {}.\n2 John went to the hallway.\n3 Where is Mary?\t{}\t1\n"
+
+
+def test_a_run_goes_on_with_the_files_that_it_was_trained_on(tmp_path):
+    def write(name, *places):
+        (tmp_path / name).write_text("".join(STORY.format(x, x) for x in places * 30))
+        return tmp_path / name
+
+    file = write("qa1_train.txt", "bathroom", "garden")
+    task = TASKS["babi"].Config(path=str(file))
+    run = thinkers.train(
+        make("thinker", task, {"num_updates": 1}, policy=True, **SIZES), tmp_path / "run"
+    )
+    thinkers.reinforce(run, out=tmp_path / "a", **OWN)
+    # As many words, in another order.
+    write("qa1_train.txt", "attic", "garden")
+    with pytest.raises(DataError, match="has changed since the run began"):
+        thinkers.reinforce(run, out=tmp_path / "b", **OWN)
+    with pytest.raises(UsageError, match="tokens mean something else than in training"):
+        thinkers.reinforce(run, out=tmp_path / "b", flags=[f"--task.path={file}"], **OWN)
+    more = write("qa1_more.txt", "garden", "bathroom")
+    found = thinkers.reinforce(run, out=tmp_path / "c", flags=[f"--task.path={more}"], **OWN)
+    assert found.scores and not (tmp_path / "b").exists()

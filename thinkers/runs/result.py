@@ -109,7 +109,7 @@ def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | 
         return (run, None) if isinstance(run, Model) else _checked_pair(run)
     if isinstance(run, Run):
         asked = _task_of(run.folder, flags)
-        _check_meanings(asked, _task_of(run.folder, ()) if flags else asked, flags)
+        check_meanings(asked, _task_of(run.folder, ()) if flags else asked, flags)
         return run.model.eval(), asked
     if not isinstance(run, str | Path):
         what = "a Run, a folder, a model or (model, task)"
@@ -125,11 +125,11 @@ def open_run(run: RunLike, *, flags: Sequence[str] = ()) -> tuple[Model, Task | 
         # Only the run's own task shows the version of a run.
         own_task = _task_of(home, ()) if flags else task
         check_vocabulary(model.config.vocab_size, own_task, home)
-        _check_meanings(task, own_task, flags)
+        check_meanings(task, own_task, flags)
     return model.to(find_device("auto")), task
 
 
-def _check_meanings(task: Task, own: Task, flags: Sequence[str]) -> None:
+def check_meanings(task: Task, own: Task, flags: Sequence[str]) -> None:
     """Raise UsageError if flags of the task give ids another meaning than in training."""
     if task is own:
         return

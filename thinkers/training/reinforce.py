@@ -5,12 +5,19 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from thinkers.config.experiment import DEPTH_SETTINGS, OPTIONAL_PART, Config, build_part
+from thinkers import tasks
+from thinkers.config.experiment import (
+    DEPTH_SETTINGS,
+    OPTIONAL_PART,
+    Config,
+    build_part,
+    check_vocabulary,
+)
 from thinkers.config.overrides import override
 from thinkers.config.reinforce import Reinforce
 from thinkers.errors import usage_error
 from thinkers.runs import folder as run_folder
-from thinkers.runs.result import Run
+from thinkers.runs.result import Run, check_meanings
 from thinkers.runs.trackers import Tracking
 from thinkers.training.loop import train
 from thinkers.user_paths import user_path
@@ -43,9 +50,11 @@ def reinforce(
 
     Raises:
         UsageError: The model has no policy, the task has no questions, or settings do not fit.
+        DataError: Files of the task are not those that the run was trained on.
         NonFiniteError: A loss, a gradient or a reward is infinite or not a number.
     """
     config = configuration(run, flags, settings)
+    check_task(_folder_of(run), config, flags)
     target = run_folder.beside(_folder_of(run), "policy") if out is None else out
     return train(config, target, tracking=tracking)
 
@@ -88,6 +97,23 @@ def configuration(
     if "curriculum" in {field.name for field in fields(config.task)}:
         config = replace(config, task=replace(config.task, curriculum=False))
     return override(config.with_updates(own.num_updates), (), flags)
+
+
+def check_task(folder: Path, config: Config, flags: Sequence[str]) -> None:
+    """Check that ids mean in the task of `config` what they meant in that of the run in `folder`.
+
+    Raises:
+        DataError: Files of the task are not those that the run was trained on, and none are named.
+        UsageError: Flags give ids another meaning.
+    """
+    before = Config.from_dict(run_folder.read_record(folder)["config"])
+    seed, named = before.training.seed, [flag for flag in flags if flag.startswith("--task.")]
+    own = tasks.from_run(before.task, seed, folder)
+    check_vocabulary(before.model.vocab_size, own, folder)
+    if not any(flag.startswith("--task.path=") for flag in named):
+        own.save_to_run(folder)  # which compares the files, as a resumed run does
+    if named:
+        check_meanings(tasks.from_config(config.task, seed), own, named)
 
 
 def _folder_of(run: Run | str | Path) -> Path:
