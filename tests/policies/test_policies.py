@@ -250,8 +250,15 @@ def test_rows_that_are_no_questions_are_refused():
         question_room(Batch(tokens, tokens))
     with pytest.raises(UsageError, match="found: questions about documents, for a policy"):
         question_room(TASKS["facts"]().batch(0, 2))
-    with pytest.raises(UsageError, match="keys of the batch"):
-        repeated(Batch(tokens, tokens), 2)
+    _, model = built()
+    prompts = torch.tensor([4, 4])
+    for call in (
+        lambda: repeated(Batch(tokens, tokens), 2),
+        lambda: PolicyLoss(model, SETTINGS, 2, lambda: 0)(Batch(tokens, tokens, prompts), None, {}),
+        lambda: PolicyLoss(model, SETTINGS, 2, lambda: 2)(Batch(tokens, tokens, prompts), None, {}),
+    ):
+        with pytest.raises(UsageError, match="keys of the batch"):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from thinkers.config.reinforce import Reinforce
 from thinkers.errors import NonFiniteError
 from thinkers.models.batch import Batch, Loss, as_batch, correct_predictions, next_token_loss
 from thinkers.models.thinker_flops import earlier_answers
-from thinkers.policies.rollout import Drawn, Rollout, repeated, roll_out
+from thinkers.policies.rollout import Drawn, Rollout, keys_of, repeated, roll_out
 
 
 class PolicyLoss(nn.Module):
@@ -53,8 +53,7 @@ class PolicyLoss(nn.Module):
         return self._reinforced(batch)
 
     def _supervised(self, batch: Batch, counts: Mapping[str, int]) -> Loss:
-        assert batch.keys is not None
-        choose = Drawn(batch.keys, self.settings.explore)
+        choose = Drawn(keys_of(batch), self.settings.explore)
         found = roll_out(self.model, batch, choose, keep_states=True)
         logits = found.logits[:, -1]
         answered = next_token_loss(logits, found.targets, counts["next_token"])
@@ -81,9 +80,8 @@ class PolicyLoss(nn.Module):
     def _reinforced(self, batch: Batch) -> Loss:
         settings, model = self.settings, self.model
         many = repeated(batch, settings.group_size)
-        assert many.keys is not None
         with torch.no_grad():
-            found = roll_out(model, many, Drawn(many.keys))
+            found = roll_out(model, many, Drawn(keys_of(many)))
         is_right = found.is_right[:, -1]
         reward = rewards(found, settings, self.update())
         gained = advantages(reward, settings.group_size)

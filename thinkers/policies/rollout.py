@@ -138,11 +138,22 @@ def question_room(batch: Batch) -> int:
 
 def repeated(batch: Batch, times: int) -> Batch:
     """Return each row `times` times in succession, each copy with a key of its own."""
-    if batch.keys is None:
-        raise UsageError("keys of the batch must be set to draw roll-outs, got None")
     found = batch.rows(torch.arange(len(batch)).repeat_interleave(times))
-    assert found.keys is not None
-    return replace(found, keys=group_keys(found.keys, times))
+    return replace(found, keys=group_keys(keys_of(found), times))
+
+
+def keys_of(batch: Batch) -> Int[Tensor, " b"]:
+    """Return the keys of a batch, from which blocks are drawn.
+
+    Raises:
+        UsageError: It has none.
+    """
+    if batch.keys is None:
+        raise UsageError(
+            "keys of the batch must be set to draw roll-outs, got None; let the task give one for "
+            "each row, as thinkers.prng.row_keys does"
+        )
+    return batch.keys
 
 
 def group_keys(keys: Int[Tensor, " b"], times: int) -> Int[Tensor, " b"]:

@@ -21,7 +21,7 @@ from thinkers.files import is_folder
 from thinkers.models.base import Model
 from thinkers.models.step_loss import check_has_early
 from thinkers.models.weights_file import check_shapes, shapes_of
-from thinkers.policies.rollout import question_room
+from thinkers.policies.rollout import keys_of, question_room
 from thinkers.runs.checkpoint import Checkpoint
 from thinkers.runs.result import load, weights_digest
 from thinkers.strict_json import Schema, check_schema
@@ -224,7 +224,9 @@ def check_reinforce(config: Config, task: Task, model: Model) -> None:
             f"more than reinforce.supervised_updates, {config.reinforce.supervised_updates}",
             "set more --reinforce.num_updates, or fewer --reinforce.supervised_updates",
         )
-    question_room(task.batch(0, config.training.batch_size))
+    batch = task.batch(0, config.training.batch_size)
+    question_room(batch)
+    keys_of(batch)
 
 
 def initial_weights(folder: str | None, record: Mapping[str, Any]) -> dict[str, str]:
