@@ -101,11 +101,22 @@ def test_what_cannot_work_is_refused_and_changes_nothing(stories, call, match):
     assert stories.topics() == {"stories": 3, "x": 2}
 
 
-@pytest.mark.parametrize("bad", ["", "  ", "w1 hello", "w1\nw99", 7])
-def test_texts_that_cannot_be_read_are_errors_of_the_data(stories, bad):
-    with refuses(r"text 1 \(file.txt\)", DataError) as error:
-        stories.write(["w1", bad], "x", sources=["x", "file.txt"])
-    assert len(lines(error)) == 3 and error.value.exit_code == 3
+@pytest.mark.parametrize(
+    ("bad", "line", "found"),
+    [
+        ("", None, ", which is empty"),
+        ("  ", None, ", which is empty"),
+        ("w1 hello", 1, ": the word 'hello'"),
+        ("w1\nw2 w3\n\nw99 hello", 4, ": the word 'w99'"),
+        (7, None, ": it must be a text"),
+    ],
+)
+def test_texts_that_cannot_be_read_are_errors_of_the_data(stories, bad, line, found):
+    in_file, in_text = (f":{line}", f", line {line}") if line else ("", "")
+    for sources, place in ((["x", "a.txt"], f"a.txt{in_file}"), (None, f"text 1{in_text}")):
+        with refuses(f"found: {place}{found}", DataError) as error:
+            stories.write(["w1", bad], "x", sources=sources)
+        assert len(lines(error)) == 3 and error.value.exit_code == 3
     assert stories.topics() == {"stories": 3, "x": 2}
 
 

@@ -15,7 +15,7 @@ if sys.platform == "win32":
 
 from thinkers.cli import commands
 from thinkers.cli.commands import raise_unknown
-from thinkers.cli.parser import Parser, command_line
+from thinkers.cli.parser import Parser, actions_of, command_line
 from thinkers.errors import (
     ResourceError,
     ThinkersError,
@@ -29,8 +29,11 @@ from thinkers.errors import (
 from thinkers.plugins import import_file, imported_files
 from thinkers.terminal import one_line, show
 
-SWITCHES = ("print_config", "dry_run", "debug", "help", "version", "ablate", "policy")
-PATHS = ("out", "config", "resume", "import_module", "init_from")
+SWITCHES = (
+    *("print_config", "dry_run", "debug", "help", "version", "ablate", "policy"),
+    *("keep_text", "all"),
+)
+PATHS = ("out", "config", "resume", "import_module", "init_from", "store")
 SETTINGS_OF = {
     commands.train: "--",
     commands.reinforce: "--",
@@ -104,9 +107,16 @@ def parse(own: Sequence[str], settings: list[str]) -> tuple[argparse.Namespace, 
         return top.parse_args(own), settings
     if own[0] not in verbs:
         raise_unknown(f"command {own[0]!r}", own[0], verbs, "thinkers --help lists them")
-    own, settings = check_flags(own, settings, verbs[own[0]])
+    name, *words = own
+    parser, actions = verbs[name], actions_of(verbs[name])
+    if actions and words and not words[0].startswith("-"):
+        if words[0] not in actions:
+            fix = f"thinkers {name} --help lists them"
+            raise_unknown(f"command '{name} {words[0]}'", words[0], actions, fix)
+        name, parser, words = f"{name} {words[0]}", actions[words[0]], words[1:]
+    words, settings = check_flags([name, *words], settings, parser)
     # Parsed by the command's own parser: the meaning of -- before it differs between Pythons.
-    return verbs[own[0]].parse_args(own[1:], argparse.Namespace(verb=own[0])), settings
+    return parser.parse_args(words[1:], argparse.Namespace(verb=name)), settings
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -4,7 +4,7 @@ import argparse
 from typing import Any, NoReturn
 
 import thinkers
-from thinkers.cli import commands
+from thinkers.cli import commands, memory_commands
 from thinkers.errors import usage_error
 
 Subparsers = Any
@@ -31,8 +31,9 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     add_reproduce(verbs)
     add_compare(verbs)
     add_inspect(verbs)
+    add_memory(verbs)
     add_import(verbs)
-    for verb in verbs.choices.values():
+    for verb in [*verbs.choices.values(), *actions_of(verbs.choices["memory"]).values()]:
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
         verb.allow_abbrev = False
     return top, verbs.choices
@@ -201,6 +202,61 @@ def add_inspect(verbs: Subparsers) -> None:
     verb.add_argument("--out", metavar="FILE", help="write an HTML page")
     add_import_module(verb)
     verb.set_defaults(run=commands.inspect)
+
+
+def add_memory(verbs: Subparsers) -> None:
+    verb = verbs.add_parser(
+        "memory",
+        help="read texts into a long-term memory on disk, and answer from it",
+        description="A memory belongs to the run that wrote it: a thinker with --model.memory "
+        "blocks, such as that of the recipe facts/thinker.",
+    )
+    actions = verb.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(name: str, run: Any, text: str, needs_run: bool = False) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
+        if needs_run:
+            made.add_argument("folder", metavar="RUN")
+            add_import_module(made)
+        made.add_argument("--store", metavar="DIR", required=True, help="the folder of the memory")
+        made.set_defaults(run=run)
+        return made
+
+    add = action("add", memory_commands.add, "add files of text, all of them or none", True)
+    add.add_argument("files", nargs="+", metavar="FILE")
+    add.add_argument("--topic", metavar="T", help="by which they can be cleared (default: default)")
+    add.add_argument(
+        "--keep_text",
+        action="store_true",
+        help="keep the texts too, so that they can be shown, and compressed anew by another run",
+    )
+    ask = action("ask", memory_commands.ask, "answer a prompt, and show the blocks read", True)
+    ask.add_argument("--prompt", required=True, metavar="TEXT")
+    ask.add_argument("--top", metavar="K", help="blocks to read at a step (default: the model's)")
+    ask.add_argument(
+        "--topic", metavar="T", action="append", help="read this topic alone; may be repeated"
+    )
+    ask.add_argument("--num_steps", metavar="N", help="thinking steps (default: as trained)")
+    add_halt(ask)
+    add_policy(ask)
+    ask.add_argument("--out", metavar="FILE", help="also write answer and blocks to a JSON file")
+    action("list", memory_commands.list_topics, "list the topics")
+    clear = action("clear", memory_commands.clear, "delete a topic, or all, without leaving a byte")
+    clear.add_argument("--topic", metavar="T")
+    clear.add_argument("--all", action="store_true", help="every topic")
+    action("verify", memory_commands.verify, "check every byte")
+    action("rebuild", memory_commands.rebuild, "make the index anew from the keys of the blocks")
+    action("compact", memory_commands.compact, "give the space of deleted blocks back to the disk")
+    action("recompress", memory_commands.recompress, "compress kept texts anew by this run", True)
+
+
+def actions_of(verb: argparse.ArgumentParser) -> dict[str, Any]:
+    """Return the parsers of the actions of a command, by name; of most there are none."""
+    found: dict[str, Any] = {}
+    for part in verb._actions:
+        if isinstance(part, argparse._SubParsersAction):
+            found |= part.choices
+    return found
 
 
 def add_import(verbs: Subparsers) -> None:

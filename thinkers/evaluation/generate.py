@@ -62,19 +62,32 @@ def answer(
     check_takes_memory(model, memory)
     found = check_tools(model, find_tools(task, tools))
     halt = check_halt(model, with_policy(halt, policy))
+    return answered(model, task, prompt, num_steps, halt, found, memory)[0]
+
+
+def answered(
+    model: Model,
+    task: Task,
+    prompt: str,
+    num_steps: int | None,
+    halt: Halt = None,
+    tools: Sequence[Tool] = (),
+    memory: Any = None,
+) -> tuple[str, Response]:
+    """Return the text of `answer`, and what it is the text of."""
     read, room = fit_prompt(model, task, prompt)
     if room < 1:
         limit = model.config.max_length - 1
         raise usage_error(
             f"a prompt of {len(read.tokens)} tokens", f"at most {limit}", "shorten it"
         )
-    written = respond(model, task, read, room, num_steps, halt, found, memory).answer
+    response = respond(model, task, read, room, num_steps, halt, tools, memory)
     is_cut = (
         isinstance(task, AnswerTask)
         and task.max_answer_length() > 1  # an answer of one token has no end token
-        and task.end_token not in written
+        and task.end_token not in response.answer
     )
-    return task.with_answer(prompt, written) + UNFINISHED * is_cut
+    return task.with_answer(prompt, response.answer) + UNFINISHED * is_cut, response
 
 
 def fit_prompt(model: Model, task: Task, prompt: str) -> tuple[Prompt, int]:

@@ -2,8 +2,8 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,53 @@ class ReadOut:
     probabilities: Float[Tensor, "k t n"]
     entropy: Float[Tensor, "k t"]
     """Entropy of each prediction, in bits."""
+
+
+@dataclass(frozen=True)
+class ReadBlock:
+    """A block of a long-term memory that was read at a step.
+
+    Args:
+        step: The thinking step, from 1.
+        section: The section of a text whose end thought, from 1; None for a prompt.
+        source: The name of the text that it was cut from; "" without a name.
+        lines: First and last line in its source; None if they are not known.
+        score: The score of the index, by which it was chosen.
+        mass: The attention that it got: mean over heads, layers and latents; 1 is all.
+        text: Its text; None if that was not kept.
+    """
+
+    step: int
+    section: int | None
+    id: int
+    level: int
+    topic: str
+    source: str
+    lines: tuple[int, int] | None
+    score: float
+    mass: float
+    text: str | None
+
+    @property
+    def place(self) -> str:
+        """Source and lines, such as notes.txt:3 or notes.txt:3-5."""
+        if self.lines is None:
+            return self.source or "-"
+        first, last = self.lines
+        return f"{self.source or 'line'}:{first}" + (f"-{last}" if last > first else "")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An answer from a long-term memory, and the blocks that were read for it."""
+
+    prompt: str
+    answer: str
+    blocks: tuple[ReadBlock, ...]
+
+    def record(self) -> dict[str, Any]:
+        """Return the values of JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

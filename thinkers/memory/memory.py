@@ -15,7 +15,7 @@ from thinkers.memory.compressing import compress, compress_levels
 from thinkers.memory.parts import MemoryPart
 from thinkers.memory.recompressing import recompressed
 from thinkers.memory.rows import DTYPES
-from thinkers.memory.sections import check_topic, cut, vocabulary_digest
+from thinkers.memory.sections import Section, check_topic, cut, vocabulary_digest
 from thinkers.memory.sqlite import SqliteStore
 from thinkers.memory.store import Fault, Found, SnapshotStore, View
 from thinkers.runs.result import Run, RunLike, open_run
@@ -127,7 +127,7 @@ class LongTermMemory:
 
     def check(self, model: Any) -> None:
         """Raise UsageError unless this is a memory of the model, as its weights are now."""
-        _require_memory(model)
+        require_memory(model)
         found = model.memory_fingerprint()
         if found != self.fingerprint:
             raise usage_error(
@@ -230,9 +230,16 @@ class LongTermMemory:
             ResourceError: The disk is full; the memory is as it was.
             LockedError: Another process writes to the memory; the message names it.
         """
-        model, topic = self._own_model(), check_topic(topic)
-        size, vocab_size = self.store.meta.section, model.config.vocab_size
+        size, vocab_size = self.store.meta.section, self._own_model().config.vocab_size
+        topic = check_topic(topic)
         sections = cut(texts, self.task, size, vocab_size, sources)
+        return self.write_sections(sections, topic, keep_text)
+
+    def write_sections(
+        self, sections: Sequence[Section], topic: str, keep_text: bool = False
+    ) -> list[int]:
+        """Do as `write` with texts that were cut, of a name that is a topic's."""
+        model = self._own_model()
         if not sections:
             return []
         self.store.lock()
@@ -302,11 +309,11 @@ def _model_and_task(model: Any, task: Task | None) -> tuple[Any, Task | None]:
     if isinstance(model, Run | str | Path | tuple):
         model, own = open_run(model)
         task = own if task is None else task
-    _require_memory(model)
+    require_memory(model)
     return model, task
 
 
-def _require_memory(model: Any) -> None:
+def require_memory(model: Any) -> None:
     if getattr(getattr(model, "config", None), "memory", "none") != "blocks":
         raise usage_error(
             f"{type(model).__name__}, a model without a memory",

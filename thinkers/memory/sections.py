@@ -115,21 +115,34 @@ def _cut_text(text: Any, number: int, source: str, task: Task, size: int) -> Ite
 
 
 def _encode(text: Any, number: int, source: str, task: Task) -> list[int]:
-    name = f"text {number}" + (f" ({source})" if source else "")
+    name = source or f"text {number}"
     try:
         if not isinstance(text, str):
             raise UsageError(f"it must be a text, got {type(text).__name__}")
         tokens = task.without_start(task.encode(text))
     except UsageError as error:
-        found = str(error).splitlines()[0].removeprefix("found: ")
-        raise DataError(
-            three_lines(f"{name}: {found}", "texts that the task reads", "change or remove it")
-        ) from None
+        line, error = _first_error(text, task) or (0, error)
+        place = name if not line else f"{name}:{line}" if source else f"{name}, line {line}"
+        found, *others = str(error).splitlines()
+        rule = others[0].removeprefix("expected: ") if len(others) == 2 else "text of the task"
+        found = found.removeprefix("found: ")
+        raise DataError(three_lines(f"{place}: {found}", rule, "change or remove it")) from None
     if not tokens:
         raise DataError(
             three_lines(f"{name}, which is empty", "texts of at least one token", "remove it")
         )
     return tokens
+
+
+def _first_error(text: Any, task: Task) -> tuple[int, UsageError] | None:
+    """Return the first line that cannot be read, from 1, and its error; None if all can."""
+    lines = text.split("\n") if isinstance(text, str) else []
+    for number, line in enumerate(lines, 1):
+        try:
+            task.encode(line)
+        except UsageError as error:
+            return number, error
+    return None
 
 
 def _lines(

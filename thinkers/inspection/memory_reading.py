@@ -1,0 +1,176 @@
+"""Reading of a long-term memory: the blocks that a model reads at each step, and `ask`."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thinkers.checks import check_int
+from thinkers.evaluation.generate import answered, steps_for
+from thinkers.inspection.results import Asked, ReadBlock
+from thinkers.memory.blocks import UNKNOWN, Blocks
+from thinkers.memory.parts import Readable, snapshot
+from thinkers.memory.store import NOTHING
+from thinkers.models.base import Model, Thought
+from thinkers.models.generation import eval_mode
+from thinkers.models.halt import Halt, check_halt, halt_option, with_policy
+from thinkers.models.memory_option import check_takes_memory, memory_option
+from thinkers.models.positions import option
+from thinkers.runs.result import RunLike, open_with_task
+from thinkers.tasks import Task
+
+LONGEST_TEXT = 1000
+"""Characters of a block's text that are shown: one of a high level may be that of a book."""
+
+
+def ask(
+    run: RunLike,
+    prompt: str,
+    memory: Readable,
+    num_steps: int | None = None,
+    *,
+    top: int | None = None,
+    halt: Halt = None,
+    policy: bool = False,
+) -> Asked:
+    """Answer a prompt from a memory; return the answer and the blocks that were read for it.
+
+    Args:
+        run: A run, its folder, or (model, task).
+        memory: A `LongTermMemory` of this model, or a part of one.
+        num_steps: Thinking steps; None means those of `answer`.
+        top: Number of blocks that are read at a step; None means the model's `memory_top`.
+        halt, policy: As in `answer`.
+
+    Raises:
+        UsageError: As in `answer`, or `top` is below 1.
+    """
+    model, task = open_with_task(run)
+    check_takes_memory(model, memory)
+    halt, read = check_halt(model, with_policy(halt, policy)), task.read_prompt(prompt)
+    with reading_top(model, top), snapshot(memory) as now:
+        text, found = answered(model, task, prompt, num_steps, halt, (), now)
+        length = None if read.longest is None else found.prompt_length
+        row = found.row if length is None else found.row[:length]
+        steps = model.check_steps(steps_for(model, read, num_steps))
+        thought = think(model, task, row, length, steps, halt, now)
+        with now.view() as view:
+            return Asked(prompt, text, read_blocks(model, thought, view))
+
+
+@contextmanager
+def reading_top(model: Any, top: int | None) -> Iterator[None]:
+    """Let a model read `top` blocks at a step inside the block; None changes nothing."""
+    with memory_top(model, model.config.memory_top if top is None else check_int("top", top, 1)):
+        yield
+
+
+@contextmanager
+def memory_top(model: Any, top: int | None) -> Iterator[None]:
+    """Set `memory_top`, which is not part of the weights, inside the block."""
+    before = model.config
+    model.config = replace(before, memory_top=top)
+    try:
+        yield
+    finally:
+        model.config = before
+
+
+def think(
+    model: Model,
+    task: Task,
+    row: Sequence[int],
+    prompt_length: int | None,
+    num_steps: int,
+    halt: Halt = None,
+    memory: Any = None,
+) -> Thought:
+    """Return the forward pass of one row, with the states of all steps."""
+    device = next(model.parameters()).device
+    tokens = torch.tensor([list(row)], device=device)
+    lengths = None if prompt_length is None else torch.full_like(tokens[:, 0], prompt_length)
+    with eval_mode(model):
+        found: Thought = model(
+            tokens,
+            num_steps=num_steps,
+            prompt_lengths=lengths,
+            keep_states=True,
+            **option(task.positions),
+            **halt_option(halt),
+            **memory_option(memory),
+        )
+    return found
+
+
+def read_blocks(model: Any, thought: Thought, view: Any) -> tuple[ReadBlock, ...]:
+    """Return the blocks that one row read, by section, step and score.
+
+    Args:
+        thought: A pass with the states of all steps, so that it holds the latents of each.
+        view: The snapshot that was read.
+    """
+    if "blocks" not in thought.extra:
+        return ()
+    ids, mass = thought.extra["blocks"][0], thought.extra["block_mass"][0]
+    latents = thought.extra["latents"][0]
+    is_text = ids.ndim == 3
+    if not is_text:
+        ids, mass, latents = ids[None], mass[None], latents[None]
+    every = ids[ids != NOTHING].unique().tolist()
+    blocks = view.fetch(every)
+    found = []
+    for section, step, place in (ids != NOTHING).nonzero().tolist():
+        row = every.index(int(ids[section, step, place]))
+        # The latents after a step ask what the next one reads.
+        query = model.block_query(latents[section, step - 1][None])[0]
+        score = block_score(model, query, blocks, row)
+        share, number = float(mass[section, step, place]), section + 1 if is_text else None
+        found.append(_read_block(blocks, row, view, step + 1, number, score, share))
+    return tuple(sorted(found, key=lambda x: (x.section or 0, x.step, -x.score, x.id)))
+
+
+def block_score(model: Any, query: Float[Tensor, " d"], blocks: Blocks, row: int) -> float:
+    """Return the score of a block in the index: that of its best latent, times tau."""
+    keys = blocks.keys[row, : int(blocks.sizes[row])]
+    return float((keys @ query.detach().float().cpu()).max()) * model.block_scale()
+
+
+def _read_block(
+    blocks: Blocks,
+    row: int,
+    view: Any,
+    step: int,
+    section: int | None,
+    score: float,
+    mass: float,
+) -> ReadBlock:
+    first, last = blocks.lines[row].tolist()
+    return ReadBlock(
+        step=step,
+        section=section,
+        id=int(blocks.ids[row]),
+        level=int(blocks.levels[row]),
+        topic=blocks.topics[row],
+        source=blocks.sources[row],
+        lines=None if UNKNOWN in (first, last) else (first, last),
+        score=score,
+        mass=mass,
+        text=text_of(blocks, row, view),
+    )
+
+
+def text_of(blocks: Blocks, row: int, view: Any) -> str | None:
+    """Return the text of a block, for one of a higher level that of its sections; None if it was
+    not kept. A long one is cut off."""
+    text, children = blocks.texts[row], blocks.children[row]
+    if text is None and children:
+        below = view.fetch(children)
+        parts = [text_of(below, i, view) for i in range(len(below))]
+        text = None if None in parts else "\n".join(x for x in parts if x is not None)
+    if text is None or len(text) <= LONGEST_TEXT:
+        return text
+    return text[: LONGEST_TEXT - 1] + "…"
