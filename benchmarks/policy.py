@@ -33,8 +33,8 @@ import thinkers
 from thinkers import recipes
 from thinkers.files import write_file
 from thinkers.models.generation import eval_mode
-from thinkers.models.thinker_flops import of_blocks
-from thinkers.models.thinker_policy import BLOCKS, NONE, PROCESS, Policy
+from thinkers.models.thinker_policy import BLOCKS, NONE, Policy
+from thinkers.models.thinker_policy_flops import of_all_steps
 from thinkers.policies.rollout import roll_out
 from thinkers.prng import mix_tensor
 from thinkers.report import html
@@ -152,9 +152,8 @@ def fixed_schedules(model: Any, task: Any) -> Fixed:
                 ).logits
                 rows = torch.arange(len(batch)), batch.lengths - 1
                 right.append(logits[rows].argmax(-1) == batch.targets[rows])
-                blocks = torch.full((len(batch), k), PROCESS)
                 ones = torch.ones(len(batch), dtype=torch.int64)
-                cost.append(of_blocks(model, blocks, batch.prompt_lengths, ones))
+                cost.append(of_all_steps(model, k, batch.prompt_lengths, ones))
             rights.append(torch.cat(right).double())
             flops.append(torch.cat(cost).double())
             accuracy.append(float(rights[-1].mean()))

@@ -3,9 +3,47 @@
 import math
 
 import torch
-from thinker_definition import defined_answer, defined_input, memory_of
+from thinker_definition import VOCAB, defined_answer, defined_input, memory_of, rows
 
+from thinkers.models import Batch
+from thinkers.models.batch import IGNORED
 from thinkers.prng import mix_tensor, normal
+
+SIZES = ((4, 6, 1, 5, 6, 2, 6, 3, 4), (6, 2), ())
+DOCUMENT = torch.tensor([0, 1, 0, 2, 1])
+LENGTHS, PROMPTS = torch.tensor([9, 8, 5, 7, 6]), torch.tensor([6, 4, 3, 6, 1])
+"""Tokens of the sections of three documents, and the rows that ask about them."""
+
+
+def batch_of(keys=None):
+    """Five rows that ask about three documents, one of them without sections."""
+    lengths = torch.zeros(3, 9, dtype=torch.int64)
+    for i, sizes in enumerate(SIZES):
+        lengths[i, : len(sizes)] = torch.tensor(sizes, dtype=torch.int64)
+    sections = torch.randint(VOCAB, (3, 9, 6), generator=torch.Generator().manual_seed(3))
+    tokens = rows(5, 9)
+    columns = torch.arange(9)
+    graded = (columns >= PROMPTS[:, None] - 1) & (columns < LENGTHS[:, None] - 1)
+    return Batch(
+        tokens,
+        tokens.roll(-1, 1).where(graded, IGNORED),
+        PROMPTS,
+        LENGTHS,
+        sections=sections,
+        section_lengths=lengths,
+        document=DOCUMENT,
+        document_keys=keys,
+    )
+
+
+def documents(model, batch):
+    """The blocks of each document, by the definition."""
+    found = []
+    for i, sizes in enumerate(SIZES):
+        sections = [batch.sections[i, j, :n] for j, n in enumerate(sizes)]
+        key = None if batch.document_keys is None else batch.document_keys[i]
+        found.append(defined_document(model, sections, key))
+    return found
 
 
 def hashed(tokens, key=None):

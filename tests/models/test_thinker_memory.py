@@ -4,12 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from thinker_definition import VOCAB, rows, thinker
-from thinker_memory_definition import Thought, defined_document, defined_logits
+from thinker_definition import VOCAB, thinker
+from thinker_memory_definition import (
+    DOCUMENT,
+    LENGTHS,
+    PROMPTS,
+    SIZES,
+    Thought,
+    batch_of,
+    defined_logits,
+    documents,
+)
 
 from thinkers.errors import UsageError
-from thinkers.models import Batch
-from thinkers.models.batch import IGNORED
 
 STEPS = 3
 SHAPES = {
@@ -19,45 +26,11 @@ SHAPES = {
     "level 2": {"memory_levels": 2, "read_level": 2, "num_knowledge": 2, "compress_steps": 1},
     "few latents": {"memory_steps": 1, "read_steps": 1, "num_layers": 1, "block_latents": 1},
 }
-SIZES = ((4, 6, 1, 5, 6, 2, 6, 3, 4), (6, 2), ())
-DOCUMENT = torch.tensor([0, 1, 0, 2, 1])
-LENGTHS, PROMPTS = torch.tensor([9, 8, 5, 7, 6]), torch.tensor([6, 4, 3, 6, 1])
 shapes = pytest.mark.parametrize("shape", SHAPES)
 
 
 def model_of(shape, **own):
     return thinker(7, memory="blocks", memory_section=6, **SHAPES[shape], **own).eval()
-
-
-def batch_of(keys=None):
-    """Five rows that ask about three documents, one of them without sections."""
-    lengths = torch.zeros(3, 9, dtype=torch.int64)
-    for i, sizes in enumerate(SIZES):
-        lengths[i, : len(sizes)] = torch.tensor(sizes, dtype=torch.int64)
-    sections = torch.randint(VOCAB, (3, 9, 6), generator=torch.Generator().manual_seed(3))
-    tokens = rows(5, 9)
-    columns = torch.arange(9)
-    graded = (columns >= PROMPTS[:, None] - 1) & (columns < LENGTHS[:, None] - 1)
-    return Batch(
-        tokens,
-        tokens.roll(-1, 1).where(graded, IGNORED),
-        PROMPTS,
-        LENGTHS,
-        sections=sections,
-        section_lengths=lengths,
-        document=DOCUMENT,
-        document_keys=keys,
-    )
-
-
-def documents(model, batch):
-    """The blocks of each document, by the definition."""
-    found = []
-    for i, sizes in enumerate(SIZES):
-        sections = [batch.sections[i, j, :n] for j, n in enumerate(sizes)]
-        key = None if batch.document_keys is None else batch.document_keys[i]
-        found.append(defined_document(model, sections, key))
-    return found
 
 
 def close(a, b):

@@ -3,14 +3,13 @@
 import pytest
 import torch
 from thinker_definition import VOCAB, rows, thinker
-from thinker_policy_definition import OUTPUT, PROCESS, READ, RECALL, REFLECT, Definition
+from thinker_policy_definition import OUTPUT, PROCESS, READ, REFLECT, STEPS, Definition, choosing
 
 from thinkers.errors import UsageError
 from thinkers.models import Batch, build_model
-from thinkers.models.thinker_flops import of_blocks
 from thinkers.models.thinker_policy import NONE, allowed_blocks, likeliest
+from thinkers.models.thinker_policy_flops import of_all_steps, of_blocks
 
-STEPS = 6
 SHAPES = {
     "plain": {},
     "two latents": {"memory_steps": 2, "num_knowledge": 2},
@@ -20,21 +19,6 @@ SHAPES = {
 }
 LENGTHS, PROMPTS = torch.tensor([17, 9, 4, 15, 12]), torch.tensor([12, 1, 3, 6, 9])
 shapes = pytest.mark.parametrize("shape", SHAPES)
-
-
-def choosing(own, seed=6):
-    """A model in float64 whose boundaries choose different blocks, none of them by a hair."""
-    model = thinker(seed, policy=True, num_steps=STEPS, max_steps=8, **own).eval()
-    with torch.no_grad():
-        model.text.embedding.weight.normal_(std=0.5)
-        model.latents.weight.mul_(0.3)
-        # Scores around 0, so that no block is the best of all states.
-        linear = model.policy.blocks.linear
-        latents = model(rows(4, 17), keep_states=True).extra["latents"].flatten(0, 2)
-        states = latents.mean(1) + latents[:, -1]
-        linear.weight.normal_().div_(states.std())
-        linear.bias.copy_(-linear.weight @ states.mean(0))
-    return model
 
 
 def close(a, b):
@@ -123,11 +107,12 @@ def test_the_first_of_equal_scores_is_taken_and_blocks_without_effect_are_masked
     assert likeliest(scores, 1, torch.arange(2)).tolist() == [PROCESS, PROCESS]
     scores[1, 2] = torch.nan
     assert likeliest(scores, 1, torch.arange(2)).tolist() == [PROCESS, OUTPUT]
-    config = choosing({}).config
-    assert allowed_blocks(config, 0) == [False, True, False, False, False]
-    assert allowed_blocks(config, 1) == [True, True, True, False, True]
+    config, memories = choosing({}).config, torch.tensor([False, True])
+    assert allowed_blocks(config, 0, memories).tolist() == [[False, True, False, False, False]] * 2
+    later = [[True, True, True, has_blocks, True] for has_blocks in (False, True)]
+    assert allowed_blocks(config, 1, memories).tolist() == later
     config = choosing(SHAPES["no latents"]).config
-    assert not allowed_blocks(config, 1)[REFLECT] and not allowed_blocks(config, 5)[RECALL]
+    assert not allowed_blocks(config, 1, memories)[:, REFLECT].any()
 
 
 @torch.no_grad()
@@ -142,6 +127,8 @@ def test_operations_of_blocks_are_those_of_the_steps_where_all_process():
         decisions = 2 * model.config.dim * 5 * min(taken, 5)
         whole = model.batch_flops(_questions(), taken)
         assert found.tolist() == [whole + decisions] * 2
+    full = of_all_steps(model, 6, torch.tensor([7]), torch.tensor([3]))
+    assert full.tolist() == [whole + decisions]
     cheap = torch.tensor([[PROCESS, READ, REFLECT, OUTPUT, NONE, NONE]])
     dear = torch.tensor([[PROCESS, PROCESS, PROCESS, OUTPUT, NONE, NONE]])
     counts = [of_blocks(model, x, torch.tensor([7]), torch.tensor([3])) for x in (cheap, dear)]

@@ -10,8 +10,8 @@ from thinkers.config.experiment import build
 from thinkers.config.reinforce import Reinforce
 from thinkers.errors import NonFiniteError, UsageError
 from thinkers.models.batch import IGNORED, Batch
-from thinkers.models.thinker_flops import of_blocks
 from thinkers.models.thinker_policy import NONE, OUTPUT, PROCESS, READ, RECALL
+from thinkers.models.thinker_policy_flops import of_all_steps
 from thinkers.policies.loss import PolicyLoss, advantages, chosen_scores, rewards, update_flops
 from thinkers.policies.rollout import Drawn, Rollout, question_room, repeated, roll_out
 from thinkers.tasks import TASKS
@@ -84,7 +84,8 @@ def test_log_probabilities_and_entropies_are_those_of_a_loop():
             z = decision.states[place[0, 0]].detach()
             linear = model.policy.blocks.linear
             scores = (linear.weight @ z + linear.bias).detach().tolist()
-            weights = [math.exp(x) * bool(a) for x, a in zip(scores, decision.allowed, strict=True)]
+            allowed = decision.allowed[place[0, 0]]
+            weights = [math.exp(x) * bool(a) for x, a in zip(scores, allowed, strict=True)]
             chances = [w / sum(weights) for w in weights]
             log += math.log(chances[int(decision.chosen[place[0, 0]])])
             uncertain -= sum(p * math.log(p) for p in chances if p)
@@ -159,7 +160,7 @@ def test_losses_are_those_of_loops_over_rows_and_decisions():
     batch = task.batch(0, 6)
     with torch.no_grad():
         loss = PolicyLoss(model, SETTINGS, 6, lambda: 0)(batch, None, model.counts(batch))
-        found = roll_out(model, batch, Drawn(batch.keys, SETTINGS.explore), keep_states=True)
+        found = roll_out(model, batch, Drawn(batch.keys, SETTINGS.explore), learns=True)
         answers, estimates = 0.0, [[] for _ in range(6)]
         for row in range(6):
             target = int(found.targets[row, 0])
@@ -204,8 +205,8 @@ def test_positions_of_answers_reach_to_their_last_target_as_when_they_are_evalua
     rooms = batch.lengths - batch.prompt_lengths + 1
     assert (rooms > (batch.targets != IGNORED).sum(1)).all()
     rolled = roll_out(model.double().eval(), batch)
-    most = torch.full((9, STEPS), PROCESS)
-    assert torch.equal(rolled.full_flops, of_blocks(model, most, batch.prompt_lengths, rooms))
+    full = of_all_steps(model, STEPS, batch.prompt_lengths, rooms)
+    assert torch.equal(rolled.full_flops, full)
 
 
 def test_targets_beyond_the_end_of_a_row_are_not_learned():
@@ -248,8 +249,6 @@ def test_rows_that_are_no_questions_are_refused():
     tokens = torch.zeros(2, 4, dtype=torch.int64)
     with pytest.raises(UsageError, match="questions with answers"):
         question_room(Batch(tokens, tokens))
-    with pytest.raises(UsageError, match="found: questions about documents, for a policy"):
-        question_room(TASKS["facts"]().batch(0, 2))
     _, model = built()
     prompts = torch.tensor([4, 4])
     for call in (

@@ -11,6 +11,7 @@ import thinkers
 from thinkers.cli.main import main
 from thinkers.errors import DataError, UsageError
 from thinkers.inspection.page import facts
+from thinkers.models.thinker_policy import RECALL
 from thinkers.runs import folder
 from thinkers.tasks import TASKS
 from thinkers.training.reinforce import configuration
@@ -205,3 +206,16 @@ def test_a_run_goes_on_with_the_files_that_it_was_trained_on(tmp_path):
     more = write("qa1_more.txt", "garden", "bathroom")
     found = thinkers.reinforce(run, out=tmp_path / "c", flags=[f"--task.path={more}"], **OWN)
     assert found.scores and not (tmp_path / "b").exists()
+
+
+def test_questions_about_documents_are_reinforced_and_scored(tmp_path):
+    task = TASKS["facts"].Config(num_sections=3, questions=2, curriculum=True)
+    memory = dict(memory="blocks", memory_section=8, memory_top=2, mixing=2)
+    config = make("thinker", task, {"num_updates": 2}, policy=True, **SIZES, **memory)
+    base = thinkers.train(config, tmp_path / "base")
+    run = thinkers.reinforce(base, **OWN | {"num_updates": 3})
+    assert ["index" in line for line in lines(run.folder)] == [True, True, False]
+    with torch.no_grad():
+        run.model.policy.blocks.linear.bias[RECALL] = 9
+    (row,) = thinkers.evaluate(run, num_steps=3, num_examples=20, policy=True)
+    assert row["mean_steps"] == 3 and 0 < row["flops_share"] < 1

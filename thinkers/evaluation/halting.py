@@ -14,8 +14,7 @@ from thinkers.errors import usage_error
 from thinkers.models.generation import eval_mode
 from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import option
-from thinkers.models.thinker_flops import of_blocks
-from thinkers.models.thinker_policy import PROCESS
+from thinkers.models.thinker_policy_flops import of_all_steps, of_blocks
 from thinkers.models.thinker_sizes import answer_room
 from thinkers.tasks.answers import SCORED_PAIRS
 from thinkers.tasks.base import Task
@@ -156,20 +155,21 @@ def _policy_effort(
             prompts = rows.prompt_lengths
             assert prompts is not None
             for some in torch.arange(len(rows.tokens)).split(SCORED_ROWS):
+                documents = rows.documents_of(some, model)
                 thought = model(
                     rows.tokens[some].to(device),
                     num_steps=num_steps,
                     lengths=rows.lengths[some].to(device),
                     prompt_lengths=prompts[some].to(device),
                     policy=True,
-                    **rows.documents_of(some, model),
+                    **documents,
                 )
                 actions, at_end = thought.extra["actions"].cpu(), prompts[some][:, None] - 1
                 steps.append(thought.steps.cpu().gather(1, at_end)[:, 0])
-                rooms = rows.lengths[some] - prompts[some] + 1
-                most = torch.full((len(some), count), PROCESS)
-                done.append(of_blocks(model, actions, prompts[some], rooms))
-                full.append(of_blocks(model, most, prompts[some], rooms))
+                sizes = prompts[some], rows.lengths[some] - prompts[some] + 1
+                known = documents["memory"].counts() if documents else None
+                done.append(of_blocks(model, actions, *sizes, known))
+                full.append(of_all_steps(model, count, *sizes, known))
     return Effort(
         torch.cat(grades),
         torch.ones(len(torch.cat(grades)), dtype=torch.int64),

@@ -35,6 +35,13 @@ class DocumentBlocks:
     def __len__(self) -> int:
         return len(self.document)
 
+    def counts(self) -> Int[Tensor, "b 2"]:
+        """Return the numbers of blocks and of their latents that each row can read."""
+        shown = ~self.hidden
+        found = torch.stack([shown.any(2).sum(1), shown.flatten(1).sum(1)], 1)
+        there = self.document != ABSENT
+        return found[self.document.clamp(min=0)].where(there[:, None], 0)
+
     def select(self, rows: Int[Tensor, " r"]) -> "DocumentBlocks":
         """Return what these rows read."""
         return replace(self, document=self.document[rows])

@@ -133,7 +133,7 @@ class Thinker(BlockMemory, HaltingModel):
         self.make_gate()
         self.make_memory()
         if config.policy:
-            self.policy = Policy(dim)
+            self.policy = Policy(dim, config.memory == "blocks")
         initialize(self, num_residuals=3 * config.num_layers)
         nn.init.normal_(self.latents.weight)
         nn.init.normal_(self.queries.weight, std=0.5)

@@ -1,15 +1,9 @@
 """Floating-point operations of a Thinker: matrix products at 2mnk."""
 
-from functools import cache
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
-
-from thinkers.models.batch import Batch, graded_targets
-from thinkers.models.thinker_policy import BLOCKS, NONE, OUTPUT, PROCESS, READ, REFLECT
-from thinkers.models.thinker_sizes import answer_room
 
 
 def sectioned(model: Any, batch_size: int, length: int, steps: int, training: bool) -> int:
@@ -49,51 +43,6 @@ def live_prompted(model: Any, taken: Int[Tensor, " b"], longest: int, room: int)
     """Count the operations of prompts that took these steps, and of answers of `room` positions."""
     rows = len(taken)
     return _live_thinking(model, taken, longest, rows, room) + _head(model, rows * room, 1, False)
-
-
-def of_blocks(
-    model: Any,
-    actions: Int[Tensor, "b k"],
-    lengths: Int[Tensor, " b"],
-    rooms: Int[Tensor, " b"],
-) -> Int[Tensor, " b"]:
-    """Count for each row by itself the blocks that it chose, and its answer.
-
-    Args:
-        actions: Numbers of blocks, in the order of `BLOCKS`; NONE after OUTPUT.
-        lengths: Tokens of the prompts.
-        rooms: Positions of the answers.
-    """
-    config, process, latents = model.config, model.process, model.config.num_latents
-
-    @cache
-    def steps_of(length: int) -> Tensor:
-        """Return the operations of each block at each step, (k, 5)."""
-        found = torch.zeros(actions.shape[1], len(BLOCKS), dtype=torch.int64)
-        for s in range(actions.shape[1]):
-            decision = 2 * config.dim * len(BLOCKS) if s else 0
-            written = process.project_flops(latents) if config.memory_steps != 0 else 0
-            past = s if config.memory_steps is None else min(s, config.memory_steps)
-            whole = memory_size(config, s, length, latents)
-            for block, read in ((READ, length), (PROCESS, whole), (REFLECT, past * latents)):
-                found[s, block] = decision + process.flops(1, latents, read) + written
-            found[s, OUTPUT] = decision
-        return found
-
-    @cache
-    def rest_of(length: int, room: int, taken: int) -> int:
-        """Return the operations of reading the prompt and of writing the answer."""
-        total = model.text.flops(1, length) + process.project_flops(length + config.num_knowledge)
-        read = memory_size(config, taken, length, latents)
-        total += config.output_steps * process.flops(1, room, read)
-        return total + 2 * room * config.dim * config.vocab_size
-
-    taken = ((actions != OUTPUT) & (actions != NONE)).sum(1)
-    rows = zip(lengths.tolist(), rooms.tolist(), taken.tolist(), strict=True)
-    rest = torch.tensor([rest_of(*row) for row in rows])
-    by_step = torch.stack([steps_of(length) for length in lengths.tolist()])
-    chosen = by_step.gather(2, actions.cpu().clamp(min=0)[..., None])[..., 0]
-    return rest + chosen.where(actions.cpu() != NONE, 0).sum(1)
 
 
 def _live_thinking(
@@ -165,22 +114,6 @@ def _head(model: Any, positions: int, steps: int, training: bool) -> int:
     width = config.vocab_size + config.num_probes * (not training)
     forward = 2 * positions * config.dim * width * len(_answered_steps(model, steps, training))
     return 3 * forward if training else forward
-
-
-def earlier_answers(model: Any, batch: Batch) -> int:
-    """Count the answers after all steps but the last, and their gradients, where the loss of the
-    model has none: a policy learns from whether they are right."""
-    config = model.config
-    if config.step_loss != "last":
-        return 0
-    prompts = batch.prompt_lengths
-    assert prompts is not None
-    read, room = int(prompts.max()), answer_room(graded_targets(batch), prompts)
-    written = 2 * len(batch) * room * config.dim * config.vocab_size * (config.num_steps - 1)
-    for s in range(1, config.num_steps):
-        memory = memory_size(config, s, read, config.num_latents)
-        written += config.output_steps * model.process.flops(len(batch), room, memory)
-    return 3 * written
 
 
 def _answered_steps(model: Any, steps: int, training: bool) -> range:

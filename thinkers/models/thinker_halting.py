@@ -125,15 +125,13 @@ class LiveThinking:
         rows, own = torch.arange(b, device=latent.device), whole.select(slice(None))
         if self.thinks is not None:
             rows, own = rows[self.thinks], whole.select(self.thinks)
-        self.begin(rows, b, steps)
+        self.begin(rows, b, steps, reading)
         memories, latents = [], []
         for step in range(steps):
             if not len(rows):
                 break
-            memory = self.memory(own, step)
-            if reading is not None and step:
-                memory = reading.join(memory, latent[rows], step, rows)
-            new = model.process(latent[rows], memory)
+            old = latent[rows]
+            new = model.process(old, self.memory(own, step, old, rows, reading))
             latent = model.thought_hook(latent.index_put((rows,), new), step)
             new, taken = latent[rows], taken.index_fill(0, rows, step + 1)
             if model.config.memory_steps != 0:
@@ -154,12 +152,25 @@ class LiveThinking:
         memories += memories[-1:] * (number - len(memories))
         return memories, torch.stack(latents + latents[-1:] * (number - len(latents)), 1)
 
-    def begin(self, rows: Int[Tensor, " r"], b: int, steps: int) -> None:
-        """Begin to think about these rows of a batch of `b`, for at most `steps` steps."""
+    def begin(self, rows: Int[Tensor, " r"], b: int, steps: int, reading: Any) -> None:
+        """Begin to think about these rows of a batch of `b`, for at most `steps` steps.
 
-    def memory(self, own: RowMemory, step: int) -> Memory:
-        """Return what the rows that still think read in a step, from 0."""
-        return own.before(step)
+        Args:
+            reading: Reads their long-term memory; None without one.
+        """
+
+    def memory(
+        self,
+        own: RowMemory,
+        step: int,
+        latent: Float[Tensor, "r l c"],
+        rows: Int[Tensor, " r"],
+        reading: Any,
+    ) -> Memory:
+        """Return what the rows that still think read in a step, from 0, from these latents: after
+        the first, blocks of a long-term memory too."""
+        memory = own.before(step)
+        return reading.join(memory, latent, step, rows) if reading is not None and step else memory
 
     def goes_on(
         self, latent: Float[Tensor, "r l c"], step: int, rows: Int[Tensor, " r"]

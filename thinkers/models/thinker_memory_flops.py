@@ -93,6 +93,23 @@ def _reading(
     return projected + (steps - 1) * each
 
 
+def of_choice(model: Any, blocks: int, vectors: int) -> tuple[int, int, int]:
+    """Count what a row whose memory has these blocks, of these latents, adds to a step.
+
+    Returns:
+        Operations of choosing blocks, and of projecting those that are read, at each step that
+        reads; operations of projecting them once for all steps, where all are read; latents read.
+    """
+    if not blocks:
+        return 0, 0, 0
+    config, top = model.config, model.config.memory_top
+    choice = 2 * config.index_dim * (config.dim + vectors)
+    if top is None or top >= blocks:
+        return choice, model.process.project_flops(vectors), vectors
+    read = top * model.compressor.size(config.read_level)
+    return choice + model.process.project_flops(read), 0, read
+
+
 def _watched(model: Any, vectors: Int[Tensor, " r"], width: int, steps: int) -> int:
     """Return the operations of the attention scores that the loss of the index is computed from.
 

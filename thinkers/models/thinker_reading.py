@@ -81,11 +81,31 @@ class Reading:
         self.steps: list[Chosen] = []
         self._parts: list[Tensor] | None = None
 
-    def join(self, memory: Memory, latent: Float[Tensor, "r l c"], step: int, rows: Rows) -> Memory:
-        """Return this memory with the blocks that the rows read at a step."""
+    def has_blocks(self) -> Bool[Tensor, " b"]:
+        """Return True for rows that have a block to read."""
+        document = self.blocks.document
+        there = (~self.blocks.hidden).flatten(1).any(1)
+        return there[document.clamp(min=0)] & (document != ABSENT)
+
+    def join(
+        self,
+        memory: Memory,
+        latent: Float[Tensor, "r l c"],
+        step: int,
+        rows: Rows,
+        reads: Bool[Tensor, " r"] | None = None,
+    ) -> Memory:
+        """Return this memory with the blocks that the rows read at a step.
+
+        Args:
+            rows: Indices of the rows that think, with these latents.
+            reads: True for those that read blocks; None means all.
+        """
         blocks = self.blocks
         document = blocks.document[rows].clamp(min=0)
-        hidden = blocks.hidden[document] | (blocks.document[rows] == ABSENT)[:, None, None]
+        absent = blocks.document[rows] == ABSENT
+        absent = absent if reads is None else absent | ~reads
+        hidden = blocks.hidden[document] | absent[:, None, None]
         ids = blocks.ids[document].masked_fill(hidden.all(2), ABSENT)
         if not ids.shape[1]:
             return memory
@@ -173,8 +193,22 @@ class StoreReading(Reading):
         super().__init__(model, no_blocks(model, which), top)
         self.views, self.which = views, which
 
-    def join(self, memory: Memory, latent: Float[Tensor, "r l c"], step: int, rows: Rows) -> Memory:
+    def has_blocks(self) -> Bool[Tensor, " b"]:
+        there = [len(view) > 0 for view in self.views]
+        # The last is that of a row without a store.
+        return torch.tensor([*there, False], device=self.which.device)[self.which]
+
+    def join(
+        self,
+        memory: Memory,
+        latent: Float[Tensor, "r l c"],
+        step: int,
+        rows: Rows,
+        reads: Bool[Tensor, " r"] | None = None,
+    ) -> Memory:
         config, which = self.model.config, self.which[rows]
+        if reads is not None:
+            which = which.where(reads, ABSENT)
         queries = self.model.index.queries(latent).float()
         found: dict[int, tuple[Tensor, Tensor]] = {}
         for number, view in enumerate(self.views):

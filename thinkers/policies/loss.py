@@ -1,25 +1,28 @@
 """Loss of a policy and of its model: leave-one-out REINFORCE, and answers under drawn blocks.
 
-Policy updates (weights of the model as they are; G roll-outs i of each question):
+Policy updates (weights of the model as they are; G roll-outs i of each question, which read
+documents as in inference):
 
     R_i  = g_i (1 - w C_i / C_max), or with reward quotient g_i C_max / C_i
     A_i  = R_i - mean of R_j over the others
     loss = -mean_i (A_i sum_s log pi_s(a_s)) - entropy mean_i sum_s H(pi_s)
 
-g is 1 for a right answer and 0 for others, C counts operations, C_max those of `max_steps` steps of
-PROCESS and the same answer; w rises from 0 to `cost_weight` during the first third. While w C_i is
-below C_max, a right answer earns more than a wrong one. The baseline is that of RLOO (Kool et al.
-2019, https://openreview.net/forum?id=r1lgTGL5DE).
+g is 1 for a right answer and 0 for others, C counts operations, C_max those of `max_steps` steps
+without a policy and the same answer: PROCESS, which reads a long-term memory too if there is one. w
+rises from 0 to `cost_weight` during the first third. While w C_i is below C_max, a right answer
+earns more than a wrong one. The baseline is that of RLOO (Kool et al. 2019,
+https://openreview.net/forum?id=r1lgTGL5DE).
 
 Supervised updates, under blocks that are drawn from the policy, some of them uniformly:
 
     loss = cross-entropy of the answer at OUTPUT + cross-entropy of right_s with "right if answered
-    now", mean over the decisions of a row
+    now", mean over the decisions of a row + the loss of the index in steps that RECALL
 
 The second part puts into the latents what the policy has to know: whether thinking is done.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +33,7 @@ from torch.nn import functional as F
 from thinkers.config.reinforce import Reinforce
 from thinkers.errors import NonFiniteError
 from thinkers.models.batch import Batch, Loss, as_batch, correct_predictions, next_token_loss
-from thinkers.models.thinker_flops import earlier_answers
+from thinkers.models.thinker_policy_flops import earlier_answers
 from thinkers.policies.rollout import Drawn, Rollout, keys_of, repeated, roll_out
 
 
@@ -54,13 +57,17 @@ class PolicyLoss(nn.Module):
 
     def _supervised(self, batch: Batch, counts: Mapping[str, int]) -> Loss:
         choose = Drawn(keys_of(batch), self.settings.explore)
-        found = roll_out(self.model, batch, choose, keep_states=True)
+        found = roll_out(self.model, batch, choose, learns=True)
         logits = found.logits[:, -1]
         answered = next_token_loss(logits, found.targets, counts["next_token"])
         right = self._right_losses(found).sum() / self.rows
-        parts = {"next_token": answered.detach(), "right": right.detach()}
+        total, parts = answered + right, {"next_token": answered.detach(), "right": right.detach()}
+        if found.index is not None:
+            index = found.index.sum() / max(1, counts["index"])
+            total = total + self.model.config.index_weight * index
+            parts["index"] = index.detach()
         correct = correct_predictions(logits.detach(), found.targets)
-        return Loss(answered + right, parts, dict(counts), *correct)
+        return Loss(total, parts, dict(counts), *correct)
 
     def _right_losses(self, found: Rollout) -> Float[Tensor, " b"]:
         """Return the cross-entropy of the estimates of each row that it would be right now."""
@@ -79,7 +86,7 @@ class PolicyLoss(nn.Module):
 
     def _reinforced(self, batch: Batch) -> Loss:
         settings, model = self.settings, self.model
-        many = repeated(batch, settings.group_size)
+        many = replace(repeated(batch, settings.group_size), document_keys=None)
         with torch.no_grad():
             found = roll_out(model, many, Drawn(keys_of(many)))
         is_right = found.is_right[:, -1]
@@ -143,7 +150,9 @@ def chosen_scores(model: Any, found: Rollout) -> tuple[Float[Tensor, " b"], Floa
 
 
 def update_flops(model: Any, settings: Reinforce, update: int, batch: Batch) -> int:
-    """Count the operations of an update, as if each row took all steps."""
+    """Count the operations of an update, as if each row took all steps, and read in each."""
     if settings.is_supervised(update):
         return model.batch_flops(batch, training=True) + earlier_answers(model, batch)
-    return settings.group_size * model.batch_flops(batch)
+    # Documents are compressed once for all roll-outs.
+    copies = torch.arange(len(batch)).repeat_interleave(settings.group_size)
+    return model.batch_flops(replace(batch.rows(copies), document_keys=None))

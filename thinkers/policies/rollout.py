@@ -9,15 +9,16 @@ from torch import Tensor
 
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import IGNORED, Batch
-from thinkers.models.thinker_flops import of_blocks
+from thinkers.models.document_blocks import DocumentBlocks
 from thinkers.models.thinker_policy import (
     OUTPUT,
-    PROCESS,
     Choose,
     Decision,
     PolicyThinking,
     likeliest,
 )
+from thinkers.models.thinker_policy_flops import of_all_steps, of_blocks
+from thinkers.models.thinker_recall import BlockThinking, check_memory
 from thinkers.models.thinker_sizes import answer_room
 from thinkers.prng import mix_tensor, uniform
 
@@ -36,7 +37,8 @@ class Rollout:
         actions: Numbers of the blocks, in the order of `thinkers.models.thinker_policy.BLOCKS`.
         decisions: The choices of each step after the first.
         flops: Operations of each answer by itself.
-        full_flops: Operations of the same answer after all steps, each PROCESS.
+        full_flops: Operations of the same answer after `max_steps` steps without a policy.
+        index: Loss of the index for each row; None without documents, or where nothing learns.
     """
 
     logits: Float[Tensor, "b k o v"]
@@ -45,6 +47,7 @@ class Rollout:
     decisions: list[Decision]
     flops: Int[Tensor, " b"]
     full_flops: Int[Tensor, " b"]
+    index: Float[Tensor, " b"] | None = None
 
     @property
     def is_right(self) -> Bool[Tensor, "b k"]:
@@ -79,31 +82,41 @@ class Drawn:
         return (scores + noise).argmax(1)
 
 
-def roll_out(
-    model: Any, batch: Batch, choose: Choose = likeliest, keep_states: bool = False
-) -> Rollout:
+def roll_out(model: Any, batch: Batch, choose: Choose = likeliest, learns: bool = False) -> Rollout:
     """Answer the questions of a batch, each after the blocks that are chosen for it.
 
+    Questions about documents may choose to RECALL those.
+
     Args:
-        keep_states: Keep the logits after each step.
+        learns: Keep what supervised updates learn from: the logits after each step, and the loss of
+            the index, for which RECALL reads all blocks of a document. Otherwise it reads as many
+            as in inference.
 
     Raises:
         UsageError: Not every row is a question with an answer.
     """
     room = question_room(batch)
     steps, live = model.config.num_steps, PolicyThinking(model, None, choose)
-    states, _, answers = model.answer_states(batch, room, steps, keep_states, thinking=live)
+    memory: DocumentBlocks | None = model.blocks_of(batch)
+    check_memory(model, memory, len(batch), steps)
+    top = None if learns else model.config.memory_top
+    thinking = None if memory is None else BlockThinking(model, memory, live, top)
+    states, _, answers = model.answer_states(batch, room, steps, learns, thinking=thinking or live)
+    index = None
+    if learns and thinking is not None:
+        assert thinking.reading is not None
+        index = thinking.reading.index_loss(steps)
     assert batch.prompt_lengths is not None
-    lengths = batch.prompt_lengths.cpu()
-    rooms = rooms_of(answers.targets).cpu()
-    most = torch.full((len(batch), model.config.max_steps), PROCESS)
+    sizes = batch.prompt_lengths.cpu(), rooms_of(answers.targets).cpu()
+    known = None if memory is None else memory.counts()
     return Rollout(
         model.read_out(states),
         answers.targets,
         live.actions,
         live.decisions,
-        of_blocks(model, live.actions, lengths, rooms),
-        of_blocks(model, most, lengths, rooms),
+        of_blocks(model, live.actions, *sizes, known),
+        of_all_steps(model, model.config.max_steps, *sizes, known),
+        index,
     )
 
 
@@ -117,14 +130,8 @@ def question_room(batch: Batch) -> int:
     """Return the positions of the longest answer of a batch.
 
     Raises:
-        UsageError: Not every row is a question with an answer, or they are about documents.
+        UsageError: Not every row is a question with an answer.
     """
-    if batch.sections is not None:
-        raise usage_error(
-            "questions about documents, for a policy",
-            "questions that hold all that they ask about: no block of a policy reads documents",
-            "choose another task, such as mixed",
-        )
     prompts = batch.prompt_lengths
     room = 0 if prompts is None else answer_room(batch.targets, prompts)
     if not room:
