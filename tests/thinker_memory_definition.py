@@ -42,7 +42,8 @@ def documents(model, batch):
     for i, sizes in enumerate(SIZES):
         sections = [batch.sections[i, j, :n] for j, n in enumerate(sizes)]
         key = None if batch.document_keys is None else batch.document_keys[i]
-        found.append(defined_document(model, sections, key))
+        level = None if batch.document_levels is None else int(batch.document_levels[i])
+        found.append(defined_document(model, sections, key, level))
     return found
 
 
@@ -84,12 +85,10 @@ def defined_level(model, blocks, level):
     return found, blocks[whole:]
 
 
-def defined_document(model, sections, key=None):
+def defined_document(model, sections, key=None, level=None):
     """Compress the sections of a document, up to the level that is read."""
     blocks, rest = [defined_block(model, tokens, key) for tokens in sections], []
-    most = model.config.read_level
-    if key is not None:
-        most = 1 + int(mix_tensor(key)) % most
+    most = model.config.read_level if level is None else level
     for level in range(2, most + 1):
         blocks, left = defined_level(model, blocks, level)
         rest = left + rest

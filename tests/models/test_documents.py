@@ -10,8 +10,9 @@ from model_cases import ids, tiny
 from thinkers import Batch, collate
 from thinkers.models.batch import as_batch
 from thinkers.models.decoder import Decoder
+from thinkers.models.documents import SHAPES
 
-FIELDS = ("sections", "section_lengths", "document", "document_keys")
+FIELDS = tuple(SHAPES)
 
 
 class Reader(Decoder):
@@ -23,6 +24,7 @@ class Reader(Decoder):
     class Config(Decoder.Config):
         memory: str = "blocks"
         memory_section: int = 5
+        read_level: int = 3
 
 
 def reader() -> Reader:
@@ -44,6 +46,7 @@ def asked(d: int = 3, n: int = 2, s: int = 4, b: int = 6, seed: int = 0, **more)
         section_lengths=lengths,
         document=document,
         document_keys=keys,
+        document_levels=torch.randint(1, 4, (d,), generator=g),
     )
     return replace(batch, **more)
 
@@ -53,7 +56,8 @@ def of_row(batch: Batch, row: int) -> tuple:
     number = int(batch.document[row])
     found = zip(batch.sections[number], batch.section_lengths[number], strict=True)
     sections = [tokens[:length].tolist() for tokens, length in found if length]
-    return sections, int(batch.document_keys[number]), batch.tokens[row].tolist()
+    own = int(batch.document_keys[number]), int(batch.document_levels[number])
+    return sections, own, batch.tokens[row].tolist()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,7 @@ def test_joined_batches_keep_each_rows_document():
 def test_documents_are_joined_if_all_batches_have_them(name):
     with pytest.raises(ValueError, match=f"{name} must be set in all .* 1 of 2, first at 1"):
         collate([asked(), asked(**{name: None})])
-    if name != "document_keys":
+    if name not in ("document_keys", "document_levels"):
         with pytest.raises(ValueError, match=f"{name} must be set beside \\w+, got None"):
             collate([asked(**{name: None})] * 2)
 

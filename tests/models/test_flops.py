@@ -156,11 +156,11 @@ def test_flops_of_a_decoder_by_hand():
     assert model.flops(b, t, training=True) == 3 * wanted
 
 
-@pytest.mark.parametrize("top, key", [(None, 0), (2, 1), (None, 2), (2, 3)])
+@pytest.mark.parametrize("top, level", [(None, 1), (2, 1), (None, 2), (2, 2)])
 @pytest.mark.parametrize(
     "own", [{}, {"memory_levels": 2, "read_level": 2}], ids=["level 1", "level 2"]
 )
-def test_flops_of_documents_are_those_counted_by_torch(own, top, key, countable):
+def test_flops_of_documents_are_those_counted_by_torch(own, top, level, countable):
     sizes = {"max_steps": 3, "vocab_size": 37, "memory": "blocks", "memory_top": top}
     model = tiny("thinker", sizes | own)
     batch = replace(
@@ -169,7 +169,7 @@ def test_flops_of_documents_are_those_counted_by_torch(own, top, key, countable)
         sections=torch.arange(160).view(2, 8, 10) % 37,
         section_lengths=torch.full((2, 8), 10),
         document=torch.tensor([0, 0, 1, 1]),
-        document_keys=torch.tensor([key, key]),
+        document_levels=torch.full((2,), min(level, model.config.read_level)),
     )
     batch = replace(batch, targets=batch.targets.where(torch.arange(11) == 9, -100))
     for steps in (2, 3):
@@ -177,7 +177,7 @@ def test_flops_of_documents_are_those_counted_by_torch(own, top, key, countable)
             model.train().loss(batch, num_steps=steps).total.backward()
         found = model.batch_flops(batch, steps, training=True)
         assert found == pytest.approx(training.get_total_flops(), rel=0.03), f"{steps} steps"
-        held_out = replace(batch, document_keys=None)
+        held_out = replace(batch, document_levels=None)
         plain = replace(held_out, sections=None, section_lengths=None, document=None)
         counts = []
         for rows in (held_out, plain):

@@ -43,6 +43,9 @@ def test_documents_are_compressed_as_defined_with_and_without_random_keys(shape)
     model = model_of(shape)
     for keys in (None, torch.tensor([5, 6, 7])):
         batch = batch_of(keys)
+        if keys is not None:
+            levels = torch.arange(3) % model.config.read_level + 1
+            batch = replace(batch, document_levels=levels)
         blocks = model.blocks_of(batch)
         for i, defined in enumerate(documents(model, batch)):
             assert (blocks.ids[i] >= 0).sum() == len(defined)
@@ -137,6 +140,8 @@ def test_sections_that_the_model_cannot_read_are_refused():
         model.compress(torch.zeros(2, 6, dtype=torch.int64), torch.tensor([1, 0]))
     with pytest.raises(UsageError, match="section_lengths must be set"):
         model.blocks_of(replace(batch, section_lengths=None))
+    with pytest.raises(UsageError, match="document_levels must be in 1 .. 1"):
+        model.blocks_of(replace(batch, document_levels=torch.tensor([1, 2, 1])))
     with pytest.raises(UsageError, match=r"(?s)a memory for thinker without one"):
         thinker().compress(batch.sections[0])
 

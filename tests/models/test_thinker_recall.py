@@ -18,6 +18,7 @@ from thinker_policy_definition import (
 )
 
 from thinkers.inspection.inspect import block_names
+from thinkers.models.documents import SHAPES as DOCUMENTS
 from thinkers.models.thinker_policy import NONE
 from thinkers.models.thinker_policy_flops import of_all_steps, of_blocks
 from thinkers.policies.rollout import roll_out
@@ -221,7 +222,7 @@ def test_operations_of_recall_are_those_of_the_index_and_of_the_blocks_that_are_
     assert int(of_all_steps(model, 1, *sizes)) == int(of_all_steps(model, 1, *sizes[:2]))
 
 
-NO_DOCUMENTS = dict.fromkeys(("sections", "section_lengths", "document", "document_keys"))
+NO_DOCUMENTS = dict.fromkeys(DOCUMENTS)
 
 
 @torch.no_grad()

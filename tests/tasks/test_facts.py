@@ -138,7 +138,7 @@ def test_words_stand_at_all_places():
 
 def test_stages_double_the_sections_and_end_with_two_hops():
     task = build_task("facts", curriculum=True, num_sections=12, hops=2, window=40)
-    assert task.stages == [(1, 2), (1, 4), (1, 8), (1, 12), (2, 12)]
+    assert task.stages == [(1, 2, 1), (1, 4, 1), (1, 8, 1), (1, 12, 1), (2, 12, 1)]
     sizes, hops = {}, {}
     for stage in task.levels:
         assert task.difficulty == stage

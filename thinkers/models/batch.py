@@ -48,6 +48,8 @@ class Batch:
         document: The number of the document that each row asks about.
         document_keys: Random key of each document, from which the noise of its compression is drawn
             in training; None outside of it.
+        document_levels: Level of the blocks that are read of each document; None means the model's
+            `read_level`.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -62,6 +64,7 @@ class Batch:
     section_lengths: Int[Tensor, "d n"] | None = None
     document: Int[Tensor, " b"] | None = None
     document_keys: Int[Tensor, " d"] | None = None
+    document_levels: Int[Tensor, " d"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -122,7 +125,7 @@ def collate(batches: Sequence[Batch]) -> Batch:
 
     def joined_documents() -> dict[str, Tensor | None]:
         found = documents.joined(batches) if any([are_set(x) for x in documents.SHAPES]) else {}
-        return {**found, "document_keys": of_rows("document_keys")}
+        return found | {name: of_rows(name) for name in documents.OPTIONAL}
 
     lengths = [
         torch.full_like(batch.tokens[:, 0], batch.tokens.shape[1])

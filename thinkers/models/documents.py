@@ -1,7 +1,7 @@
 """Documents that the rows of a batch ask about: sections of tokens, which rows share.
 
-These functions choose, join and check the fields of `Batch` that hold them; all four are None in a
-batch without documents.
+These functions choose, join and check the fields of `Batch` that hold them, which are all None in
+a batch without documents.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,12 @@ SHAPES = {
     "section_lengths": ("d", "n"),
     "document": ("b",),
     "document_keys": ("d",),
+    "document_levels": ("d",),
 }
 """Fields of documents, with their axes."""
+
+OPTIONAL = ("document_keys", "document_levels")
+"""Those that a batch with documents may lack."""
 
 OF_EACH = tuple(name for name, axes in SHAPES.items() if axes[0] == "d")
 """Those that have a row for each document."""
@@ -93,10 +97,10 @@ def checked(
 
 
 def check_complete(fields: Mapping[str, Tensor | None]) -> None:
-    """Raise UsageError if a field is missing; documents outside training alone have no keys."""
+    """Raise UsageError if a field is missing that every batch with documents has."""
     given = [name for name in SHAPES if fields[name] is not None]
     for name in SHAPES:
-        if name not in given and name != "document_keys":
+        if name not in given and name not in OPTIONAL:
             raise UsageError(f"{name} must be set beside {given[0]}, got None")
 
 
@@ -171,6 +175,12 @@ def _check_values(fields: Mapping[str, Any], sizes: Mapping[str, int], config: A
         raise UsageError(
             f"document must be in 0 .. {sizes['d'] - 1} ({sizes['d']} documents), "
             f"got {int(document[row])} in row {row}"
+        )
+    levels = fields["document_levels"]
+    if levels is not None and not 1 <= int(levels.min()) <= int(levels.max()) <= config.read_level:
+        raise UsageError(
+            f"document_levels must be in 1 .. {config.read_level} (read_level), got "
+            f"{int(levels.min())} .. {int(levels.max())}"
         )
     real = real_tokens(sections, lengths)
     check_ids("sections", sections.where(real, 0), config.vocab_size)

@@ -71,9 +71,8 @@ class BlockMemory:
     def blocks_of(self, batch: Batch) -> DocumentBlocks | None:
         """Compress the sections of a batch into what `forward` takes as `memory`; None without.
 
-        Blocks are those of `read_level`, and of lower levels where no group is whole; in training
-        those of levels up to it, one drawn for each document, since a level is learned from those
-        below it. Gradients reach the compression.
+        Blocks are those of `document_levels`, or of `read_level`, and of lower levels where no
+        group is whole. Gradients reach the compression.
         """
         fields = {name: getattr(batch, name) for name in documents.SHAPES}
         sections = documents.checked(fields, len(batch), self._model)
@@ -101,11 +100,10 @@ class BlockMemory:
 
     def levels_read(self, batch: Batch) -> Int[Tensor, " d"]:
         """Return the level up to which the blocks of each document are read."""
+        if batch.document_levels is not None:
+            return batch.document_levels
         assert batch.sections is not None
-        most = self._model.config.read_level
-        if batch.document_keys is None:
-            return torch.full_like(batch.sections[:, 0, 0], most)
-        return 1 + mix_tensor(batch.document_keys) % most
+        return torch.full_like(batch.sections[:, 0, 0], self._model.config.read_level)
 
     def count_blocks(self, batch: Batch) -> dict[str, int]:
         """Count the terms of the index's loss: the rows that have blocks to read."""
@@ -161,7 +159,7 @@ class BlockMemory:
         check_lengths("lengths", lengths, n, width)
         fields = {"sections": sections[None], "section_lengths": lengths[None]}
         fields["document"] = torch.zeros_like(lengths[:1])
-        documents.checked(fields | {"document_keys": None}, 1, self._model)
+        documents.checked(fields | dict.fromkeys(documents.OPTIONAL), 1, self._model)
         with eval_mode(self):
             return self.compress_sections(sections, lengths)
 

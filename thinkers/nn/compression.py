@@ -16,6 +16,9 @@ from thinkers.prng import mix_tensor
 SIGNAL = 0.1
 """Weight of the signal in the first state of a block above the first level."""
 
+CODE = 0.1
+"""Standard deviation of the codes of children before training; latents have 1."""
+
 
 class Compressor(nn.Module):
     """Compress sections into blocks, by steps of a block of layers that belongs to the model.
@@ -47,7 +50,7 @@ class Compressor(nn.Module):
         """Draw signals of the size of latents."""
         nn.init.normal_(self.signals.weight)
         if self.levels > 1:
-            nn.init.normal_(self.members.weight)
+            nn.init.normal_(self.members.weight, std=CODE)
 
     def size(self, level: int) -> int:
         """Return the number of latents of a block of this level, from 1."""

@@ -52,8 +52,9 @@ class Facts(CurriculumTask):
 
     Consecutive rows share a document. Documents are held out by a hash of their facts, whatever
     their order, and those of valid and test have `num_sections` sections. The stages of the
-    curriculum double the sections, from `first_sections` on; with two hops, the last one asks
-    questions of one hop and of two. Before, the values of documents need no facts of their own.
+    curriculum double the sections, from `first_sections` on; with levels, they do so once for each,
+    and read documents at this level and at those below it. With two hops, the last stage asks
+    questions of one hop and of two; before, the values of documents need no facts of their own.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,8 @@ class Facts(CurriculumTask):
         """Sections of a document, of two facts each."""
         hops: int = 1
         """Most hops of a question: 1 or 2."""
+        levels: int = 1
+        """Level of the blocks that a model learns to read, after the levels below."""
         two_hops: float = 0.6
         """Share of questions of two hops, where there are any."""
         questions: int = 16
@@ -85,6 +88,7 @@ class Facts(CurriculumTask):
                 check_int(name, getattr(self, name), 3, 10_000)
             check_int("num_sections", self.num_sections, 1, LARGEST)
             check_int("hops", self.hops, 1, 2)
+            check_int("levels", self.levels, 1, 10)
             check_int("questions", self.questions, 1)
             check_int("first_sections", self.first_sections, 1)
             if not 0 < self.two_hops <= 1:
@@ -117,7 +121,8 @@ class Facts(CurriculumTask):
             sizes.append(min(2 * sizes[-1], config.num_sections))
         # Two hops begin with the longest documents: look-ups are learned by then, and among few
         # facts the second would be guessed.
-        self.stages = [(1, size) for size in sizes] + [(2, sizes[-1])] * (config.hops - 1)
+        self.stages = [(1, size, level + 1) for level in range(config.levels) for size in sizes]
+        self.stages += [(2, sizes[-1], config.levels)] * (config.hops - 1)
         self.levels = range(len(self.stages))
         self.difficulty = self.levels[0 if config.curriculum else -1]
         self.observed = 0
@@ -174,7 +179,8 @@ class Facts(CurriculumTask):
         is_training, at = split == "train", np.array([update])
         hops, size = config.hops, config.num_sections
         if is_training:
-            hops, size = self.stages[self.difficulty][0], self.sections_of(update)
+            hops, _, highest = self.stages[self.difficulty]
+            size = self.sections_of(update)
         questions = self.questions_about(size)
         count = -(-batch_size // questions)
         keys = row_keys(self.seed, stream, at, batch_size)[0]
@@ -188,6 +194,10 @@ class Facts(CurriculumTask):
         signed = [x.view(np.int64) for x in (keys, document_keys)]
         arrays = (tokens, targets, lengths, signed[0], sections, section_lengths, document)
         tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in arrays]
+        levels = None
+        if is_training and config.levels > 1:
+            # A level is learned from those below it, which stay readable.
+            levels = torch.from_numpy(1 + mix(document_keys).astype(np.int64) % highest)
         return Batch(
             tokens=tensors[0],
             targets=tensors[1],
@@ -198,6 +208,7 @@ class Facts(CurriculumTask):
             section_lengths=tensors[5],
             document=tensors[6],
             document_keys=torch.from_numpy(signed[1]) if is_training else None,
+            document_levels=levels,
         )
 
     def _facts(

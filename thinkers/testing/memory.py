@@ -46,6 +46,7 @@ def with_documents(model: Model, batch: Batch) -> Batch:
         section_lengths=lengths.where(present, 0),
         document=document,
         document_keys=draw(model, (d,), 5),
+        document_levels=draw(model, (d,), 6) % model.config.read_level + 1,
     )
 
 
