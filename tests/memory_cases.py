@@ -17,6 +17,7 @@ class Settings:
     memory: str = "blocks"
     memory_section: int = 8
     block_latents: int = 2
+    memory_conditioned: bool = False
     memory_levels: int = 1
     memory_group: int = 4
     read_level: int = 1
@@ -43,10 +44,14 @@ class FakeModel(nn.Module):
         self.key, self.query = weight(c.dim, c.index_dim), weight(c.dim, c.index_dim)
         self.members = weight(c.memory_group, c.dim)
 
-    def compress(self, sections: Tensor, lengths: Tensor) -> Tensor:
+    def compress(self, sections: Tensor, lengths: Tensor, before: Tensor | None = None) -> Tensor:
         real = torch.arange(sections.shape[1]) < lengths[:, None]
         parts = self.tokens[sections] * self.places[: sections.shape[1]]
-        return F.rms_norm((parts * real[..., None, None]).sum(1), (self.config.dim,)).detach()
+        total = (parts * real[..., None, None]).sum(1)
+        if before is not None:
+            assert self.config.memory_conditioned and before.dtype == total.dtype
+            total = total + before
+        return F.rms_norm(total, (self.config.dim,)).detach()
 
     def compress_level(self, children: Tensor, level: int) -> Tensor:
         mixed = (children + self.members[:, None]).flatten(1, 2).unflatten(1, (-1, 2)).sum(2)

@@ -55,16 +55,18 @@ def hashed(tokens, key=None):
     return found if key is None else mix_tensor(found + key)
 
 
-def defined_block(model, tokens, key=None):
-    """Compress one section of tokens (s,) into (m, c)."""
+def defined_block(model, tokens, key=None, before=None):
+    """Compress one section of tokens (s,) into (m, c), read with the block (m, c) before it."""
     learned = model.latents.weight
     number = (model.config.block_latents - 1, learned.shape[1])
     drawn = normal(hashed(tokens, key)[None], -3, number, torch.float64)[0]
     random = learned.mean() + learned.std() * drawn
     z = torch.cat([model.compressor.signals.weight[:1], random])[None]
-    section = defined_input(model, tokens)[None]
+    pieces = [defined_input(model, tokens)[None]]
+    if before is not None:
+        pieces.append(before.detach()[None])
     for _ in range(model.config.compress_steps):
-        z = model.process(z, memory_of(model, [section]))
+        z = model.process(z, memory_of(model, pieces))
     return z[0]
 
 
@@ -87,7 +89,10 @@ def defined_level(model, blocks, level):
 
 def defined_document(model, sections, key=None, level=None):
     """Compress the sections of a document, up to the level that is read."""
-    blocks, rest = [defined_block(model, tokens, key) for tokens in sections], []
+    blocks, rest = [], []
+    for tokens in sections:
+        before = blocks[-1] if blocks and model.config.memory_conditioned else None
+        blocks.append(defined_block(model, tokens, key, before))
     most = model.config.read_level if level is None else level
     for level in range(2, most + 1):
         blocks, left = defined_level(model, blocks, level)

@@ -30,6 +30,24 @@ def test_what_is_written_is_read_by_another_opening(tmp_path):
     assert len(again.read([])) == 0
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 256])
+def test_sections_of_a_text_are_compressed_with_the_block_before(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("thinkers.memory.compressing.CHUNK", chunk)
+    model = FakeModel(memory_conditioned=True)
+    memory = LongTermMemory.create(tmp_path / "m", model, Words())
+    ids = memory.write([text(20), text(3, 1), text(9, 2)], "a", keep_text=True)
+    ids += memory.write([text(10, 3)], "a", keep_text=True)
+    ids += memory.write(rows(2, 5), "a", keep_text=True)  # each of them a text
+    blocks, before = memory.read(ids), None
+    starts = blocks.spans[:, 0].tolist()
+    assert starts == [0, 8, 16, 0, 0, 8, 0, 8, 0, 0]
+    for number, start in enumerate(starts):
+        before = blocks.latents[number - 1][None] if start else None
+        tokens = blocks.tokens[number][None]
+        found = model.compress(tokens, torch.tensor([tokens.shape[1]]), before)[0]
+        assert torch.equal(blocks.latents[number], found.half().float())
+
+
 def test_int8_takes_half_the_space_and_a_step_of_accuracy(tmp_path):
     memory = LongTermMemory.create(tmp_path / "m", FakeModel(), dtype="int8")
     ids = memory.write(rows(5))

@@ -36,13 +36,17 @@ def everything(memory):
 
 
 @pytest.mark.parametrize("chunk", [2, 1000])
-def test_the_result_is_what_the_other_model_would_have_written(tmp_path, monkeypatch, chunk):
+@pytest.mark.parametrize("is_ordered", [False, True])
+def test_the_result_is_what_the_other_model_would_have_written(
+    tmp_path, monkeypatch, is_ordered, chunk
+):
     monkeypatch.setattr("thinkers.memory.recompressing.CHUNK", chunk)
+    new = NEW | {"memory_conditioned": is_ordered}
     written(tmp_path / "m", FakeModel()).close()
     before = LongTermMemory.open(tmp_path / "m").topics()
-    anew = LongTermMemory.recompress(tmp_path / "m", FakeModel(**NEW), Words())
+    anew = LongTermMemory.recompress(tmp_path / "m", FakeModel(**new), Words())
     assert anew.topics() == before and anew.verify() == []
-    expected = everything(written(tmp_path / "n", FakeModel(**NEW)))
+    expected = everything(written(tmp_path / "n", FakeModel(**new)))
     for (topic, ours), (other, theirs) in zip(everything(anew), expected, strict=True):
         assert topic == other and torch.equal(ours.latents, theirs.latents)
         assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.spans, theirs.spans)

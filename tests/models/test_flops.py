@@ -156,10 +156,12 @@ def test_flops_of_a_decoder_by_hand():
     assert model.flops(b, t, training=True) == 3 * wanted
 
 
-@pytest.mark.parametrize("top, level", [(None, 1), (2, 1), (None, 2), (2, 2)])
-@pytest.mark.parametrize(
-    "own", [{}, {"memory_levels": 2, "read_level": 2}], ids=["level 1", "level 2"]
-)
+LEVELS = {"memory_levels": 2, "read_level": 2}
+READ = [(own, top, 1) for own in ({}, LEVELS) for top in (None, 2)]
+READ += [(LEVELS, None, 2), (LEVELS, 2, 2), ({"memory_conditioned": True}, 2, 1)]
+
+
+@pytest.mark.parametrize("own, top, level", READ, ids=str)
 def test_flops_of_documents_are_those_counted_by_torch(own, top, level, countable):
     sizes = {"max_steps": 3, "vocab_size": 37, "memory": "blocks", "memory_top": top}
     model = tiny("thinker", sizes | own)

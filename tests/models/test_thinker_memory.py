@@ -1,6 +1,7 @@
 """Long-term memory of a Thinker: against a definition in loops over sections, rows and steps."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from thinker_memory_definition import (
     SIZES,
     Thought,
     batch_of,
+    defined_block,
     defined_logits,
     documents,
 )
 
 from thinkers.errors import UsageError
+from thinkers.models import thinker_memory
 
 STEPS = 3
 SHAPES = {
@@ -25,12 +28,13 @@ SHAPES = {
     "levels": {"memory_levels": 3, "read_level": 3, "memory_group": 2, "num_layers": 1},
     "level 2": {"memory_levels": 2, "read_level": 2, "num_knowledge": 2, "compress_steps": 1},
     "few latents": {"memory_steps": 1, "read_steps": 1, "num_layers": 1, "block_latents": 1},
+    "in order": {"memory_conditioned": True, "mixing": 2, "memory_levels": 2, "read_level": 2},
 }
 shapes = pytest.mark.parametrize("shape", SHAPES)
 
 
 def model_of(shape, **own):
-    return thinker(7, memory="blocks", memory_section=6, **SHAPES[shape], **own).eval()
+    return thinker(7, memory="blocks", memory_section=6, **SHAPES[shape] | own).eval()
 
 
 def close(a, b):
@@ -127,6 +131,8 @@ def test_the_number_of_levels_and_what_is_read_must_fit():
             thinker(memory="blocks", **({"memory_section": 6} | own))
     with pytest.raises(UsageError, match="memory_section must be 16"):
         thinker(memory_section=8)
+    with pytest.raises(UsageError, match="memory_conditioned must be False"):
+        thinker(memory_conditioned=True)
 
 
 def test_sections_that_the_model_cannot_read_are_refused():
@@ -142,8 +148,67 @@ def test_sections_that_the_model_cannot_read_are_refused():
         model.blocks_of(replace(batch, section_lengths=None))
     with pytest.raises(UsageError, match="document_levels must be in 1 .. 1"):
         model.blocks_of(replace(batch, document_levels=torch.tensor([1, 2, 1])))
+    before = torch.zeros(2, 2, 26).double()
+    with pytest.raises(
+        UsageError, match="blocks before sections, for a model that compresses each"
+    ):
+        model.compress(torch.zeros(2, 6, dtype=torch.int64), before=before)
+    ordered = model_of("in order")
+    for wrong in (before[:1], before[:, :1], before[..., :3]):
+        with pytest.raises(UsageError, match=r"before must have shape \[2, 2, 26\], got"):
+            ordered.compress(torch.zeros(2, 6, dtype=torch.int64), before=wrong)
     with pytest.raises(UsageError, match=r"(?s)a memory for thinker without one"):
         thinker().compress(batch.sections[0])
+
+
+@torch.no_grad()
+def test_a_store_compresses_sections_with_the_block_before_as_documents_do():
+    model, batch = model_of("in order", read_level=1), batch_of()
+    blocks = model.blocks_of(batch)
+    for number, sizes in enumerate(SIZES):
+        before = None
+        for place, size in enumerate(sizes):
+            tokens, length = batch.sections[number, place][None], torch.tensor([size])
+            found = model.compress(tokens, length, before)
+            close(found[0], blocks.latents[number, place])
+            if place:
+                assert not torch.allclose(found, model.compress(tokens, length))
+            before = found
+
+
+@pytest.mark.parametrize("is_ordered", [False, True])
+def test_gradients_stop_at_the_block_before_with_and_without_a_graph(is_ordered):
+    model = model_of("in order", read_level=1, memory_conditioned=is_ordered)
+    batch = batch_of(torch.tensor([5, 6, 7]))
+    weights = [model.compressor.signals.weight, *model.process.parameters()]
+    weights += [*model.text.parameters(), model.latents.weight]
+    with torch.no_grad():
+        defined = documents(model, batch)
+    total = 0.0
+    for i, sizes in enumerate(SIZES):
+        for j, size in enumerate(sizes):
+            before = defined[i][j - 1] if j and is_ordered else None
+            tokens, key = batch.sections[i, j, :size], batch.document_keys[i]
+            block = defined_block(model, tokens, key, before)
+            total = total + (block * _weights(i, j, block)).sum()
+    options = {"allow_unused": True, "materialize_grads": True}
+    expected = torch.autograd.grad(total, weights, **options)
+    for most in (64, 2):
+        with mock.patch.object(thinker_memory, "REPLAYED_SECTIONS", most):
+            found = model.blocks_of(batch).latents
+            shares = [
+                (found[i, j] * _weights(i, j, found)).sum()
+                for i, sizes in enumerate(SIZES)
+                for j in range(len(sizes))
+            ]
+            gradients = torch.autograd.grad(sum(shares), weights, **options)
+        for one, other in zip(gradients, expected, strict=True):
+            assert (one - other).abs().max() <= 1e-12 * max(1.0, float(other.abs().max()))
+
+
+def _weights(i, j, like):
+    draws = torch.Generator().manual_seed(10 * i + j)
+    return torch.randn(like.shape[-2:], generator=draws, dtype=like.dtype)
 
 
 def test_the_fingerprint_is_that_of_what_blocks_depend_on():
@@ -155,5 +220,6 @@ def test_the_fingerprint_is_that_of_what_blocks_depend_on():
         assert model.memory_fingerprint() == before
         model.index.key.weight[0, 0] += 1
     assert model.memory_fingerprint() != before
-    assert model_of("level 2", block_latents=4).memory_fingerprint() != before
+    for own in ({"block_latents": 4}, {"memory_conditioned": True}):
+        assert model_of("level 2", **own).memory_fingerprint() != before
     assert model_of("level 2", memory_top=3).memory_fingerprint() == before

@@ -215,14 +215,13 @@ def test_operations_of_recall_are_those_of_the_index_and_of_the_blocks_that_are_
     one = replace(batch.rows(torch.tensor([0])), lengths=torch.tensor([8]))
     targets = one.targets.masked_fill(torch.arange(9) >= 8, -100)
     one = replace(one, targets=targets)
-    compression = model.batch_flops(one, 2) - model.batch_flops(replace(one, **NO_DOCUMENTS), 2)
+    compression = model.batch_flops(one, 2) - model.batch_flops(
+        replace(one, **dict.fromkeys(DOCUMENTS)), 2
+    )
     compression -= index + projected + 4 * read * latents * config.dim * config.num_layers
     whole = model.batch_flops(one, 4) - compression + 3 * 2 * config.dim * 5
     assert int(of_all_steps(model, 4, *sizes)) == whole
     assert int(of_all_steps(model, 1, *sizes)) == int(of_all_steps(model, 1, *sizes[:2]))
-
-
-NO_DOCUMENTS = dict.fromkeys(DOCUMENTS)
 
 
 @torch.no_grad()

@@ -8,8 +8,9 @@ from training_cases import make
 
 from thinkers.config.experiment import build
 from thinkers.config.reinforce import Reinforce
+from thinkers.models.documents import SHAPES
 from thinkers.models.thinker_policy import RECALL
-from thinkers.policies.loss import PolicyLoss, update_flops
+from thinkers.policies.loss import PolicyLoss, as_in_inference, update_flops
 from thinkers.policies.rollout import Drawn, repeated, roll_out
 from thinkers.tasks import TASKS
 
@@ -53,7 +54,7 @@ def test_supervised_updates_train_index_and_compression_and_policy_updates_the_c
     with torch.no_grad():  # as in inference, whatever the keys of training
         policy = [
             PolicyLoss(model, SETTINGS, 9, lambda: POLICY)(x, None, {}).total
-            for x in (batch, replace(batch, document_keys=None))
+            for x in (batch, as_in_inference(batch))
         ]
     assert policy[0] == policy[1]
     loss, moved = gradients(model, POLICY, batch)
@@ -112,5 +113,4 @@ def test_documents_are_compressed_once_in_the_operations_of_a_policy_update():
 
 
 def _without_documents(batch):
-    names = ("sections", "section_lengths", "document", "document_keys")
-    return replace(batch, **dict.fromkeys(names))
+    return replace(batch, **dict.fromkeys(SHAPES))

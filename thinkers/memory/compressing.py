@@ -21,18 +21,26 @@ CHUNK = 256
 
 
 def compress(
-    model: Any, sections: Sequence[Section], topic: str, meta: Meta, first: int, keep_text: bool
+    model: Any,
+    sections: Sequence[Section],
+    topic: str,
+    meta: Meta,
+    first: int,
+    keep_text: bool,
+    before: Float[Tensor, "m c"] | None = None,
 ) -> Iterator[Blocks]:
     """Yield the blocks of level 1 of sections.
 
     Args:
         first: The id of the first block.
         keep_text: Keep the text of each section, and its tokens.
+        before: The block before the first section, which a model with `memory_conditioned` reads if
+            they are of one text.
     """
-    device = next(model.parameters()).device
     for start in range(0, len(sections), CHUNK):
         some = sections[start : start + CHUNK]
-        latents = _as_read(model.compress(*as_tensors(some, device)), meta)
+        latents = _of_sections(model, some, meta, before)
+        before = latents[-1]
         yield Blocks(
             latents=latents,
             keys=_keys(model, latents),
@@ -113,6 +121,41 @@ def still_waiting(before: Sequence[Blocks], blocks: Blocks, meta: Meta) -> list[
         whole = len(all_waiting) // meta.group * meta.group
         found.append(all_waiting.select(range(whole, len(all_waiting))))
     return found
+
+
+def _of_sections(
+    model: Any, sections: Sequence[Section], meta: Meta, before: Float[Tensor, "m c"] | None
+) -> Float[Tensor, "n m c"]:
+    """Return the latents of sections as they are read later."""
+    like = next(model.parameters())
+    tokens, lengths = as_tensors(sections, like.device)
+    if not model.config.memory_conditioned:
+        return _as_read(model.compress(tokens, lengths), meta)
+    # One before each section; those that do not begin a text wait for it.
+    assert before is not None or not sections[0].span[0], "a text from its beginning"
+    found = torch.zeros(len(sections) + 1, meta.size(1), meta.dim)
+    if before is not None:
+        found[0] = before
+    for rows in _in_order(sections):
+        given = (tokens[rows], lengths[rows])
+        if sections[rows[0]].span[0]:
+            latents = model.compress(*given, before=found[rows].to(like.device, like.dtype))
+        else:
+            latents = model.compress(*given)
+        found[[row + 1 for row in rows]] = _as_read(latents, meta)
+    return found[1:]
+
+
+def _in_order(sections: Sequence[Section]) -> list[list[int]]:
+    """Return the places of first sections of a text, then of second ones, and so on; those of a
+    text that began before follow first ones."""
+    found: list[list[int]] = [[]]
+    place = 0
+    for number, section in enumerate(sections):
+        place = place + 1 if section.span[0] else 0
+        found += [[] for _ in range(place + 1 - len(found))]
+        found[place].append(number)
+    return [rows for rows in found if rows]
 
 
 def _adjacent(spans: Sequence[Sequence[int]]) -> bool:

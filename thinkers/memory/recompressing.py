@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from thinkers.errors import usage_error
 from thinkers.memory.blocks import Blocks, join
 from thinkers.memory.compressing import compress, compress_levels, still_waiting
@@ -32,6 +34,7 @@ def recompressed(model: Any, task: Task | None, view: View, meta: Meta) -> Itera
     by_tokens = view.meta.vocabulary == meta.vocabulary
     _require_kept(view, chunks, by_tokens, task)
     waiting: dict[str, list[Blocks]] = {}
+    latest: dict[str, Tensor] = {}
     places: dict[tuple[str, str], int] = {}
     last = meta.last
     for some in chunks:
@@ -48,7 +51,9 @@ def recompressed(model: Any, task: Task | None, view: View, meta: Meta) -> Itera
                     places,
                 )
             ]
-            parts = list(compress(model, sections, topic, meta, last + 1, keep_text=True))
+            given = model, sections, topic, meta, last + 1, True, latest.get(topic)
+            parts = list(compress(*given))
+            latest[topic] = parts[-1].latents[-1]
             before = waiting.get(topic) or [parts[0].select([])] * (meta.levels - 1)
             blocks = compress_levels(model, join(parts), before, meta)
             waiting[topic] = still_waiting(before, blocks, meta)

@@ -97,7 +97,8 @@ class Thinker(BlockMemory, HaltingModel):
         {"mixing": 3, "num_input_layers": 1, "section": 5},
         {"halting": True, "section": 5, "read_steps": 2, "num_knowledge": 2, "num_layers": 1},
         {"policy": True, "section": 5, "memory_steps": 2, "num_knowledge": 2, "num_layers": 1},
-        {"memory": "blocks", "section": 5, "mixing": 3, "memory_levels": 2, "read_level": 2},
+        {"memory": "blocks", "section": 5, "mixing": 3, "memory_levels": 2, "read_level": 2}
+        | {"memory_conditioned": True},
     )
 
     class Config(ThinkerConfig):

@@ -10,8 +10,8 @@ from thinkers.models.step_loss import StepLossConfig
 from thinkers.nn.processor import SelfAttention
 
 MEMORY_SETTINGS = (
-    *("memory_section", "block_latents", "compress_steps", "memory_levels", "memory_group"),
-    *("read_level", "memory_top", "index_dim", "index_weight"),
+    *("memory_section", "block_latents", "compress_steps", "memory_conditioned", "memory_levels"),
+    *("memory_group", "read_level", "memory_top", "index_dim", "index_weight"),
 )
 
 
@@ -69,6 +69,9 @@ class ThinkerConfig(StepLossConfig):
     """Latents of a block of the first level."""
     compress_steps: int = added(2)
     """Steps of the block of layers that compress a section or a group of blocks."""
+    memory_conditioned: bool = added(False)
+    """Compress a section with the block of the section before it in its text, so that a text is
+    read in order; otherwise each section by itself."""
     memory_levels: int = added(1)
     memory_group: int = added(4)
     """Blocks that are compressed into one of the next level, which has half their latents."""

@@ -1,6 +1,7 @@
 """Long-term memory of a Thinker: text is compressed into blocks, which thinking finds again.
 
     block    = compress(section)                          m latents, of a text that was read before
+               compress([section; block before it])       with `memory_conditioned`, in one text
     R_s      = all blocks, or the `memory_top` of the highest scores at step s, s >= 1
     M_s      = [input] + [blocks of R_s] + [latents] + [knowledge]
     logits   = E output(queries, M_n without blocks)
@@ -20,13 +21,16 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-from thinkers.checks import check_lengths, check_shape
+from thinkers.checks import check_lengths, check_shape, describe
+from thinkers.errors import UsageError, UsageTypeError, usage_error
 from thinkers.models import documents
 from thinkers.models.batch import Batch
 from thinkers.models.document_blocks import BlockList, DocumentBlocks, as_documents, raise_level
 from thinkers.models.generation import eval_mode
 from thinkers.models.memory_option import check_takes_memory
+from thinkers.models.sections_in_order import in_order
 from thinkers.nn.block_index import BlockIndex
 from thinkers.nn.compression import Compressor, hash_tokens, replayed
 from thinkers.nn.latent_noise import random_latents
@@ -42,7 +46,7 @@ WEIGHTS = ("text.", "process.", "latents.", "compressor.", "index.")
 SETTINGS = (
     *("vocab_size", "dim", "num_heads", "num_layers", "hidden", "rank", "self_attention"),
     *("variant", "mixing", "num_input_layers", "num_latents", "memory_section", "block_latents"),
-    *("compress_steps", "memory_levels", "memory_group", "index_dim"),
+    *("compress_steps", "memory_conditioned", "memory_levels", "memory_group", "index_dim"),
 )
 """Settings that they depend on."""
 
@@ -82,13 +86,15 @@ class BlockMemory:
         present = batch.section_lengths > 0
         document, place = present.nonzero(as_tuple=True)
         inputs = [sections[present], batch.section_lengths[present]]
+        inputs.append(hash_tokens(*inputs))
         if batch.document_keys is not None:
-            inputs.append(batch.document_keys[document])
-        if torch.is_grad_enabled() and present.shape[1] > REPLAYED_SECTIONS:
-            weights = [p for p in self._model.parameters() if p.requires_grad]
-            latents = replayed(self.compress_sections, inputs, weights, REPLAYED_SECTIONS)
+            inputs[2] = mix_tensor(inputs[2] + batch.document_keys[document])
+        replays = torch.is_grad_enabled() and present.shape[1] > REPLAYED_SECTIONS
+        compress = self._replayed_sections if replays else self.compress_sections
+        if self._model.config.memory_conditioned:
+            latents = in_order(compress, inputs, (present.cumsum(1) - 1)[present])
         else:
-            latents = self.compress_sections(*inputs)
+            latents = compress(*inputs)
         blocks = BlockList(latents, document, torch.stack([place, place + 1], 1))
         lists, levels = [], self.levels_read(batch)
         for level in range(2, self._model.config.read_level + 1):
@@ -119,13 +125,14 @@ class BlockMemory:
         self,
         tokens: Int[Tensor, "n s"],
         lengths: Int[Tensor, " n"],
-        keys: Int[Tensor, " n"] | None = None,
+        keys: Int[Tensor, " n"],
+        before: Float[Tensor, "n m c"] | None = None,
     ) -> Float[Tensor, "n m c"]:
         """Compress sections, padded on the right, each by itself.
 
         Args:
-            keys: Random keys, which change the random latents; None draws these from a hash of the
-                tokens alone, so that the same text gives the same block.
+            keys: Random keys, from which the random latents are drawn.
+            before: The blocks of the sections before them, which are read too and get no gradient.
         """
         model = self._model
         columns = torch.arange(tokens.shape[1], device=tokens.device)
@@ -133,24 +140,36 @@ class BlockMemory:
         # Padding may lie beyond the last position.
         places = columns.clamp(max=model.config.memory_section - 1)
         parts = model.read.project(tokens.masked_fill(hidden, 0), places, None, None)
-        drawn = hash_tokens(tokens, lengths)
-        drawn = drawn if keys is None else mix_tensor(drawn + keys)
+        if before is not None:
+            known = model.process.project(before.detach())
+            parts = [torch.cat(pair, 2) for pair in zip(parts, known, strict=True)]
+            hidden = F.pad(hidden, (0, before.shape[1]), value=False)
         number = self.compressor.num_latents - 1
-        random = random_latents(model.learned_latents(), drawn, STREAM, number)
+        random = random_latents(model.learned_latents(), keys, STREAM, number)
         return self.compressor(model.process, parts, hidden, random)
+
+    def _replayed_sections(self, *inputs: Tensor) -> Float[Tensor, "n m c"]:
+        weights = [p for p in self._model.parameters() if p.requires_grad]
+        return replayed(self.compress_sections, inputs, weights, REPLAYED_SECTIONS)
 
     # Blocks of a store --------------------------------------------------------------------------
 
     def compress(
-        self, sections: Int[Tensor, "n s"], lengths: Int[Tensor, " n"] | None = None
+        self,
+        sections: Int[Tensor, "n s"],
+        lengths: Int[Tensor, " n"] | None = None,
+        before: Float[Tensor, "n m c"] | None = None,
     ) -> Float[Tensor, "n m c"]:
         """Compress sections for a store: without gradient, and the same text to the same block.
 
         Args:
             lengths: Number of each section's real tokens, from 1; None means all.
+            before: With `memory_conditioned`, the blocks of the sections before these in their
+                texts; None for first sections.
 
         Raises:
-            UsageError: The model has no memory, or a section is not one of its tokens.
+            UsageError: The model has no memory, or does not read blocks with sections, or a section
+                is not one of its tokens.
         """
         self._needs_memory()
         n, width = check_shape("sections", sections)
@@ -161,7 +180,25 @@ class BlockMemory:
         fields["document"] = torch.zeros_like(lengths[:1])
         documents.checked(fields | dict.fromkeys(documents.OPTIONAL), 1, self._model)
         with eval_mode(self):
-            return self.compress_sections(sections, lengths)
+            keys = hash_tokens(sections, lengths)
+            return self.compress_sections(sections, lengths, keys, self._checked_before(before, n))
+
+    def _checked_before(self, before: Any, n: int) -> Float[Tensor, "n m c"] | None:
+        if before is None:
+            return None
+        config = self._model.config
+        if not config.memory_conditioned:
+            raise usage_error(
+                "blocks before sections, for a model that compresses each by itself",
+                "thinker trained with memory_conditioned (--model.memory_conditioned true)",
+                "leave before out, or train such a model",
+            )
+        if not isinstance(before, Tensor) or not before.is_floating_point():
+            raise UsageTypeError(f"before must be a tensor of numbers, got {describe(before)}")
+        shape = [n, config.block_latents, config.dim]
+        if list(before.shape) != shape:
+            raise UsageError(f"before must have shape {shape}, got {list(before.shape)}")
+        return before
 
     def compress_level(
         self, children: Float[Tensor, "n g k c"], level: int

@@ -35,7 +35,9 @@ def of_documents(model: Any, batch: Batch, steps: int, training: bool) -> int:
     width = length if batch.prompt_lengths is None else int(batch.prompt_lengths.max())
     watched = _watched(model, vectors[asked], width, steps)
     replayed = batch.section_lengths.shape[1] > REPLAYED_SECTIONS
-    return (3 + replayed) * compressed + 3 * read + watched
+    # Sections that are read in order are read once more, without gradient.
+    times = 3 + replayed + model.config.memory_conditioned
+    return times * compressed + 3 * read + watched
 
 
 def _compression(
@@ -43,8 +45,12 @@ def _compression(
 ) -> int:
     """Return the operations of compressing documents of these numbers of sections."""
     process, compressor = model.process, model.compressor
-    sections = int(sizes.sum())
-    total = model.text.flops(sections, width) + compressor.flops(process, sections, width)
+    sections, later = int(sizes.sum()), 0
+    if model.config.memory_conditioned:
+        later = sections - int((sizes > 0).sum())
+    total = model.text.flops(sections, width)
+    total += compressor.flops(process, sections - later, width)
+    total += compressor.flops(process, later, width + compressor.num_latents)
     for level in range(2, model.config.read_level + 1):
         sizes = (sizes // compressor.group).where(levels >= level, 0)
         total += compressor.merge_flops(process, int(sizes.sum()), level)

@@ -86,7 +86,7 @@ class PolicyLoss(nn.Module):
 
     def _reinforced(self, batch: Batch) -> Loss:
         settings, model = self.settings, self.model
-        many = replace(repeated(batch, settings.group_size), document_keys=None)
+        many = as_in_inference(repeated(batch, settings.group_size))
         with torch.no_grad():
             found = roll_out(model, many, Drawn(keys_of(many)))
         is_right = found.is_right[:, -1]
@@ -105,6 +105,11 @@ class PolicyLoss(nn.Module):
         }
         parts = {name: value.to(policy.dtype) for name, value in values.items()}
         return Loss(policy, parts, {}, groups.double().mean(1) >= 0.5, None)
+
+
+def as_in_inference(batch: Batch) -> Batch:
+    """Return questions whose documents are read without what is drawn for training."""
+    return replace(batch, document_keys=None, document_levels=None)
 
 
 def rewards(found: Rollout, settings: Reinforce, update: int) -> Float[Tensor, " b"]:
@@ -155,4 +160,4 @@ def update_flops(model: Any, settings: Reinforce, update: int, batch: Batch) -> 
         return model.batch_flops(batch, training=True) + earlier_answers(model, batch)
     # Documents are compressed once for all roll-outs.
     copies = torch.arange(len(batch)).repeat_interleave(settings.group_size)
-    return model.batch_flops(replace(batch.rows(copies), document_keys=None))
+    return model.batch_flops(as_in_inference(batch.rows(copies)))
