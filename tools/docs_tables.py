@@ -32,7 +32,13 @@ PAGES = {
     ),
     "docs/arithmetic.md": ("products", "large_products", "chains", "swaps"),
     "docs/policy.md": ("policy_scores", "policy_schedules"),
-    "docs/memory.md": ("facts_scores", "facts_controls", "facts_stores", "gradient_cache"),
+    "docs/memory.md": (
+        "facts_scores",
+        "facts_controls",
+        "facts_stores",
+        "gradient_cache",
+        "store_faults",
+    ),
     "docs/tools.md": ("tools_measured", "tools_by_kind"),
 }
 """{page: names of its generated parts}; the function of that name, here or in measured_tables.py,

@@ -2,11 +2,20 @@
 
 import json
 import statistics
+from collections import Counter
 
 from measured_tables import ROOT, table
 
 DOCS = ROOT / "docs"
 SIZES = ("16", "64", "256", "1024")
+PROTOTYPE = {
+    "`facts/thinker`": ("99.9 to 100", "99.4 to 99.9", "98.7 to 99.2", "-"),
+    "`facts_two_hops/thinker`, two hops": ("99.5 to 99.8", "97.5 to 99.5", "90.1 to 96.7", "-"),
+    "`facts_levels/thinker`": ("99.4, 99.5", "97.5, 98.4", "92.3, 95.9", "-"),
+    "`64 entities`": ("100", "99.6", "97.5", "89.1 (64 questions)"),
+}
+"""The accuracy of the prototype of this memory, of one to three runs that learned. Its second level
+had one fact a section, and one of its five runs with two hops did not learn."""
 
 
 def facts_scores() -> str:
@@ -20,6 +29,8 @@ def facts_scores() -> str:
             shown = f"{statistics.mean(minutes):.1f}" if minutes else "-"
             title = f"`{name}`" + (f", {kind}" if kind else "")
             rows.append([title, *cells, found, str(len(runs)), shown])
+            if title in PROTOTYPE:
+                rows.append(["... prototype", *PROTOTYPE[title], "-", "-", "-"])
     columns = [f"{size} sections" for size in SIZES]
     return table(["case", *columns, "right blocks read, 256", "seeds", "CPU minutes"], rows)
 
@@ -58,6 +69,27 @@ def gradient_cache() -> str:
     least, most = found["times"]
     ratio = f"{found['memory']:.2f}", f"{found['time']:.2f} ({least:.2f} to {most:.2f})"
     return table(["graph", "MiB", "CPU seconds"], [*rows, ["cached / whole", *ratio]])
+
+
+def store_faults() -> str:
+    """The results of the benchmarks that kill, damage and read a store."""
+    found, rows = _read("memory_store.json"), []
+    if kills := found.get("kills"):
+        during = ", ".join(f"{number:,} {name}" for name, number in kills["killed_during"].items())
+        what = f"{kills['rounds']:,} kills of the writer ({during})"
+        rows.append([what, f"{len(kills['lost'])} of {kills['acknowledged']:,} blocks lost"])
+    if flips := found.get("flips"):
+        ends = Counter()
+        for counts in flips["files"].values():
+            ends.update(counts)
+        shown = ", ".join(f"{number:,} {name}" for name, number in ends.most_common())
+        rows.append(
+            [f"{flips['rounds']:,} flipped bits", f"{len(flips['silent'])} silent: {shown}"]
+        )
+    if readers := found.get("readers"):
+        what = f"4 readers for {readers['minutes']:.0f} minutes, {readers['kills']} kills"
+        rows.append([what, f"{len(readers['wrong'])} wrong of {readers['snapshots']:,} snapshots"])
+    return table(["what was done", "result"], rows)
 
 
 def _facts() -> dict:
