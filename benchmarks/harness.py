@@ -80,12 +80,13 @@ def peak_growth(call: Callable[[], object]) -> float:
     """MiB by which a call raises the resident memory of this process at its highest (Linux)."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # resets the peak to what is resident now
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     call()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(field: str) -> float:
+def resident(field: str) -> float:
+    """MiB of this process by a field of its status (Linux): VmRSS now, VmHWM at its highest."""
     with open("/proc/self/status") as file:
         return int(next(line.split()[1] for line in file if line.startswith(field))) / 1024
 

@@ -71,7 +71,7 @@ def test_all_lists_give_what_brute_force_gives(n, d, per_id, k, num_lists):
     assert equal(index.search(queries, k), expected)
     assert equal(index.search(queries, k, probes=num_lists), expected)
     assert (len(index), index.dim, index.num_lists) == (n, d, num_lists)
-    assert index.keys_per_id == per_id
+    assert index.keys_per_id == per_id and index.num_ids == len(set(ids.tolist()))
 
 
 def test_no_keys_find_nothing():

@@ -68,9 +68,8 @@ def load_keys(
     rows: Iterator[tuple[Any, ...]] | sqlite3.Cursor, meta: Meta, database: Path
 ) -> KeyRows:
     """Check rows of KEY_COLUMNS, sorted by id, and return what they hold."""
-    numbers: list[tuple[int, int, int]] = []
-    parts: list[bytes] = []
-    last = 0
+    # In blocks: a million rows as objects of Python take several times the memory of their keys.
+    parts, some, last = [_key_rows([], meta, database)], list[tuple[int, int, int, bytes]](), 0
     for row in rows:
         check_key(row, database)
         id, topic, level, content, _ = row
@@ -79,11 +78,18 @@ def load_keys(
         last, size = id, meta.size(level)
         if len(content) != 2 * size * meta.index_dim:
             raise damaged(database, f"block {id} has {len(content)} bytes of keys")
-        numbers.append((id, topic, size))
-        parts.append(content)
-    ids, topics, sizes = np.array(numbers, np.int64).reshape(-1, 3).T.copy()
-    # A bytearray, since arrays of bytes may not be written to, which torch warns of.
-    keys = unpack_keys(bytearray().join(parts), int(sizes.sum()), meta)
+        some.append((id, topic, size, content))
+        if len(some) == ROWS:
+            parts.append(_key_rows(some, meta, database))
+            some = []
+    parts.append(_key_rows(some, meta, database))
+    return KeyRows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _key_rows(rows: Sequence[tuple[int, int, int, bytes]], meta: Meta, database: Path) -> KeyRows:
+    """Return rows of id, topic, number of keys, and the keys."""
+    ids, topics, sizes = np.array([row[:3] for row in rows], np.int64).reshape(-1, 3).T
+    keys = unpack_keys(b"".join(row[3] for row in rows), int(sizes.sum()), meta)
     if not np.isfinite(keys).all():
         raise damaged(database, "keys that are not finite")
     return KeyRows(ids, topics, sizes, keys)
@@ -330,5 +336,5 @@ class Keys:
 
 
 def _with_lists(meta: Meta, lists: Lists, tail: KeyRows) -> Level:
-    covered, inside = int(lists.ids.max()), len(np.unique(lists.ids))
+    covered, inside = int(lists.ids.max()), lists.num_ids
     return Level(meta.deleted, meta.last, tail, lists, covered, inside)

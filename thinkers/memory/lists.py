@@ -87,7 +87,10 @@ class Lists:
         self.keys_per_id = parts.keys_per_id
         self._centroids = parts.centroids.astype(np.float64)
         self._all = Selection(None, parts.starts)
-        self._by_id = np.argsort(parts.ids, kind="stable") if self.keys_per_id > 1 else None
+        self.num_ids, self._by_id = len(parts.ids), None
+        if self.keys_per_id > 1:
+            self._by_id = np.argsort(parts.ids, kind="stable")
+            self.num_ids = 1 + int((np.diff(parts.ids[self._by_id]) > 0).sum())
 
     @classmethod
     def build(
