@@ -17,8 +17,9 @@ from thinkers.errors import DamagedError
 SAMPLES = 32
 """Keys per list that centroids are learned from."""
 ROUNDS = 6
-BLOCK = 2048
-"""Keys that are compared with all centroids at once: their scores stay in the processor's cache."""
+BLOCK, MANY = 512, 16_384
+"""Keys that are compared at once with all centroids, and with few queries: their scores stay in the
+processor's cache."""
 UNIT = 0.01
 """How far the length of a key may be from 1; float16 changes it by less than 0.001."""
 QUERIES = 256
@@ -110,7 +111,7 @@ def _neighbours(keys: Shaped[np.ndarray, "n d"], queries: Tensor, count: int) ->
     """Return the places of the best keys of each query, (b, count), by exact search."""
     scores = torch.full((len(queries), count), -torch.inf)
     places = torch.zeros(len(queries), count, dtype=torch.long)
-    for start, block in _blocks(keys, 8 * BLOCK):
+    for start, block in _blocks(keys, MANY):
         some, at = (queries @ block.T).topk(min(count, len(block)), dim=1)
         scores, best = torch.cat([scores, some], 1).topk(count, dim=1)
         places = torch.cat([places, at + start], 1).gather(1, best)

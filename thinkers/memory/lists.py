@@ -14,13 +14,12 @@ An index is disposable: `build` makes it from the keys of a store.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, Shaped
+from jaxtyping import Bool, Float16, Float32, Int64, Shaped
 
 from thinkers.checks import check_int
 from thinkers.errors import NonFiniteError, UsageError
@@ -229,7 +228,8 @@ class Lists:
         if probes is None:
             return sizes > 0
         held = np.flatnonzero(sizes)
-        closest = held[np.argsort(-score_keys(self._centroids[held], query), kind="stable")]
+        scores = score_keys(self._centroids, query)
+        closest = held[np.argsort(-scores[held], kind="stable")]
         enough = int(np.searchsorted(sizes[closest].cumsum(), wanted)) + 1
         visited = np.zeros(len(sizes), bool)
         visited[closest[: max(probes, enough)]] = True
@@ -246,17 +246,32 @@ class Lists:
         found = [np.empty(count, np.float32) for count in counts]
         filled = [0] * len(found)
         vectors, buffer = torch.from_numpy(queries), torch.empty(BLOCK, self.dim)
+        for rows, part in self._blocks(visits, some):
+            # torch converts float16 three times faster than numpy does
+            block = buffer[: len(part)].copy_(torch.from_numpy(part))
+            asking = vectors if len(rows) == len(vectors) else vectors[rows]
+            for row, line in zip(rows, (asking @ block.T).numpy(), strict=True):
+                found[row][filled[row] : filled[row] + len(line)] = line
+                filled[row] += len(line)
+        return found
+
+    def _blocks(
+        self, visits: Bool[np.ndarray, "b l"], some: Selection
+    ) -> Iterator[tuple[list[int], Float16[np.ndarray, "s d"]]]:
+        """Yield up to BLOCK keys at once that the same rows visit, and these rows."""
+        # One query visits many short lists: each by itself would cost more than its products.
+        waiting: list[np.ndarray] = []
+        size, before = 0, list[int]()
         for start, end, rows in _runs(visits, some.starts):
-            asking = vectors[torch.from_numpy(rows)]
             for at in range(start, end, BLOCK):
                 part = self._parts.keys[some.at(at, min(at + BLOCK, end))]
-                # torch converts float16 three times faster than numpy does
-                block = buffer[: len(part)].copy_(torch.from_numpy(part))
-                scores = (asking @ block.T).numpy()
-                for row, line in zip(rows.tolist(), scores, strict=True):
-                    found[row][filled[row] : filled[row] + len(line)] = line
-                    filled[row] += len(line)
-        return found
+                if waiting and (rows != before or size + len(part) > BLOCK):
+                    yield before, _joined(waiting)
+                    waiting, size = [], 0
+                waiting.append(part)
+                size, before = size + len(part), rows
+        if waiting:
+            yield before, _joined(waiting)
 
     def _candidates(
         self, query: Float32[np.ndarray, " d"], rough: Float32[np.ndarray, " c"], wanted: int
@@ -324,6 +339,10 @@ def merge(
     return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
 
 
+def _joined(parts: list[np.ndarray]) -> Shaped[np.ndarray, "n d"]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 def _passes(visits: Bool[np.ndarray, "b l"], some: Selection) -> Iterator[Int64[np.ndarray, " r"]]:
     """Yield the rows of each pass, so that its scores fit in memory."""
     scores = visits @ np.diff(some.starts)
@@ -334,13 +353,15 @@ def _passes(visits: Bool[np.ndarray, "b l"], some: Selection) -> Iterator[Int64[
 
 def _runs(
     visits: Bool[np.ndarray, "b l"], starts: Int64[np.ndarray, " l+1"]
-) -> Iterator[tuple[int, int, Int64[np.ndarray, " r"]]]:
+) -> Iterator[tuple[int, int, list[int]]]:
     """Yield adjacent lists that the same rows visit: their first key, the end, and these rows."""
     edges = np.flatnonzero((visits[:, 1:] != visits[:, :-1]).any(0)) + 1
-    for first, end in pairwise([0, *edges.tolist(), visits.shape[1]]):
-        rows = np.flatnonzero(visits[:, first])
-        if len(rows) and starts[end] > starts[first]:
-            yield int(starts[first]), int(starts[end]), rows
+    bounds = np.concatenate([[0], edges, [visits.shape[1]]])
+    firsts, ends = bounds[:-1], bounds[1:]
+    held = visits[:, firsts].any(0) & (starts[firsts] < starts[ends])
+    for first, end in zip(firsts[held].tolist(), ends[held].tolist(), strict=True):
+        rows = [0] if len(visits) == 1 else np.flatnonzero(visits[:, first]).tolist()
+        yield int(starts[first]), int(starts[end]), rows
 
 
 def _most_repeated(ids: Int64[np.ndarray, " n"]) -> int:
