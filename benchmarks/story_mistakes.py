@@ -4,8 +4,9 @@ python benchmarks/story_mistakes.py
 python benchmarks/story_mistakes.py runs/babi-looped-0
 
 A baseline that ignores which thing is asked for answers for the thing that was taken or dropped
-last. Questions are grouped by whether that is the thing asked for. With a run that was trained on
-kind 2, the accuracy of its model is printed too.
+last; one that ignores drops answers with the present place of the person who took or dropped the
+thing asked for. Questions are grouped by whether the thing asked for was touched last. With a run
+that was trained on kind 2, the accuracy of its model is printed too.
 """
 
 import sys
@@ -23,18 +24,22 @@ GROUPS = ("the thing asked for was touched last", "the other thing was touched l
 DROPS = {text.split()[1] for text in babi_words.DROPS}
 
 
-def where(facts: list[list[str]], thing: str) -> str:
-    """Return the place of a thing: where it was dropped, or where the person is who took it."""
+def where(facts: list[list[str]], thing: str, is_left: bool = True) -> str:
+    """Return the place of a thing: where it was dropped, or where the person is who took it.
+
+    Args:
+        is_left: False takes it to be where the person is who dropped it, too.
+    """
     last = max(i for i, fact in enumerate(facts) if fact[-1] == thing)
     who, deed = facts[last][:2]
-    until = last if deed in DROPS else len(facts)
+    until = last if is_left and deed in DROPS else len(facts)
     return next(
         x[-1] for x in reversed(facts[:until]) if x[0] == who and x[-1] in babi_words.PLACES
     )
 
 
-def grouped_questions(story: babi_format.Story) -> Iterator[tuple[int, bool]]:
-    """Yield for each question its group, and True if the baseline answers it right."""
+def grouped_questions(story: babi_format.Story) -> Iterator[tuple[int, bool, bool]]:
+    """Yield for each question its group, and True for each baseline that answers it right."""
     facts: list[list[str]] = []
     for line in story:
         words = line.text.rstrip(".?").split()
@@ -43,7 +48,9 @@ def grouped_questions(story: babi_format.Story) -> Iterator[tuple[int, bool]]:
             continue
         things = [fact[-1] for fact in facts if fact[-1] in babi_words.THINGS]
         assert where(facts, words[-1]) == line.answer, "another answer than the story's"
-        yield int(things[-1] != words[-1]), where(facts, things[-1]) == line.answer
+        by_last = where(facts, things[-1]) == line.answer
+        by_person = where(facts, words[-1], is_left=False) == line.answer
+        yield int(things[-1] != words[-1]), by_last, by_person
 
 
 def main() -> int:
@@ -54,11 +61,9 @@ def main() -> int:
         sys.exit(f"{folder} was not trained on generated stories of kind 2; pass a run that was")
     kind = task.config.kinds.index(2)
     found = [x for story in task.stories("test")[kind] for x in grouped_questions(story)]
-    show(
-        "baseline that ignores the thing",
-        [group for group, _ in found],
-        [right for _, right in found],
-    )
+    groups, by_last, by_person = (list(x) for x in zip(*found, strict=True))
+    show("baseline that ignores the thing", groups, by_last)
+    show("baseline that ignores drops", groups, by_person)
     if folder:
         model = thinkers.load(folder)
         with torch.no_grad():
@@ -67,7 +72,7 @@ def main() -> int:
         # Evaluation examples are shuffled: restore the order of `found`, by story and length.
         pairs = zip(task.examples("test"), right, strict=True)
         own = sorted((x.story, len(x.prompt), ok) for x, ok in pairs if x.bucket[0] == kind)
-        show(str(model.name), [group for group, _ in found], [ok for *_, ok in own])
+        show(str(model.name), groups, [ok for *_, ok in own])
     return 0
 
 
