@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 
 import pytest
 
@@ -313,3 +314,54 @@ def test_a_full_disk_ends_with_6_and_leaves_the_memory_as_it_was(store, capsys):
     assert code == 6 and out == "" and re.fullmatch(r"found: .*\nexpected: .*\nfix: .*\n", err), err
     memory = LongTermMemory.open("m", "run")
     assert memory.topics() == {"a": 2, "b": 2} and memory.verify() == []
+
+
+# Inspection
+
+
+def test_the_command_shows_what_was_read_and_the_page_how_to_repeat_it(
+    unchanged, monkeypatch, capsys, plain_pages
+):
+    monkeypatch.chdir(unchanged)
+    words = ["inspect", "run", QUESTION, "--memory=m", "--topic=b", "--top=1"]
+    assert main([*words, "--out=a.html"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == "report a.html"
+    head = next(i for i, line in enumerate(lines) if line.startswith("step  block  topic"))
+    names = re.split("  +", lines[head])
+    assert names[:6] == ["step", "block", "topic", "source", "score", "weight"]
+    assert names[6] == "without it" and names[7].startswith("p(e") and names[8] == "text"
+    row = re.split("  +", lines[head + 1].strip())
+    assert row[0] == "2" and row[2] == "b" and row[3].startswith("a.txt:")
+    assert lines[head + 2].startswith("step 2: ") and lines[head + 3].startswith("answer e")
+    page = (unchanged / "a.html").read_text()
+    repeat = "".join(re.findall(r"<code>(.*?)</code>", page, re.DOTALL))
+    repeat = shlex.split(re.sub(r"<[^>]*>", " ", repeat).replace("&#39;", "'"))
+    expected = [*words[:3], "--num_steps=2", *words[3:], "--out=report.html"]
+    assert repeat == ["thinkers", *expected]
+    assert main([*words, "--out=a.json"]) == 0
+    found = json.loads((unchanged / "a.json").read_text())["inspection"]
+    assert found["memory"]["topics"] == ["b"] and found["memory"]["top"] == 1
+    (block,) = found["memory"]["blocks"]
+    assert block["topic"] == "b" and str(block["id"]) == row[1]
+    assert found["predictions"][-1] == found["answer"] == found["memory"]["answer"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (["--ablate", "--memory=m"], "found: --memory without a prompt"),
+        ([QUESTION, "--topic=a"], "found: --topic without --memory"),
+        ([QUESTION, "--top=3"], "found: --top without --memory"),
+        ([QUESTION, "--memory=m", "--top=0"], "found: --top 0"),
+        ([QUESTION, "--memory=m", "--topic=c"], "topic 'c', which is not in "),
+        ([QUESTION, "--memory=run"], "found: run, which is not a memory"),
+        ([QUESTION, "--memory="], "--memory without a value"),
+    ],
+)
+def test_flags_of_inspect_that_cannot_work_are_refused(
+    unchanged, flags, found, monkeypatch, capsys
+):
+    monkeypatch.chdir(unchanged)
+    assert main(["inspect", "run", *flags]) == 2
+    assert found in capsys.readouterr().err

@@ -3,37 +3,14 @@
 import pytest
 import torch
 from model_cases import tiny
+from reading_cases import facts, letters, sensitive, written
 
 import thinkers
 from thinkers.errors import UsageError
 from thinkers.memory import LongTermMemory
 from thinkers.models.generation import ids_below
 
-SIZES = dict(memory="blocks", memory_section=8, mixing=3, memory_top=2)
 QUESTIONS = [f"e{i} r{j} ?" for i in range(5) for j in range(5)]
-
-
-def facts(**own):
-    """A model of facts, which has learned nothing, and its task."""
-    task = thinkers.build_task("facts", num_entities=5, num_relations=5, num_sections=2)
-    sizes = dict(vocab_size=task.vocab_size, max_length=task.max_length)
-    return sensitive({**sizes, **own}), task
-
-
-def sensitive(own):
-    """A model that has learned nothing, and whose answers yet depend on what it reads."""
-    model = tiny("thinker", {**SIZES, **own})
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(5 if weight.ndim == 2 else 1)
-    return model
-
-
-def filled(folder, run, *topics):
-    memory = LongTermMemory.create(folder, run)
-    for number, topic in enumerate(topics):
-        memory.write([f"e{number} r1 e2 n3 n4 e{number} r2 e4 n0 e1 r1 e{number}"], topic)
-    return memory
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +20,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def memory(run, tmp_path_factory):
-    made = filled(tmp_path_factory.mktemp("memory") / "m", run, *"abc")
+    made = written(tmp_path_factory.mktemp("memory") / "m", run, *"abc")
     yield made
     made.close()
 
@@ -75,10 +52,7 @@ def test_an_empty_memory_is_no_memory(run, tmp_path):
 
 
 def test_samples_of_a_text_read_each_its_own_memory(tmp_path):
-    (tmp_path / "text.txt").write_text("abcdefgh " * 40)
-    task = thinkers.build_task("text", path=str(tmp_path / "text.txt"), context=12)
-    own = dict(vocab_size=task.vocab_size, max_length=12, section=3)
-    run = sensitive(own), task
+    run = letters(tmp_path)
     memory = LongTermMemory.create(tmp_path / "m", run)
     memory.write(["hgfe dcba " * 4])
     # Beyond the first window too; a row does not depend on those beside it.

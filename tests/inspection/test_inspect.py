@@ -97,6 +97,19 @@ def test_an_inspection_agrees_with_the_model(name, steps):
         assert settled == 1 or best[settled - 2, t] != best[-1, t]
 
 
+@pytest.mark.parametrize(
+    ("task", "own", "prompt"),
+    [("add", {}, "12+34="), ("cups", {}, "12 35 14"), ("cups", {"written": True}, "12 35 14")],
+)
+def test_the_predictions_after_the_last_step_are_the_answer(task, own, prompt):
+    """Finished or not, of one token or several; written rows show their states as well."""
+    task = thinkers.build_task(task, **own)
+    model = tiny("looped", vocab_size=task.vocab_size, max_length=max(67, task.max_length))
+    seen = inspect((model, task), prompt)
+    assert seen.predictions[-1].split()[-1] == seen.answer.split()[-1]
+    assert own or seen.predictions[-1] == seen.answer
+
+
 @pytest.mark.parametrize(("name", "own"), CASES)
 def test_every_variant_can_be_inspected_on_a_text_and_gets_a_page(name, own, tmp_path):
     if name == "thoughtsformer" and own.get("num_classes"):

@@ -293,51 +293,6 @@ def import_published(options: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
-def inspect(options: argparse.Namespace, settings: list[str]) -> int:
-    if options.prompt is None and not options.ablate:
-        raise usage_error(
-            f"thinkers inspect {options.folder} without a prompt",
-            "--prompt TEXT, or --ablate (or both)",
-            'add a prompt, such as --prompt "12+34="',
-        )
-    if options.num_examples is not None and not options.ablate:
-        raise usage_error(
-            "--num_examples without --ablate",
-            "--ablate, which uses held-out examples",
-            "leave --num_examples out, or add --ablate",
-        )
-    if options.prompt is None and (options.halt is not None or options.policy):
-        flag = "--policy" if options.policy else "--halt"
-        raise usage_error(
-            f"{flag} without a prompt",
-            "--prompt TEXT: thoughts are replaced at all steps, whether tokens could halt or not",
-            f"leave {flag} out, or add --prompt",
-        )
-    if options.tools is not None and options.prompt is None:
-        raise usage_error(
-            "--tools without a prompt",
-            "--prompt TEXT: thoughts are replaced on rows that call the tools of the task",
-            "leave --tools out, or add --prompt",
-        )
-    rule = parse_rule(options)
-    out = None if options.out is None else output_file(options.out, "--out")
-    from thinkers.inspection import page as pages
-
-    num_steps = parse_optional("--num_steps", options.num_steps, 0)
-    num_examples = parse_int("--num_examples", options.num_examples or "2000", 2)
-    seen = ablation = None
-    if options.prompt is not None:
-        seen = thinkers.inspect(options.folder, options.prompt, num_steps, **rule)
-        show("\n".join(pages.inspection_lines(seen)))
-    if options.ablate:
-        ablation = thinkers.ablate(options.folder, num_steps, num_examples)
-        show("\n".join(pages.ablation_lines(ablation)))
-    if out is not None:
-        pages.write(out, seen, ablation)
-        show(f"report {out}")
-    return 0
-
-
 def parse_rule(options: argparse.Namespace) -> dict[str, Any]:
     """Return the values of --halt, --policy and --tools."""
     return {

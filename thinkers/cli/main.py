@@ -33,7 +33,7 @@ SWITCHES = (
     *("print_config", "dry_run", "debug", "help", "version", "ablate", "policy"),
     *("keep_text", "all"),
 )
-PATHS = ("out", "config", "resume", "import_module", "init_from", "store")
+PATHS = ("out", "config", "resume", "import_module", "init_from", "store", "memory")
 SETTINGS_OF = {
     commands.train: "--",
     commands.reinforce: "--",

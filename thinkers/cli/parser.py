@@ -4,7 +4,7 @@ import argparse
 from typing import Any, NoReturn
 
 import thinkers
-from thinkers.cli import commands, memory_commands
+from thinkers.cli import commands, inspect_command, memory_commands
 from thinkers.errors import usage_error
 
 Subparsers = Any
@@ -198,10 +198,16 @@ def add_inspect(verbs: Subparsers) -> None:
     add_halt(verb)
     add_tools(verb, "none")
     add_policy(verb)
+    verb.add_argument(
+        "--memory", metavar="DIR", help="read this long-term memory, and show what of it was read"
+    )
+    add_part(verb)
     verb.add_argument("--num_examples", metavar="N", help="for --ablate (default: 2000)")
-    verb.add_argument("--out", metavar="FILE", help="write an HTML page")
+    verb.add_argument(
+        "--out", metavar="FILE", help="write an HTML page, or JSON if it ends in .json"
+    )
     add_import_module(verb)
-    verb.set_defaults(run=commands.inspect)
+    verb.set_defaults(run=inspect_command.inspect)
 
 
 def add_memory(verbs: Subparsers) -> None:
@@ -232,10 +238,7 @@ def add_memory(verbs: Subparsers) -> None:
     )
     ask = action("ask", memory_commands.ask, "answer a prompt, and show the blocks read", True)
     ask.add_argument("--prompt", required=True, metavar="TEXT")
-    ask.add_argument("--top", metavar="K", help="blocks to read at a step (default: the model's)")
-    ask.add_argument(
-        "--topic", metavar="T", action="append", help="read this topic alone; may be repeated"
-    )
+    add_part(ask)
     ask.add_argument("--num_steps", metavar="N", help="thinking steps (default: as trained)")
     add_halt(ask)
     add_policy(ask)
@@ -248,6 +251,16 @@ def add_memory(verbs: Subparsers) -> None:
     action("rebuild", memory_commands.rebuild, "make the index anew from the keys of the blocks")
     action("compact", memory_commands.compact, "give the space of deleted blocks back to the disk")
     action("recompress", memory_commands.recompress, "compress kept texts anew by this run", True)
+
+
+def add_part(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--top", metavar="K", help="blocks to read at a step (default: the model's)")
+    verb.add_argument(
+        "--topic",
+        metavar="T",
+        action="append",
+        help="read this topic of the memory alone; may be repeated",
+    )
 
 
 def actions_of(verb: argparse.ArgumentParser) -> dict[str, Any]:

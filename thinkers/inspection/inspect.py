@@ -2,21 +2,27 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from thinkers.errors import UsageError
 from thinkers.evaluation.generate import answer_text, fit_prompt, respond, steps_for
+from thinkers.inspection.memory_inspection import Question, inspect_reading
+from thinkers.inspection.memory_reading import reading_top
 from thinkers.inspection.page import write
 from thinkers.inspection.results import Inspection, ReadOut, is_end, token_with_text
+from thinkers.memory.parts import Readable, Snapshot, snapshot
 from thinkers.models.base import Model
 from thinkers.models.generation import eval_mode
-from thinkers.models.halt import Halt, check_halt, full_steps, halt_option, with_policy
-from thinkers.models.positions import option
+from thinkers.models.halt import Halt, check_halt, with_policy
+from thinkers.models.memory_option import check_takes_memory
 from thinkers.models.thinker_policy import BLOCKS, NONE
 from thinkers.models.tools import Tool, check_tools
 from thinkers.nn.tracing import AttentionRecord, record_attention
@@ -38,27 +44,40 @@ def inspect(
     halt: Halt = None,
     tools: Sequence[str | Tool] = (),
     policy: bool = False,
+    memory: Any = None,
+    top: int | None = None,
 ) -> Inspection:
     """Record the thinking steps of a trained model on one prompt; write a page if `out` is given.
 
     Args:
         run: A run, its folder, or (model, task).
         num_steps: Thinking steps; None means those of `answer`.
-        out: Path of an HTML page to write; None writes none.
+        out: Path of an HTML page to write, or of JSON if it ends in .json; None writes none.
         halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`.
         tools: Names of tools that the model may call, or tools, as in `answer`.
         policy: Let the model choose the block of each step: see `thinkers.models.thinker_policy`.
+        memory: A `LongTermMemory` of the model, or a part of one: which blocks are read at each
+            step, and the answer without each of them.
+        top: Number of blocks to read at a step; None means the model's `memory_top`.
 
     Raises:
-        UsageError: The prompt is empty or too long, the task cannot read it or has no such tool, or
-            the model cannot halt so.
+        UsageError: The prompt is empty or too long, the task cannot read it or has no such tool,
+            the model cannot halt so, or cannot read the memory.
     """
     target = None if out is None else output_file(out)
     model, task = open_with_task(run)
     steps = model.check_steps(steps_for(model, task.read_prompt(prompt), num_steps))
     halt = check_halt(model, with_policy(halt, policy))
     found = check_tools(model, find_tools(task, tools))
-    seen = inspect_model(model, task, prompt, steps, folder_of(run), halt, found)
+    given = _memory_of_one_row(model, memory, top)
+    with ExitStack() as stack:
+        now = None
+        if given is not None:
+            stack.enter_context(reading_top(model, top))
+            now = stack.enter_context(snapshot(given))
+        seen = inspect_model(model, task, prompt, steps, folder_of(run), halt, found, now)
+    if seen.memory is not None:
+        seen = replace(seen, memory=replace(seen.memory, top=top))
     seen = replace(seen, tools=tuple(tools))
     if target is not None:
         write(target, seen)
@@ -73,23 +92,17 @@ def inspect_model(
     run: str = "",
     halt: Halt = None,
     tools: Sequence[Tool] = (),
+    memory: Snapshot | None = None,
 ) -> Inspection:
     """Inspect a model, in evaluation mode and without gradient."""
     with eval_mode(model):
-        tokens, prompt_length, answer = _tokens(model, task, prompt, num_steps, halt, tools)
-        row = torch.tensor([tokens], device=next(model.parameters()).device)
-        lengths = None if prompt_length is None else torch.full_like(row[:, 0], prompt_length)
+        question = read_question(model, task, prompt, num_steps, halt, tools, memory)
+        tokens, prompt_length = question.tokens, question.prompt_length
         with record_attention() as record:
-            thought = model(
-                row,
-                num_steps=num_steps,
-                prompt_lengths=lengths,
-                keep_states=True,
-                **option(task.positions),
-                **halt_option(halt),
-            )
-        assert thought.states is not None
-        taken = (full_steps(row, num_steps) if halt is None else thought.steps)[0].cpu()
+            thought = question.think(memory)
+        assert thought.states is not None and thought.steps is not None
+        reading = None if memory is None else inspect_reading(question, thought, memory)
+        taken = torch.full((len(tokens),), num_steps) if halt is None else thought.steps[0].cpu()
         attention = _attention(model, record, taken, num_steps, prompt_length, halt)
         others = {
             name: read_out(model, x.reshape(1, -1, *x.shape[-2:]), task.num_output_tokens)
@@ -112,7 +125,7 @@ def inspect_model(
         prompt=prompt,
         tokens=tokens,
         prompt_length=prompt_length,
-        answer=answer,
+        answer=question.answer,
         answers=answers,
         others=others,
         by_position=model.by_position,
@@ -122,7 +135,21 @@ def inspect_model(
         attention={name: x.cpu() for name, x in attention.items()},
         plane=plane,
         explained=explained,
+        memory=reading,
     )
+
+
+def _memory_of_one_row(model: Model, memory: Any, top: int | None) -> Readable | None:
+    """Return the memory, which may be a list of one; None without."""
+    check_takes_memory(model, memory)
+    if isinstance(memory, list | tuple):
+        if len(memory) != 1:
+            raise UsageError(f"memory must be that of 1 row, got that of {len(memory)}")
+        memory = memory[0]
+    if memory is None and top is not None:
+        raise UsageError(f"top must be None without a memory, got {top}")
+    found: Readable | None = memory
+    return found
 
 
 def block_names(actions: Tensor | None) -> tuple[tuple[str, ...], ...]:
@@ -133,20 +160,30 @@ def block_names(actions: Tensor | None) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(BLOCKS[x] for x in row if x != NONE) for row in rows)
 
 
-def _tokens(
-    model: Model, task: Task, prompt: str, num_steps: int, halt: Halt, tools: Sequence[Tool]
-) -> tuple[list[int], int | None, str | None]:
-    """Return (tokens to inspect, length of the prompt, answer), the last two None for a text."""
+def read_question(
+    model: Model,
+    task: Task,
+    prompt: str,
+    num_steps: int,
+    halt: Halt,
+    tools: Sequence[Tool],
+    memory: Snapshot | None,
+) -> Question:
+    """Let the model answer a prompt, and return what is inspected: a text has no answer."""
     read, room = fit_prompt(model, task, prompt)
-    given = read.tokens
+    given = model, task, prompt, num_steps, halt, tools
     if read.longest is None:
-        return given, None, None
-    found = respond(model, task, read, room, num_steps, halt, tools)
+        return Question(*given, tokens=read.tokens)
+    found = respond(model, task, read, room, num_steps, halt, tools, memory)
     text = answer_text(task, prompt, read.begun, found.answer)
-    begins = found.prompt_length
-    other = token_with_text(task, given)
-    ends = [i for i in range(begins, len(found.row)) if is_end(task, found.row[i], other)]
-    return found.row[: ends[0] if ends else None], begins, text
+    row, begins = found.row, found.prompt_length
+    other = token_with_text(task, read.tokens)
+    ends = [i for i in range(begins, len(row)) if is_end(task, row[i], other)]
+    # The last token of an answer is read by nothing: after it comes no token of the answer.
+    is_last = row[begins:] == found.answer and len(row) > begins
+    tokens = row[: ends[0]] if ends else row[: len(row) - is_last]
+    written = row[begins : ends[0]] if ends else row[begins:]
+    return Question(*given, tokens, begins, text, written)
 
 
 def _attention(

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from thinkers.checks import check_int
@@ -59,7 +59,7 @@ def ask(
         steps = model.check_steps(steps_for(model, read, num_steps))
         thought = think(model, task, row, length, steps, halt, now)
         with now.view() as view:
-            return Asked(prompt, text, read_blocks(model, thought, view))
+            return Asked(prompt, text, read_blocks(model, reads(model, thought), view))
 
 
 @contextmanager
@@ -106,52 +106,87 @@ def think(
     return found
 
 
-def read_blocks(model: Any, thought: Thought, view: Any) -> tuple[ReadBlock, ...]:
-    """Return the blocks that one row read, by section, step and score.
+@dataclass(frozen=True)
+class Read:
+    """The blocks that one row read at a step; see `ReadBlock` for the place.
+
+    Args:
+        query: The query of the index, from the latents after the step before.
+    """
+
+    section: int | None
+    step: int
+    ids: Int[Tensor, " n"]
+    mass: Float[Tensor, " n"]
+    query: Float[Tensor, " d"]
+
+    def scores(self, model: Any, blocks: Blocks) -> Float[Tensor, " n"]:
+        """Return the scores of these blocks: those of their best latents, times tau.
+
+        Args:
+            blocks: Blocks in the order of their ids, these among them.
+        """
+        rows = torch.searchsorted(blocks.ids, self.ids)
+        keys, sizes = blocks.keys[rows], blocks.sizes[rows]
+        hidden = torch.arange(keys.shape[1]) >= sizes[:, None]
+        return (keys @ self.query).masked_fill(hidden, -torch.inf).amax(1) * model.block_scale()
+
+
+def reads(model: Any, thought: Thought) -> list[Read]:
+    """Return the blocks that a row read, by section and step.
 
     Args:
         thought: A pass with the states of all steps, so that it holds the latents of each.
-        view: The snapshot that was read.
     """
     if "blocks" not in thought.extra:
-        return ()
-    ids, mass = thought.extra["blocks"][0], thought.extra["block_mass"][0]
-    latents = thought.extra["latents"][0]
-    is_text = ids.ndim == 3
+        return []
+    ids, mass, latents = (thought.extra[name][0] for name in ("blocks", "block_mass", "latents"))
+    is_text, found = ids.ndim == 3, []
     if not is_text:
         ids, mass, latents = ids[None], mass[None], latents[None]
-    every = ids[ids != NOTHING].unique().tolist()
-    blocks = view.fetch(every)
-    found = []
-    for section, step, place in (ids != NOTHING).nonzero().tolist():
-        row = every.index(int(ids[section, step, place]))
-        # The latents after a step ask what the next one reads.
-        query = model.block_query(latents[section, step - 1][None])[0]
-        score = block_score(model, query, blocks, row)
-        share, number = float(mass[section, step, place]), section + 1 if is_text else None
-        found.append(_read_block(blocks, row, view, step + 1, number, score, share))
-    return tuple(sorted(found, key=lambda x: (x.section or 0, x.step, -x.score, x.id)))
+    for section in range(len(ids)):
+        for step in range(1, ids.shape[1]):
+            is_read = ids[section, step] != NOTHING
+            if is_read.any():
+                query = model.block_query(latents[section, step - 1][None])[0].float()
+                rows = ids[section, step, is_read], mass[section, step, is_read].float(), query
+                place = section + 1 if is_text else None, step + 1
+                found.append(Read(*place, *(x.detach().cpu() for x in rows)))
+    return found
 
 
-def block_score(model: Any, query: Float[Tensor, " d"], blocks: Blocks, row: int) -> float:
-    """Return the score of a block in the index: that of its best latent, times tau."""
-    keys = blocks.keys[row, : int(blocks.sizes[row])]
-    return float((keys @ query.detach().float().cpu()).max()) * model.block_scale()
+def read_blocks(model: Any, found: Sequence[Read], view: Any) -> tuple[ReadBlock, ...]:
+    """Return the blocks that were read, by section, step and score, the best first.
+
+    Args:
+        view: The snapshot that was read.
+    """
+    blocks = blocks_of(found, view)
+    every = blocks.ids.tolist()
+    shown = []
+    for read in found:
+        scores = read.scores(model, blocks)
+        for place in scores.sort(descending=True, stable=True).indices.tolist():
+            row = every.index(int(read.ids[place]))
+            numbers = float(scores[place]), float(read.mass[place])
+            shown.append(_read_block(blocks, row, view, read, *numbers))
+    return tuple(shown)
+
+
+def blocks_of(found: Sequence[Read], view: Any) -> Blocks:
+    """Return all blocks that were read, in the order of their ids."""
+    ids = sorted({id for read in found for id in read.ids.tolist()})
+    blocks: Blocks = view.fetch(ids)
+    return blocks
 
 
 def _read_block(
-    blocks: Blocks,
-    row: int,
-    view: Any,
-    step: int,
-    section: int | None,
-    score: float,
-    mass: float,
+    blocks: Blocks, row: int, view: Any, read: Read, score: float, mass: float
 ) -> ReadBlock:
     first, last = blocks.lines[row].tolist()
     return ReadBlock(
-        step=step,
-        section=section,
+        step=read.step,
+        section=read.section,
         id=int(blocks.ids[row]),
         level=int(blocks.levels[row]),
         topic=blocks.topics[row],

@@ -1,10 +1,11 @@
-"""The page of an inspection and of an ablation, and their lines for the terminal."""
+"""The page of an inspection and of an ablation, and the lines of an inspection for the terminal."""
 
 import base64
 import math
 import os
 import zlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers.inspection.results import DESCRIPTIONS, Ablation, Inspection, ReadOut
+from thinkers.files import write_file
+from thinkers.inspection.ablation_page import ablation_section, verdict
+from thinkers.inspection.memory_page import memory_flags, memory_lines, memory_section
+from thinkers.inspection.results import Ablation, Inspection, ReadOut
 from thinkers.models.halt import rule_name
 from thinkers.ops import masks
 from thinkers.report import html
 from thinkers.report.html import Section
+from thinkers.strict_json import to_json
 
 MOST_CELLS = 800_000
 """Limit on the cells of all attention pictures together; above it, neighbours share a cell."""
@@ -30,17 +35,19 @@ LONGEST_LINE = 100
 def write(
     path: str | Path, seen: Inspection | None = None, ablation: Ablation | None = None
 ) -> None:
-    """Write one HTML file that shows the inspection, the ablation, or both."""
+    """Write one HTML file that shows the inspection, the ablation, or both; or FILE.json."""
+    if Path(path).suffix == ".json":
+        write_json(Path(path), seen, ablation)
+        return
     sections: list[Section] = []
     more: dict[str, Any] = {}
     title, lead = "Does the thought matter?", ""
     if seen is not None:
         labels = Labels(seen)
         markup = html.render("inspect.html", **contents(seen, labels))
-        sections = [
-            Section(markup=markup),
-            Section(heading="The model", rows=facts(seen, Path(path).absolute().parent)),
-        ]
+        rows = facts(seen, Path(path).absolute().parent)
+        read = [] if seen.memory is None else [memory_section(seen.memory)]
+        sections = [Section(markup=markup), *read, Section(heading="The model", rows=rows)]
         more = {"parts": ("inspect.css", "inspect.js"), "data": numbers(seen, labels)}
         title, lead = f"Thinking steps on {shortened(seen.prompt)}", summary(seen, labels)
     if ablation is not None:
@@ -49,6 +56,14 @@ def write(
         )
         lead = lead or verdict(ablation)
     html.write_page(path, title, lead, sections, **more)
+
+
+def write_json(path: Path, seen: Inspection | None, ablation: Ablation | None) -> None:
+    """Write the numbers of the inspection, the ablation, or both."""
+    found: dict[str, Any] = {} if seen is None else {"inspection": seen.record()}
+    if ablation is not None:
+        found["ablation"] = asdict(ablation)
+    write_file(path, to_json(found))
 
 
 class Labels:
@@ -68,7 +83,10 @@ def inspection_lines(seen: Inspection) -> list[str]:
     """Format the inspection for a terminal."""
     labels = Labels(seen)
     lines = [f"{n:>5}  {text}" for n, text in enumerate(predictions(seen), 1)]
-    return [" step  prediction", *lines, *steps_lines(seen, labels), summary(seen, labels)]
+    lines = [" step  prediction", *lines, *steps_lines(seen, labels)]
+    if seen.memory is not None:
+        lines += memory_lines(seen.memory)
+    return [*lines, summary(seen, labels)]
 
 
 def steps_lines(seen: Inspection, labels: Labels) -> list[str]:
@@ -289,6 +307,9 @@ def facts(seen: Inspection, folder: Path) -> list[tuple[str, Any]]:
     ]
     if seen.answer is not None:
         rows.append(("answer", seen.answer))
+    if seen.memory is not None and seen.memory.folder:
+        place = html.link(seen.memory.folder, os.path.relpath(seen.memory.folder, folder))
+        rows.append(("memory", place))
     if not seen.run:
         return rows
     words = ["thinkers", "inspect", seen.run, f"--prompt={seen.prompt}"]
@@ -297,86 +318,12 @@ def facts(seen: Inspection, folder: Path) -> list[tuple[str, Any]]:
         words.append("--policy" if seen.halt == "policy" else f"--halt={seen.halt}")
     if seen.tools:
         words.append(f"--tools={','.join(map(str, seen.tools))}")
+    if seen.memory is not None:
+        words += memory_flags(seen.memory)
     words.append("--out=report.html")
     run = html.link(seen.run, os.path.relpath(seen.run, folder))
     rows = [("run", run), *rows]
-    # A tool that was given as an object has no name for a command.
+    # A tool that was given as an object, or a memory without a folder, has no name for a command.
     named = all(isinstance(tool, str) for tool in seen.tools)
+    named &= seen.memory is None or bool(seen.memory.folder)
     return [*rows, ("command to repeat it", html.command(words))] if named else rows
-
-
-# Ablation -------------------------------------------------------------------------------------
-
-
-def verdict(found: Ablation) -> str:
-    """Write the largest significant loss, in a sentence."""
-    effects = [effect for effect in found.effects if effect.loss.low > 0]
-    head = f"{found.model} has {found.metric} {found.score:.3f} after {found.num_steps} steps"
-    if not effects:
-        return f"{head}; no replacement of its thoughts causes a significant loss."
-    worst = max(effects, key=lambda effect: effect.loss.value)
-    return f"{head}, and {worst.score:.3f} with its thoughts replaced ({worst.replacement})."
-
-
-def ablation_lines(found: Ablation) -> list[str]:
-    """Format the ablation for a terminal."""
-    lines = [
-        f"{found.metric} {found.score:.4f} at {found.num_steps} steps, of {found.num_examples} "
-        "held-out examples; with replaced thoughts:",
-        f"{'replacement':<18} {found.metric:>9}  {'loss':>9}  99 % interval",
-    ]
-    for effect in found.effects:
-        loss = effect.loss
-        lines.append(
-            f"{effect.replacement:<18} {effect.score:>9.4f}  {loss.value:>9.4f}  "
-            f"{loss.low:.4f} .. {loss.high:.4f}  {effect.verdict}"
-        )
-    return lines
-
-
-def ablation_section(found: Ablation, heading: str) -> Section:
-    """Return the section of a page."""
-    rows = [
-        [
-            effect.replacement,
-            DESCRIPTIONS[effect.replacement],
-            f"{effect.score:.4f}",
-            f"{effect.loss.value:.4f}",
-            f"{effect.loss.low:.4f} .. {effect.loss.high:.4f}",
-            effect.verdict,
-        ]
-        for effect in found.effects
-    ]
-    return Section(
-        heading=heading,
-        text=f"Loss of {found.metric} when every thought that a step passes on is replaced; it is "
-        f"{found.score:.4f} with the model's own thoughts (at {found.num_steps} steps, on "
-        f"{found.num_examples:,} held-out examples). The 99 % intervals are over paired questions: "
-        "they hold for these weights and other questions, not for other seeds.",
-        drawing=loss_figure(found),
-        caption="; ".join(
-            f"{e.replacement}: loss {e.loss.value:.4f}, {e.loss.low:.4f} to {e.loss.high:.4f}"
-            for e in found.effects
-        ),
-        columns=("replacement", "thoughts", found.metric, "loss", "99 % interval", "verdict"),
-        rows=rows,
-    )
-
-
-def loss_figure(found: Ablation) -> Any:
-    """Draw each loss with its interval."""
-    ink = html.INK
-    height = 0.8 + 0.45 * len(found.effects)
-    figure = html.figure(figsize=(5.2, height))
-    axes = figure.add_subplot()
-    for place, effect in enumerate(reversed(found.effects)):
-        axes.plot([effect.loss.low, effect.loss.high], [place, place], color=html.PALE, lw=5)
-        axes.plot([effect.loss.value], [place], "o", color=html.MARK)
-    axes.axvline(0, color=ink, lw=0.8)
-    axes.set_yticks(range(len(found.effects)), [e.replacement for e in reversed(found.effects)])
-    axes.set_ylim(-0.6, len(found.effects) - 0.4)
-    axes.set_xlabel(f"loss of {found.metric}", color=ink)
-    axes.tick_params(colors=ink)
-    for side, spine in axes.spines.items():
-        spine.set(visible=side == "bottom", color=ink)
-    return figure

@@ -62,6 +62,66 @@ class ReadBlock:
 
 
 @dataclass(frozen=True)
+class ReadStep:
+    """The reading of one step from a long-term memory; the place is that of `ReadBlock`.
+
+    Args:
+        mass: The attention that all blocks read got together.
+        covered: The share of these blocks in the attention that all blocks of the memory get in a
+            pass that reads every one; None if that was not measured.
+    """
+
+    step: int
+    section: int | None
+    mass: float
+    covered: float | None
+
+
+@dataclass(frozen=True)
+class Without:
+    """The answer of a model without a part of its memory.
+
+    Args:
+        id: The block that was left out; None for the whole memory.
+        answer: For open-ended text the next token.
+        chance: The probability of the answer that is given with the memory; None if the answer
+            is not written after the prompt.
+    """
+
+    id: int | None
+    answer: str
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class MemoryReading:
+    """The reading of a model from a long-term memory for one prompt.
+
+    Args:
+        folder: The folder of the memory; "" if it has none.
+        topics: The topics that were read; None if all were.
+        size: Number of blocks that could be read.
+        blocks: Blocks that were read, by section, step and score.
+        answer: With the memory, as `Without.answer`.
+        chance: The probability of that answer with the memory, as `Without.chance`.
+        without: The answer without each block, the ones of most attention first.
+        alone: The answer without the memory.
+        top: Number of blocks to read at a step, if that was given; None for the model's own.
+    """
+
+    folder: str
+    topics: tuple[str, ...] | None
+    size: int
+    blocks: tuple[ReadBlock, ...]
+    steps: tuple[ReadStep, ...]
+    answer: str
+    chance: float | None
+    without: tuple[Without, ...]
+    alone: Without
+    top: int | None = None
+
+
+@dataclass(frozen=True)
 class Asked:
     """An answer from a long-term memory, and the blocks that were read for it."""
 
@@ -97,6 +157,7 @@ class Inspection:
         plane: The states on their first two principal components.
         explained: The share of the variance of each component.
         tools: The tools that the model might call, as they were given.
+        memory: The reading from a long-term memory; None without one.
     """
 
     model: Model
@@ -120,6 +181,7 @@ class Inspection:
     plane: Float[Tensor, "k t 2"]
     explained: tuple[float, float]
     tools: tuple[str | Tool, ...] = ()
+    memory: MemoryReading | None = None
 
     def __repr__(self) -> str:
         answers = ", ".join(self.predictions)
@@ -161,6 +223,22 @@ class Inspection:
     def mean_steps(self) -> float:
         """The mean steps that the tokens took, the start token left out."""
         return float(self.taken[self.tokens[0] == self.task.start_token :].double().mean())
+
+    def record(self) -> dict[str, Any]:
+        """Return the values of JSON: predictions by step, and what was read from a memory."""
+        return {
+            "model": self.model.name,
+            "run": self.run,
+            "num_steps": self.requested_steps,
+            "prompt": self.prompt,
+            "answer": self.answer,
+            "predictions": self.predictions,
+            "tokens": [self.label(token) for token in self.tokens],
+            "first": self.first,
+            "settled": self.settled.tolist(),
+            "taken": self.taken.tolist(),
+            "memory": None if self.memory is None else asdict(self.memory),
+        }
 
     def label(self, token: int) -> str:
         """Return the text that a token is shown as."""

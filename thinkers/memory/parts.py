@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thinkers.memory.blocks import Blocks
-from thinkers.memory.store import NOTHING, Found, View
+from thinkers.memory.store import NOTHING, Found
 from thinkers.memory.views import check_names, find_topic
 
 
@@ -55,33 +55,44 @@ class MemoryPart:
 class PartView:
     """A snapshot of a part of a memory."""
 
-    whole: View
+    whole: Any
     names: Sequence[str] | None
     without: Sequence[int]
 
-    def search(self, queries: Float[Tensor, "b d"], k: int, level: int = 1) -> Found:
+    def search(
+        self,
+        queries: Float[Tensor, "b d"],
+        k: int,
+        level: int = 1,
+        topics: Sequence[str] | None = None,
+    ) -> Found:
         """Return the k blocks of this part whose keys match each query best."""
+        names = self.names if topics is None else topics
         # As many more as could be left out; each row keeps its order, and its own k.
-        found = self.whole.search(queries, k + len(self.without), level, self.names)
+        found = self.whole.search(queries, k + len(self.without), level, names)
         out = torch.isin(found.ids, torch.tensor(self.without, device=found.ids.device))
         order = out.sort(dim=1, stable=True).indices[:, :k]
         ids = found.ids.masked_fill(out, NOTHING).gather(1, order)
         scores = found.scores.masked_fill(out, -torch.inf).gather(1, order)
         return Found(ids, scores)
 
-    def ids(self, level: int = 1) -> Int[Tensor, " n"]:
+    def ids(self, level: int = 1, topics: Sequence[str] | None = None) -> Int[Tensor, " n"]:
         """Return the ids of a level, ascending."""
-        ids = self.whole.ids(level, self.names)
+        ids = self.whole.ids(level, self.names if topics is None else topics)
         return ids[~torch.isin(ids, torch.tensor(self.without))]
 
     def fetch(self, ids: Sequence[int] | Int[Tensor, " n"]) -> Blocks:
         """Return these blocks."""
         return self.whole.fetch(ids)
 
+    def topics(self) -> dict[str, int]:
+        """Return the number of sections of each topic of this part."""
+        counts = self.whole.topics()
+        return {x: n for x, n in counts.items() if self.names is None or x in self.names}
+
     def __len__(self) -> int:
         """Return the number of sections of the topics."""
-        counts = self.whole.topics()
-        return sum(counts[name] for name in (counts if self.names is None else set(self.names)))
+        return sum(self.topics().values())
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,9 @@
     intoView();
     showDetails();
     showPlane();
+    for (const node of document.querySelectorAll("[data-step]")) {
+      node.classList.toggle("now", Number(node.dataset.step) === step + 1);
+    }
     charts.forEach((draw) => draw());
     maps.forEach((_, index) => showMap(index));
   };
