@@ -61,7 +61,7 @@ CASES = {
     ),
     "sentences": Case(
         "facts/thinker",
-        ("--task.text=sentences", "--model.memory_section=12", "--training.num_updates=1300"),
+        ("--task.text=sentences", "--model.memory_section=12", "--model.mixing=6"),
     ),
 }
 
@@ -104,7 +104,7 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops": max(line["flops"] for line in lines if "flops" in line),
         "scale": float(model.index.scale()),
-        "updates": run.config.training.num_updates,
+        "updates": config.training.num_updates,
         "cpu_minutes": minutes,
         "resumed": begun,
     }
@@ -117,41 +117,44 @@ def of_size(task: Any, size: int) -> Facts:
 
 def judge(model: Any, task: Facts, size: int) -> dict[str, Any]:
     """Return the accuracy through the index and with its controls, and the blocks found."""
-    ways: dict[str, Callable[[Any], Any]] = {
-        "index": lambda rows: read(model, rows),
-        "random": lambda rows: read(model, rows, Random()),
-        "cleared": lambda rows: read(model, rows, memory=False),
-        "half cleared": lambda rows: read(model, rows, half=True),
-    }
+    ways: dict[str, dict[str, Any]] = {"index": {}, "random": {"matches": Random()}}
+    ways |= {"cleared": {"blocks": None}, "half cleared": {}}
     if size <= 256:
-        ways["all"] = lambda rows: read(model, rows, top=None)
+        ways["all"] = {"top": None}
     if task.config.hops > 1:
-        ways["asked once"] = lambda rows: read(model, rows, AskedOnce())
-    found: dict[str, list[Tensor]] = {name: [] for name in ways}
+        ways["asked once"] = {}
+    right: dict[str, list[Tensor]] = {name: [] for name in ways}
     hops, hits, halves = [], [], []
-    number = LONG if size == LONGER else QUESTIONS
-    for batch in task.evaluation_batches("test", number):
-        ends = batch.lengths - 1  # type: ignore[operator]
+    for batch in task.evaluation_batches("test", LONG if size == LONGER else QUESTIONS):
+        blocks, evidence = model.blocks_of(batch), task.evidence(batch)
+        ends = batch.prompt_lengths - 1  # type: ignore[operator]
         truth = batch.targets.gather(1, ends[:, None])[:, 0]
-        for name, answer in ways.items():
-            predicted, blocks = answer(batch)
-            found[name].append(predicted == truth)
+        odd = torch.arange(size) % 2 == 1
+        kept = replace(batch, section_lengths=batch.section_lengths.masked_fill(odd, 0))  # type: ignore
+        for name, options in ways.items():
+            given = {"blocks": blocks} | options
+            if name == "half cleared":
+                given["blocks"] = model.blocks_of(kept)
+            if name == "asked once":
+                given["matches"] = AskedOnce()
+            predicted, numbers = read(model, batch, **given)
+            right[name].append(predicted == truth)
             if name == "index":
-                hits.append(covered(model, task, batch, blocks))
+                hits.append(covered(blocks, batch.document, evidence, numbers))
         hops.append(task.hops_of(batch))
-        halves.append((task.evidence(batch) % 2 == 1).any(1))
-    right = {name: torch.cat(rows).double() for name, rows in found.items()}
+        halves.append((evidence % 2 == 1).any(1))
+    by_way = {name: torch.cat(rows).double() for name, rows in right.items()}
     hop, hit, half = torch.cat(hops), torch.cat(hits).double(), torch.cat(halves)
-    result: dict[str, Any] = {name: float(x.mean()) for name, x in right.items()}
+    result: dict[str, Any] = {name: float(x.mean()) for name, x in by_way.items()}
     result["found"] = float(hit.mean())
     result["half cleared"] = {
-        "cleared": float(right["half cleared"][half].mean()),
-        "kept": float(right["half cleared"][~half].mean()),
-        "kept before": float(right["index"][~half].mean()),
+        "cleared": float(by_way["half cleared"][half].mean()),
+        "kept": float(by_way["half cleared"][~half].mean()),
+        "kept before": float(by_way["index"][~half].mean()),
     }
     if task.config.hops > 1:
         two = hop == 2
-        result["two hops"] = {name: float(x[two].mean()) for name, x in right.items()}
+        result["two hops"] = {name: float(x[two].mean()) for name, x in by_way.items()}
         result["two hops"]["found"] = float(hit[two].mean())
     return result
 
@@ -159,30 +162,24 @@ def judge(model: Any, task: Facts, size: int) -> dict[str, Any]:
 def read(
     model: Any,
     batch: Any,
+    blocks: DocumentBlocks | None,
     matches: Callable[..., Tensor] | None = None,
     *,
     top: int | None | str = "own",
-    memory: bool = True,
-    half: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the answers to a batch, and the numbers of the blocks that were read.
 
     Args:
+        blocks: None means that the memory has been cleared.
         matches: Scores blocks in place of the index.
         top: Number of blocks that a step reads; "own" means `memory_top`.
-        memory: False means that the memory has been cleared.
-        half: Hide every second section.
     """
     before = model.config
     if top != "own":
         model.config = replace(before, memory_top=top)
-    kept = batch
-    if half:
-        odd = torch.arange(batch.sections.shape[1]) % 2 == 1
-        kept = replace(batch, section_lengths=batch.section_lengths.masked_fill(odd, 0))
     try:
         with asked(matches):
-            options = {"memory": model.blocks_of(kept)} if memory else {}
+            options = {} if blocks is None else {"memory": blocks}
             lengths = batch.prompt_lengths
             found = model(batch.tokens, lengths=lengths, prompt_lengths=lengths, **options)
     finally:
@@ -227,16 +224,17 @@ class AskedOnce:
         return self.first[number]
 
 
-def covered(model: Any, task: Facts, batch: Any, blocks: Tensor | None) -> Tensor:
+def covered(
+    blocks: DocumentBlocks, document: Tensor, evidence: Tensor, numbers: Tensor | None
+) -> Tensor:
     """Return True for questions all of whose facts are in a block that was read at some step."""
-    assert blocks is not None
-    spans = model.blocks_of(batch).spans[batch.document]
-    needed = task.evidence(batch)
-    right = torch.ones(len(batch), dtype=torch.bool)
-    read_ids = blocks.flatten(1)
-    span = spans.gather(1, read_ids.clamp(min=0)[..., None].expand(-1, -1, 2))
-    for hop in needed.T:
-        inside = (span[..., 0] <= hop[:, None]) & (hop[:, None] < span[..., 1])
+    assert numbers is not None
+    read_ids = numbers.flatten(1)
+    index = read_ids.clamp(min=0)[..., None].expand(-1, -1, 2)
+    spans = blocks.spans[document].gather(1, index)
+    right = torch.ones(len(document), dtype=torch.bool)
+    for hop in evidence.T:
+        inside = (spans[..., 0] <= hop[:, None]) & (hop[:, None] < spans[..., 1])
         right &= (inside & (read_ids != ABSENT)).any(1) | (hop < 0)
     return right
 
@@ -248,18 +246,17 @@ def dtypes(model: Any, task: Facts) -> dict[str, float]:
         scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
         return (x / scale).round() * scale
 
-    found = {}
     ways = {"float32": lambda x: x, "float16": lambda x: x.half().float(), "int8": int8}
-    for name, rounded in ways.items():
-        right = []
-        for batch in task.evaluation_batches("test", QUESTIONS):
-            blocks: DocumentBlocks = model.blocks_of(batch)
-            blocks = replace(blocks, latents=rounded(blocks.latents))
-            prompts, lengths = left_padded_prompts(batch), batch.prompt_lengths
-            predicted = model.answer(prompts, lengths, 1, memory=blocks)[:, 0]
-            right.append(predicted == batch.targets.gather(1, lengths[:, None] - 1)[:, 0])
-        found[name] = float(torch.cat(right).double().mean())
-    return found
+    right: dict[str, list[Tensor]] = {name: [] for name in ways}
+    for batch in task.evaluation_batches("test", QUESTIONS):
+        blocks: DocumentBlocks = model.blocks_of(batch)
+        prompts, lengths = left_padded_prompts(batch), batch.prompt_lengths
+        truth = batch.targets.gather(1, lengths[:, None] - 1)[:, 0]  # type: ignore[index]
+        for name, rounded in ways.items():
+            stored = replace(blocks, latents=rounded(blocks.latents))
+            predicted = model.answer(prompts, lengths, 1, memory=stored)[:, 0]
+            right[name].append(predicted == truth)
+    return {name: float(torch.cat(rows).double().mean()) for name, rows in right.items()}
 
 
 def write_results(out: Path, folder: Path) -> None:
