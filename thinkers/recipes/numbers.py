@@ -70,8 +70,11 @@ def add_thoughtsformer() -> Config:
 
 
 def add_reasoning_tokens() -> Config:
-    """Add numbers of up to 3 digits with 2 reasoning tokens, trained by later tokens' losses."""
-    training = training_settings(2000, lr=3e-3)
+    """Add numbers of up to 3 digits with 2 reasoning tokens, trained by later tokens' losses.
+
+    With AdamW at 3e-3 two seeds of three stayed at 78 and 81 %.
+    """
+    training = training_settings(2000, lr=1e-2, optimizer="muon", weight_decay=0.1)
     return fit(ReasoningTokens, Add.Config(max_digits=3), training, num_layers=2, num_steps=2)
 
 
