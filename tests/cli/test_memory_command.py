@@ -77,6 +77,25 @@ def test_files_become_topics_that_are_listed(here, capsys):
     assert [x.split() for x in topics] == [["default", "4"], ["two", "2"]]
 
 
+def test_sections_of_lines_end_with_them(here, capsys):
+    """A line of 6 words, a blank one, one of 11, and words that are none in the fourth."""
+    (here / "c.txt").write_text("e0 r1 e2 n3 n4 n5\n\ne1 r2 e4 n0 n1 n2 e1 r1 e0 n3 n4\n")
+    assert main(line("add run c.txt --store m --by_line --keep_text")) == 0
+    assert capsys.readouterr().out.startswith("3 blocks of 17 tokens added")
+    blocks = LongTermMemory.open("m").read([1, 2, 3])
+    assert blocks.lines.tolist() == [[1, 1], [3, 3], [3, 3]]
+    assert blocks.spans.tolist() == [[0, 6], [6, 14], [14, 17]]
+    assert blocks.texts[0] == "e0 r1 e2 n3 n4 n5" and blocks.texts[2] == "e0 n3 n4"
+    assert main(line("recompress other --store m")) == 0
+    again = LongTermMemory.open("m").read([4, 5, 6])
+    assert again.lines.tolist() == blocks.lines.tolist()
+    assert again.spans.tolist() == blocks.spans.tolist()
+    (here / "c.txt").write_text("e0 r1 e2\n\ne1\n e1 e99\n")
+    capsys.readouterr()
+    assert main(line("add other c.txt --store m --by-line")) == 3
+    assert "found: c.txt:4: word 1 of ' e1 e99' is 'e99'" in capsys.readouterr().err
+
+
 def test_ask_prints_the_answer_and_what_was_read_for_it(store, capsys):
     capsys.readouterr()
     assert main(line("ask run --store m --top 3 --out a.json", QUESTION)) == 0
@@ -234,7 +253,7 @@ def test_a_question_of_one_step_reads_nothing_and_is_refused(unchanged, monkeypa
             b"e0 r1 e2\n\n n3 e9 r1\ne8",
             "bad.txt:3: word 1 of ' n3 e9 r1' is 'e9'\nexpected: e0 .. e4",
         ),
-        ("folder", "bad.txt must be a plain file"),
+        ("folder", "bad.txt: must be a plain file"),
     ],
 )
 def test_files_that_cannot_be_read_are_named_and_nothing_is_written(here, content, found, capsys):
@@ -243,7 +262,8 @@ def test_files_that_cannot_be_read_are_named_and_nothing_is_written(here, conten
     elif content is not None:
         (here / "bad.txt").write_bytes(content)
     assert main(line("add run a.txt bad.txt --store m")) == 3
-    assert capsys.readouterr().err.startswith(f"found: {found}") or content == "folder"
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"found: .*\nexpected: .*\nfix: .*\n", err) and f"found: {found}" in err
     assert not (here / "m").exists()
     assert main(line("add run a.txt --store m")) == 0
     assert main(line("add run bad.txt --store m")) == 3

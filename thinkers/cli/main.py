@@ -31,7 +31,7 @@ from thinkers.terminal import one_line, show
 
 SWITCHES = (
     *("print_config", "dry_run", "debug", "help", "version", "ablate", "policy"),
-    *("keep_text", "all"),
+    *("keep_text", "by_line", "all"),
 )
 PATHS = ("out", "config", "resume", "import_module", "init_from", "store", "memory")
 SETTINGS_OF = {

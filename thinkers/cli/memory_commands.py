@@ -20,7 +20,12 @@ def add(options: argparse.Namespace, settings: list[str]) -> int:
 
     start, topic = time.monotonic(), TOPIC if options.topic is None else options.topic
     added = add_files(
-        options.folder, options.files, options.store, topic, keep_text=options.keep_text
+        options.folder,
+        options.files,
+        options.store,
+        topic,
+        by_line=options.by_line,
+        keep_text=options.keep_text,
     )
     seconds = time.monotonic() - start
     show(

@@ -232,6 +232,9 @@ def add_memory(verbs: Subparsers) -> None:
     add.add_argument("files", nargs="+", metavar="FILE")
     add.add_argument("--topic", metavar="T", help="by which they can be cleared (default: default)")
     add.add_argument(
+        "--by_line", action="store_true", help="cut at line ends too: no block is of two lines"
+    )
+    add.add_argument(
         "--keep_text",
         action="store_true",
         help="keep the texts too, so that they can be shown, and compressed anew by another run",

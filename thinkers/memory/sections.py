@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -68,6 +68,24 @@ def cut(
     ]
 
 
+def cut_lines(
+    texts: Sequence[str], task: Task, size: int, sources: Sequence[str]
+) -> Iterator[Section]:
+    """Yield the sections of texts as `cut` does, but none holds more than one line.
+
+    Blank lines are left out. Errors are those of `cut`.
+    """
+    for number, (text, source) in enumerate(zip(texts, sources, strict=True)):
+        offset = 0
+        for line, content in enumerate(text.split("\n"), 1):
+            if not content.strip():
+                continue
+            for section in _cut_text(content, number, source, task, size, line):
+                span = offset, offset + len(section.tokens)
+                offset = span[1]
+                yield replace(section, span=span, lines=(line, line))
+
+
 def _token_rows(tokens: Tensor, size: int, vocab_size: int) -> list[list[int]]:
     _, t = check_shape("texts", tokens)
     if t > size:
@@ -82,7 +100,12 @@ def _names(sources: Any, count: int) -> list[str]:
         return [""] * count
     if isinstance(sources, str) or len(sources) != count:
         raise UsageError(f"sources must be a list of {count} names, got {sources!r}")
-    return [_checked_name(name, "the name of a source", 4096) for name in sources]
+    return [check_source(name) for name in sources]
+
+
+def check_source(name: Any) -> str:
+    """Return the name of a source; raise UsageError if it is none."""
+    return _checked_name(name, "the name of a source", 4096)
 
 
 def check_topic(name: Any) -> str:
@@ -104,9 +127,11 @@ def _checked_name(name: Any, what: str, longest: int) -> str:
     return name
 
 
-def _cut_text(text: Any, number: int, source: str, task: Task, size: int) -> Iterator[Section]:
+def _cut_text(
+    text: Any, number: int, source: str, task: Task, size: int, first_line: int = 1
+) -> Iterator[Section]:
     """Yield the sections of a text."""
-    tokens = _encode(text, number, source, task)
+    tokens = _encode(text, number, source, task, first_line)
     spans = [(i, min(i + size, len(tokens))) for i in range(0, len(tokens), size)]
     pieces = [task.decode(tokens[start:stop]) for start, stop in spans]
     lines = _lines(text, tokens, spans, pieces, task)
@@ -114,14 +139,14 @@ def _cut_text(text: Any, number: int, source: str, task: Task, size: int) -> Ite
         yield Section(tokens[slice(*span)], source, span, place, piece)
 
 
-def _encode(text: Any, number: int, source: str, task: Task) -> list[int]:
+def _encode(text: Any, number: int, source: str, task: Task, first_line: int = 1) -> list[int]:
     name = source or f"text {number}"
     try:
         if not isinstance(text, str):
             raise UsageError(f"it must be a text, got {type(text).__name__}")
         tokens = task.without_start(task.encode(text))
     except UsageError as error:
-        line, error = _first_error(text, task) or (0, error)
+        line, error = _first_error(text, task, first_line) or (0, error)
         place = name if not line else f"{name}:{line}" if source else f"{name}, line {line}"
         found, *others = str(error).splitlines()
         rule = others[0].removeprefix("expected: ") if len(others) == 2 else "text of the task"
@@ -134,10 +159,10 @@ def _encode(text: Any, number: int, source: str, task: Task) -> list[int]:
     return tokens
 
 
-def _first_error(text: Any, task: Task) -> tuple[int, UsageError] | None:
-    """Return the first line that cannot be read, from 1, and its error; None if all can."""
+def _first_error(text: Any, task: Task, first_line: int) -> tuple[int, UsageError] | None:
+    """Return the first line that cannot be read, and its error; None if all can."""
     lines = text.split("\n") if isinstance(text, str) else []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first_line):
         try:
             task.encode(line)
         except UsageError as error:

@@ -9,7 +9,7 @@ from thinkers.errors import DataError, three_lines
 from thinkers.files import exists, read_file
 from thinkers.memory.database import DATABASE
 from thinkers.memory.memory import TOPIC, LongTermMemory, require_memory
-from thinkers.memory.sections import check_topic, cut
+from thinkers.memory.sections import check_source, check_topic, cut, cut_lines
 from thinkers.runs.result import RunLike, open_with_task
 from thinkers.user_paths import user_path
 
@@ -38,6 +38,7 @@ def add_files(
     folder: str | Path,
     topic: str = TOPIC,
     *,
+    by_line: bool = False,
     keep_text: bool = False,
 ) -> Added:
     """Write files to the memory in a folder, all or none; it is made if the folder is absent.
@@ -46,6 +47,7 @@ def add_files(
 
     Args:
         run: The run that compresses them, its folder, or (model, task).
+        by_line: Cut at the end of each line too, so that no section holds more than one.
         keep_text: Keep the texts beside the latents.
 
     Raises:
@@ -64,7 +66,11 @@ def add_files(
     require_memory(model)
     size, vocab_size = model.config.memory_section, model.config.vocab_size
     # Before a memory is made, which a text that cannot be read would leave empty.
-    sections = cut(texts, task, size, vocab_size, [str(path) for path in paths])
+    names = [check_source(str(path)) for path in paths]
+    if by_line:
+        sections = list(cut_lines(texts, task, size, names))
+    else:
+        sections = cut(texts, task, size, vocab_size, names)
     begin = LongTermMemory.open if exists(place / DATABASE) else LongTermMemory.create
     with begin(place, (model, task)) as memory:
         ids = memory.write_sections(sections, topic, keep_text)
@@ -80,7 +86,11 @@ def read_text(path: Path) -> str:
     if not os.access(path, os.R_OK):
         what = "permission denied" if exists(path) else "no such file"
         raise _error(str(path), what, "a file that can be read")
-    content = read_file(path, LARGEST, DataError, follow=True)
+    try:
+        content = read_file(path, LARGEST, DataError, follow=True)
+    except DataError as error:
+        found = str(error).removeprefix(f"{path} ")
+        raise _error(str(path), found, "a plain file, not too large to be in memory") from None
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
