@@ -22,8 +22,13 @@ def thinker() -> Config:
 
 
 def two_hops() -> Config:
-    """Answer questions on the value of a value, in two look-ups, after questions on values."""
-    return _recipe(replace(FACTS, hops=2), 2000, num_steps=3)
+    """Answer questions on the value of a value, in two look-ups, after questions on values.
+
+    After the second step the answer is the value of the first hop, after the third the value of the
+    second. Graded at the end alone, half of the questions of two hops were right when the last
+    update came.
+    """
+    return _recipe(replace(FACTS, hops=2), 2000, num_steps=3, step_loss="early")
 
 
 def levels() -> Config:

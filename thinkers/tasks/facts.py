@@ -124,6 +124,7 @@ class Facts(CurriculumTask):
         self.stages = [(1, size, level + 1) for level in range(config.levels) for size in sizes]
         self.stages += [(2, sizes[-1], config.levels)] * (config.hops - 1)
         self.levels = range(len(self.stages))
+        self.max_due = None if config.hops == 1 else 1 + config.hops
         self.difficulty = self.levels[0 if config.curriculum else -1]
         self.observed = 0
 
@@ -190,7 +191,7 @@ class Facts(CurriculumTask):
         document = np.arange(batch_size) // questions
         tokens, lengths, answers = self._questions(Draws(keys), facts, document, hops)
         targets = np.full(tokens.shape, IGNORED)
-        targets[np.arange(batch_size), lengths - 1] = answers
+        targets[np.arange(batch_size), lengths - 1] = answers[:, -1]
         signed = [x.view(np.int64) for x in (keys, document_keys)]
         arrays = (tokens, targets, lengths, signed[0], sections, section_lengths, document)
         tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in arrays]
@@ -209,6 +210,7 @@ class Facts(CurriculumTask):
             document=tensors[6],
             document_keys=torch.from_numpy(signed[1]) if is_training else None,
             document_levels=levels,
+            **self._steps(tokens, lengths, answers),
         )
 
     def _facts(
@@ -237,7 +239,8 @@ class Facts(CurriculumTask):
     def _questions(
         self, draws: Draws, facts: Drawn, document: Int64[np.ndarray, " b"], hops: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the tokens of a question for each row, their lengths, and the answers."""
+        """Return the tokens of a question for each row, their lengths, and for each the value of
+        its first hop and the answer."""
         asked = draws.below(facts.entity.shape[1], 1)[:, 0]
         share = self.config.two_hops if hops > 1 else 0
         is_second = draws.below(1 << 31, 1)[:, 0] < share * (1 << 31)
@@ -245,7 +248,29 @@ class Facts(CurriculumTask):
         second = np.where(is_second, facts.relation[document, partner], -1)
         relations = np.stack([facts.relation[document, asked], second], 1)
         tokens, lengths = self.texts.questions(facts.entity[document, asked], relations)
-        return tokens, lengths, facts.value[document, np.where(is_second, partner, asked)]
+        first = facts.value[document, asked]
+        answer = facts.value[document, np.where(is_second, partner, asked)]
+        return tokens, lengths, np.stack([first, answer], 1)
+
+    def _steps(
+        self,
+        tokens: Int64[np.ndarray, "b t"],
+        lengths: Int64[np.ndarray, " b"],
+        answers: Int64[np.ndarray, "b 2"],
+    ) -> dict[str, Tensor]:
+        """Return when answers are due, and the value of the first hop before that.
+
+        A hop is a look-up, from the second step on. With one hop there is nothing to tell apart.
+        """
+        if self.config.hops == 1:
+            return {}
+        rows, ends = np.arange(len(tokens)), lengths - 1
+        hops = np.where(lengths > len(self.texts.form(1)), 2, 1)
+        due = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int64)
+        due[rows, ends] = 1 + hops
+        early = np.full((*tokens.shape, 2), IGNORED)
+        early[rows, ends, 1] = np.where(hops == 2, answers[:, 0], IGNORED)
+        return {"due": torch.from_numpy(due), "early": torch.from_numpy(early)}
 
     def evaluation_batches(self, split: str, num_examples: int) -> Iterator[Batch]:
         config = self.config
