@@ -25,20 +25,21 @@ def two_hops() -> Config:
     """Answer questions on the value of a value, in two look-ups, after questions on values.
 
     After the second step the answer is the value of the first hop, after the third the value of the
-    second. Graded at the end alone, half of the questions of two hops were right when the last
-    update came.
+    second. Graded at the end alone, half of the questions of two hops were right after 1,800
+    updates.
     """
-    return _recipe(replace(FACTS, hops=2), 2000, num_steps=3, step_loss="early")
+    return _recipe(replace(FACTS, hops=2), 1800, num_steps=3, step_loss="early")
 
 
 def levels() -> Config:
-    """Answer questions on facts from blocks of the second level, of four sections each.
+    """Answer questions on facts from blocks of the second level, of two sections each.
 
-    The first level is learned before the second; documents of fewer than four sections have no
-    other.
+    The first level is learned before the second. With four sections in a block, and both levels
+    from the beginning or one after the other, the second level stayed between 4 and 74 % at 16
+    sections.
     """
-    own = dict(block_latents=4, memory_levels=2, read_level=2, memory_top=2)
-    return _recipe(replace(FACTS, levels=2), 2000, num_steps=2, **own)
+    own = dict(block_latents=4, memory_levels=2, memory_group=2, read_level=2)
+    return _recipe(replace(FACTS, levels=2), 1800, num_steps=2, **own)
 
 
 def _recipe(task: Facts.Config, num_updates: int, **own: Any) -> Config:

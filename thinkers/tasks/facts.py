@@ -260,7 +260,7 @@ class Facts(CurriculumTask):
     ) -> dict[str, Tensor]:
         """Return when answers are due, and the value of the first hop before that.
 
-        A hop is a look-up, from the second step on. With one hop there is nothing to tell apart.
+        A hop is a look-up, from the second step on. With one hop all answers are due at once.
         """
         if self.config.hops == 1:
             return {}
