@@ -38,6 +38,7 @@ PAGES = {
         "facts_stores",
         "gradient_cache",
         "store_faults",
+        "memory_search",
     ),
     "docs/tools.md": ("tools_measured", "tools_by_kind"),
 }

@@ -92,6 +92,27 @@ def store_faults() -> str:
     return table(["what was done", "result"], rows)
 
 
+def memory_search() -> str:
+    """The measurements of benchmarks/memory_search.py, a column for each kind of keys."""
+    shown = {
+        "append, CPU s": ("30", lambda x: f"{x['append_s']:.1f}"),
+        "the first index, as the writer closes, CPU s": ("", lambda x: f"{x['close_s']:.1f}"),
+        "rebuild, CPU s": ("15", lambda x: f"{x['rebuild_s']:.1f}"),
+        "open and first search, CPU s": ("2", lambda x: f"{x['open_s']:.2f}"),
+        "recall@10": ("0.95", lambda x: f"{x['recall']:.3f}"),
+        "one query, median, CPU ms": ("", lambda x: f"{x['query_ms']['p50']:.1f}"),
+        "one query, 99th percentile, CPU ms": ("10", lambda x: f"{x['query_ms']['p99']:.1f}"),
+        "64 queries, CPU ms": ("200", lambda x: f"{x['queries_64_ms']:.0f}"),
+        "most memory of appending, MiB": ("1,000", lambda x: f"{x['append_rss_mb']:.0f}"),
+        "of rebuilding, MiB": ("1,000", lambda x: f"{x['rebuild_rss_mb']:.0f}"),
+        "of searching, MiB": ("1,000", lambda x: f"{x['search_rss_mb']:.0f}"),
+        "disk, MiB": ("", lambda x: f"{x['disk_mb']:.0f}"),
+    }
+    found = _read("memory_search.json").values()
+    rows = [[name, asked, *map(show, found)] for name, (asked, show) in shown.items()]
+    return table(["", "asked", "a key of 64 a block", "two keys of 32 a block"], rows)
+
+
 def _facts() -> dict:
     """{case: results of its seeds} of benchmarks/facts.py."""
     return {name: list(seeds.values()) for name, seeds in _read("facts.json").items()}
