@@ -56,7 +56,7 @@ CASES = {
     "facts_levels/thinker": Case("facts_levels/thinker"),
     "64 entities": Case(
         "facts/thinker",
-        ("--task.num_entities=64", "--task.num_relations=64", "--training.num_updates=1300"),
+        ("--task.num_entities=64", "--task.num_relations=64"),
         (*SIZES, LONGER),
     ),
     "sentences": Case(

@@ -18,7 +18,7 @@ def thinker() -> Config:
     Words are mixed with the three before them: a latent cannot hold which entity has which relation
     if it reads words by themselves.
     """
-    return _recipe(FACTS, 1000, num_steps=2)
+    return _recipe(FACTS, 1400, num_steps=2)
 
 
 def two_hops() -> Config:
