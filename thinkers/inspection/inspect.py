@@ -100,9 +100,12 @@ def inspect_model(
         tokens, prompt_length = question.tokens, question.prompt_length
         with record_attention() as record:
             thought = question.think(memory)
-        assert thought.states is not None and thought.steps is not None
+        assert thought.states is not None
         reading = None if memory is None else inspect_reading(question, thought, memory)
-        taken = torch.full((len(tokens),), num_steps) if halt is None else thought.steps[0].cpu()
+        taken = torch.full((len(tokens),), num_steps)
+        if halt is not None:
+            assert thought.steps is not None
+            taken = thought.steps[0].cpu()
         attention = _attention(model, record, taken, num_steps, prompt_length, halt)
         others = {
             name: read_out(model, x.reshape(1, -1, *x.shape[-2:]), task.num_output_tokens)
