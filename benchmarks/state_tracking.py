@@ -174,8 +174,9 @@ def cups(config: Config, model: Model) -> tuple[dict[str, float], list[list[floa
     scores["24"] = longer.score(model, "test", EXAMPLES, steps_of(model, 26))["exact"]
     if config.task.written or config.task.targets == "last":
         return scores, []
-    batch = longer.batch(0, EXAMPLES, "test")
-    return scores, accuracy_by_step(model, [batch], steps_of(model, 26))[:, 1:].tolist()
+    batch, choices = longer.batch(0, EXAMPLES, "test"), longer.num_output_tokens
+    cells = accuracy_by_step(model, [batch], steps_of(model, 26), num_output_tokens=choices)
+    return scores, cells[:, 1:].tolist()
 
 
 def automaton(config: Config, model: Model) -> tuple[dict[str, float], list[list[float]]]:

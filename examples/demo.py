@@ -161,7 +161,8 @@ def last_answers(model: Model, task: Task, num_examples: int) -> float:
 def by_swaps(model: Model, task: Task, num_examples: int) -> Tensor:
     """Return the accuracy after each step (rows) and each swap (columns)."""
     batch = rows_of(task, LONGEST).batch(0, num_examples, "test")
-    return accuracy_by_step(model, [batch], min(STEPS, model.config.max_steps))[:, 1:]
+    steps, choices = min(STEPS, model.config.max_steps), task.num_output_tokens
+    return accuracy_by_step(model, [batch], steps, num_output_tokens=choices)[:, 1:]
 
 
 def heat_figure(by_step: dict[str, Tensor], **options: str) -> Any:

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from thinkers.comparison.one_run import usual_steps
 from thinkers.errors import UsageError
 from thinkers.evaluation.by_step import accuracy_by_step
+from thinkers.evaluation.evaluate import evaluate, find_fall
 from thinkers.evaluation.halting import measure_effort
 from thinkers.models.decoder import Decoder
+from thinkers.models.documents import step_counts_of
 from thinkers.models.thinker import Thinker
 from thinkers.tasks import build_task
 
@@ -94,3 +97,28 @@ def test_a_model_without_a_memory_is_refused():
     ):
         with pytest.raises(UsageError, match="a batch with sections for decoder without a memory"):
             call()
+
+
+def test_accuracy_by_step_chooses_among_the_tokens_that_may_be_written():
+    model, batches = built(), list(TASK.evaluation_batches("test", 40))
+    choices = TASK.num_output_tokens
+    found = accuracy_by_step(model, batches, num_output_tokens=choices)
+    last = torch.cat([batch.lengths - 1 for batch in batches])
+    shares = found[-1][last.unique()]
+    counts = torch.bincount(last)[last.unique()]
+    right = TASK.grade(model, num_examples=40).sum()
+    assert (shares * counts).sum().round() == right > 0
+    any_token = accuracy_by_step(model, batches)[-1][last.unique()]
+    assert (any_token * counts).sum().round() < right
+
+
+def test_documents_are_never_scored_at_one_step():
+    model = built()
+    assert model.step_counts[0] == 1
+    rows = evaluate((model, TASK), num_examples=6)
+    assert [row["num_steps"] for row in rows] == [k for k in model.step_counts if k >= 2]
+    find_fall((model, TASK), num_examples=6)
+    with pytest.raises(UsageError, match="num_steps 1 with a memory"):
+        evaluate((model, TASK), num_steps=1, num_examples=6)
+    assert usual_steps(model, TASK) == 4
+    assert step_counts_of(model, None) == model.step_counts

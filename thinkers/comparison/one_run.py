@@ -32,6 +32,7 @@ from thinkers.evaluation.halting import measure_effort
 from thinkers.files import exists, open_log, own_folder, write_file
 from thinkers.json_files import read_with_digest, with_digest
 from thinkers.models.base import Model
+from thinkers.models.documents import step_counts_of
 from thinkers.models.halt import Halt, halt_option, rule_record
 from thinkers.plugins import import_file, imported_files
 from thinkers.process_state import one_thread
@@ -127,7 +128,7 @@ def _evaluated(job: Job) -> dict[str, Any]:
     model = load(job.home).to(find_device(config.training.device))
     task = tasks.from_config(config.task, EXAMPLES_SEED)
     usual = usual_steps(model, task, one.halt)
-    counts: dict[Steps, None] = dict.fromkeys([usual, *model.step_counts])
+    counts: dict[Steps, None] = dict.fromkeys([usual, *step_counts_of(model, task.section_length)])
     grades, measured = _graded(model, task, plan, one, list(counts))
     number = min(POINT_EXAMPLES, plan.num_examples)
     curve, points = _curve(job.home, model, task, number, usual, one.halt)
@@ -276,7 +277,7 @@ def usual_steps(model: Model, task: Task, halt: Halt = None) -> int | Literal["d
     With `halt` the model itself stops at what would be due, which is then the limit; that of a
     policy is the number of steps that its roll-outs took.
     """
-    counts = model.step_counts
+    counts = step_counts_of(model, task.section_length)
     if halt != "policy" and task.judged_at == "due" and model.config.takes_steps:
         return "due" if halt is None else model.check_steps(task.max_due)
     return model.config.num_steps if model.config.num_steps in counts else counts[0]

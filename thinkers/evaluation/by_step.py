@@ -23,6 +23,7 @@ def accuracy_by_step(
     batches: Iterable[Batch],
     num_steps: int | None = None,
     halt: Halt = None,
+    num_output_tokens: int | None = None,
 ) -> Float[Tensor, "k t"]:
     """Return the share of right answers after each thinking step at each position.
 
@@ -32,6 +33,7 @@ def accuracy_by_step(
 
     Args:
         batches: Rows with targets, of one width; a position that no row grades has NaN.
+        num_output_tokens: Answers are below this id, as those of `Task.score`; None means any.
 
     Raises:
         UsageError: There are no batches.
@@ -53,7 +55,7 @@ def accuracy_by_step(
                     **halt_option(halt),
                     **blocks_option(model, rows),
                 ).states
-                answers = model.read_out(states).argmax(-1)
+                answers = model.read_out(states)[..., :num_output_tokens].argmax(-1)
                 is_graded = rows.targets != IGNORED
                 right = right + ((answers == rows.targets[:, None]) & is_graded[:, None]).sum(0)
                 graded = graded + is_graded.sum(0)

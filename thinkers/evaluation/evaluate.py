@@ -8,6 +8,7 @@ from thinkers.errors import usage_error
 from thinkers.evaluation.halting import measure_effort
 from thinkers.evaluation.statistics import Fall, worst_fall
 from thinkers.models.base import Model
+from thinkers.models.documents import step_counts_of
 from thinkers.models.halt import Halt, check_halt, halt_option, rule_record, with_policy
 from thinkers.models.tools import Tool
 from thinkers.runs.result import RunLike, open_with_task
@@ -34,9 +35,10 @@ def evaluate(
 
     Args:
         run: A run, its folder, or (model, task).
-        num_steps: Numbers of thinking steps; None means all in `model.step_counts`, and "due" where
-            the task is judged by it. "due" gives each example as many as its answers need, an
-            oracle; its row is {"num_steps": "due", "oracle": True, ..}.
+        num_steps: Numbers of thinking steps; None means all in `model.step_counts`, from 2 where
+            documents are read, and "due" where the task is judged by it. "due" gives each example
+            as many as its answers need, an oracle; its row is {"num_steps": "due", "oracle": True,
+            ..}.
         num_examples: Held-out examples of each row, the same for all.
         halt: Let tokens halt before `num_steps`: see `thinkers.models.halt`. A row then has `halt`
             and its measured `mean_steps` and `flops_share`: see `thinkers.evaluation.halting`.
@@ -55,7 +57,7 @@ def evaluate(
     model, task = open_with_task(run, flags=flags)
     called = _tools_of(task, tools)
     halt = check_halt(model, with_policy(halt, policy))
-    counts = _step_counts(model, num_steps)
+    counts = _step_counts(model, task, num_steps)
     is_judged_so = task.judged_at == "due" and model.config.takes_steps and halt is None
     if num_steps is None and is_judged_so:
         counts = ["due", *counts]
@@ -136,7 +138,7 @@ def find_fall(
         return None
     sign = 1 if task.higher_is_better else -1
     options, grades = halt_option(halt) | _tools_of(task, tools), {}
-    for k in _step_counts(model, num_steps):
+    for k in _step_counts(model, task, num_steps):
         grade = task.grade(model, split, num_examples, k, **options).numpy()
         grades[model.check_steps(k)] = sign * grade
     return worst_fall(grades, example_groups(task, split, num_examples, grade))
@@ -147,7 +149,7 @@ def _check(split: str, num_examples: int) -> None:
     check_int("num_examples", num_examples, 1)
 
 
-def _step_counts(model: Model, num_steps: Sequence[Steps] | Steps) -> Sequence[Any]:
+def _step_counts(model: Model, task: Task, num_steps: Sequence[Steps] | Steps) -> Sequence[Any]:
     if num_steps is None:
-        return model.step_counts
+        return step_counts_of(model, task.section_length)
     return [num_steps] if isinstance(num_steps, int | str) else num_steps

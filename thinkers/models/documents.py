@@ -28,6 +28,9 @@ SHAPES = {
 OPTIONAL = ("document_keys", "document_levels")
 """Those that a batch with documents may lack."""
 
+LEAST_STEPS = 2
+"""Thinking steps with documents: the first reads the prompt alone."""
+
 OF_EACH = tuple(name for name, axes in SHAPES.items() if axes[0] == "d")
 """Those that have a row for each document."""
 
@@ -113,6 +116,19 @@ def check_reads_sections(model: Any, section_length: int) -> None:
             f"at least {section_length}, the most tokens of a section",
             f"set --model.memory_section {section_length}",
         )
+
+
+def step_counts_of(model: Any, section_length: int | None) -> tuple[int, ...]:
+    """Return `model.step_counts`; where documents are read, without those too few for it.
+
+    Args:
+        section_length: The most tokens of a section of the documents; None without documents.
+    """
+    counts: tuple[int, ...] = model.step_counts
+    if section_length is None or not has_memory(model):
+        return counts
+    # A model that cannot take so many says so when it is given the documents.
+    return tuple(count for count in counts if count >= LEAST_STEPS) or counts
 
 
 def _refuse_without_memory(model: Any, found: str) -> None:
