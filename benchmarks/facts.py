@@ -90,10 +90,10 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
     case = CASES[name]
     flags = [*case.flags, f"--training.seed={seed}"]
     config = override(recipes.RECIPES[case.recipe](), flags=flags)
-    begun, start = (folder / "config.json").exists(), time.process_time()
-    run = train(config, folder)
-    minutes = (time.process_time() - start) / 60
-    model, task = thinkers.open_run(run)
+    # Kept apart from the scores, so that a finished run can be judged again.
+    cost = measured(folder.with_name(f"{folder.name}-cost.json"), lambda: cost_of(config, folder))
+    model, task = thinkers.open_run(folder)
+    model.config = replace(model.config, memory_top=config.model.memory_top)
     with eval_mode(model):
         scores = {str(size): judge(model, of_size(task, size), size) for size in case.sizes}
         stored = dtypes(model, of_size(task, 64))
@@ -105,9 +105,15 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
         "flops": max(line["flops"] for line in lines if "flops" in line),
         "scale": float(model.index.scale()),
         "updates": config.training.num_updates,
-        "cpu_minutes": minutes,
-        "resumed": begun,
+        **cost,
     }
+
+
+def cost_of(config: Any, folder: Path) -> dict[str, Any]:
+    """Train, and return the minutes that it took, unless it had been begun before."""
+    begun, start = (folder / "config.json").exists(), time.process_time()
+    train(config, folder)
+    return {"cpu_minutes": (time.process_time() - start) / 60, "resumed": begun}
 
 
 def of_size(task: Any, size: int) -> Facts:

@@ -26,9 +26,10 @@ def two_hops() -> Config:
 
     After the second step the answer is the value of the first hop, after the third the value of the
     second. Graded at the end alone, half of the questions of two hops were right after 1,800
-    updates.
+    updates. With one block at a step 96 % were right in 256 sections, on validation rows, with four
+    86 %.
     """
-    return _recipe(replace(FACTS, hops=2), 1800, num_steps=3, step_loss="early")
+    return _recipe(replace(FACTS, hops=2), 1800, num_steps=3, step_loss="early", memory_top=1)
 
 
 def levels() -> Config:
@@ -38,7 +39,7 @@ def levels() -> Config:
     from the beginning or one after the other, the second level stayed between 4 and 74 % at 16
     sections.
     """
-    own = dict(block_latents=4, memory_levels=2, memory_group=2, read_level=2)
+    own = dict(block_latents=4, memory_levels=2, memory_group=2, read_level=2, memory_top=1)
     return _recipe(replace(FACTS, levels=2), 1800, num_steps=2, **own)
 
 
