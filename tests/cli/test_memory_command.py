@@ -254,11 +254,14 @@ def test_a_question_of_one_step_reads_nothing_and_is_refused(unchanged, monkeypa
             "bad.txt:3: word 1 of ' n3 e9 r1' is 'e9'\nexpected: e0 .. e4",
         ),
         ("folder", "bad.txt: must be a plain file"),
+        ("link", "bad.txt: no such file"),
     ],
 )
 def test_files_that_cannot_be_read_are_named_and_nothing_is_written(here, content, found, capsys):
     if content == "folder":
         (here / "bad.txt").mkdir()
+    elif content == "link":
+        (here / "bad.txt").symlink_to("nothing")
     elif content is not None:
         (here / "bad.txt").write_bytes(content)
     assert main(line("add run a.txt bad.txt --store m")) == 3
@@ -268,6 +271,15 @@ def test_files_that_cannot_be_read_are_named_and_nothing_is_written(here, conten
     assert main(line("add run a.txt --store m")) == 0
     assert main(line("add run bad.txt --store m")) == 3
     assert LongTermMemory.open("m").topics() == {"default": 2}
+
+
+def test_a_mark_of_the_byte_order_and_line_ends_of_windows_are_no_text(here, capsys):
+    plain = (here / "a.txt").read_bytes()
+    (here / "b.txt").write_bytes(b"\xef\xbb\xbf" + plain.replace(b"\n", b"\r\n"))
+    assert main(line("add run a.txt b.txt --store m --keep_text")) == 0
+    with LongTermMemory.open("m") as memory:
+        texts = memory.read(range(1, len(memory) + 1)).texts
+    assert texts[: len(texts) // 2] == texts[len(texts) // 2 :]
 
 
 def test_a_file_without_rights_is_named(here, capsys):

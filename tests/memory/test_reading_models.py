@@ -106,3 +106,27 @@ def test_a_memory_in_float64_is_that_of_the_same_weights(tmp_path):
     assert memory.read(ids).latents.dtype == torch.float32
     assert torch.isfinite(logits(wide, batch, memory)).all()
     assert memory.search(torch.randn(1, 16, dtype=torch.float64)).ids.shape == (1, 4)
+
+
+def test_more_blocks_than_there_are_take_no_more_room(tmp_path):
+    model, task = thinker()
+    sections, batch = documents(task, 1)
+    with LongTermMemory.create(tmp_path / "m", (model, task)) as memory:
+        memory.write(sections[0][:3])
+        some = batch.rows(slice(0, 2))
+        found = logits(reading(model, 10**12), some, memory)
+        assert torch.equal(found, logits(reading(model, 3), some, memory))
+        found = logits(reading(model, 10**12), some, memory.part(without=[2]))
+        torch.testing.assert_close(
+            found, logits(reading(model, 2), some, memory.part(without=[2])), atol=1e-6, rtol=0
+        )
+
+
+@pytest.mark.misuse
+def test_a_store_is_no_memory_of_a_model(tmp_path):
+    model, task = thinker()
+    batch = task.batch(0, 2)
+    with LongTermMemory.create(tmp_path / "m", (model, task)) as memory:
+        for other in (memory.store, [memory, memory.store], "m", True, {0: memory}):
+            with pytest.raises(UsageError, match="memory must be a LongTermMemory"):
+                logits(model, batch, other)

@@ -213,3 +213,59 @@ def test_names_are_those_of_the_contract():
     names = "create open write search read topics clear compact verify rebuild recompress close"
     assert all(callable(getattr(LongTermMemory, name)) for name in f"{names} view check".split())
     assert re.fullmatch(r"[0-9a-f]{64}", FakeModel().memory_fingerprint())
+
+
+@pytest.mark.misuse
+@pytest.mark.parametrize(
+    "latent",
+    [
+        latents(2)[:, 1:],
+        latents(2)[0],
+        latents(2)[:0],
+        latents(2)[:, None][:, :0],
+        latents(2).long(),
+        latents(2).tolist(),
+        None,
+    ],
+    ids=["size", "vector", "rows", "none", "integers", "list", "None"],
+)
+def test_latents_that_ask_nothing_are_refused(tmp_path, latent):
+    with filled(tmp_path / "m", {"a": 3}) as memory, refuses("latent must be"):
+        memory.search(latent)
+
+
+def test_latents_of_other_types_of_numbers_ask_the_same(tmp_path):
+    with filled(tmp_path / "m", {"a": 9}) as memory:
+        expected = memory.search(latents(2)).ids
+        assert torch.equal(memory.search(latents(2).double()).ids, expected)
+        assert memory.search(latents(2).bfloat16()).ids.shape == expected.shape
+
+
+@pytest.mark.misuse
+@pytest.mark.parametrize("ids", [1, None, "1", ["1"], [1.0], [True], [0], [-1], [2**63], [[1]]])
+def test_what_is_no_list_of_ids_is_refused(tmp_path, ids):
+    with filled(tmp_path / "m", {"a": 3}) as memory:
+        for call in (memory.read, lambda x: memory.part(without=x)):
+            with refuses("ids? must be "):
+                call(ids)
+        with refuses("ids must be a list"):
+            memory.read(torch.tensor(1))
+        assert memory.read(range(1, 3)).ids.tolist() == [1, 2]
+
+
+@pytest.mark.misuse
+def test_what_is_no_name_of_a_topic_is_refused(tmp_path):
+    with filled(tmp_path / "m", {"a": 3}) as memory:
+        for topics in (3, "a", [3], [None], {"a"}, [b"a"]):
+            for call in (lambda x: memory.search(latents(1), topics=x), memory.part):
+                with refuses("topics must be a list of names or None"):
+                    call(topics)
+        for topic in (3, b"a", ["a"], True):
+            with refuses("topic must be a text"):
+                memory.clear(topic)
+            with refuses("topic must be a text"):
+                memory.write(rows(1), topic)
+        for sources in (3, "a", ["a", "b"], {0: "a"}, {"a"}):
+            with refuses("sources must be a list of 1 names"):
+                memory.write(rows(1), sources=sources)
+        assert memory.topics() == {"a": 3}

@@ -18,6 +18,7 @@ from thinkers.memory.rows import DTYPES
 from thinkers.memory.sections import Section, check_topic, cut, vocabulary_digest
 from thinkers.memory.sqlite import SqliteStore
 from thinkers.memory.store import Fault, Found, SnapshotStore, View
+from thinkers.memory.views import check_blocks
 from thinkers.runs.result import Run, RunLike, open_run
 from thinkers.tasks import Task
 from thinkers.user_paths import user_path
@@ -148,9 +149,10 @@ class LongTermMemory:
             without: Ids of blocks to leave out.
 
         Raises:
-            UsageError: There is no such topic; the message names the nearest.
+            UsageError: There is no such topic, of which the message names the nearest; or an id is
+                none.
         """
-        part = MemoryPart(self, topics, tuple(without))
+        part = MemoryPart(self, topics, tuple(check_blocks(without)))
         with part.view():
             return part
 
@@ -171,12 +173,21 @@ class LongTermMemory:
             topics: Topics to search; None means all.
 
         Raises:
-            UsageError: k is below 1, there is no such topic, or no model.
+            UsageError: k is below 1, there is no such topic, no model, or latents have another size
+                than its own.
             DamagedError: Keys are not as they were written.
         """
         model = self._own_model()
-        if not isinstance(latent, Tensor) or latent.ndim not in (2, 3):
-            raise UsageTypeError(f"latent must be (b, c) or (b, l, c), got {describe(latent)}")
+        if not isinstance(latent, Tensor) or not latent.is_floating_point():
+            raise UsageTypeError(f"latent must be a tensor of numbers, got {describe(latent)}")
+        dim = model.config.dim
+        if latent.ndim not in (2, 3) or latent.shape[-1] != dim or 0 in latent.shape:
+            raise UsageError(
+                f"latent must be (b, {dim}) or (b, l, {dim}), of at least one row and one latent, "
+                f"got {describe(latent)}"
+            )
+        like = next(model.parameters())
+        latent = latent.to(like.device, like.dtype)
         queries = model.block_query(latent if latent.ndim == 3 else latent[:, None])
         found = self.store.search(queries.detach().float(), k, model.config.read_level, topics)
         return replace(found, scores=found.scores * model.block_scale())

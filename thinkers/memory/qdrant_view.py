@@ -17,6 +17,7 @@ from thinkers.memory.rows import Topic, check_key, damaged, unpack_keys
 from thinkers.memory.store import Found
 from thinkers.memory.views import (
     as_blocks,
+    check_blocks,
     check_fingerprint,
     check_names,
     closed_view,
@@ -166,8 +167,7 @@ class QdrantView:
 
     def fetch(self, ids: Sequence[int] | Int[Tensor, " n"]) -> Blocks:
         """Return these blocks, in this order; errors are those of `SqliteView.fetch`."""
-        given = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        asked = [check_int("id", id, 1) for id in given]
+        asked = check_blocks(ids)
         store, names = self._store, {x.id: x.name for x in self.state.topics.values()}
         held = {}
         wanted = sorted({id for id in asked if id <= self.meta.last})

@@ -98,7 +98,7 @@ def _token_rows(tokens: Tensor, size: int, vocab_size: int) -> list[list[int]]:
 def _names(sources: Any, count: int) -> list[str]:
     if sources is None:
         return [""] * count
-    if isinstance(sources, str) or len(sources) != count:
+    if not isinstance(sources, Sequence) or isinstance(sources, str) or len(sources) != count:
         raise UsageError(f"sources must be a list of {count} names, got {sources!r}")
     return [check_source(name) for name in sources]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thinkers.errors import DataError, three_lines
-from thinkers.files import exists, read_file
+from thinkers.files import exists, is_folder, is_plain_file, read_file
 from thinkers.memory.database import DATABASE
 from thinkers.memory.memory import TOPIC, LongTermMemory, require_memory
 from thinkers.memory.sections import check_source, check_topic, cut, cut_lines
@@ -84,7 +84,8 @@ def read_text(path: Path) -> str:
         DataError: It cannot be read, is empty, or is not UTF-8.
     """
     if not os.access(path, os.R_OK):
-        what = "permission denied" if exists(path) else "no such file"
+        is_there = is_folder(path) or is_plain_file(path)
+        what = "permission denied" if is_there else "no such file"
         raise _error(str(path), what, "a file that can be read")
     try:
         content = read_file(path, LARGEST, DataError, follow=True)
@@ -92,7 +93,8 @@ def read_text(path: Path) -> str:
         found = str(error).removeprefix(f"{path} ")
         raise _error(str(path), found, "a plain file, not too large to be in memory") from None
     try:
-        text = content.decode()
+        # A mark of the byte order is no text, but editors on Windows begin files with it.
+        text = content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         before = content[: error.start]
         line, byte = before.count(b"\n") + 1, error.start - before.rfind(b"\n")

@@ -39,6 +39,9 @@ from thinkers.memory.store import Found
 
 Named = TypeVar("Named")
 
+LARGEST_ID = 2**63 - 1
+"""The largest integer of SQLite."""
+
 
 class SqliteView:
     """A snapshot of a store, read by a connection of its own; see `store.View`."""
@@ -133,8 +136,7 @@ class SqliteView:
             UsageError: There is no such block.
             DamagedError: A block is not as it was written; the message names it.
         """
-        given = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        asked = [check_int("id", id, 1) for id in given]
+        asked = check_blocks(ids)
         with database_errors(self._database):
             keys = {row[0]: row for row in select_keys(self._open, asked)}
             rows = {row[0]: row for row in self._select_blocks(asked)}
@@ -308,9 +310,24 @@ def query_vectors(queries: Any) -> Float32[np.ndarray, "b d"]:
 
 def check_names(topics: Any) -> list[str]:
     """Return the names of topics; raise UsageError if they are no list."""
-    if isinstance(topics, str) or not isinstance(topics, Sequence):
+    if (
+        isinstance(topics, str)
+        or not isinstance(topics, Sequence)
+        or not all(isinstance(name, str) for name in topics)
+    ):
         raise UsageError(f"topics must be a list of names or None, got {topics!r}")
     return list(topics)
+
+
+def check_blocks(ids: Any) -> list[int]:
+    """Return ids of blocks; raise UsageError if they are no list of integers from 1."""
+    given = ids.tolist() if isinstance(ids, Tensor) else ids
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        raise UsageError(f"ids must be a list of the ids of blocks, got {ids!r}")
+    found = [check_int("id", id, 1) for id in given]
+    if found and max(found) > LARGEST_ID:
+        raise UsageError(f"id must be at most {LARGEST_ID}, got {max(found)}")
+    return found
 
 
 def closed_view(folder: Path) -> UsageError:
@@ -333,6 +350,8 @@ def missing_block(id: int, folder: Path, meta: Meta) -> UsageError:
 
 def find_topic(topics: Mapping[str, Named], name: str, folder: Path | str) -> Named:
     """Return the topic of this name; raise UsageError, naming the nearest, if there is none."""
+    if not isinstance(name, str):
+        raise UsageError(f"topic must be a text, got {name!r}")
     if name in topics:
         return topics[name]
     near = f"such as {nearest(name, topics)!r}" if topics else "of which it has none"

@@ -215,7 +215,9 @@ class StoreReading(Reading):
             asked = (which == number).nonzero()[:, 0]
             if len(asked) and len(view):
                 assert self.top is not None
-                ids = view.search(queries[asked], self.top, config.read_level).ids
+                # No more than there are: memory would grow by `top`, however few blocks are there.
+                k = min(self.top, len(view))
+                ids = view.search(queries[asked], k, config.read_level).ids
                 found[number] = asked, ids.to(which.device)
         if not found:
             return memory

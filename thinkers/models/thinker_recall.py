@@ -96,7 +96,7 @@ def _store_rows(model: Any, memory: Any, b: int) -> StoreRows:
         if store is None:
             which.append(ABSENT)
             continue
-        if not hasattr(store, "view"):
+        if not (hasattr(store, "view") and hasattr(store, "check")):
             raise UsageTypeError(
                 f"memory must be a LongTermMemory, or a list with one or None for each row, got "
                 f"{describe(store)} at {place}"
