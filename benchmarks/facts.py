@@ -33,6 +33,7 @@ from thinkers.files import write_file
 from thinkers.models import thinker_reading
 from thinkers.models.document_blocks import ABSENT, DocumentBlocks
 from thinkers.models.generation import eval_mode
+from thinkers.models.memory_option import memory_option, memory_top
 from thinkers.tasks.answers import left_padded_prompts
 from thinkers.tasks.facts import Facts
 
@@ -180,16 +181,12 @@ def read(
         matches: Scores blocks in place of the index.
         top: Number of blocks that a step reads; "own" means `memory_top`.
     """
-    before = model.config
-    if top != "own":
-        model.config = replace(before, memory_top=top)
-    try:
-        with asked(matches):
-            options = {} if blocks is None else {"memory": blocks}
-            lengths = batch.prompt_lengths
-            found = model(batch.tokens, lengths=lengths, prompt_lengths=lengths, **options)
-    finally:
-        model.config = before
+    number: Any = model.config.memory_top if top == "own" else top
+    lengths = batch.prompt_lengths
+    with memory_top(model, number), asked(matches):
+        found = model(
+            batch.tokens, lengths=lengths, prompt_lengths=lengths, **memory_option(blocks)
+        )
     logits = found.logits[torch.arange(len(batch)), lengths - 1]
     return logits.argmax(-1), found.extra.get("blocks")
 

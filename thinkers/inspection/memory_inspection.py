@@ -12,7 +12,6 @@ from thinkers.evaluation.generate import answer_text, fit_prompt, respond
 from thinkers.inspection.memory_reading import (
     Read,
     blocks_of,
-    memory_top,
     read_blocks,
     reads,
     think,
@@ -30,6 +29,7 @@ from thinkers.memory.parts import MemoryPart, Snapshot
 from thinkers.memory.sqlite import SqliteStore
 from thinkers.models.base import Model, Thought
 from thinkers.models.halt import Halt
+from thinkers.models.memory_option import memory_top
 from thinkers.models.tools import Tool
 from thinkers.tasks import Task
 

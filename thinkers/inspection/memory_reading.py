@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +14,11 @@ from thinkers.evaluation.generate import answered, steps_for
 from thinkers.inspection.results import Asked, ReadBlock
 from thinkers.memory.blocks import UNKNOWN, Blocks
 from thinkers.memory.parts import Readable, snapshot
-from thinkers.memory.store import NOTHING
 from thinkers.models.base import Model, Thought
+from thinkers.models.document_blocks import ABSENT
 from thinkers.models.generation import eval_mode
 from thinkers.models.halt import Halt, check_halt, halt_option, with_policy
-from thinkers.models.memory_option import check_takes_memory, memory_option
+from thinkers.models.memory_option import check_takes_memory, memory_option, memory_top
 from thinkers.models.positions import option
 from thinkers.runs.result import RunLike, open_with_task
 from thinkers.tasks import Task
@@ -67,17 +67,6 @@ def reading_top(model: Any, top: int | None) -> Iterator[None]:
     """Let a model read `top` blocks at a step inside the block; None changes nothing."""
     with memory_top(model, model.config.memory_top if top is None else check_int("top", top, 1)):
         yield
-
-
-@contextmanager
-def memory_top(model: Any, top: int | None) -> Iterator[None]:
-    """Set `memory_top`, which is not part of the weights, inside the block."""
-    before = model.config
-    model.config = replace(before, memory_top=top)
-    try:
-        yield
-    finally:
-        model.config = before
 
 
 def think(
@@ -146,7 +135,7 @@ def reads(model: Any, thought: Thought) -> list[Read]:
         ids, mass, latents = ids[None], mass[None], latents[None]
     for section in range(len(ids)):
         for step in range(1, ids.shape[1]):
-            is_read = ids[section, step] != NOTHING
+            is_read = ids[section, step] != ABSENT
             if is_read.any():
                 query = model.block_query(latents[section, step - 1][None])[0].float()
                 rows = ids[section, step, is_read], mass[section, step, is_read].float(), query

@@ -1,6 +1,5 @@
 """Making of an empty SQLite store: a folder holds a whole one, or none."""
 
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,15 +27,7 @@ def make_store(folder: Path, settings: Mapping[str, Any]) -> TextIO:
     lock = lock_folder(folder)
     try:
         _refuse_contents(folder)  # another process may have made one in between
-        meta = Meta(
-            store=secrets.token_hex(8),
-            generation=0,
-            deleted=0,
-            last=0,
-            counts=[0] * settings["levels"],
-            is_wiped=True,
-            **settings,
-        )
+        meta = Meta.empty(**settings)
         remove_leftovers(folder)
         value = {"format": FORMAT, "store": meta.store, "generation": 0}
         write_file(folder / GENERATION_FILE, with_digest(value))

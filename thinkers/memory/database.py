@@ -35,10 +35,13 @@ TABLES = {
 topic: a bit that flips in one is noticed by no checksum, and leaves blocks behind as a topic is
 cleared."""
 OF_SQLITE = {"sqlite_sequence": "CREATE TABLE sqlite_sequence(name,seq)"}
+"""Tables that SQLite makes by itself, here for AUTOINCREMENT."""
 PRAGMAS = (
     *("synchronous=FULL", "secure_delete=ON", "trusted_schema=OFF", "cell_size_check=ON"),
     *("mmap_size=0", f"journal_size_limit={1 << 26}"),
 )
+"""Settings of every connection: commits reach the disk, deleted bytes are overwritten with zeros,
+and nothing that a damaged or a foreign database says is run or trusted."""
 WAIT = 30.0
 """Seconds to wait for another connection, such as one that repairs the log of a killed process."""
 
@@ -93,13 +96,10 @@ def connect(database: Path, write: bool) -> sqlite3.Connection:
 def _check_tables(connection: sqlite3.Connection, database: Path) -> None:
     """Raise DamagedError unless these are the tables of a store: no view or trigger besides."""
     rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")
-    expected = {(b"table", n.encode(), n.encode(), s.encode()) for n, s in _all_tables().items()}
+    tables = TABLES | OF_SQLITE
+    expected = {(b"table", n.encode(), n.encode(), s.encode()) for n, s in tables.items()}
     if set(rows) != expected:
         raise damaged(database, "its tables are not those of a memory")
-
-
-def _all_tables() -> dict[str, str]:
-    return TABLES | OF_SQLITE
 
 
 def create_database(file: Path, meta: Meta) -> None:
@@ -126,7 +126,7 @@ def database_errors(database: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
         if code in (sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_RANGE):
-            raise  # an error of this library
+            raise  # a wrong call of SQLite: a fault of this library, not of the disk
         raise _as_own(database, str(error), code) from None
 
 

@@ -26,6 +26,7 @@ from thinkers.terminal import show
 TAIL = 0.1
 """Largest number of keys outside of an index, as a share of those in it."""
 ROWS = 10_000
+"""Rows of the database that are Python objects at once."""
 PARAMETERS = 500
 """The most ids of one query; old versions of SQLite allow 999."""
 
@@ -95,16 +96,14 @@ def _key_rows(rows: Sequence[tuple[int, int, int, bytes]], meta: Meta, database:
     return KeyRows(ids, topics, sizes, keys)
 
 
-def select_keys(
-    connection: sqlite3.Connection, ids: Sequence[int], columns: str = KEY_COLUMNS
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of these ids, ascending; none for an id that is not there."""
+def select_keys(connection: sqlite3.Connection, ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of KEY_COLUMNS of these ids, ascending; none for an id that is not there."""
     ids = sorted(set(ids))
     for start in range(0, len(ids), PARAMETERS):
         some = ids[start : start + PARAMETERS]
         marks = ",".join("?" * len(some))
         yield from connection.execute(
-            f"SELECT {columns} FROM key WHERE id IN ({marks}) ORDER BY id", some
+            f"SELECT {KEY_COLUMNS} FROM key WHERE id IN ({marks}) ORDER BY id", some
         )
 
 
@@ -306,7 +305,7 @@ class Keys:
             found = _with_lists(meta, lists, tail)
             if found.inside + len(tail) == meta.counts[level - 1]:
                 return found
-            self._tell(meta, level, "it does not hold the blocks of this memory")
+            self._report_rebuild(meta, level, "it does not hold the blocks of this memory")
         return self.build(connection, meta, level, save)
 
     def _read(self, meta: Meta, level: int) -> Lists | None:
@@ -314,19 +313,19 @@ class Keys:
         try:
             lists = Lists.load(self.file(meta, level))
         except FileNotFoundError:
-            self._tell(meta, level, "it is missing")
+            self._report_rebuild(meta, level, "it is missing")
             return None
         except (DamagedError, FormatError) as error:
-            self._tell(meta, level, str(error))
+            self._report_rebuild(meta, level, str(error))
             return None
         # An index that is newer than the snapshot may lack what was deleted in between.
         is_of_snapshot = meta.deleted <= lists.generation <= meta.generation
         if not is_of_snapshot or lists.dim != meta.index_dim or not len(lists):
-            self._tell(meta, level, "it is of another generation")
+            self._report_rebuild(meta, level, "it is of another generation")
             return None
         return lists
 
-    def _tell(self, meta: Meta, level: int, why: str) -> None:
+    def _report_rebuild(self, meta: Meta, level: int, why: str) -> None:
         file = self.file(meta, level)
         show(f"{file}: the index is made anew from the keys: {why}", stream=sys.stderr)
 

@@ -17,15 +17,18 @@ from thinkers.errors import DamagedError
 SAMPLES = 32
 """Keys per list that centroids are learned from."""
 ROUNDS = 6
+"""Rounds of k-means: the centroids are only where the search begins."""
 BLOCK, MANY = 512, 16_384
 """Keys that are compared at once with all centroids, and with few queries: their scores stay in the
 processor's cache."""
 UNIT = 0.01
 """How far the length of a key may be from 1; float16 changes it by less than 0.001."""
-QUERIES = 256
-NOISE = 0.75
+QUERIES, NOISE = 256, 0.75
+"""Queries by which the number of lists is chosen, and their noise; see `choose_probes`."""
 NEIGHBOURS, MOST = 10, 80
+"""Their neighbours: ids, and the most keys."""
 RECALL = 0.97
+"""Share of the neighbours that the lists searched must hold."""
 LEAST_SHARE = 32
 """At least one of this number of lists is searched, however few hold the sample's neighbours."""
 

@@ -19,6 +19,7 @@ from thinkers.memory.sections import Section, check_topic, cut, vocabulary_diges
 from thinkers.memory.sqlite import SqliteStore
 from thinkers.memory.store import Fault, Found, SnapshotStore, View
 from thinkers.memory.views import check_blocks
+from thinkers.models.memory_option import has_memory
 from thinkers.runs.result import Run, RunLike, open_run
 from thinkers.tasks import Task
 from thinkers.user_paths import user_path
@@ -325,7 +326,8 @@ def _model_and_task(model: Any, task: Task | None) -> tuple[Any, Task | None]:
 
 
 def require_memory(model: Any) -> None:
-    if getattr(getattr(model, "config", None), "memory", "none") != "blocks":
+    """Raise UsageError unless a model has layers that read and write a long-term memory."""
+    if not has_memory(model):
         raise usage_error(
             f"{type(model).__name__}, a model without a memory",
             "a thinker with memory blocks",

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thinkers.memory.blocks import Blocks
-from thinkers.memory.store import NOTHING, Found
+from thinkers.memory.store import Found
 from thinkers.memory.views import check_names, find_topic
+from thinkers.models.document_blocks import ABSENT
 
 
 class Readable(Protocol):
@@ -72,7 +73,7 @@ class PartView:
         found = self.whole.search(queries, k + len(self.without), level, names)
         out = torch.isin(found.ids, torch.tensor(self.without, device=found.ids.device))
         order = out.sort(dim=1, stable=True).indices[:, :k]
-        ids = found.ids.masked_fill(out, NOTHING).gather(1, order)
+        ids = found.ids.masked_fill(out, ABSENT).gather(1, order)
         scores = found.scores.masked_fill(out, -torch.inf).gather(1, order)
         return Found(ids, scores)
 

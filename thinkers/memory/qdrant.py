@@ -10,7 +10,6 @@ Every request waits until it is applied. The server's scores only choose candida
 scored anew by `score_keys`.
 """
 
-import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -88,15 +87,7 @@ class QdrantStore:
             UsageError: There is a collection of this name.
         """
         m, place = points.models(), Path(f"qdrant:{collection}")
-        meta = Meta(
-            store=secrets.token_hex(8),
-            generation=0,
-            deleted=0,
-            last=0,
-            counts=[0] * settings["levels"],
-            is_wiped=True,
-            **settings,
-        )
+        meta = Meta.empty(**settings)
         keys = m.VectorParams(
             size=meta.index_dim,
             distance=m.Distance.DOT,
@@ -250,7 +241,7 @@ class QdrantStore:
                 del topics[one.name]
             lost = [sum(one.counts[level] for one in gone) for level in range(meta.levels)]
             counts = [n - k for n, k in zip(meta.counts, lost, strict=True)]
-            self._commit(state, replace(state, meta=_deleting(meta, counts), topics=topics))
+            self._commit(state, replace(state, meta=meta.after_deletion(counts), topics=topics))
             self._purge(self.read_state())
         return lost[0]
 
@@ -260,7 +251,7 @@ class QdrantStore:
         with self._mutex:
             state = self._held_state()
             meta = replace(state.meta, **settings)
-            new = replace(state, meta=_deleting(meta, [0] * meta.levels), topics={})
+            new = replace(state, meta=meta.after_deletion([0] * meta.levels), topics={})
             for blocks in parts:
                 new = self._upload(new, blocks)
                 ids += blocks.ids.tolist()
@@ -369,7 +360,3 @@ class QdrantStore:
             wiped = replace(state, meta=replace(state.meta, is_wiped=True))
             self._exchange(state, wiped)
             self.meta = wiped.meta
-
-
-def _deleting(meta: Meta, counts: Sequence[int]) -> Meta:
-    return replace(meta, counts=counts, deleted=meta.generation + 1, is_wiped=False)

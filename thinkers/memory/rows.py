@@ -3,10 +3,11 @@
 SQLite has no checksums: a bit that flipped on the disk would be read as if it had been written.
 """
 
+import secrets
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +20,11 @@ from thinkers.json_files import parse_with_digest, with_digest
 from thinkers.strict_json import Schema
 
 FORMAT = 1
+"""Version of the tables and of the bytes in them; another one is refused."""
 DTYPES = ("float16", "int8")
+"""Types of latents on the disk."""
 LARGEST = 1 << 20
-"""The largest size of a vector or a section that is believed."""
+"""The largest size of a vector or a section; more in the settings of a store is damage."""
 _KEY = struct.Struct("<3q")
 _BLOCK = struct.Struct("<12q")
 
@@ -37,6 +40,8 @@ class Meta:
         dim: Width of a latent.
         index_dim: Width of a key.
         latents: Number of latents of a block of level 1.
+        section: The most tokens of a section.
+        levels: Number of levels, the sections of text included.
         group: Blocks that one of the next level is compressed from.
         dtype: Type of the latents on the disk.
         generation: Number of writes and deletions so far.
@@ -45,6 +50,7 @@ class Meta:
         counts: Number of blocks of each level.
         is_wiped: False as long as deleted bytes may be left on the disk, which a reader that was
             open at the deletion still reads.
+        format: Version of the tables and of the bytes in them.
     """
 
     store: str
@@ -63,6 +69,26 @@ class Meta:
     counts: Sequence[int]
     is_wiped: bool
     format: int = FORMAT
+
+    @classmethod
+    def empty(cls, **settings: Any) -> "Meta":
+        """Return the settings of a new store.
+
+        Args:
+            settings: Fields that the model and its task determine, and `dtype`.
+        """
+        own: dict[str, Any] = dict(
+            store=secrets.token_hex(8), generation=0, deleted=0, last=0, is_wiped=True
+        )
+        return cls(**own, counts=[0] * settings["levels"], **settings)
+
+    def after_deletion(self, counts: Sequence[int]) -> "Meta":
+        """Return the settings with which a deletion is committed.
+
+        Args:
+            counts: Number of blocks that are left of each level.
+        """
+        return replace(self, counts=counts, deleted=self.generation + 1, is_wiped=False)
 
     def size(self, level: int) -> int:
         """Return the number of latents of a block of this level."""
@@ -203,7 +229,8 @@ def _halves(latents: Float[np.ndarray, "n m c"]) -> Float16[np.ndarray, "n m c"]
 def _steps(
     latents: Float[np.ndarray, "n m c"],
 ) -> tuple[Float[np.ndarray, "n m 1"], Int8[np.ndarray, "n m c"]]:
-    """Round each latent to 255 steps of a 127th of its largest value."""
+    """Return (factors, steps), latent = factor * step: a factor for each latent, a 127th of its
+    largest absolute value."""
     factors = (np.abs(latents).max(2, keepdims=True) / 127).astype("<f4")
     with np.errstate(invalid="ignore"):  # a latent that is not finite, as its factor shows
         steps = np.rint(latents / np.where(factors > 0, factors, 1))
@@ -213,10 +240,12 @@ def _steps(
 # Rows ---------------------------------------------------------------------------------------------
 
 KEY_COLUMNS = "id, topic, level, keys, crc"
+"""Columns of the table of keys; `topic` is the id of the topic."""
 BLOCK_COLUMNS = (
     "id, topic, level, start, stop, first_line, last_line, children, source, latents, text, "
     "tokens, crc"
 )
+"""Columns of the table of blocks: the first 7 are numbers, the next 5 bytes."""
 
 
 def key_row(id: int, topic: int, level: int, keys: bytes) -> tuple[Any, ...]:

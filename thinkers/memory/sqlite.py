@@ -39,7 +39,7 @@ from thinkers.memory.lists import EXACT, Lists
 from thinkers.memory.lock import lock_folder, unlock
 from thinkers.memory.rows import Meta, damaged
 from thinkers.memory.store import Fault, Found
-from thinkers.memory.verification import find_faults
+from thinkers.memory.verification import find_faults, first_line
 from thinkers.memory.views import SqliteView, checkpoint, find_topic
 from thinkers.memory.writing import insert_blocks
 
@@ -224,14 +224,17 @@ class SqliteStore:
                 meta = held[0]
                 self._remove_indexes()
                 if topic is None:
-                    for table in ("block", "key", "topic"):
-                        self._connection.execute(f"DELETE FROM {table}")
+                    self._delete_all()
                     sections, counts = meta.counts[0], [0] * meta.levels
                 else:
                     sections, counts = self._delete_topic(meta, topic)
-                held[0] = replace(meta, counts=counts, deleted=meta.generation + 1, is_wiped=False)
+                held[0] = meta.after_deletion(counts)
             self._wipe()
         return sections
+
+    def _delete_all(self) -> None:
+        for table in ("block", "key", "topic"):
+            self._connection.execute(f"DELETE FROM {table}")
 
     def _delete_topic(self, meta: Meta, name: str) -> tuple[int, list[int]]:
         topics = read_topics(self._connection, meta, self.database)
@@ -258,15 +261,9 @@ class SqliteStore:
         with self._mutex:
             with self._transaction() as held:
                 self._remove_indexes()
-                for table in ("block", "key", "topic"):
-                    self._connection.execute(f"DELETE FROM {table}")
+                self._delete_all()
                 meta = replace(held[0], **settings)
-                meta = replace(
-                    meta,
-                    counts=[0] * meta.levels,
-                    deleted=meta.generation + 1,
-                    is_wiped=False,
-                )
+                meta = meta.after_deletion([0] * meta.levels)
                 topics: dict[str, Any] = {}
                 for blocks in parts:
                     meta = insert_blocks(self._connection, meta, topics, blocks, self.database)
@@ -293,10 +290,9 @@ class SqliteStore:
                 if checkpoint(self._connection):
                     self._set_wiped()
         except ResourceError as error:
-            why = str(error).splitlines()[0].removeprefix("found: ")
             raise ResourceError(
                 three_lines(
-                    f"{self.database} cannot be rewritten: {why}",
+                    f"{self.database} cannot be rewritten: {first_line(error)}",
                     "room for a copy of it; what was deleted is deleted, its space is in use",
                     "free disk space, then run compact again",
                 )

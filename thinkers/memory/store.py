@@ -10,13 +10,13 @@ from torch import Tensor
 from thinkers.memory.blocks import Blocks
 from thinkers.memory.rows import Meta
 
-NOTHING = -1
-"""Id beyond the last block that was found; its score is -inf."""
-
 
 @dataclass(frozen=True)
 class Found:
-    """The blocks of highest scores for each query, the best first, the lower id first at ties."""
+    """The blocks of highest scores for each query, the best first, the lower id first at ties.
+
+    Beyond the blocks that there are, ids are `ABSENT` (-1) and scores -inf.
+    """
 
     ids: Int[Tensor, "b k"]
     scores: Float[Tensor, "b k"]

@@ -1,5 +1,8 @@
 """The argument `memory` of calls: a long-term memory, which a model may have layers for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Int
@@ -25,7 +28,21 @@ def check_takes_memory(model: Any, memory: Any) -> None:
 
 def has_memory(model: Any) -> bool:
     """Return True if a model has layers that read and write a long-term memory."""
-    return getattr(model.config, "memory", "none") == "blocks"
+    return getattr(getattr(model, "config", None), "memory", "none") == "blocks"
+
+
+@contextmanager
+def memory_top(model: Any, top: int | None) -> Iterator[None]:
+    """Let a model read `top` blocks at a step inside the block; None means all.
+
+    `memory_top` is a setting of reading alone: no weight and no block depends on it.
+    """
+    before = model.config
+    model.config = replace(before, memory_top=top)
+    try:
+        yield
+    finally:
+        model.config = before
 
 
 def memory_of_rows(memory: Any, rows: Int[Tensor, " r"]) -> Any:

@@ -16,7 +16,7 @@ from thinkers.models import thinker_memory
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch
 from thinkers.models.document_blocks import ABSENT, DocumentBlocks
-from thinkers.models.memory_option import has_memory
+from thinkers.models.memory_option import has_memory, memory_top
 from thinkers.testing.helpers import (
     SHARE_TOLERANCES,
     Rows,
@@ -182,7 +182,7 @@ def _order_and_hidden(model: Model, rows: Rows, prompts: Tensor | None, blocks: 
 def _chosen(model: Any, rows: Rows, prompts: Tensor | None, blocks: Any) -> None:
     expected = _logits(model, rows, prompts, blocks)
     for top in (max(SECTIONS), 2):
-        with _reading(model, top):
+        with memory_top(model, top):
             found = _logits(model, rows, prompts, blocks)
             if top == max(SECTIONS):
                 close(found, expected, "logits with memory_top at the number of blocks")
@@ -191,7 +191,7 @@ def _chosen(model: Any, rows: Rows, prompts: Tensor | None, blocks: Any) -> None
                 own = None if prompts is None else rows.prompts[index]
                 alone = Rows(rows.tokens[index], rows.prompts[index], rows.new)
                 single = _logits(model, alone, own, blocks.select(index))
-                # A row alone may choose otherwise where two scores are nearly equal.
+                # Rounding could choose other blocks; no two of the scores drawn are so close.
                 close(single, found[index], "logits of a row alone with a memory")
 
 
@@ -199,20 +199,10 @@ def _stores(model: Any, rows: Rows, prompts: Tensor | None, blocks: Any) -> None
     stores = [ListedBlocks(blocks, number) for number in range(len(SECTIONS))]
     listed = [stores[i] for i in blocks.document.tolist()]
     for top in (None, 2, 100):
-        with _reading(model, top):
+        with memory_top(model, top):
             expected = _logits(model, rows, prompts, blocks)
             found = _logits(model, rows, prompts, listed)
             close(found, expected, f"logits with stores and memory_top={top}")
-
-
-@contextmanager
-def _reading(model: Any, top: int | None) -> Iterator[None]:
-    before = model.config
-    model.config = replace(before, memory_top=top)
-    try:
-        yield
-    finally:
-        model.config = before
 
 
 def _cached(model: Model, rows: Rows, blocks: Any) -> None:
