@@ -26,6 +26,8 @@ from thinkers.tasks.tools import count_calls, find_tools
 
 SCORING_ROWS = 500
 """Examples of one batch when a model is scored."""
+SCORING_SECTIONS = 2000
+"""Sections of documents that are read at once then, or those of one document."""
 SCORED_PAIRS = 1 << 26
 """Pairs of tokens of the rows that are answered at once: more are split, since masks of windows are
 of this size."""

@@ -13,10 +13,8 @@ import torch
 from thinkers.errors import usage_error
 from thinkers.models.batch import Batch
 from thinkers.prng import mix_tensor
+from thinkers.tasks.answers import SCORING_SECTIONS
 from thinkers.tasks.babi_examples import Example
-
-SCORED_SECTIONS = 2000
-"""Sections that are read at once when a model is scored, or those of one story."""
 
 
 def numbers_to(most_statements: int, size: int) -> set[str]:
@@ -69,7 +67,7 @@ def asked_in_turn(examples: Sequence[Example], count: int) -> list[Example]:
 def rows_at_once(examples: Sequence[Example], most: int) -> int:
     """Return how many of these are scored at once."""
     longest = max((len(x.sections) for x in examples), default=1)
-    return max(1, min(most, SCORED_SECTIONS // max(1, longest)))
+    return max(1, min(most, SCORING_SECTIONS // max(1, longest)))
 
 
 def with_documents(batch: Batch, examples: Sequence[Example], is_training: bool) -> Batch:

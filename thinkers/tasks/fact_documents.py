@@ -10,7 +10,7 @@ from thinkers.prng import Draws, constants, mix
 from thinkers.tasks.base import SPLITS, splits_of_hashes
 from thinkers.tasks.star_graph import distinct
 
-FACTS = 2
+PER_SECTION = 2
 """Facts of a section."""
 SPARE = 1.6
 """Cells of a document's grid for each of its facts."""
@@ -19,7 +19,7 @@ SMALLEST_SIDE = 3
 _SALT = 29
 
 
-class Facts(NamedTuple):
+class DocumentFacts(NamedTuple):
     """Facts of documents, in their order: those of section i are 2 i and 2 i + 1.
 
     Args:
@@ -46,7 +46,7 @@ def grid(num_facts: int, num_entities: int, num_relations: int) -> tuple[int, in
 
 def draw_facts(
     draws: Draws, num_facts: int, num_entities: int, num_relations: int, is_chained: bool
-) -> Facts:
+) -> DocumentFacts:
     """Return random facts for each key, no two of a document with equal entity and relation."""
     width, height = grid(num_facts, num_entities, num_relations)
     entities = distinct(draws, num_entities, width)
@@ -59,10 +59,10 @@ def draw_facts(
     value = draws.below(num_entities, num_facts)
     if is_chained:
         value = np.take_along_axis(entity, partner, 1)
-    return Facts(entity, relation, value, partner)
+    return DocumentFacts(entity, relation, value, partner)
 
 
-def of_split(facts: Facts, split: str) -> np.ndarray:
+def of_split(facts: DocumentFacts, split: str) -> np.ndarray:
     """Return True for documents of `split`, by a hash that ignores the order of their facts."""
     parts = np.stack([facts.entity, facts.relation, facts.value], -1).astype(np.uint64)
     hashes = mix(((parts + np.uint64(1)) * constants(3, _SALT)).sum(-1, dtype=np.uint64))

@@ -7,7 +7,7 @@ import numpy as np
 
 from thinkers.checks import check_int
 from thinkers.prng import Draws
-from thinkers.tasks.fact_documents import FACTS, Facts
+from thinkers.tasks.fact_documents import PER_SECTION, DocumentFacts
 from thinkers.tasks.fact_texts import BLANK, FactTexts, Rows
 
 NAMES = (
@@ -37,7 +37,7 @@ class Sentences(FactTexts):
     `Carla trusts someone who helps whom?`
     """
 
-    section_length = 6 * FACTS
+    section_length = 6 * PER_SECTION
 
     def __init__(self, num_entities: int, num_relations: int):
         check_int("num_entities", num_entities, 1, len(NAMES), "names of text sentences")
@@ -48,7 +48,7 @@ class Sentences(FactTexts):
         listed = ", ".join(f"{some[0]} .. {some[-1]}" for some in (names, verbs))
         self.rule = f"{listed} or another word of the sentences of facts"
 
-    def sections(self, facts: Facts, draws: Draws) -> Rows:
+    def sections(self, facts: DocumentFacts, draws: Draws) -> Rows:
         d, f = facts.entity.shape
         opener, adverb = (
             self.token_of[words[0]] + draws.below(2 * len(words), f) for words in (OPENERS, ADVERBS)
@@ -61,7 +61,7 @@ class Sentences(FactTexts):
             facts.value,
             np.full((d, f), self.token_of["."]),
         ]
-        tokens = np.stack(columns, -1).reshape(d, f // FACTS, self.section_length)
+        tokens = np.stack(columns, -1).reshape(d, f // PER_SECTION, self.section_length)
         is_word = tokens >= 0
         order = np.argsort(~is_word, 2, kind="stable")
         lengths = is_word.sum(2)

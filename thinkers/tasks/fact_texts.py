@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from thinkers.checks import check_int
 from thinkers.errors import usage_error
 from thinkers.prng import Draws
-from thinkers.tasks.fact_documents import FACTS, Facts
+from thinkers.tasks.fact_documents import PER_SECTION, DocumentFacts
 
 BLANK = -1
 """A place in the form of a question."""
@@ -41,7 +41,7 @@ class FactTexts(ABC):
         self.token_of = {word.lower(): token for token, word in enumerate(self.words)}
 
     @abstractmethod
-    def sections(self, facts: Facts, draws: Draws) -> Rows:
+    def sections(self, facts: DocumentFacts, draws: Draws) -> Rows:
         """Return the tokens of sections (d, n, s), each of two facts, and their lengths (d, n)."""
 
     @abstractmethod
@@ -134,11 +134,11 @@ class Codes(FactTexts):
         super().__init__(codes[0], codes[1], [*codes[2], "?"])
         self.rule = ", ".join(f"{some[0]} .. {some[-1]}" for some in codes) + " or ?"
 
-    def sections(self, facts: Facts, draws: Draws) -> Rows:
-        d, n = facts.entity.shape[0], facts.entity.shape[1] // FACTS
+    def sections(self, facts: DocumentFacts, draws: Draws) -> Rows:
+        d, n = facts.entity.shape[0], facts.entity.shape[1] // PER_SECTION
         # Facts and single words of noise in any order; a fact moves what is after it by two words.
-        noise = self.section_length - 3 * FACTS
-        orders = list(combinations(range(FACTS + noise), FACTS))
+        noise = self.section_length - 3 * PER_SECTION
+        orders = list(combinations(range(PER_SECTION + noise), PER_SECTION))
         starts = np.array([[2 * i + place for i, place in enumerate(order)] for order in orders])
         first = starts[draws.below(len(starts), n)]
         places = (first[..., None] + np.arange(3)).reshape(d, n, -1)

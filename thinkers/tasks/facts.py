@@ -16,12 +16,11 @@ from thinkers.models.batch import Batch
 from thinkers.models.halt import Halt
 from thinkers.models.tools import Tool
 from thinkers.prng import Draws, mix, row_keys
-from thinkers.tasks.answers import SCORING_ROWS
+from thinkers.tasks.answers import SCORING_ROWS, SCORING_SECTIONS
 from thinkers.tasks.base import IGNORED, SPLITS, Prompt, check_batch
 from thinkers.tasks.curriculum import CurriculumTask, check_curriculum
 from thinkers.tasks.due import Steps
-from thinkers.tasks.fact_documents import FACTS, draw_facts, of_split
-from thinkers.tasks.fact_documents import Facts as Drawn
+from thinkers.tasks.fact_documents import PER_SECTION, DocumentFacts, draw_facts, of_split
 from thinkers.tasks.fact_sentences import Sentences
 from thinkers.tasks.fact_texts import Codes, FactTexts
 from thinkers.tasks.tools import refuse_tools
@@ -29,8 +28,6 @@ from thinkers.tasks.tools import refuse_tools
 TEXTS: dict[str, Callable[[int, int], FactTexts]] = {"codes": Codes, "sentences": Sentences}
 SHORTER = 30
 """Percent of training batches whose documents are shorter than those that the stage is about."""
-SCORED_SECTIONS = 2000
-"""Sections that are read at once when a model is scored, or those of one document."""
 LEAST_QUESTIONS = 4
 """Questions about a short document in training; with one, matching was learned half as fast."""
 ATTEMPTS = 1000
@@ -95,14 +92,17 @@ class Facts(CurriculumTask):
                 raise UsageError(f"two_hops must be above 0 and at most 1, got {self.two_hops}")
             check_choices(self)
             check_curriculum(self)
-            needed, keys = FACTS * self.num_sections, self.num_entities * self.num_relations
+            needed, keys = (
+                PER_SECTION * self.num_sections,
+                self.num_entities * self.num_relations,
+            )
             if needed > keys:
                 side = max(64, math.ceil(math.sqrt(needed)))
                 raise usage_error(
                     f"num_sections {self.num_sections}, whose {needed} facts are more than the "
                     f"{keys} pairs of {self.num_entities} entities and {self.num_relations} "
                     "relations",
-                    f"at most {keys // FACTS} sections, since no two facts have the same pair",
+                    f"at most {keys // PER_SECTION} sections, since no two facts have the same pair",
                     f"set num_entities={side} and num_relations={side}, or fewer sections",
                 )
 
@@ -186,7 +186,7 @@ class Facts(CurriculumTask):
         count = -(-batch_size // questions)
         keys = row_keys(self.seed, stream, at, batch_size)[0]
         document_keys = row_keys(self.seed, _DOCUMENTS + stream, at, count)[0]
-        facts = self._facts(document_keys, FACTS * size, hops > 1, split)
+        facts = self._facts(document_keys, PER_SECTION * size, hops > 1, split)
         sections, section_lengths = self.texts.sections(facts, Draws(document_keys))
         document = np.arange(batch_size) // questions
         tokens, lengths, answers = self._questions(Draws(keys), facts, document, hops)
@@ -215,7 +215,7 @@ class Facts(CurriculumTask):
 
     def _facts(
         self, keys: UInt64[np.ndarray, " d"], num_facts: int, is_chained: bool, split: str
-    ) -> Drawn:
+    ) -> DocumentFacts:
         """Return for each key the first document drawn from it that belongs to `split`."""
         # Rejection sampling: each attempt has a key of its own, so that a document does not depend
         # on how often others were rejected.
@@ -232,12 +232,12 @@ class Facts(CurriculumTask):
             if not len(pending):
                 return found
         raise UsageError(
-            f"{type(self).__name__} must have documents of {num_facts // FACTS} sections for "
+            f"{type(self).__name__} must have documents of {num_facts // PER_SECTION} sections for "
             f"{split}, got none in {ATTEMPTS:,} draws; allow more entities and relations"
         )
 
     def _questions(
-        self, draws: Draws, facts: Drawn, document: Int64[np.ndarray, " b"], hops: int
+        self, draws: Draws, facts: DocumentFacts, document: Int64[np.ndarray, " b"], hops: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the tokens of a question for each row, their lengths, and for each the value of
         its first hop and the answer."""
@@ -274,7 +274,7 @@ class Facts(CurriculumTask):
 
     def evaluation_batches(self, split: str, num_examples: int) -> Iterator[Batch]:
         config = self.config
-        documents = SCORED_SECTIONS // config.num_sections, SCORING_ROWS // config.questions
+        documents = SCORING_SECTIONS // config.num_sections, SCORING_ROWS // config.questions
         rows = max(1, min(documents)) * config.questions
         for i, start in enumerate(range(0, num_examples, rows)):
             yield self.batch(i, min(rows, num_examples - start), split)
