@@ -92,17 +92,15 @@ class Facts(CurriculumTask):
                 raise UsageError(f"two_hops must be above 0 and at most 1, got {self.two_hops}")
             check_choices(self)
             check_curriculum(self)
-            needed, keys = (
-                PER_SECTION * self.num_sections,
-                self.num_entities * self.num_relations,
-            )
+            needed = PER_SECTION * self.num_sections
+            keys = self.num_entities * self.num_relations
             if needed > keys:
                 side = max(64, math.ceil(math.sqrt(needed)))
                 raise usage_error(
                     f"num_sections {self.num_sections}, whose {needed} facts are more than the "
                     f"{keys} pairs of {self.num_entities} entities and {self.num_relations} "
                     "relations",
-                    f"at most {keys // PER_SECTION} sections, since no two facts have the same pair",
+                    f"at most {keys // PER_SECTION} sections, since each pair is in one fact alone",
                     f"set num_entities={side} and num_relations={side}, or fewer sections",
                 )
 
