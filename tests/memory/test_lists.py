@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from thinkers.errors import DamagedError, FormatError, NonFiniteError, UsageError
-from thinkers.memory import kmeans, lists
-from thinkers.memory.lists import Lists, merge, score_keys
+from thinkers.memory import kmeans, lists, scores
+from thinkers.memory.lists import Lists
+from thinkers.memory.scores import merge, score_keys
 
 
 def unit(array):
@@ -116,8 +117,9 @@ def test_a_row_does_not_depend_on_the_others(per_id, monkeypatch):
         alone = index.search(queries[row : row + 1], 6, probes=3)
         assert equal(alone, [x[row : row + 1] for x in together])
     assert equal(index.search(queries[::-1].copy(), 6, probes=3), [x[::-1] for x in together])
-    for name, value in (("ROWS", 4), ("SCORES", 1), ("BLOCK", 7)):
-        monkeypatch.setattr(lists, name, value)
+    sizes = (lists, "ROWS", 4), (lists, "SCORES", 1), (lists, "BLOCK", 7), (scores, "BLOCK", 7)
+    for module, name, value in sizes:
+        monkeypatch.setattr(module, name, value)
         assert equal(index.search(queries, 6, probes=3), together)
 
 

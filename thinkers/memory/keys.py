@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Float16, Float32, Int64
 
 from thinkers.errors import DamagedError, FormatError
-from thinkers.memory.lists import EXACT, Lists, Selection, merge
+from thinkers.memory.lists import EXACT, Lists, Selection
 from thinkers.memory.rows import KEY_COLUMNS, Meta, check_key, damaged, unpack_keys
+from thinkers.memory.scores import merge
 from thinkers.terminal import show
 
 TAIL = 0.1

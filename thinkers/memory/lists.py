@@ -6,8 +6,8 @@
 
 Up to EXACT keys are one list, and the search is exact. A first pass scores keys in float32, in any
 order and for many queries at once; all keys within its rounding error of the best are then scored
-by `score_keys`, which gives a key and a query the same bits in any company. So ties are ties, and
-the result of a row does not depend on the other rows.
+by `scores.score_keys`, whose bits depend on the key and the query alone. So ties are ties, and the
+result of a row does not depend on the other rows.
 
 An index is disposable: `build` makes it from the keys of a store.
 """
@@ -22,17 +22,14 @@ import torch
 from jaxtyping import Bool, Float16, Float32, Int64, Shaped
 
 from thinkers.checks import check_int
-from thinkers.errors import NonFiniteError, UsageError
+from thinkers.errors import UsageError
 from thinkers.memory import kmeans
 from thinkers.memory.list_files import Parts, read_parts, write_parts
+from thinkers.memory.scores import BLOCK, check_queries, describe_array, score_error, score_keys
 from thinkers.process_state import one_thread
 
 EXACT = 100_000
 """Keys that are searched exactly: of an index, or of a selection from it."""
-BLOCK = 4096
-"""Keys scored at once: as float32 they stay in the processor's cache."""
-LONGEST = 1e30
-"""The greatest length of a query, whose scores are far from infinite in float32."""
 ROWS, SCORES = 64, 2**24
 """The most queries, and the most scores, of one pass."""
 
@@ -303,42 +300,6 @@ class Lists:
         return ids[order], scores[order]
 
 
-def score_error(query: Float32[np.ndarray, " d"]) -> float:
-    """Return the most by which two scores of a matrix product can be in the wrong order."""
-    # A float32 sum of d products is within d * 2**-24 * |query| * |key| of the exact one, in any
-    # order (Higham 2002, section 3.1), and so is the other score.
-    length = float(np.linalg.norm(query.astype(np.float64)))
-    return 2 * (len(query) + 2) * 2**-24 * (1 + kmeans.UNIT) * length + 1e-37
-
-
-def score_keys(
-    keys: Shaped[np.ndarray, "n d"], query: Float32[np.ndarray, " d"]
-) -> Float32[np.ndarray, " n"]:
-    """Return the products of keys and a query; each is a function of its key and the query alone.
-
-    A matrix product is not: the order of its sums depends on the number of rows and on their place.
-    Products are summed in float64 row by row, and rounded once.
-    """
-    wide = query.astype(np.float64)
-    found = np.empty(len(keys), np.float32)
-    for start in range(0, len(keys), BLOCK):
-        products = keys[start : start + BLOCK] * wide
-        found[start : start + BLOCK] = products.sum(1)
-    return found
-
-
-def merge(
-    one: tuple[Int64[np.ndarray, "b k"], Float32[np.ndarray, "b k"]],
-    other: tuple[Int64[np.ndarray, "b j"], Float32[np.ndarray, "b j"]],
-    k: int,
-) -> tuple[Int64[np.ndarray, "b k"], Float32[np.ndarray, "b k"]]:
-    """Return the best k of two results of `Lists.search`, whose ids differ; ties by lower id."""
-    ids = np.concatenate([one[0], other[0]], 1)
-    scores = np.concatenate([one[1], other[1]], 1)
-    order = np.lexsort((ids, -scores))[:, :k]
-    return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
-
-
 def _joined(parts: list[np.ndarray]) -> Shaped[np.ndarray, "n d"]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -370,30 +331,12 @@ def _most_repeated(ids: Int64[np.ndarray, " n"]) -> int:
 
 def _check_keys(keys: Any, ids: Any) -> None:
     if not isinstance(keys, np.ndarray) or keys.dtype not in (np.float16, np.float32):
-        raise UsageError(f"keys must be a float16 or float32 array, got {_kind(keys)}")
+        raise UsageError(f"keys must be a float16 or float32 array, got {describe_array(keys)}")
     if keys.ndim != 2 or keys.shape[1] == 0:
         raise UsageError(f"keys must have the shape (n, d), got {keys.shape}")
     if not isinstance(ids, np.ndarray) or ids.dtype != np.int64 or ids.shape != keys.shape[:1]:
-        raise UsageError(f"ids must be int64, one for each of {len(keys)} keys, got {_kind(ids)}")
+        raise UsageError(
+            f"ids must be int64, one for each of {len(keys)} keys, got {describe_array(ids)}"
+        )
     if len(ids) and ids.min() < 0:
         raise UsageError(f"ids must be at least 0, got {ids.min()}")
-
-
-def check_queries(queries: Any, d: int) -> Float32[np.ndarray, "b d"]:
-    """Return queries; raise an error unless they are finite float32 vectors of width d."""
-    if not isinstance(queries, np.ndarray) or queries.dtype != np.float32:
-        raise UsageError(f"queries must be a float32 array, got {_kind(queries)}")
-    if queries.ndim != 2 or queries.shape[1] != d:
-        raise UsageError(f"queries must have the shape (b, {d}), got {queries.shape}")
-    usable = np.linalg.norm(queries.astype(np.float64), axis=1) <= LONGEST
-    if not usable.all():
-        raise NonFiniteError(
-            f"query {int(usable.argmin())} must be finite and of a length up to {LONGEST:g}"
-        )
-    return np.ascontiguousarray(queries)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape}"
-    return type(value).__name__

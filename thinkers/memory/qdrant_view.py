@@ -12,8 +12,8 @@ from thinkers.checks import check_int
 from thinkers.errors import LockedError, three_lines
 from thinkers.memory import qdrant_points as points
 from thinkers.memory.blocks import Blocks
-from thinkers.memory.lists import check_queries, score_error, score_keys
 from thinkers.memory.rows import Topic, check_key, damaged, unpack_keys
+from thinkers.memory.scores import check_queries, score_error, score_keys
 from thinkers.memory.store import Found
 from thinkers.memory.views import (
     as_blocks,
