@@ -1,5 +1,9 @@
 """LongTermMemory: what was written is found, read, cleared, and belongs to one model."""
 
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from memory_cases import FakeModel, Words, brute_force, filled, latents, rows, text
@@ -210,3 +214,35 @@ def test_a_reader_that_began_before_keeps_the_bytes_until_it_closes(tmp_path):
     assert not any(x in content(tmp_path / "m") for x in lost)
     memory.write(rows(1))
     assert memory.topics() == {"default": 1}
+
+
+def test_threads_write_and_clear_one_memory(tmp_path):
+    with LongTermMemory.create(
+        tmp_path / "m", FakeModel(memory_levels=2, memory_group=2)
+    ) as memory:
+        begin = threading.Barrier(4)
+
+        def write(topic):
+            begin.wait()
+            for n in range(4):
+                memory.write(rows(3), topic)
+                if topic == "c" and n % 2:
+                    assert memory.clear("c") == 6
+
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(write, topic) for topic in "abcd"]:
+                done.result()
+        assert memory.topics() == {"a": 12, "b": 12, "d": 12}
+        assert memory.verify() == []
+        with memory.view() as view:
+            assert len(view.ids(2)) == 18
+
+
+def test_a_folder_that_was_removed_meanwhile_is_no_memory(tmp_path):
+    memory = filled(tmp_path / "m", {"a": 3})
+    memory.close()
+    shutil.rmtree(tmp_path / "m")
+    for call in (lambda: memory.write(rows(1)), memory.clear, memory.compact, memory.rebuild):
+        with pytest.raises(UsageError, match="is not a memory: there is no such folder"):
+            call()
+    assert not (tmp_path / "m").exists()

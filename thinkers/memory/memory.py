@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 from typing import Any, Literal
 
 from jaxtyping import Float, Int
@@ -43,6 +44,8 @@ class LongTermMemory:
 
     def __init__(self, store: SnapshotStore, model: Any = None, task: Task | None = None):
         self.store, self.model, self.task = store, model, task
+        # Ids and whole groups follow from what was there when compression began.
+        self._writing = RLock()
         if model is not None:
             self.check(model)
         if task is not None:
@@ -254,14 +257,15 @@ class LongTermMemory:
         model = self._own_model()
         if not sections:
             return []
-        self.store.lock()
-        with self.store.view() as view:
-            meta = view.meta
-            waiting = [view.fetch(ids) for ids in view.ungrouped(topic)]
-        parts = list(compress(model, sections, topic, meta, meta.last + 1, keep_text))
-        blocks = compress_levels(model, join(parts), waiting, meta)
-        known = {} if self.task is None else {"vocabulary": vocabulary_digest(self.task)}
-        return self.store.append(blocks, **known)[: len(sections)]
+        with self._writing:
+            self.store.lock()
+            with self.store.view() as view:
+                meta = view.meta
+                waiting = [view.fetch(ids) for ids in view.ungrouped(topic)]
+            parts = list(compress(model, sections, topic, meta, meta.last + 1, keep_text))
+            blocks = compress_levels(model, join(parts), waiting, meta)
+            known = {} if self.task is None else {"vocabulary": vocabulary_digest(self.task)}
+            return self.store.append(blocks, **known)[: len(sections)]
 
     def clear(self, topic: str | None = None) -> int:
         """Delete a topic, or all; return the number of sections that it had.
@@ -273,7 +277,8 @@ class LongTermMemory:
             UsageError: There is no such topic; the message names the nearest.
             LockedError: Another process writes to the memory; the message names it.
         """
-        return self.store.delete(topic)
+        with self._writing:
+            return self.store.delete(topic)
 
     def compact(self) -> None:
         """Give the space of what was deleted back to the disk; errors are those of `clear`."""

@@ -142,6 +142,7 @@ class SqliteStore:
         """
         with self._mutex:
             if not self._writes():
+                require_store(self.folder)  # which may be gone since
                 lock = lock_folder(self.folder)
                 try:
                     self._hold(lock)
