@@ -269,3 +269,14 @@ def test_what_is_no_name_of_a_topic_is_refused(tmp_path):
             with refuses("sources must be a list of 1 names"):
                 memory.write(rows(1), sources=sources)
         assert memory.topics() == {"a": 3}
+
+
+@pytest.mark.misuse
+def test_what_is_no_task_is_refused(tmp_path):
+    filled(tmp_path / "m", {"a": 3}).close()
+    for task in (3, "facts", Words, FakeModel()):
+        with refuses("task must be a Task"):
+            LongTermMemory.open(tmp_path / "m", FakeModel(), task)
+        with refuses("task must be a Task"):
+            LongTermMemory.create(tmp_path / "n", FakeModel(), task)
+    assert not (tmp_path / "n").exists()

@@ -118,8 +118,8 @@ def verify(options: argparse.Namespace, settings: list[str]) -> int:
 
 
 def rebuild(options: argparse.Namespace, settings: list[str]) -> int:
-    start = time.monotonic()
     with stored(options) as memory:
+        start = time.monotonic()
         memory.rebuild()
         seconds = time.monotonic() - start
         show(f"index made anew in {seconds:.1f} s: {described(options.store, memory.topics())}")

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from thinkers.checks import check_ids, check_shape
-from thinkers.errors import DataError, UsageError, three_lines, usage_error
+from thinkers.checks import check_ids, check_shape, describe
+from thinkers.errors import DataError, UsageError, UsageTypeError, three_lines, usage_error
 from thinkers.memory.blocks import UNKNOWN
 from thinkers.strict_json import to_json
 from thinkers.tasks import Task
@@ -202,7 +202,9 @@ def as_tensors(
     return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True), lengths
 
 
-def vocabulary_digest(task: Task) -> str:
-    """Return the SHA-256 of what each token of a task means."""
+def vocabulary_digest(task: Any) -> str:
+    """Return the SHA-256 of what each token of a task means; raise UsageTypeError for no task."""
+    if not isinstance(task, Task):
+        raise UsageTypeError(f"task must be a Task, got {describe(task)}")
     meanings = [task.decode([token]) for token in range(task.vocab_size)]
     return hashlib.sha256(to_json([meanings, task.start_token])).hexdigest()
