@@ -18,7 +18,7 @@ from thinkers.memory.recompressing import recompressed
 from thinkers.memory.rows import DTYPES
 from thinkers.memory.sections import Section, check_topic, cut, vocabulary_digest
 from thinkers.memory.sqlite import SqliteStore
-from thinkers.memory.store import Fault, Found, SnapshotStore, View
+from thinkers.memory.store import Fault, Found, Store, View
 from thinkers.memory.views import check_blocks
 from thinkers.models.memory_option import has_memory
 from thinkers.runs.result import Run, RunLike, open_run
@@ -42,7 +42,7 @@ class LongTermMemory:
         task: Needed to write texts; without one, tokens are written.
     """
 
-    def __init__(self, store: SnapshotStore, model: Any = None, task: Task | None = None):
+    def __init__(self, store: Store, model: Any = None, task: Task | None = None):
         self.store, self.model, self.task = store, model, task
         # Ids and whole groups follow from what was there when compression began.
         self._writing = RLock()

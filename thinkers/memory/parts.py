@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thinkers.memory.blocks import Blocks
 from thinkers.memory.store import Found
-from thinkers.memory.views import check_names, find_topic
+from thinkers.memory.topics import check_names, find_topic
 from thinkers.models.document_blocks import ABSENT
 
 

@@ -27,8 +27,8 @@ from thinkers.memory.qdrant_view import QdrantView, scroll
 from thinkers.memory.qdrant_writers import is_gone, locked, no_memory, qdrant_errors, writer_name
 from thinkers.memory.rows import Meta
 from thinkers.memory.store import Fault, Found
+from thinkers.memory.topics import find_topic
 from thinkers.memory.verification import MOST, check_rows, first_line
-from thinkers.memory.views import find_topic
 from thinkers.memory.writing import as_rows, count_blocks, empty_topic
 
 HNSW_EF = 512

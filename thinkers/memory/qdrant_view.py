@@ -1,6 +1,7 @@
 """Snapshots of a store in Qdrant: the state that a view began with, until something is deleted."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,12 @@ from thinkers.memory.blocks import Blocks
 from thinkers.memory.rows import Topic, check_key, damaged, unpack_keys
 from thinkers.memory.scores import check_queries, score_error, score_keys
 from thinkers.memory.store import Found
+from thinkers.memory.topics import TopicView, check_names
 from thinkers.memory.views import (
     as_blocks,
     check_blocks,
     check_fingerprint,
-    check_names,
     closed_view,
-    find_topic,
     missing_block,
     query_vectors,
     read_block,
@@ -35,7 +35,7 @@ PAGE, BATCH = 1000, 64
 """Points of one page, and queries of one request."""
 
 
-class QdrantView:
+class QdrantView(TopicView):
     """A snapshot of a store; see `store.View`.
 
     Every method compares the state that the server has afterwards with that of the view.
@@ -57,6 +57,15 @@ class QdrantView:
         if self._is_closed:
             raise closed_view(self._own_store.place)
         return self._own_store
+
+    @property
+    def _place(self) -> Path:
+        place: Path = self._store.place
+        return place
+
+    @property
+    def _topics(self) -> dict[str, Topic]:
+        return self.state.topics
 
     def search(
         self,
@@ -189,25 +198,6 @@ class QdrantView:
                 raise missing_block(id, store.place, self.meta)
         return as_blocks([held[id] for id in asked], self.meta)
 
-    def topics(self) -> dict[str, int]:
-        """Return the number of sections of each topic, in the order in which they began."""
-        return {name: topic.counts[0] for name, topic in self.state.topics.items()}
-
-    def topic(self, name: str) -> Topic:
-        """Return a topic; raise UsageError, naming the nearest, if there is none of this name."""
-        return find_topic(self.state.topics, name, self._store.place)
-
-    def ungrouped(self, topic: str) -> list[list[int]]:
-        """Return for each level but the last the ids of a topic that are in no group."""
-        if topic not in self.state.topics:
-            return [[] for _ in range(self.meta.levels - 1)]
-        return [list(ids) for ids in self.state.topics[topic].ungrouped]
-
-    def _below(self, level: int) -> list[int]:
-        """Return the blocks below a level whose group is not whole."""
-        waiting = (ids for x in self.state.topics.values() for ids in x.ungrouped[: level - 1])
-        return sorted(id for ids in waiting for id in ids)
-
     def _check_unchanged(self) -> None:
         """Raise LockedError if blocks of this snapshot were deleted."""
         if self._store.read_state().meta.deleted != self.meta.deleted:
@@ -218,9 +208,6 @@ class QdrantView:
                     "ask again",
                 )
             )
-
-    def __len__(self) -> int:
-        return self.meta.counts[0]
 
     def __enter__(self) -> "QdrantView":
         return self

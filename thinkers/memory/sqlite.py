@@ -39,8 +39,9 @@ from thinkers.memory.lists import EXACT, Lists
 from thinkers.memory.lock import lock_folder, unlock
 from thinkers.memory.rows import Meta, damaged
 from thinkers.memory.store import Fault, Found
+from thinkers.memory.topics import find_topic
 from thinkers.memory.verification import find_faults, first_line
-from thinkers.memory.views import SqliteView, checkpoint, find_topic
+from thinkers.memory.views import SqliteView, checkpoint
 from thinkers.memory.writing import insert_blocks
 
 

@@ -37,41 +37,6 @@ class Fault:
         return f"{self.place}: {self.found}"
 
 
-class Store(Protocol):
-    """Blocks that outlive the process. Whatever it returns is read from one snapshot."""
-
-    def append(self, blocks: Blocks, **settings: Any) -> list[int]:
-        """Write blocks, all or none; return their ids once they are durable.
-
-        Args:
-            settings: Fields of `Meta` that change with them.
-        """
-
-    def search(
-        self,
-        queries: Float[Tensor, "b d"],
-        k: int,
-        level: int = 1,
-        topics: Sequence[str] | None = None,
-    ) -> Found:
-        """Return the k blocks of a level whose keys match each query best."""
-
-    def fetch(self, ids: Sequence[int] | Int[Tensor, " n"]) -> Blocks:
-        """Return these blocks; a damaged one is an error that names it."""
-
-    def delete(self, topic: str | None) -> int:
-        """Delete a topic, or all, without leaving a byte; return the number of sections."""
-
-    def topics(self) -> dict[str, int]:
-        """Return the number of sections of each topic."""
-
-    def verify(self) -> list[Fault]:
-        """Return all that is not as it was written."""
-
-    def close(self) -> None:
-        """End writing; the store may be opened again."""
-
-
 class View(Protocol):
     """A snapshot of a store, and a context manager that ends it.
 
@@ -109,10 +74,47 @@ class View(Protocol):
     def __exit__(self, *error: Any) -> None: ...
 
 
-class SnapshotStore(Store, Protocol):
-    """A store that a `LongTermMemory` can stand on."""
+class Store(Protocol):
+    """Blocks that outlive the process; one process writes at a time.
+
+    Each method that reads begins a snapshot of its own; calls that belong together share a view.
+    """
 
     meta: Meta
+
+    def append(self, blocks: Blocks, **settings: Any) -> list[int]:
+        """Write blocks, all or none; return their ids once they are durable.
+
+        Args:
+            settings: Fields of `Meta` that change with them.
+        """
+
+    def search(
+        self,
+        queries: Float[Tensor, "b d"],
+        k: int,
+        level: int = 1,
+        topics: Sequence[str] | None = None,
+    ) -> Found:
+        """Return the k blocks of a level whose keys match each query best."""
+
+    def fetch(self, ids: Sequence[int] | Int[Tensor, " n"]) -> Blocks:
+        """Return these blocks; a damaged one is an error that names it."""
+
+    def delete(self, topic: str | None) -> int:
+        """Delete a topic, or all; return the number of sections that it had.
+
+        No later view has them; each store says when their bytes are gone.
+        """
+
+    def topics(self) -> dict[str, int]:
+        """Return the number of sections of each topic."""
+
+    def verify(self) -> list[Fault]:
+        """Return all that is not as it was written."""
+
+    def close(self) -> None:
+        """End writing; the store may be opened again."""
 
     def view(self) -> View:
         """Begin a snapshot."""

@@ -1,10 +1,10 @@
 """Snapshots of a SQLite store: everything that a view returns is of one generation."""
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from thinkers.checks import check_int, describe
-from thinkers.errors import UsageError, UsageTypeError, nearest, usage_error
+from thinkers.errors import UsageError, UsageTypeError, usage_error
 from thinkers.memory.blocks import Blocks
 from thinkers.memory.database import (
     WAIT,
@@ -36,14 +36,13 @@ from thinkers.memory.rows import (
     unpack_latents,
 )
 from thinkers.memory.store import Found
-
-Named = TypeVar("Named")
+from thinkers.memory.topics import TopicView, blocks_below, check_names
 
 LARGEST_ID = 2**63 - 1
 """The largest integer of SQLite."""
 
 
-class SqliteView:
+class SqliteView(TopicView):
     """A snapshot of a store, read by a connection of its own; see `store.View`."""
 
     def __init__(self, folder: Path, readers: Readers, keys: Keys, fingerprint: str, save: Save):
@@ -68,6 +67,10 @@ class SqliteView:
         if self._is_closed:
             raise closed_view(self.folder)
         return self._connection
+
+    @property
+    def _place(self) -> Path:
+        return self.folder
 
     @cached_property
     def _topics(self) -> dict[str, Topic]:
@@ -126,7 +129,7 @@ class SqliteView:
             with database_errors(self._database):
                 rows = self._keys.all(self._open, self.meta, level)
             own = rows.ids[np.isin(rows.topics, [topic.id for topic in wanted])]
-            below = _ungrouped(wanted, level)
+            below = blocks_below(wanted, level)
         return torch.from_numpy(np.sort(np.concatenate([own, np.array(below, np.int64)])))
 
     def fetch(self, ids: Sequence[int] | Int[Tensor, " n"]) -> Blocks:
@@ -165,27 +168,6 @@ class SqliteView:
             raise damaged(self._database, f"the {lost} of block {id} are missing")
         raise missing_block(id, self.folder, self.meta)
 
-    def topics(self) -> dict[str, int]:
-        """Return the number of sections of each topic, in the order in which they began."""
-        return {name: topic.counts[0] for name, topic in self._topics.items()}
-
-    def topic(self, name: str) -> Topic:
-        """Return a topic; raise UsageError, naming the nearest, if there is none of this name."""
-        return find_topic(self._topics, name, self.folder)
-
-    def ungrouped(self, topic: str) -> list[list[int]]:
-        """Return for each level but the last the ids of a topic that are in no group."""
-        if topic not in self._topics:
-            return [[] for _ in range(self.meta.levels - 1)]
-        return [list(ids) for ids in self._topics[topic].ungrouped]
-
-    def _below(self, level: int) -> list[int]:
-        """Return the blocks below a level whose group is not whole."""
-        return _ungrouped(self._topics.values(), level)
-
-    def __len__(self) -> int:
-        return self.meta.counts[0]
-
     def __enter__(self) -> "SqliteView":
         return self
 
@@ -205,11 +187,6 @@ class SqliteView:
             self._connection.close()
             raise
         self._readers.give(self._connection)
-
-
-def _ungrouped(topics: Iterable[Topic], level: int) -> list[int]:
-    """Return the blocks of topics below a level whose group is not whole."""
-    return sorted(id for topic in topics for ids in topic.ungrouped[: level - 1] for id in ids)
 
 
 def finish_wiping(connection: sqlite3.Connection, database: Path) -> None:
@@ -308,17 +285,6 @@ def query_vectors(queries: Any) -> Float32[np.ndarray, "b d"]:
     return queries.detach().to("cpu", torch.float32).numpy()
 
 
-def check_names(topics: Any) -> list[str]:
-    """Return the names of topics; raise UsageError if they are no list."""
-    if (
-        isinstance(topics, str)
-        or not isinstance(topics, Sequence)
-        or not all(isinstance(name, str) for name in topics)
-    ):
-        raise UsageError(f"topics must be a list of names or None, got {topics!r}")
-    return list(topics)
-
-
 def check_blocks(ids: Any) -> list[int]:
     """Return ids of blocks; raise UsageError if they are no list of integers from 1."""
     given = ids.tolist() if isinstance(ids, Tensor) else ids
@@ -345,20 +311,6 @@ def missing_block(id: int, folder: Path, meta: Meta) -> UsageError:
         f"block {id} of {folder}, which is not there",
         f"an id that write returned, up to {meta.last}, of a topic that was not cleared",
         "search again",
-    )
-
-
-def find_topic(topics: Mapping[str, Named], name: str, folder: Path | str) -> Named:
-    """Return the topic of this name; raise UsageError, naming the nearest, if there is none."""
-    if not isinstance(name, str):
-        raise UsageError(f"topic must be a text, got {name!r}")
-    if name in topics:
-        return topics[name]
-    near = f"such as {nearest(name, topics)!r}" if topics else "of which it has none"
-    raise usage_error(
-        f"topic {name!r}, which is not in {folder}",
-        f"a topic of the memory, {near}",
-        "see all by thinkers memory list",
     )
 
 
