@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -279,4 +280,13 @@ def test_what_is_no_task_is_refused(tmp_path):
             LongTermMemory.open(tmp_path / "m", FakeModel(), task)
         with refuses("task must be a Task"):
             LongTermMemory.create(tmp_path / "n", FakeModel(), task)
+    assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.misuse
+def test_blocks_too_large_for_a_memory_are_refused_before_one_is_made(tmp_path):
+    large = FakeModel()
+    large.config = replace(large.config, memory_levels=16, memory_group=8)
+    with refuses(r"2 \* 4\^15 latents in a block of level 16\nexpected: at most 1,048,576"):
+        LongTermMemory.create(tmp_path / "n", large)
     assert not (tmp_path / "n").exists()

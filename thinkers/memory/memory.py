@@ -15,7 +15,7 @@ from thinkers.memory.blocks import Blocks, join
 from thinkers.memory.compressing import compress, compress_levels
 from thinkers.memory.parts import MemoryPart
 from thinkers.memory.recompressing import recompressed
-from thinkers.memory.rows import DTYPES
+from thinkers.memory.rows import DTYPES, LARGEST, too_large
 from thinkers.memory.sections import Section, check_topic, cut, vocabulary_digest
 from thinkers.memory.sqlite import SqliteStore
 from thinkers.memory.store import Fault, Found, Store, View
@@ -341,9 +341,13 @@ def require_memory(model: Any) -> None:
 
 
 def store_settings(model: Any, task: Task | None) -> dict[str, Any]:
-    """Return the fields of `Meta` that a model and its task determine, to create a store by."""
+    """Return the fields of `Meta` that a model and its task determine, to create a store by.
+
+    Raises:
+        UsageError: A size is more than a store can have.
+    """
     config = model.config
-    return {
+    found = {
         "fingerprint": model.memory_fingerprint(),
         "vocabulary": "" if task is None else vocabulary_digest(task),
         "dim": config.dim,
@@ -353,3 +357,10 @@ def store_settings(model: Any, task: Task | None) -> dict[str, Any]:
         "levels": config.memory_levels,
         "group": config.memory_group,
     }
+    if (what := too_large(found)) is not None:
+        raise usage_error(
+            f"a model with {what}",
+            f"at most {LARGEST:,} in a memory",
+            "train a smaller one: fewer memory_levels, or a smaller memory_group",
+        )
+    return found

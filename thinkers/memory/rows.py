@@ -6,7 +6,7 @@ SQLite has no checksums: a bit that flipped on the disk would be read as if it h
 import secrets
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,8 @@ DTYPES = ("float16", "int8")
 """Types of latents on the disk."""
 LARGEST = 1 << 20
 """The largest size of a vector or a section; more in the settings of a store is damage."""
+SIZES = ("dim", "index_dim", "latents", "section", "levels", "group")
+"""Settings of a store that are sizes."""
 _KEY = struct.Struct("<3q")
 _BLOCK = struct.Struct("<12q")
 
@@ -106,9 +108,8 @@ class Meta:
             DamagedError: They are not as they were written.
         """
         found = _parse_sealed(content, path, "meta")
-        sizes = [found[name] for name in ("dim", "index_dim", "latents", "section", "levels")]
-        most = found["latents"] * (found["group"] // 2) ** min(found["levels"] - 1, 64)
-        is_valid = all(1 <= x <= LARGEST for x in (*sizes, found["group"], most))
+        is_valid = all(found[name] >= 1 for name in SIZES) and too_large(found) is None
+        is_valid &= found["levels"] == 1 or found["group"] > 1
         counts = found["counts"]
         is_valid &= all(type(x) is int and x >= 0 for x in counts) and found["last"] >= sum(counts)
         is_valid &= len(counts) == found["levels"] and found["dtype"] in DTYPES
@@ -125,6 +126,17 @@ _META_SCHEMA: Schema = {
     "counts": list,
     "is_wiped": bool,
 }
+
+
+def too_large(settings: Mapping[str, Any]) -> str | None:
+    """Describe the size that a store cannot have, of settings of `Meta`; None if there is none."""
+    for name in SIZES:
+        if settings[name] > LARGEST:
+            return f"{name} {settings[name]}"
+    levels, half = settings["levels"], settings["group"] // 2
+    if settings["latents"] * half ** min(levels - 1, 64) > LARGEST:
+        return f"{settings['latents']} * {half}^{levels - 1} latents in a block of level {levels}"
+    return None
 
 
 @dataclass
