@@ -30,6 +30,7 @@ import thinkers
 from thinkers import recipes
 from thinkers.config.overrides import override
 from thinkers.files import write_file
+from thinkers.memory.rows import DTYPES, rounded
 from thinkers.models import thinker_reading
 from thinkers.models.document_blocks import ABSENT, DocumentBlocks
 from thinkers.models.generation import eval_mode
@@ -81,13 +82,19 @@ def run_job(job: tuple[str, int, Path]) -> str:
     """Train and evaluate one seed of a case, unless its result is there; return a line."""
     name, seed, out = job
     one_thread()
-    folder = out / f"{name.replace('/', '-').replace(' ', '_')}-{seed}"
+    folder = out / f"{file_name(name)}-{seed}"
     found = measured(folder.with_suffix(".json"), lambda: measure(name, seed, folder))
     shown = {size: scores["index"] for size, scores in found["scores"].items()}
     return f"{name} seed {seed}: {shown} {found['cpu_minutes']:.2f} CPU minutes"
 
 
+def file_name(case: str) -> str:
+    """Return the beginning of the names of a case's files."""
+    return case.replace("/", "-").replace(" ", "_")
+
+
 def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Train one seed of a case, unless it was trained, and judge it."""
     case = CASES[name]
     flags = [*case.flags, f"--training.seed={seed}"]
     config = override(recipes.RECIPES[case.recipe](), flags=flags)
@@ -245,18 +252,22 @@ def covered(
 def dtypes(model: Any, task: Facts) -> dict[str, float]:
     """Return the accuracy with latents that were rounded as stores keep them."""
 
-    def int8(x: Tensor) -> Tensor:
-        scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-        return (x / scale).round() * scale
+    def stored_as(dtype: str) -> Callable[[Tensor], Tensor]:
+        def round_trip(x: Tensor) -> Tensor:
+            found = rounded(x.detach().flatten(0, 1).numpy(), dtype)
+            return torch.from_numpy(found).view_as(x)
 
-    ways = {"float32": lambda x: x, "float16": lambda x: x.half().float(), "int8": int8}
+        return round_trip
+
+    ways: dict[str, Callable[[Tensor], Tensor]] = {"float32": lambda x: x}
+    ways |= {dtype: stored_as(dtype) for dtype in DTYPES}
     right: dict[str, list[Tensor]] = {name: [] for name in ways}
     for batch in task.evaluation_batches("test", QUESTIONS):
         blocks: DocumentBlocks = model.blocks_of(batch)
         prompts, lengths = left_padded_prompts(batch), batch.prompt_lengths
         truth = batch.targets.gather(1, lengths[:, None] - 1)[:, 0]  # type: ignore[index]
-        for name, rounded in ways.items():
-            stored = replace(blocks, latents=rounded(blocks.latents))
+        for name, way in ways.items():
+            stored = replace(blocks, latents=way(blocks.latents))
             predicted = model.answer(prompts, lengths, 1, memory=stored)[:, 0]
             right[name].append(predicted == truth)
     return {name: float(torch.cat(rows).double().mean()) for name, rows in right.items()}
@@ -266,7 +277,7 @@ def write_results(out: Path, folder: Path) -> None:
     """Write facts.json, the results of all cases by seed; tools/docs_tables.py shows them."""
     found: dict[str, dict[str, Any]] = {}
     for name in CASES:
-        files = sorted(out.glob(f"{name.replace('/', '-').replace(' ', '_')}-[0-9].json"))
+        files = sorted(out.glob(f"{file_name(name)}-[0-9].json"))
         if files:
             found[name] = {file.stem[-1]: json.loads(file.read_text()) for file in files}
             for seed, run in found[name].items():
