@@ -12,6 +12,7 @@ from thinkers.terminal import show
 from thinkers.user_paths import output_file
 
 FAULTS_SHOWN = 20
+"""Faults of a memory that `verify` prints."""
 
 
 def add(options: argparse.Namespace, settings: list[str]) -> int:

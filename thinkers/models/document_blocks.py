@@ -82,6 +82,8 @@ def raise_level(
     """Merge whole groups of a document's blocks; return the merged ones, and those left over.
 
     Args:
+        group: Blocks that are merged into one.
+        merge: Compresses groups into blocks of the next level.
         rises: True for documents whose blocks are merged at all.
     """
     counts = torch.bincount(blocks.document, minlength=len(rises))
@@ -98,6 +100,9 @@ def as_documents(
     """Return the blocks of all lists as those of `number` documents; row i reads document i.
 
     In each document, blocks are in the order of the lists, and numbered in it.
+
+    Args:
+        keys: Returns the keys (d, n, m, e) of latents (d, n, m, c).
     """
     lists = [x for x in lists if len(x.document)] or lists[:1]
     document = torch.cat([x.document for x in lists])

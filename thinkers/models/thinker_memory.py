@@ -68,6 +68,7 @@ class BlockMemory:
 
     @property
     def _model(self) -> Any:
+        """The Thinker that this is a part of, with the layers that other classes give it."""
         return self
 
     # Blocks of a batch --------------------------------------------------------------------------
@@ -203,19 +204,32 @@ class BlockMemory:
     def compress_level(
         self, children: Float[Tensor, "n g k c"], level: int
     ) -> Float[Tensor, "n m c"]:
-        """Compress whole groups of blocks into blocks of `level`, from 2, without gradient."""
+        """Compress whole groups of blocks into blocks of `level`, from 2, without gradient.
+
+        Raises:
+            UsageError: The model has no memory.
+        """
         self._needs_memory()
         with eval_mode(self):
             return self._merge(level)(children)
 
     def block_keys(self, latents: Float[Tensor, "n m c"]) -> Float[Tensor, "n m e"]:
-        """Return the keys of blocks in the index, of unit length, without gradient."""
+        """Return the keys of blocks in the index, of unit length, without gradient.
+
+        Raises:
+            UsageError: The model has no memory.
+        """
         self._needs_memory()
         with eval_mode(self):
             return self.index.keys(latents)
 
     def block_query(self, latent: Float[Tensor, "b l c"]) -> Float[Tensor, "b e"]:
-        """Return what the index is asked from these latents, of unit length, without gradient."""
+        """Return the query of the index from the first of these latents, of unit length, without
+        gradient.
+
+        Raises:
+            UsageError: The model has no memory.
+        """
         self._needs_memory()
         with eval_mode(self):
             return self.index.queries(latent)
@@ -241,4 +255,5 @@ class BlockMemory:
         return digest.hexdigest()
 
     def _needs_memory(self) -> None:
-        check_takes_memory(self, self)
+        """Raise UsageError if this model has no layers of a memory."""
+        check_takes_memory(self, memory=self)

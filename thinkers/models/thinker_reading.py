@@ -44,6 +44,7 @@ class Chosen:
     """The blocks that rows read at one step, k of each row.
 
     Args:
+        step: From 0; no row reads blocks at step 0.
         rows: Indices of the rows among those that think.
         ids: `ABSENT` where a row has fewer.
         scores: Scores of all blocks that could be chosen; None where they were searched for.
@@ -294,7 +295,11 @@ def opened(model: Any, memory: DocumentBlocks | StoreRows, top: int | None) -> I
 
 
 def whole(model: Any, views: Sequence[Any], which: Int[Tensor, " b"]) -> DocumentBlocks:
-    """Return all blocks of each store as those of a document."""
+    """Return all blocks of each store as those of a document.
+
+    They have the numbers of the store; the sections that they hold are not known here, and `spans`
+    is not read.
+    """
     ids = [torch.as_tensor(view.ids(model.config.read_level)) for view in views]
     width = max((len(x) for x in ids), default=0)
     if not width:

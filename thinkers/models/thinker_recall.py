@@ -12,18 +12,19 @@ from thinkers.checks import describe
 from thinkers.errors import UsageError, UsageTypeError, usage_error
 from thinkers.models.batch import Loss
 from thinkers.models.document_blocks import ABSENT, DocumentBlocks
+from thinkers.models.documents import LEAST_STEPS
 from thinkers.models.memory_option import check_takes_memory
 from thinkers.models.thinker_reading import Reading, Rows, StoreRows, opened
 from thinkers.nn.latent_store import Memory
 
 
 class BlockThinking:
-    """`Thinker.think`, or its like with rows that halt, with a long-term memory.
+    """`Thinker.think`, or the thinking with rows that halt, with a long-term memory.
 
     Args:
         memory: The blocks that each row, or its sections, may read.
         live: Thinks with rows that halt; None means that all take the same steps.
-        top: Number of blocks that are read at a step; None means all.
+        top: Number of blocks that a row reads at a step; None means all.
     """
 
     def __init__(
@@ -69,14 +70,20 @@ def check_memory(model: Any, memory: Any, b: int, steps: int) -> DocumentBlocks 
 
     Args:
         memory: Blocks of a batch, a store for all rows, or a list with one or None for each.
+        steps: The thinking steps that are taken.
+
+    Raises:
+        UsageError: The model has no memory or did not write this one, there are fewer than
+            `LEAST_STEPS` steps, or the memory is that of another number of rows.
+        UsageTypeError: Something is neither a memory nor None.
     """
     if memory is None:
         return None
     check_takes_memory(model, memory)
-    if steps < 2:
+    if steps < LEAST_STEPS:
         raise usage_error(
             f"num_steps {steps} with a memory",
-            "at least 2: the first step reads the prompt, and those after it the memory",
+            f"at least {LEAST_STEPS}: the first step reads the prompt, those after it the memory",
             "take more steps, or leave memory out",
         )
     if isinstance(memory, DocumentBlocks | StoreRows):

@@ -17,13 +17,14 @@ class BlockIndex(nn.Module):
         key_j   = normalise(W_k rms_norm(z_j))       of each latent z_j of a block
         query   = normalise(W_q latent_s[0])         of the thinking latents, by the first of them
         score_b = tau * max_j <query, key_j>
-        loss    = KL(a / |a|  ||  softmax_b score),  a_b = attention mass that block b got
+        loss    = |a| KL(a / |a|  ||  softmax_b score),  a_b = attention mass that block b got
 
-    A key for each latent, since a mean of keys is close to none of them. The gradient of the loss
-    reaches W_q, W_k and tau alone. Attention distilled into a retriever: Izacard and Grave 2021,
-    https://arxiv.org/abs/2012.04584.
+    |a| is the sum of a: a row that read little teaches little. A key for each latent, since a mean
+    of keys is close to none of them. The gradient of the loss reaches W_q, W_k and tau alone.
+    Attention distilled into a retriever: Izacard and Grave 2021, https://arxiv.org/abs/2012.04584.
 
     Args:
+        dim: Width of latents.
         index_dim: Width of keys and queries.
     """
 

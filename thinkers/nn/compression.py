@@ -21,18 +21,19 @@ CODE = 0.1
 
 
 class Compressor(nn.Module):
-    """Compress sections into blocks, by steps of a block of layers that belongs to the model.
+    """Compress sections into blocks of latents, by steps of the processor of the model.
 
         level 1   z^0     = [signal_1; r_1 .. r_(m-1)]
-                  z^(i+1) = block(z^i, P(section)),  i = 0 .. steps - 1
+                  z^(i+1) = process(z^i, P(section)),  i = 0 .. steps - 1
         level l   z^0_j   = sqrt(2) * (mean of 2 neighbouring child latents) + 0.1 signal_l
-                  z^(i+1) = block(z^i, P(children + code of each child))
+                  z^(i+1) = process(z^i, P(children + code of each child))
 
-    A block has m latents of width c at level 1, and at each level half the latents of its `group`
-    children. r are random, signals and codes are learned. Nothing of level l - 1 that has no whole
-    group is compressed.
+    P projects to keys and values. A block has m latents of width c at level 1, and at each level
+    half the latents of its `group` children. r are random, signals and codes are learned. Nothing
+    of level l - 1 that has no whole group is compressed.
 
     Args:
+        dim: Width c of latents.
         num_latents: m.
         steps: Steps of a compression.
         levels: Number of levels.
@@ -66,8 +67,8 @@ class Compressor(nn.Module):
         """Compress sections.
 
         Args:
-            section: Their keys and values, from `Process.project`.
-            hidden: True at padding.
+            section: Their keys and values of each layer in turn, from `Process.project`.
+            hidden: True at padding; None without any.
             random: The m - 1 random latents of each.
         """
         signal = self.signals.weight[0].expand(len(random), 1, -1)
@@ -118,6 +119,10 @@ def replayed(
         function: A pure function of rows (n, ..), independent of each other, and of `weights`.
         inputs: Its inputs, which get no gradient.
         weights: The tensors that the gradient flows to.
+        rows: Rows that are computed at once, in both passes.
+
+    Raises:
+        RuntimeError: A second derivative is asked for.
     """
     return _Replayed.apply(function, inputs, rows, *weights)
 
