@@ -15,9 +15,11 @@ from thinkers.config.experiment import Config
 from thinkers.config.overrides import override
 from thinkers.errors import UsageError
 from thinkers.models import MODELS, Model
+from thinkers.models.memory_option import has_memory
+from thinkers.testing.memory import with_documents
 
 T = 41
-LIMITS = {"max_length", "max_steps"}
+LIMITS = {"max_length", "max_steps", "memory_section"}
 """Settings that may bound what calls accept, and nothing else."""
 
 
@@ -62,6 +64,19 @@ def traits(model: Model) -> Iterator[torch.Tensor]:
         loss.backward()
         yield loss.detach()
         yield from (p.grad for p in model.parameters() if p.grad is not None)
+    if has_memory(model):
+        yield from traits_of_memory(model, batch)
+
+
+def traits_of_memory(model: Model, batch: thinkers.Batch) -> Iterator[torch.Tensor]:
+    """What settings of a memory may change: of blocks, of reading them, and of training."""
+    asked = with_documents(model, batch)
+    with torch.no_grad():
+        blocks = model.eval().blocks_of(dataclasses.replace(asked, document_levels=None))
+        prompts = torch.full_like(asked.document, 7)
+        found = model(batch.tokens, prompt_lengths=prompts, memory=blocks)
+    yield from (blocks.latents, blocks.keys, found.logits, *found.extra.values())
+    yield model.loss(dataclasses.replace(asked, document_levels=None)).total.detach()
 
 
 def shapes(model: Model) -> dict[str, tuple[int, ...]]:

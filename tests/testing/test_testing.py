@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from halting_defects import DEFECTS as HALTING_DEFECTS
+from memory_defects import DEFECTS as MEMORY_DEFECTS
 from model_cases import NAMES, SIZE, tiny
 from torch import nn
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ from thinkers.models.looped import Looped
 from thinkers.nn.kv_cache import KeyValueCache
 from thinkers.testing import PROPERTIES, check_model
 
-DEFECTS = dict(HALTING_DEFECTS)
+DEFECTS = HALTING_DEFECTS | MEMORY_DEFECTS
 
 
 def breaks(*properties):

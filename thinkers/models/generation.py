@@ -156,11 +156,11 @@ def stream(
     Args:
         tools: As in `Model.generate`; or the calls of rows that are continued.
     """
+    check_takes_memory(model, memory)
     if not model.causal:
         raise UsageError(NOT_CAUSAL.format(what="generate"))
     rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
     check_sampling(temperature, top_k, top_p)
-    check_takes_memory(model, memory)
     halt = check_halt(model, halt)
     calls = begin_calls(model, tools, rows, lengths, max_new_tokens)
     positions = continued(model, positions, tokens, lengths, max_new_tokens)
