@@ -8,7 +8,7 @@ GENERATION_FILE holds the generation of the last commit, outside of the database
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +42,8 @@ PRAGMAS = (
 )
 """Settings of every connection: commits reach the disk, deleted bytes are overwritten with zeros,
 and nothing that a damaged or a foreign database says is run or trusted."""
+PARAMETERS = 500
+"""The most ids of one query; old versions of SQLite allow 999."""
 WAIT = 30.0
 """Seconds to wait for another connection, such as one that repairs the log of a killed process."""
 
@@ -162,6 +164,19 @@ _SYSTEM = (
     *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
     *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_NOLFS),
 )
+
+
+def select_rows(
+    connection: sqlite3.Connection, table: str, columns: str, ids: Iterable[int]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of these ids, ascending; none for an id that is not there."""
+    asked = sorted(set(ids))
+    for start in range(0, len(asked), PARAMETERS):
+        some = asked[start : start + PARAMETERS]
+        marks = ",".join("?" * len(some))
+        yield from connection.execute(
+            f"SELECT {columns} FROM {table} WHERE id IN ({marks}) ORDER BY id", some
+        )
 
 
 # Rows of settings and topics ----------------------------------------------------------------------

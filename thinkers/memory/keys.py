@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float16, Float32, Int64
 
 from thinkers.errors import DamagedError, FormatError
+from thinkers.memory.database import select_rows
 from thinkers.memory.lists import EXACT, Lists, Selection
 from thinkers.memory.rows import KEY_COLUMNS, Meta, check_key, damaged, unpack_keys
 from thinkers.memory.scores import merge
@@ -28,8 +29,6 @@ TAIL = 0.1
 """Largest number of keys outside of an index, as a share of those in it."""
 ROWS = 10_000
 """Rows of the database that are Python objects at once."""
-PARAMETERS = 500
-"""The most ids of one query; old versions of SQLite allow 999."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,17 +94,6 @@ def _key_rows(rows: Sequence[tuple[int, int, int, bytes]], meta: Meta, database:
     if not np.isfinite(keys).all():
         raise damaged(database, "keys that are not finite")
     return KeyRows(ids, topics, sizes, keys)
-
-
-def select_keys(connection: sqlite3.Connection, ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of KEY_COLUMNS of these ids, ascending; none for an id that is not there."""
-    ids = sorted(set(ids))
-    for start in range(0, len(ids), PARAMETERS):
-        some = ids[start : start + PARAMETERS]
-        marks = ",".join("?" * len(some))
-        yield from connection.execute(
-            f"SELECT {KEY_COLUMNS} FROM key WHERE id IN ({marks}) ORDER BY id", some
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +209,7 @@ class Keys:
 
     def by_id(self, connection: sqlite3.Connection, meta: Meta, ids: Sequence[int]) -> KeyRows:
         """Load the keys of these blocks, all of which must be there."""
-        found = load_keys(select_keys(connection, ids), meta, self.database)
+        found = load_keys(select_rows(connection, "key", KEY_COLUMNS, ids), meta, self.database)
         if len(found) != len(set(ids)):
             raise damaged(self.database, f"{len(set(ids)) - len(found)} blocks have no keys")
         return found

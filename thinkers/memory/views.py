@@ -1,7 +1,7 @@
 """Snapshots of a SQLite store: everything that a view returns is of one generation."""
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from thinkers.memory.database import (
     read_meta,
     read_topics,
     recorded_generation,
+    select_rows,
 )
-from thinkers.memory.keys import PARAMETERS, Keys, Save, Searcher, select_keys
+from thinkers.memory.keys import Keys, Save, Searcher
 from thinkers.memory.rows import (
     BLOCK_COLUMNS,
+    KEY_COLUMNS,
     Meta,
     Topic,
     check_block,
@@ -141,8 +143,8 @@ class SqliteView(TopicView):
         """
         asked = check_blocks(ids)
         with database_errors(self._database):
-            keys = {row[0]: row for row in select_keys(self._open, asked)}
-            rows = {row[0]: row for row in self._select_blocks(asked)}
+            keys = {row[0]: row for row in select_rows(self._open, "key", KEY_COLUMNS, asked)}
+            rows = {row[0]: row for row in select_rows(self._open, "block", BLOCK_COLUMNS, asked)}
         for id in asked:
             self._check_present(id, id in keys, id in rows)
         names = {topic.id: topic.name for topic in self._topics.values()}
@@ -150,15 +152,6 @@ class SqliteView(TopicView):
             id: read_block(rows[id], keys[id], self.meta, names, self._database) for id in rows
         }
         return as_blocks([decoded[id] for id in asked], self.meta)
-
-    def _select_blocks(self, ids: Iterable[int]) -> Iterable[tuple[Any, ...]]:
-        ids = sorted(set(ids))
-        for start in range(0, len(ids), PARAMETERS):
-            some = ids[start : start + PARAMETERS]
-            marks = ",".join("?" * len(some))
-            yield from self._open.execute(
-                f"SELECT {BLOCK_COLUMNS} FROM block WHERE id IN ({marks})", some
-            )
 
     def _check_present(self, id: int, has_keys: bool, has_latents: bool) -> None:
         if has_keys and has_latents:
