@@ -29,7 +29,7 @@ TEXTS: dict[str, Callable[[int, int], FactTexts]] = {"codes": Codes, "sentences"
 SHORTER = 30
 """Percent of training batches whose documents are shorter than those that the stage is about."""
 LEAST_QUESTIONS = 4
-"""Questions about a short document in training; with one, matching was learned half as fast."""
+"""Questions about a short document in training; with one, a pilot learned to match more slowly."""
 ATTEMPTS = 1000
 """Draws after which a split counts as empty; of 10 % of all documents, one is missed by 1e-46."""
 LARGEST = 10_000
