@@ -17,22 +17,24 @@ ITSELF := $(MAKE)
 HALVES := $(ITSELF) --no-print-directory -j 2 -k with-shapes without
 TRITON := triton==3.9.0
 STATIC := $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+EXTRAS := .venv-extras/bin/python -m pytest
 LINT := $(STATIC) && $(BIN)/python tools/docs_tables.py --check
 
 # Without these files every process would compile all sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 # Run $(1), print the seconds and the CPU seconds that it took, and exit with its status.
-timed = start=$$(date +%s); $(1); status=$$?; times >.venv/times; \
+timed = mkdir -p .pytest_cache; start=$$(date +%s); $(1); status=$$?; times >.pytest_cache/times; \
 	echo "work: $$(( $$(date +%s) - start )) s, CPU $$(awk -F '[ms ]+' \
-	'NR == 2 { printf "%d", 60 * ($$1 + $$3) + $$2 + $$4 }' .venv/times) s"; exit $$status
+	'NR == 2 { printf "%d", 60 * ($$1 + $$3) + $$2 + $$4 }' .pytest_cache/times) s"; exit $$status
 
-.PHONY: help setup demo test test-shapes test-long test-gpu test-triton lint format \
+.PHONY: help setup demo test test-extras test-shapes test-long test-gpu test-triton lint format \
 	without with-shapes
 
 help:
 	@echo "make demo       train a model that thinks and one that does not, and write a report"
 	@echo "make test       format, lint, types, and the tests that take minutes in all"
+	@echo "make test-extras  the tests of what extras add, in .venv-extras"
 	@echo "make test-long  the slow tests       make test-gpu  the tests that need a CUDA device"
 	@echo "make test-triton  the GPU kernels on the CPU, in Triton's interpreter: minutes"
 	@echo "make test-shapes  tests of models with annotated shapes checked at run time"
@@ -46,6 +48,12 @@ demo: setup
 
 test: setup
 	@$(call timed,$(STATIC) && $(HALVES) && $(ALONE))
+
+# Most of the packages are large, so they have an environment of their own.
+test-extras:
+	@$(PYTHON) tools/setup.py extras
+	@$(call timed,$(ONE_THREAD) HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(EXTRAS) -n 2 \
+	--dist loadfile -m "extras and not slow and not gpu" --durations 10)
 
 test-shapes: setup
 	@$(call timed,$(SHAPES))

@@ -11,6 +11,8 @@ import torch
 
 torch.set_num_threads(1)  # two workers share two cores
 
+OF_EXTRAS = ("hf_looped", "reasoning_gym")
+"""Names in MODELS and TASKS that are there with an extra only."""
 ROOMS = [Path(__file__).parent / name for name in ("models", "nn")]
 
 
@@ -22,8 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of models and layers that `make test` runs with checks of every call."""
+    """Mark the tests of models and layers that `make test` runs with checks of every call, and
+    those of the models and tasks of extras."""
     for item in items:
+        if any(name in item.name for name in OF_EXTRAS):
+            item.add_marker("extras")
         unchecked = any(item.get_closest_marker(name) for name in ("misuse", "unchecked"))
         if not unchecked and any(item.path.is_relative_to(room) for room in ROOMS):
             item.add_marker("shapes")

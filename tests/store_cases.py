@@ -83,8 +83,12 @@ WARNINGS = [
 ]
 """The client warns of what its local mode has not: indexes of payloads, approximate search."""
 QDRANT = [
-    pytest.param(Local, id="local", marks=needs("qdrant_client")),
-    pytest.param(Edge, id="edge", marks=[needs("qdrant_client"), needs("qdrant_edge")]),
+    pytest.param(Local, id="local", marks=[pytest.mark.extras, needs("qdrant_client")]),
+    pytest.param(
+        Edge,
+        id="edge",
+        marks=[pytest.mark.extras, needs("qdrant_client"), needs("qdrant_edge")],
+    ),
 ]
 
 

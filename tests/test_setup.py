@@ -28,17 +28,16 @@ def setup(tmp_path, monkeypatch):
     for name in module.INPUTS:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    python = tmp_path / ".venv" / "bin" / "python"
     monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
-    monkeypatch.setattr(module, "STAMP", tmp_path / ".venv" / "set-up-is-complete")
-    monkeypatch.setattr(module, "PYTHON", python)
+    module.STAMP = tmp_path / ".venv" / "set-up-is-complete"
     module.installed = []
 
     def run(command, **_):
         module.installed.append([str(word) for word in command])
-        python.parent.mkdir(parents=True, exist_ok=True)
-        python.touch()
+        if "venv" in command:
+            python = Path(command[-1]) / "bin" / "python"
+            python.parent.mkdir(parents=True)
+            python.touch()
 
     monkeypatch.setattr(module.subprocess, "run", run)
     return module
@@ -51,6 +50,31 @@ def test_the_first_call_installs_torch_before_the_rest_by_the_constraints(setup,
     assert "torch" in torch and rest[-1].endswith("[dev,report,text]")
     assert all("--constraint" in command for command in (torch, rest))
     assert re.match(r"set-up: \d+\.\d s \(\.venv made", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_extras_have_an_environment_of_their_own(setup, capsys):
+    setup.main()
+    setup.installed.clear()
+    assert setup.main("extras") == 0
+    assert all(
+        ".venv-extras" in command[0 if i else -1] for i, command in enumerate(setup.installed)
+    )
+    assert "hf,eval" in setup.installed[-1][-1] and "openai" in setup.installed[-1]
+    assert ".venv-extras made" in capsys.readouterr().out
+    assert (setup.ROOT / ".venv" / setup.COMPLETE).exists()
+    setup.installed.clear()
+    assert setup.main() == setup.main("extras") == 0 and setup.installed == []
+
+
+def test_an_unknown_environment_is_refused(setup, capsys):
+    assert setup.main("extra") == 2
+    assert "found: tools/setup.py extra" in capsys.readouterr().err and setup.installed == []
+
+
+def test_the_environment_of_the_extras_has_every_extra_but_docs(setup):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    given = set(setup.EXTRAS[".venv-extras"].split(","))
+    assert given | {"mlflow", "tensorboard"} == set(project["optional-dependencies"]) - {"docs"}
 
 
 def test_a_second_call_reuses_the_environment(setup, capsys):
@@ -166,7 +190,9 @@ def test_every_dependency_is_pinned_at_or_above_its_bound():
         assert [int(x) for x in pinned.split(".")] >= [int(x) for x in bound.split(".")], name
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-long", "test-gpu", "lint", "format"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "test-extras", "test-long", "test-gpu", "lint", "format"]
+)
 def test_every_target_sets_up_first(target):
     command = ["make", "-n", target, f"PYTHON={sys.executable}"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
@@ -179,4 +205,4 @@ def test_ci_runs_what_a_contributor_types():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     commands = [x for x in script.read_text().splitlines() if not x.startswith("#")]
-    assert len(commands) == 1 and commands[0].endswith("make test")
+    assert len(commands) == 1 and commands[0].endswith("make test && make test-extras")

@@ -57,6 +57,7 @@ def test_an_exported_model_takes_any_number_of_rows_of_any_length(name):
     any(importlib.util.find_spec(part) is None for part in ONNX),
     reason="needs the extra: pip install 'thinkers[onnx]'",
 )
+@pytest.mark.extras
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_gives_the_logits_of_any_number_of_rows_of_any_length(name):
     import onnxruntime
