@@ -138,8 +138,7 @@ class Thinker(BlockMemory, HaltingModel):
         initialize(self, num_residuals=3 * config.num_layers)
         nn.init.normal_(self.latents.weight)
         nn.init.normal_(self.queries.weight, std=0.5)
-        if config.memory == "blocks":
-            self.compressor.reset()
+        self.reset_memory()
         if config.policy:
             self.policy.reset()
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.checks import check_lengths, check_shape, describe
@@ -65,6 +65,17 @@ class BlockMemory:
             levels = config.memory_levels, config.memory_group
             self.compressor = Compressor(config.dim, *sizes, *levels)
             self.index = BlockIndex(config.dim, config.index_dim)
+
+    def reset_memory(self) -> None:
+        """Draw the first weights of what compresses text; nothing without `memory` blocks."""
+        if self._model.config.memory != "blocks":
+            return
+        self.compressor.reset()
+        # As large as latents: with 0.02, words add next to nothing to the learned latents that read
+        # them, and some seeds had learned to find two sections' facts hundreds of updates later.
+        text = self._model.text
+        for table in (text.embedding, text.position):
+            nn.init.normal_(table.weight, std=self._model.config.dim**-0.5)
 
     @property
     def _model(self) -> Any:
