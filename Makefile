@@ -28,12 +28,13 @@ timed = mkdir -p .pytest_cache; start=$$(date +%s); $(1); status=$$?; times >.py
 	echo "work: $$(( $$(date +%s) - start )) s, CPU $$(awk -F '[ms ]+' \
 	'NR == 2 { printf "%d", 60 * ($$1 + $$3) + $$2 + $$4 }' .pytest_cache/times) s"; exit $$status
 
-.PHONY: help setup demo test test-extras test-shapes test-long test-gpu test-triton lint format \
+.PHONY: help setup demo docs test test-extras test-shapes test-long test-gpu test-triton lint format \
 	without with-shapes
 
 help:
 	@echo "make demo       train a model that thinks and one that does not, and write a report"
 	@echo "make test       format, lint, types, and the tests that take minutes in all"
+	@echo "make docs       the documentation as a site: build/docs/index.html"
 	@echo "make test-extras  the tests of what extras add, in .venv-extras"
 	@echo "make test-long  the slow tests       make test-gpu  the tests that need a CUDA device"
 	@echo "make test-triton  the GPU kernels on the CPU, in Triton's interpreter: minutes"
@@ -54,6 +55,11 @@ test-extras:
 	@$(PYTHON) tools/setup.py extras
 	@$(call timed,$(ONE_THREAD) HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(EXTRAS) -n 2 \
 	--dist loadfile -m "extras and not slow and not gpu" --durations 10)
+
+docs:
+	@$(PYTHON) tools/setup.py extras
+	@.venv-extras/bin/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "open build/docs/index.html"
 
 test-shapes: setup
 	@$(call timed,$(SHAPES))

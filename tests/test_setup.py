@@ -71,10 +71,10 @@ def test_an_unknown_environment_is_refused(setup, capsys):
     assert "found: tools/setup.py extra" in capsys.readouterr().err and setup.installed == []
 
 
-def test_the_environment_of_the_extras_has_every_extra_but_docs(setup):
+def test_the_environment_of_the_extras_has_every_extra(setup):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     given = set(setup.EXTRAS[".venv-extras"].split(","))
-    assert given | {"mlflow", "tensorboard"} == set(project["optional-dependencies"]) - {"docs"}
+    assert given | {"mlflow", "tensorboard"} == set(project["optional-dependencies"])
 
 
 def test_a_second_call_reuses_the_environment(setup, capsys):
@@ -191,7 +191,7 @@ def test_every_dependency_is_pinned_at_or_above_its_bound():
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "test", "test-extras", "test-long", "test-gpu", "lint", "format"]
+    "target", ["demo", "test", "test-extras", "docs", "test-long", "test-gpu", "lint", "format"]
 )
 def test_every_target_sets_up_first(target):
     command = ["make", "-n", target, f"PYTHON={sys.executable}"]

@@ -20,7 +20,7 @@ COMPLETE = "set-up-is-complete"
 INPUTS = ("pyproject.toml", "constraints.txt", "tools/setup.py")
 EXTRAS = {
     ".venv": "dev,report,text",
-    ".venv-extras": "dev,report,text,wandb,qdrant,hf,eval,onnx,serve,reasoning_gym",
+    ".venv-extras": "dev,report,text,wandb,qdrant,hf,eval,onnx,serve,reasoning_gym,docs",
 }
 """The extras of the package that each environment has."""
 OF_TESTS = {
