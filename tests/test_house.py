@@ -24,7 +24,7 @@ FLOORS = (
     ("runs", "policies"),
     ("training", "memory"),
     ("evaluation",),
-    ("inspection", "comparison"),
+    ("inspection", "comparison", "hf"),
     ("",),
     ("cli",),
     ("__main__",),

@@ -45,12 +45,14 @@ _HOMES = {
 """Public names by the module that defines them."""
 _ROOMS = ("memory", "models", "ops", "published", "recipes", "tasks", "testing")
 """Packages whose own names are public too."""
+_ROOMS_OF_EXTRAS = ("hf",)
+"""Such packages that need an extra, so that `from thinkers import *` leaves them out."""
 
 __all__ = ["__version__", *_ROOMS, *(name for names in _HOMES.values() for name in names)]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in (*_ROOMS, *_ROOMS_OF_EXTRAS):
         return _import(name)
     for home, names in _HOMES.items():
         if name in names:
@@ -74,4 +76,4 @@ def _import(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_ROOMS_OF_EXTRAS})

@@ -35,6 +35,10 @@ class ComputedBuffers(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Every cast and move of a module calls this: to, double, cuda, to_empty, ..
         super()._apply(fn, recurse)
+        self.recompute()
+        return self
+
+    def recompute(self) -> None:
+        """Compute the buffers again, where they are."""
         for name, x in self._constants().items():
             self._buffers[name] = x.to(self.get_buffer(name).device)
-        return self
