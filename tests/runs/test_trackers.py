@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import random
 import re
 import shutil
 
@@ -162,8 +163,8 @@ def test_nan_and_inf_in_lines_become_numbers():
 
 
 def test_an_unknown_tracker_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(UsageError, match="expected: one of mlflow, tensorboard"):
-        thinkers.train(config(), tmp_path / "a", tracking="wandb")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="expected: one of mlflow, tensorboard, wandb, trackio"):
+        thinkers.train(config(), tmp_path / "a", tracking="wands")
     assert not (tmp_path / "a").exists()
 
 
@@ -196,13 +197,14 @@ def test_a_tracker_of_a_user_has_every_line(tmp_path, own, capsys):
     assert own[-1][0] == "FINISHED"
 
 
-def test_the_tracker_and_the_callback_of_the_page_run(tmp_path, monkeypatch):
+def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    """A tracker, a callback and a loop of a user's."""
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "command_line.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    page = (ROOT / "docs" / "trackers.md").read_text()
+    code = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     found = {}
     try:
-        exec(compile(code, "command_line.md", "exec"), found)
+        exec(compile("\n".join(code), "trackers.md", "exec"), found)
     finally:
         del thinkers.TRACKERS["table"]
     *rows, last = (found["run"].folder / "table.txt").read_text().splitlines()
@@ -210,6 +212,7 @@ def test_the_tracker_and_the_callback_of_the_page_run(tmp_path, monkeypatch):
     assert {(k, int(u), float(x)) for u, k, x in (row.split("\t") for row in rows)} == written(
         found["run"].folder
     )
+    assert found["loss"].total < 3 and thinkers.load("models/mine").name == "looped"
 
 
 def test_mlflow_leaves_the_levels_of_loggers_as_they_were(tmp_path, store):
@@ -231,9 +234,25 @@ def test_a_missing_extra_is_reported_before_anything_is_written(tmp_path, monkey
         raise ImportError(module)
 
     monkeypatch.setattr(trackers.importlib, "import_module", missing)
-    with pytest.raises(UsageError, match=rf'pip install "thinkers\[{name}\]"'):
+    extra = trackers.TRACKERS[name].extra or name
+    with pytest.raises(UsageError, match=rf'pip install "thinkers\[{extra}\]"'):
         train(settings, tmp_path / "a", tracking=name)
     assert not (tmp_path / "a").exists()
+
+
+def test_importing_a_package_leaves_the_random_stream(monkeypatch):
+    monkeypatch.setattr(trackers.importlib, "import_module", lambda name: random.random() and json)
+    before = random.getstate()
+    trackers.require("trackio", "wandb", "--tracking trackio")
+    assert random.getstate() == before
+
+
+def test_a_folder_of_the_name_is_no_package(tmp_path, monkeypatch):
+    """W&B makes a folder `wandb` where it runs, which Python would import."""
+    (tmp_path / "wanda" / "run-1").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match="no package wanda"):
+        trackers.require("wanda", "wandb", "--tracking wandb")
 
 
 def test_lines_are_on_the_disk_before_the_tracker_gets_them(tmp_path):

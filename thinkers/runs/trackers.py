@@ -1,5 +1,6 @@
-"""Trackers: MLflow, TensorBoard and those of users, stores of metrics besides metrics.jsonl."""
+"""Trackers: MLflow, TensorBoard, W&B, trackio and those of users: stores beside metrics.jsonl."""
 
+import contextvars
 import importlib
 import json
 import logging
@@ -8,12 +9,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from thinkers.errors import ResourceError, UsageError, exit_code, usage_error
 from thinkers.files import own_folder
 from thinkers.optional import require
+from thinkers.runs.wandb_files import logged_rows, wait_for_end
 
 Tracking = str
 """A name in TRACKERS."""
@@ -47,6 +50,10 @@ class Tracker(ABC):
 
     module: ClassVar[str] = ""
     """Module whose import shows that an extra is installed; empty if none is needed."""
+    extra: ClassVar[str] = ""
+    """Name of this extra; empty if it is that of the tracker."""
+    fix: ClassVar[str] = "leave --tracking out"
+    """How to mend a store that cannot be opened."""
 
     def __init__(self, folder: Path, record: Mapping[str, Any]):
         self.folder = folder
@@ -69,6 +76,7 @@ class MLflow(Tracker):
     """
 
     module = "mlflow.tracking"
+    fix = "set MLFLOW_TRACKING_URI to one, or leave --tracking out"
 
     def __init__(self, folder: Path, record: Mapping[str, Any]):
         super().__init__(folder, record)
@@ -120,12 +128,8 @@ class MLflow(Tracker):
         self._last = max([self._last, *(line["update"] for line in new if "loss" in line)])
 
     def finish(self, status: Status) -> None:
-        # Plain files alone: a link could send any file of this computer.
-        for folder, place in ((self.folder, None), (self.folder / "model", "model")):
-            for file in sorted(folder.iterdir()) if own_folder(folder) else ():
-                is_plain = file.is_file() and not file.is_symlink()
-                if is_plain and file.suffix in (".json", ".jsonl", ".html", ".safetensors"):
-                    self._client.log_artifact(self._run, str(file), place)
+        for file, place in files_of(self.folder):
+            self._client.log_artifact(self._run, str(file), place)
         self._client.set_terminated(self._run, status)
 
 
@@ -158,7 +162,116 @@ class TensorBoard(Tracker):
         self._writer.close()
 
 
-TRACKERS: dict[str, type[Tracker]] = {"mlflow": MLflow, "tensorboard": TensorBoard}
+class WandB(Tracker):
+    """One W&B run per run folder, whose id is that of the folder.
+
+    All numbers of an update are one row, and `update` is the axis of the charts. W&B's own steps
+    only count rows, since it drops those that are logged at an earlier step: scores of an update
+    that is stored already would be lost.
+
+    Args:
+        record: The content of config.json; its settings become the config of the run.
+    """
+
+    module = "wandb"
+    extra = "wandb"
+    fix = "run wandb login, set WANDB_MODE=offline, or leave --tracking out"
+
+    def __init__(self, folder: Path, record: Mapping[str, Any]):
+        super().__init__(folder, record)
+        self._package = require(self.module, self.extra, f"--tracking {self.module}")
+        self._last = -1
+        self._open()
+
+    def _open(self) -> None:
+        """Begin or continue the run of this folder."""
+        self._run = self._package.init(
+            project=os.environ.get("WANDB_PROJECT", "thinkers"),
+            name=self.folder.resolve().name,
+            id=self.record["run"],
+            resume="allow",
+            reinit="create_new",  # the caller's own run, or that of a comparison, goes on
+            settings=self._package.Settings(console="off"),  # or it would replace sys.stdout
+        )
+        # After the run is resumed: as an argument, a setting that has changed would be refused.
+        self._run.config.update(self.record["config"], allow_val_change=True)
+        self._run.define_metric("update", hidden=True)
+        self._run.define_metric("*", step_metric="update")
+        if self._run.offline:
+            place = Path(self._run.settings.sync_dir).parent
+            rows = [row["update"] for row in logged_rows(place, self._run.id) if "update" in row]
+            self._last = max(rows, default=-1)
+        elif self._run.resumed:
+            self._last = int(self._run.summary.get("update", -1))
+
+    def _log(self, row: dict[str, Any], update: int) -> None:
+        self._run.log({"update": update, **row})
+
+    def send(self, lines: Sequence[Line]) -> None:
+        rows: dict[int, dict[str, float]] = {}
+        for line in lines:
+            if line["update"] > self._last or "test" in line:
+                rows.setdefault(line["update"], {}).update(numbers(line))
+        for update, row in rows.items():
+            self._log(row, update)
+            # Row by row: after an error, those before it are not sent again.
+            self._last = max(self._last, update)
+
+    def finish(self, status: Status) -> None:
+        try:
+            if found := list(files_of(self.folder)):
+                files = self._package.Artifact(f"run-{self.record['run']}", "run")
+                for file, place in found:
+                    files.add_file(str(file), name="/".join(filter(None, (place, file.name))))
+                self._run.log_artifact(files)
+        finally:
+            self._end(status)
+
+    def _end(self, status: Status) -> None:
+        """Store the status and wait until all is stored."""
+        self._run.summary["status"] = status
+        # 255 is its code of a run that was stopped by a signal.
+        self._run.finish(exit_code={"FINISHED": 0, "KILLED": 255, "FAILED": 1}[status])
+        if self._run.offline:
+            wait_for_end(Path(self._run.settings.sync_file))
+
+
+class Trackio(WandB):
+    """One trackio run per run folder, found by the end of its name when the run is resumed."""
+
+    module = "trackio"
+    fix = "set TRACKIO_DIR to a folder that can be written, or leave --tracking out"
+
+    def _open(self) -> None:
+        project, own = os.environ.get("TRACKIO_PROJECT", "thinkers"), self.record["run"][:8]
+        try:
+            known = [run.name for run in self._package.Api().runs(project)]
+        except ValueError:  # there is no such project yet
+            known = []
+        name = f"{self.folder.resolve().name}-{own}"  # names alone identify runs
+        named = [x for x in known if x.endswith(f"-{own}")]
+        settings = {"config": dict(self.record["config"]), "resume": "allow", "embed": False}
+        # In a context of its own: `init` ends the run of the context that it is called in.
+        begin = partial(self._package.init, project, named[0] if named else name, **settings)
+        self._run = contextvars.Context().run(begin)
+        # The queue of rows that were logged is written by a thread, so that only the store knows
+        # those of a run that was killed.
+        self._last = self._run._next_step - 1
+
+    def _log(self, row: dict[str, Any], update: int) -> None:
+        self._run.log(row, step=update)
+
+    def _end(self, status: Status) -> None:
+        self._log({"status": status}, max(0, self._last))  # it has no other place for it
+        self._run.finish()
+
+
+TRACKERS: dict[str, type[Tracker]] = {
+    "mlflow": MLflow,
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "trackio": Trackio,
+}
 """{name: class}; users add their own."""
 
 
@@ -180,7 +293,7 @@ def open_tracker(name: str | None, folder: Path, record: Mapping[str, Any]) -> T
         raise usage_error(
             f"--tracking {name}: {type(error).__name__}: {what}",
             "a store that can be reached",
-            "set MLFLOW_TRACKING_URI to one, or leave --tracking out",
+            TRACKERS[name].fix,
         ) from error
 
 
@@ -190,9 +303,9 @@ def check(name: str) -> None:
         raise usage_error(
             f"--tracking {name}", f"one of {', '.join(TRACKERS)}", "change --tracking"
         )
-    module = TRACKERS[name].module
-    if module:
-        require(module, name, f"--tracking {name}")
+    found = TRACKERS[name]
+    if found.module:
+        require(found.module, found.extra or name, f"--tracking {name}")
 
 
 def numbers(line: Line) -> Iterator[tuple[str, float]]:
@@ -200,6 +313,18 @@ def numbers(line: Line) -> Iterator[tuple[str, float]]:
     for key, value in _flat(line, "/"):
         if key != "update":
             yield key, float(value)
+
+
+def files_of(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """Yield the files of a run that are stored, and the folder of each: "model", None for its own.
+
+    Plain files alone: a link could send any file of this computer.
+    """
+    for home, place in ((folder, None), (folder / "model", "model")):
+        for file in sorted(home.iterdir()) if own_folder(home) else ():
+            is_plain = file.is_file() and not file.is_symlink()
+            if is_plain and file.suffix in (".json", ".jsonl", ".html", ".safetensors"):
+                yield file, place
 
 
 @contextmanager
