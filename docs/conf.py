@@ -42,6 +42,7 @@ OUTSIDE = {
     "examples/pipeline/README.md": "pipeline.md",
     "../CONTRIBUTING.md": "contributing.md",
     "../examples/pipeline/README.md": "pipeline.md",
+    "../examples/research/program.md": "program.md",
 }
 """Pages of the repository that the site includes under other names."""
 

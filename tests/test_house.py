@@ -25,6 +25,7 @@ FLOORS = (
     ("training", "memory"),
     ("evaluation",),
     ("inspection", "comparison", "hf"),
+    ("research",),
     ("",),
     ("cli",),
     ("__main__",),

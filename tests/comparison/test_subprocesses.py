@@ -170,7 +170,7 @@ def test_a_search_is_the_same_by_the_words_of_its_commands(plugin, tmp_path, mon
     """With a learning rate that no model can be trained with, and one that trains."""
     asked = compared(tmp_path / "a", lrs=[1e30, 1e-3])
     assert asked.results["mine"][0].record["lr"] == 1e-3 and asked.failures == []
-    monkeypatch.setattr(one_run, "_stop_with_parent", lambda: None)
+    monkeypatch.setattr(one_run, "stop_with_parent", lambda: None)
     found = []
     for lr, status in ((1e30, "failed"), (1e-3, "done")):
         job = Job(str(asked.folder), "mine", None, lr)

@@ -13,7 +13,7 @@ if sys.platform == "win32":
     sys.stderr.write("thinkers runs on Linux and macOS; on Windows use it inside WSL\n")
     raise SystemExit(2)
 
-from thinkers.cli import commands
+from thinkers.cli import commands, research_command
 from thinkers.cli.commands import raise_unknown
 from thinkers.cli.parser import Parser, actions_of, command_line
 from thinkers.errors import (
@@ -33,11 +33,22 @@ SWITCHES = (
     *("print_config", "dry_run", "debug", "help", "version", "ablate", "policy"),
     *("keep_text", "by_line", "all"),
 )
-PATHS = ("out", "config", "resume", "import_module", "init_from", "store", "memory")
+PATHS = (
+    "out",
+    "config",
+    "resume",
+    "import_module",
+    "init_from",
+    "store",
+    "memory",
+    "change",
+    "report",
+)
 SETTINGS_OF = {
     commands.train: "--",
     commands.reinforce: "--",
     commands.compare: "--",
+    research_command.research: "--",
     commands.evaluate: "--task.",
 }
 """{command: prefix of the settings that it takes}; the others take none."""

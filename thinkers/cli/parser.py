@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 import thinkers
 from thinkers.cli import commands, inspect_command, memory_commands
+from thinkers.cli.research_command import add_research
 from thinkers.errors import usage_error
 
 Subparsers = Any
@@ -32,6 +33,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     add_compare(verbs)
     add_inspect(verbs)
     add_memory(verbs)
+    add_research(verbs)
     add_import(verbs)
     for verb in [*verbs.choices.values(), *actions_of(verbs.choices["memory"]).values()]:
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")

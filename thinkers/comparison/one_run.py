@@ -7,10 +7,7 @@ does so in a separate process; JOB is a `Job` as JSON.
 
 import contextlib
 import json
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,12 +16,12 @@ from types import NoneType
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from thinkers import tasks
 from thinkers.comparison import budgets, matching, results
 from thinkers.comparison.contenders import Contender
 from thinkers.comparison.plan import Plan
+from thinkers.comparison.process_usage import peak_memory, reset_peak, stop_with_parent
 from thinkers.config.experiment import Config
 from thinkers.devices import find_device
 from thinkers.errors import Interrupted, LockedError
@@ -52,7 +49,6 @@ SEARCH_SEED = 2**31
 """Seed of the learning-rate search, whose runs are not part of the result."""
 EXAMPLES_SEED = 0
 """Seed of the examples that all runs are graded on, independent of the seed of a run."""
-STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -208,13 +204,13 @@ def _train(job: Job, config: Config) -> dict[str, float | None]:
     write_file(file, with_digest({"seconds": None, "memory": None}))
     is_begun = exists(job.home / folder.RECORD)
     with open_log(job.log) as log, contextlib.redirect_stdout(log):
-        resets, start = _reset_peak(device), time.process_time()
+        resets, start = reset_peak(device), time.process_time()
         try:
             resume(job.home, tracking=job.tracking) if is_begun else train(
                 config, job.home, tracking=job.tracking
             )
         finally:
-            now = time.process_time() - start, _peak(device) if resets else None
+            now = time.process_time() - start, peak_memory(device) if resets else None
             known = {key: before[key] is not None for key in before}
             usage = {
                 "seconds": before["seconds"] + now[0] if known["seconds"] else None,
@@ -222,33 +218,6 @@ def _train(job: Job, config: Config) -> dict[str, float | None]:
             }
             write_file(file, with_digest(usage))
     return usage
-
-
-def _reset_peak(device: torch.device) -> bool:
-    """Begin a new peak of memory; False if the system cannot.
-
-    `ru_maxrss` of getrusage or wait4 cannot serve: it is never reset, and a subprocess inherits the
-    value of its parent.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return True
-    if sys.platform != "linux":
-        return False
-    try:
-        RESET_PEAK.write_text("5")
-    except OSError:  # a container may forbid it; the peak since an earlier time would be wrong
-        return False
-    return True
-
-
-def _peak(device: torch.device) -> int:
-    """Return the most bytes that the CUDA device, or else the process, held since the reset."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    lines = STATUS.read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 def _curve(
@@ -283,15 +252,9 @@ def usual_steps(model: Model, task: Task, halt: Halt = None) -> int | Literal["d
     return model.config.num_steps if model.config.num_steps in counts else counts[0]
 
 
-def _stop_with_parent() -> None:
-    """Treat the end of the standard input as a stop request."""
-    os.read(0, 1)  # sys.stdin's lock, held by a daemon thread, would abort the exit
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def main(words: str) -> int:
     """Perform a job in this process and return its exit code, which is 0 for a failed run too."""
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    stop_with_parent()
     given = json.loads(words)
     for file in given["files"]:
         import_file(file)

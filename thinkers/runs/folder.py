@@ -57,7 +57,7 @@ SCHEMA: Schema = {
 }
 LATER: Schema = {
     **{"precision": str, "device": str, "ranks": int, "plans": list, "tracking": str},
-    "initial_weights": str,
+    **{"initial_weights": str, "score_on": str},
 }
 """What training adds to the record."""
 MOST_THREADS = 1024
@@ -105,17 +105,35 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
             _remove_begun(folder)
         else:
             _require_record(folder)
-        now = datetime.datetime.now().isoformat(timespec="seconds")
-        lock.seek(0)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {now}")
-        lock.flush()
+        _sign(lock)
         try:
             yield
         except BaseException:
             if new and not exists(folder / RECORD):
                 _remove_unused(folder, made)
             raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder if it is absent, and lock it for this process while the context is entered.
+
+    Raises:
+        LockedError: Another process owns the folder.
+    """
+    made = [path for path in (folder, *folder.absolute().parents) if not exists(path)]
+    with _locked(folder, made) as lock:
+        _sign(lock)
+        yield
+
+
+def _sign(lock: TextIO) -> None:
+    """Write into a lock file whose it is."""
+    now = datetime.datetime.now().isoformat(timespec="seconds")
+    lock.seek(0)
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {now}")
+    lock.flush()
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from thinkers.runs import folder as run_folder
 from thinkers.runs.metrics import MetricsWriter
 from thinkers.runs.result import Run
 from thinkers.runs.trackers import Tracking
+from thinkers.tasks.base import check_split
 from thinkers.terminal import show
 from thinkers.training import status
 from thinkers.training.compiled import CompiledLayers
@@ -51,7 +52,7 @@ from thinkers.training.step import (
 from thinkers.user_paths import user_path
 
 Callback = Callable[[TrainState, StepResult], Any]
-"""Called after each update, on the first rank; it reads the state and changes nothing."""
+"""f(state, result): reads both and changes nothing."""
 
 
 def train(
@@ -62,6 +63,7 @@ def train(
     overrides: Sequence[str] = (),
     tracking: Tracking | None = None,
     callbacks: Sequence[Callback] = (),
+    score_on: str = "test",
 ) -> Run:
     """Train the model of `config` on its task in a new run folder, then score it.
 
@@ -72,8 +74,8 @@ def train(
         overrides: Changes of the recipe, as they were typed; kept in config.json.
         tracking: Store of the metrics in addition to metrics.jsonl.
         callbacks: Functions f(state, result), called in order after each update, on the first rank.
-            They read the `TrainState` and the `StepResult`, and must change neither. An error in
-            one ends the run, which can be resumed.
+            They change nothing. An error in one ends the run, which can be resumed.
+        score_on: The split that is scored at the end; a search must not see the test split.
 
     Raises:
         UsageError: The settings do not fit each other, or the folder is in use.
@@ -96,8 +98,8 @@ def train(
         )
     folder = user_path(out, "out") if out is not None else run_folder.default_folder(config)
     record = run_folder.new_record(config, overrides)
-    if tracking is not None:
-        record["tracking"] = tracking
+    record |= {"tracking": tracking} if tracking is not None else {}
+    record |= {"score_on": score_on} if check_split(score_on) != check_split("test") else {}
     with _owned(folder, new=True):
         return _join_and_train(config, folder, record, until, callbacks)
 
@@ -254,7 +256,8 @@ def _train(
                 if scores := signals.unless_stopped(lambda: evaluate_split(state, "valid"), alone):
                     metrics.log(done, valid=scores)
                     score = task.objective(scores)
-            is_best = score is not None and _is_better(score, state.best)
+            best = -math.inf if state.best is None else state.best
+            is_best = score is not None and math.isfinite(score) and score > best
             state.best = score if is_best else state.best
 
             # With several ranks, only a signal that all ranks know of counts: it travelled with the
@@ -266,10 +269,11 @@ def _train(
             if signal:
                 raise _interrupted(done, folder, signal)
 
-        scores = signals.unless_stopped(lambda: evaluate_split(state, "test"))
+        split = record.get("score_on", "test")
+        scores = signals.unless_stopped(lambda: evaluate_split(state, split))
         if scores is None:
             raise _interrupted(state.update, folder, signals.number)
-        metrics.log(state.update, test=scores)
+        metrics.log(state.update, **{split: scores})
     return Run(state.result.eval(), scores, folder)
 
 
@@ -342,8 +346,7 @@ def _write_record(
     for change in run_folder.changes(record, here) if "precision" in record else ():
         show(f"{change}: the last bits may differ")
     record |= here | {"config": state.config.to_dict(), "plans": plans}
-    # In this order: a run with a record can be resumed, and its task then needs its files.
-    state.task.save_to_run(folder)
+    state.task.save_to_run(folder)  # first: a run with a record can be resumed
     run_folder.write_record(folder, record)
 
 
@@ -390,10 +393,6 @@ def _uses_all(state: TrainState) -> bool:
     return uses_all_parameters(state.model, state.task.batch(0, 1), fewest[settings.depth])
 
 
-def _is_better(score: float, best: float | None) -> bool:
-    return math.isfinite(score) and (best is None or score > best)
-
-
 def _interrupted(update: int, folder: Path, signal: int) -> Interrupted:
-    message = f"interrupted and saved after update {update}; continue with --resume {folder}"
-    return Interrupted(message, signal)
+    what = f"interrupted and saved after update {update}; continue with --resume {folder}"
+    return Interrupted(what, signal)

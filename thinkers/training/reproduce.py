@@ -1,5 +1,6 @@
 """`reproduce`: train a run again from its config.json, and compare every metric."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -95,15 +96,20 @@ def reproduce(
     training = replace(config.training, max_minutes=None, precision=precision)
     again = replace(config, training=training).with_updates(plans[0]["num_updates"])
     ends = [after["from"] for _, after in pairwise(plans)] + [last]
-    train(again, target, until=ends[0])
+    split = record.get("score_on", "test")
+    train(again, target, until=ends[0], score_on=split)
     for plan, end in zip(plans[1:], ends[1:], strict=True):
         if plan["from"] < end:
             resume(target, num_updates=plan["num_updates"], until=end)
+
+    def is_final(line: Mapping[str, Any]) -> bool:
+        return split in line and line.get("update") == last and "loss" not in line
+
     made = run_folder.read_record(target)
     here = {key: made.get(key) for key in ("versions", "threads", "device", "ranks")}
-    finished = any("test" in line for line in before)
+    finished = any(is_final(line) for line in before)
     # The new run has finished; without this, its final score would have no counterpart.
-    after = [line for line in read_metrics(target) if finished or "test" not in line]
+    after = [line for line in read_metrics(target) if finished or not is_final(line)]
     return Reproduction(
         target,
         last,

@@ -1,0 +1,220 @@
+"""A search by experiments: what is kept, what is repeated, what sees the test split."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thinkers.cli.main import main
+from thinkers.errors import DamagedError, FormatError, LockedError, UsageError
+from thinkers.evaluation import statistics
+from thinkers.json_files import with_digest
+from thinkers.research import experiment, loop, report
+from thinkers.research.ledger import LEDGER, Ledger
+from thinkers.runs import folder as run_folder
+
+ADD = "add/looped"
+TINY = ["--task.max_digits=1", "--model.dim=8", "--model.num_heads=1", "--model.num_layers=1"]
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Experiments whose scores are given; `jobs` lists what would have been trained."""
+    jobs, scores = [], []
+
+    def run_all(commands, workers, on_end):
+        for words, _ in commands:
+            job = experiment.Job(**json.loads(words[-1]))
+            jobs.append(job)
+            job.result.write_bytes(with_digest(scores.pop(0)))
+
+    monkeypatch.setattr(loop, "run_all", run_all)
+
+    def give(*found):
+        scores.extend({"metric": x} if isinstance(x, float) else x for x in found)
+        return jobs
+
+    return give
+
+
+def make(out, *flags, recipe=ADD, minutes=1.0, **more):
+    return loop.experiment(recipe, out, minutes, flags=flags, **more)
+
+
+def statuses(out):
+    with Ledger(out) as ledger:
+        return [x.status for x in ledger.experiments()]
+
+
+def test_a_better_change_is_kept_and_the_next_one_builds_on_it(scored, tmp_path):
+    jobs = scored(0.5, 0.6, 0.4, 0.6, 0.7)
+    first, second = make(tmp_path, "--model.dim=32")
+    assert (first.status, first.base, first.metric) == ("keep", None, 0.5)
+    assert (second.status, second.base) == ("keep", 1)
+    make(tmp_path, "--training.lr=0.01", description="faster")
+    make(tmp_path, "--training.lr=0.02")  # equal is not better
+    make(tmp_path, "--model.num_steps=3")
+    assert statuses(tmp_path) == ["keep", "keep", "discard", "discard", "keep"]
+    assert [list(job.flags) for job in jobs][1:3] == [
+        ["--model.dim=32"],
+        ["--model.dim=32", "--training.lr=0.01"],
+    ]
+    assert list(jobs[4].flags) == ["--model.dim=32", "--model.num_steps=3"]
+    with Ledger(tmp_path) as ledger:
+        assert [x.number for x in ledger.chain(ledger.best())] == [1, 2, 5]
+        assert ledger.experiments()[2].description == "faster"
+
+
+def test_lower_is_better_where_the_metric_is_a_loss(scored, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be " * 200)
+    scored(2.0, 2.5, 1.5)
+    out, path = tmp_path / "search", f"--task.path={text}"
+    make(out, path, "--model.dim=32", recipe="shakespeare/looped")
+    make(out, "--model.dim=16", recipe="shakespeare/looped")
+    assert statuses(out) == ["keep", "discard", "keep"]
+    other = tmp_path / "other.txt"
+    other.write_text("to be or not to be " * 300)
+    with pytest.raises(UsageError, match="task_flags"):
+        make(out, f"--task.path={other}", recipe="shakespeare/looped")
+
+
+def test_a_change_is_made_once_unless_it_crashed(scored, tmp_path):
+    scored(0.5, 0.4, {"error": "ValueError: no"}, {"error": "ValueError: no"}, 0.6)
+    make(tmp_path, "--model.dim=32")
+    with pytest.raises(UsageError, match="experiment 2, again"):
+        make(tmp_path, "--model.dim=32")
+    make(tmp_path, "--model.dim=16")
+    make(tmp_path, "--model.dim=16")
+    make(tmp_path, "--model.dim=32", seed=1)
+    assert statuses(tmp_path) == ["keep", "discard", "crash", "crash", "keep"]
+
+
+def test_an_interrupted_experiment_is_continued(scored, tmp_path, monkeypatch):
+    scored(0.5)
+    with pytest.raises(IndexError):  # the second has no score: as if the process had died
+        make(tmp_path, "--model.dim=32")
+    assert statuses(tmp_path) == ["keep", "running"]
+    jobs = scored(0.9)
+    (found,) = make(tmp_path, "--model.dim=32")
+    assert (found.number, found.status) == (2, "keep")
+    assert jobs[-1].home == jobs[-2].home
+
+
+def test_a_file_is_copied_and_stays_in_the_chain(scored, tmp_path):
+    jobs = scored(0.5, 0.6, 0.7)
+    file = tmp_path / "wider.py"
+    file.write_text("A = 1\n")
+    out = tmp_path / "search"
+    make(out, files=[file])
+    file.write_text("A = 2\n")
+    make(out, files=[file])
+    texts = [Path(name).read_text() for name in jobs[-1].files]
+    assert texts == ["A = 1\n", "A = 2\n"]
+
+
+def test_what_differs_from_the_folder_is_refused(scored, tmp_path):
+    scored(0.5, 0.6)
+    make(tmp_path, "--model.dim=32")
+    for other in (dict(recipe="add/decoder"), dict(minutes=2.0)):
+        with pytest.raises(UsageError, match="as in all experiments"):
+            make(tmp_path, "--model.dim=16", **other)
+    with pytest.raises(UsageError, match="no change"):
+        make(tmp_path)
+    for wrong in ("--model.dmi=16", "--model.dim=none"):
+        with pytest.raises(UsageError):
+            make(tmp_path, wrong)
+    assert statuses(tmp_path) == ["keep", "keep"]  # no row for a mistyped setting
+    with run_folder.locked(tmp_path), pytest.raises(LockedError):
+        make(tmp_path, "--model.dim=16")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(UsageError, match="thesis"):
+        make(tmp_path / "other", "--model.dim=16")
+
+
+def test_the_test_split_is_used_once(scored, tmp_path):
+    questions = None
+    runs = [
+        {"metric": 0.0, "grades": grades, "questions": questions}
+        for grades in ([0.0, 1, 0, 1], [0, 1, 0, 0], [1.0, 1, 0, 1], [1, 1, 1, 1])
+    ]
+    scored(0.5)
+    make(tmp_path)
+    with pytest.raises(UsageError, match="only the first"):
+        loop.judge(tmp_path, 2)
+    jobs = scored(0.6, *runs)
+    make(tmp_path, "--model.dim=32")
+    found = loop.judge(tmp_path, 2)
+    judged = jobs[-4:]
+    assert [job.split for job in judged] == ["test"] * 4
+    assert {job.seed for job in judged} == {1000, 1001}
+    assert [list(job.flags) for job in judged] == [[], [], ["--model.dim=32"], ["--model.dim=32"]]
+    first, best = (np.array([x["grades"] for x in part]) for part in (runs[:2], runs[2:]))
+    wanted = statistics.difference(best, first)
+    assert found["of_gain"] == {"value": wanted.value, "low": wanted.low, "high": wanted.high}
+    assert loop.judge(tmp_path, 2) == found  # nothing is trained again
+    text = "\n".join(report.lines(tmp_path))
+    assert "used once" in text and f"{wanted.value:+.4f}" in text
+
+
+def test_files_that_are_no_ledger_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="holds no experiments"):
+        Ledger(tmp_path)
+    (tmp_path / LEDGER).write_bytes(b"no database" * 100)
+    with pytest.raises(DamagedError):
+        Ledger(tmp_path)
+    (tmp_path / LEDGER).unlink()
+    Ledger.create(tmp_path, {"recipe": ADD}).close()
+    with sqlite3.connect(tmp_path / LEDGER) as db:
+        db.execute("UPDATE meta SET value = '99' WHERE name = 'format'")
+    db.close()
+    with pytest.raises(FormatError, match="format 99"):
+        Ledger(tmp_path)
+
+
+def test_an_experiment_trains_for_its_time_and_never_sees_the_test_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "stop_with_parent", lambda: None)
+    monkeypatch.setattr(experiment, "seconds_per_update", lambda config: (0.5,))
+    file = tmp_path / "change_of_rate.py"
+    file.write_text(
+        "from dataclasses import replace\n\n\ndef change(config):\n"
+        "    return replace(config, training=replace(config.training, lr=0.02, batch_size=4,\n"
+        "                   evaluate_examples=8))\n"
+    )
+    home = tmp_path / "0001"
+    job = experiment.Job(str(home), ADD, 0.05, 3, TINY[:1], [str(file)], TINY[1:])
+    assert experiment.main(job.command[-1]) == 0
+    found = json.loads(job.result.read_text())
+    assert found["updates"] == 6 and 0 <= found["metric"] <= 1 and found["memory"] > 2**20
+    config = json.loads((home / "config.json").read_text())["config"]
+    assert config["training"]["lr"] == 0.02 and config["training"]["seed"] == 3
+    metrics = (home / "metrics.jsonl").read_text()
+    assert '"valid"' in metrics and '"test"' not in metrics
+
+
+def test_a_change_that_raises_is_a_crash_with_its_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "stop_with_parent", lambda: None)
+    for number, text in enumerate(("1 / 0", "def change(config):\n    return 3")):
+        file = tmp_path / f"broken_{number}.py"
+        file.write_text(text + "\n")
+        job = experiment.Job(str(tmp_path / f"{number}"), ADD, 0.05, 0, files=[str(file)])
+        assert experiment.main(job.command[-1]) == 0
+        error = json.loads(job.result.read_text())["error"]
+        assert ("division by zero" if number == 0 else "returns a int") in error
+
+
+def test_the_command_makes_an_experiment_and_prints_the_ledger(scored, tmp_path, capsys):
+    scored(0.5, 0.75)
+    out = str(tmp_path / "search")
+    words = ["research", ADD, "--minutes", "1", "--out", out, "--model.dim", "32"]
+    assert main([*words, "--description", "narrow"]) == 0
+    printed = capsys.readouterr().out
+    assert "experiment 2" in printed and "keep exact 0.7500 (best before 0.5000)" in printed
+    assert main(["research", "--report", out]) == 0
+    assert "narrow --model.dim=32" in capsys.readouterr().out
+    for wrong in (["research"], ["research", ADD], [*words[:2], "--judge", "3", *words[2:]]):
+        assert main(wrong) == 2
+    assert main(["research", "--report", str(tmp_path)]) == 2

@@ -1,0 +1,1 @@
+"""Research: experiments of a fixed time, one change each, against the best so far."""
