@@ -41,6 +41,16 @@ def test_a_run_is_reproduced_bit_for_bit_with_its_scores(tmp_path):
     assert found.folder == tmp_path / "a-again"
 
 
+def test_a_run_that_was_scored_on_another_split_is_reproduced_with_its_score(tmp_path):
+    run = thinkers.train(config(), tmp_path / "a", score_on="valid")
+    last = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last == {"update": 7, "valid": run.scores}
+    assert reproduce(run.folder).equal
+    with pytest.raises(UsageError, match="split"):
+        thinkers.train(config(), tmp_path / "b", score_on="training")
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_run_extended_twice_is_extended_at_the_same_updates(tmp_path):
     run = thinkers.train(config(), tmp_path / "a", until=5)
     thinkers.resume(run.folder, num_updates=9, until=8)

@@ -35,6 +35,7 @@ from thinkers.terminal import show
 from thinkers.training import status
 from thinkers.training.compiled import CompiledLayers
 from thinkers.training.distributed import Ranks, is_first, join
+from thinkers.training.record import write_record
 from thinkers.training.signals import Signals
 from thinkers.training.state import TrainState, build_on, initial_weights
 from thinkers.training.step import (
@@ -92,10 +93,7 @@ def train(
     if tracking is not None:
         trackers.check(tracking)
     _check_callbacks(callbacks)
-    if isinstance(overrides, str) or not isinstance(overrides, Sequence):
-        raise usage_error(
-            f"overrides {overrides!r}", 'texts, such as ["training.lr=0.001"]', "change overrides"
-        )
+    _check_overrides(overrides)
     folder = user_path(out, "out") if out is not None else run_folder.default_folder(config)
     record = run_folder.new_record(config, overrides)
     record |= {"tracking": tracking} if tracking is not None else {}
@@ -182,6 +180,13 @@ def _extended(config: Config, num_updates: int) -> Config:
     return config.with_updates(num_updates)
 
 
+def _check_overrides(overrides: Any) -> None:
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence):
+        raise usage_error(
+            f"overrides {overrides!r}", 'texts, such as ["training.lr=0.001"]', "change overrides"
+        )
+
+
 def _check_callbacks(callbacks: Sequence[Callback]) -> None:
     if not isinstance(callbacks, Sequence):
         raise UsageError(f"callbacks must be a sequence of functions, got {callbacks!r}")
@@ -225,9 +230,8 @@ def _train(
     """Train from the newest checkpoint, if there is one, to update `last`; then score."""
     state, precision, kept, make_update = _prepare(config, folder, record, ranks)
     settings, task, failure.state = config.training, state.task, state
-    home, tracker = None, None
-    if ranks.is_writer:
-        home, tracker = folder, trackers.open_tracker(record.get("tracking"), folder, record)
+    home, split = folder if ranks.is_writer else None, record.get("score_on", "test")
+    tracker = trackers.open_tracker(record.get("tracking"), folder, record) if home else None
     loss = ranks.data_parallel(loss_module(state), lambda: _uses_all(state))
 
     with (
@@ -256,12 +260,10 @@ def _train(
                 if scores := signals.unless_stopped(lambda: evaluate_split(state, "valid"), alone):
                     metrics.log(done, valid=scores)
                     score = task.objective(scores)
-            best = -math.inf if state.best is None else state.best
-            is_best = score is not None and math.isfinite(score) and score > best
+            is_best = score is not None and _is_better(score, state.best)
             state.best = score if is_best else state.best
 
-            # With several ranks, only a signal that all ranks know of counts: it travelled with the
-            # step.
+            # Of several ranks, a signal counts once all know of it: it travelled with the step.
             signal = result.signal or (signals.number if ranks.world == 1 else 0)
             stop = result.over_budget or signal != 0 or done == last
             if stop or is_best or done % settings.checkpoint_every == 0:
@@ -269,7 +271,6 @@ def _train(
             if signal:
                 raise _interrupted(done, folder, signal)
 
-        split = record.get("score_on", "test")
         scores = signals.unless_stopped(lambda: evaluate_split(state, split))
         if scores is None:
             raise _interrupted(state.update, folder, signals.number)
@@ -316,7 +317,7 @@ def _prepare(
         state.load_state_dict(checkpoint.read(path, record["run"]))
         kept = checkpoint.metrics_digest(path)
     if ranks.is_writer:
-        _write_record(folder, record, state, update, precision, ranks)
+        write_record(folder, record, state, update, precision, ranks)
         if update:
             # A run that was killed after the checkpoint has the model of an earlier one, or none.
             run_folder.write_model(folder, state.result)
@@ -326,28 +327,6 @@ def _prepare(
 def _agreed_precision(model: Model, rows: Batch, ranks: Ranks) -> str:
     """Measure on every rank, since they wait for each other, and take the choice of the first."""
     return PRECISIONS[ranks.from_first(PRECISIONS.index(faster_precision(model, rows)))]
-
-
-def _write_record(
-    folder: Path,
-    record: dict[str, Any],
-    state: TrainState,
-    update: int,
-    precision: str,
-    ranks: Ranks,
-) -> None:
-    """Complete config.json: resolved settings, plans, device; and report changes on a resume."""
-    num_updates = state.config.training.num_updates
-    plans = [plan for plan in record.get("plans", []) if plan["from"] < update]
-    if not plans or plans[-1]["num_updates"] != num_updates:
-        plans.append({"from": update, "num_updates": num_updates})
-    here = {"precision": precision, "device": str(ranks.device), "ranks": ranks.world}
-    here |= run_folder.surroundings()
-    for change in run_folder.changes(record, here) if "precision" in record else ():
-        show(f"{change}: the last bits may differ")
-    record |= here | {"config": state.config.to_dict(), "plans": plans}
-    state.task.save_to_run(folder)  # first: a run with a record can be resumed
-    run_folder.write_record(folder, record)
 
 
 def _newest(folder: Path, run_id: str) -> int:
@@ -391,6 +370,10 @@ def _uses_all(state: TrainState) -> bool:
     settings = state.config.training
     fewest = {"fixed": None, "random": (settings.random_steps or (1,))[0], "due": 1}
     return uses_all_parameters(state.model, state.task.batch(0, 1), fewest[settings.depth])
+
+
+def _is_better(score: float, best: float | None) -> bool:
+    return math.isfinite(score) and (best is None or score > best)
 
 
 def _interrupted(update: int, folder: Path, signal: int) -> Interrupted:

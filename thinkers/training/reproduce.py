@@ -96,20 +96,16 @@ def reproduce(
     training = replace(config.training, max_minutes=None, precision=precision)
     again = replace(config, training=training).with_updates(plans[0]["num_updates"])
     ends = [after["from"] for _, after in pairwise(plans)] + [last]
-    split = record.get("score_on", "test")
-    train(again, target, until=ends[0], score_on=split)
+    train(again, target, until=ends[0], score_on=(split := record.get("score_on", "test")))
     for plan, end in zip(plans[1:], ends[1:], strict=True):
         if plan["from"] < end:
             resume(target, num_updates=plan["num_updates"], until=end)
 
-    def is_final(line: Mapping[str, Any]) -> bool:
-        return split in line and line.get("update") == last and "loss" not in line
-
     made = run_folder.read_record(target)
     here = {key: made.get(key) for key in ("versions", "threads", "device", "ranks")}
-    finished = any(is_final(line) for line in before)
+    finished = any(_is_final(line, split, last) for line in before)
     # The new run has finished; without this, its final score would have no counterpart.
-    after = [line for line in read_metrics(target) if finished or not is_final(line)]
+    after = [x for x in read_metrics(target) if finished or not _is_final(x, split, last)]
     return Reproduction(
         target,
         last,
@@ -118,6 +114,11 @@ def reproduce(
         _same_weights(folder, target) if finished else None,
         run_folder.changes(record, here),
     )
+
+
+def _is_final(line: Mapping[str, Any], split: str, last: int) -> bool:
+    """Return True for the line of the score at the end."""
+    return split in line and line["update"] == last
 
 
 def _check_named_again(config: Config, folder: Path, init_from: str | Path | None) -> None:
