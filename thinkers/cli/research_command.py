@@ -38,8 +38,8 @@ def add_research(verbs: Any) -> None:
     verb.add_argument(
         "--judge",
         metavar="SEEDS",
-        help="with --report: train first and best again with so many new seeds, and grade them on "
-        "the test split, once",
+        help="with --report: train the first and the best again with this number of new seeds, and "
+        "grade both on the test split, once",
     )
     verb.set_defaults(run=research)
 
