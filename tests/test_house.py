@@ -25,7 +25,7 @@ FLOORS = (
     ("training", "memory"),
     ("evaluation",),
     ("inspection", "comparison", "hf"),
-    ("research",),
+    ("research", "export"),
     ("",),
     ("cli",),
     ("__main__",),
