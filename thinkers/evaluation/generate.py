@@ -131,9 +131,23 @@ def respond(
 ) -> Response:
     """Return the answer of the model to a prompt, of at most `room` tokens after it."""
     steps = steps_for(model, prompt, num_steps)
+    return respond_all(model, task, [prompt], room, steps, halt, tools, memory)[0]
+
+
+def respond_all(
+    model: Model,
+    task: Task,
+    prompts: Sequence[Prompt],
+    room: int,
+    num_steps: int | None,
+    halt: Halt = None,
+    tools: Sequence[Tool] = (),
+    memory: Any = None,
+) -> list[Response]:
+    """Return the answers of the model to prompts, in one batch at one number of steps."""
     options = halt_option(halt) | tools_option(tools) | memory_option(memory)
     with torch.no_grad(), ids_below(task.num_output_tokens), cut_results():
-        return task.respond(model, prompt, room, steps, **options)
+        return task.responses(model, prompts, room, num_steps, **options)
 
 
 def steps_for(model: Model, prompt: Prompt, num_steps: int | None) -> int | None:

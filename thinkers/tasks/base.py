@@ -53,11 +53,13 @@ class Response:
         answer: Its tokens.
         row: The tokens that the model read and wrote, prompt and answer.
         prompt_length: Number of tokens of `row` that are its prompt.
+        steps: The thinking steps that each token of the answer took; None if none may halt.
     """
 
     answer: list[int]
     row: list[int]
     prompt_length: int
+    steps: list[int] | None = None
 
 
 class Task(Configured, ABC):
@@ -209,24 +211,32 @@ class Task(Configured, ABC):
         """Return `tokens` without the start token that `encode` puts first."""
         return tokens[1:] if tokens[:1] == [self.start_token] else tokens
 
-    def respond(
+    def responses(
         self,
         model: Any,
-        prompt: Prompt,
+        prompts: Sequence[Prompt],
         room: int,
         num_steps: int | None = None,
         halt: Halt = None,
         tools: Sequence[Tool] = (),
         memory: Any = None,
-    ) -> Response:
-        """Let the model answer a prompt, here by `room` tokens generated after it."""
+    ) -> list[Response]:
+        """Let the model answer prompts in one batch, here by `room` tokens generated after each."""
         device = next(model.parameters()).device
-        row = torch.tensor([prompt.tokens], device=device)
-        lengths = torch.tensor([len(prompt.tokens)], device=device)
-        given = option(self.positions) | halt_option(halt) | tools_option(tools)
-        given |= memory_option(memory)
-        answer = model.answer(row, lengths, room, num_steps=num_steps, **given)[0].tolist()
-        return Response(answer, prompt.tokens + answer, len(prompt.tokens))
+        lengths = [len(prompt.tokens) for prompt in prompts]
+        rows = [[0] * (max(lengths) - len(x.tokens)) + x.tokens for x in prompts]
+        given = torch.tensor(rows, device=device), torch.tensor(lengths, device=device), room
+        options = option(self.positions) | halt_option(halt) | tools_option(tools)
+        options |= memory_option(memory)
+        taken: list[Any] = [None] * len(prompts)
+        if halt is None:
+            found = model.answer(*given, num_steps=num_steps, **options)
+        else:
+            options["return_steps"] = True
+            found, steps = model.answer(*given, num_steps=num_steps, **options)
+            taken = steps.tolist()
+        answers = zip(prompts, found.tolist(), taken, strict=True)
+        return [Response(x, p.tokens + x, len(p.tokens), steps) for p, x, steps in answers]
 
     def tool(self, name: str, keys: Int[Tensor, " b"] | None = None) -> Tool:
         """Return the tool of this name, one of `tools`.

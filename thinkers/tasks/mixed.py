@@ -182,16 +182,16 @@ class Mixed(StateTask, CurriculumTask):
             )
         return Prompt(tokens, 0, self.max_answer_length())
 
-    def respond(
+    def responses(
         self,
         model: Any,
-        prompt: Prompt,
+        prompts: Sequence[Prompt],
         room: int,
         num_steps: int | None = None,
         halt: Halt = None,
         tools: Sequence[Tool] = (),
         memory: Any = None,
-    ) -> Response:
-        """Answer with the one token after the question."""
+    ) -> list[Response]:
+        """Answer with the one token after each question."""
         refuse_tools(self, tools)
-        return AnswerTask.respond(self, model, prompt, room, num_steps, halt, memory=memory)
+        return AnswerTask.responses(self, model, prompts, room, num_steps, halt, memory=memory)

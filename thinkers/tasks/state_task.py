@@ -194,9 +194,10 @@ class StateTask(AnswerTask):
         num_steps: int | None,
         halt: Halt = None,
         memory: Any = None,
-    ) -> Int[Tensor, "b t"]:
-        """Return the likeliest token at each position, from one forward pass."""
-        logits = model(
+    ) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"] | None]:
+        """Return the likeliest token at each position, from one forward pass, and the steps that
+        it took with `halt`; None without."""
+        thought = model(
             batch.tokens,
             num_steps=num_steps,
             lengths=batch.lengths,
@@ -204,8 +205,9 @@ class StateTask(AnswerTask):
             **option(batch.positions),
             **halt_option(halt),
             **memory_option(memory),
-        ).logits
-        return choosable(logits).argmax(-1)
+        )
+        predicted = choosable(thought.logits).argmax(-1)
+        return predicted, None if halt is None else thought.steps
 
     def read_by(self, batch: Batch, predicted: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
         """Return the tokens that a model with these predictions reads."""
@@ -223,7 +225,7 @@ class StateTask(AnswerTask):
                 found = torch.full_like(batch.tokens, IGNORED)
                 for rows, steps in step_groups(batch, model, num_steps):
                     some = _cut(batch.rows(rows))
-                    predicted = self.predict(model, some.to(device), steps, **halt_option(halt))
+                    predicted, _ = self.predict(model, some.to(device), steps, **halt_option(halt))
                     found[rows, : predicted.shape[1]] = predicted.cpu()
                 yield batch, found
 
@@ -348,26 +350,31 @@ class StateTask(AnswerTask):
         """Return the prompt as it was typed, an arrow and the answer."""
         return f"{prompt.strip()} -> {self.decode(answer)}"
 
-    def respond(
+    def responses(
         self,
         model: Any,
-        prompt: Prompt,
+        prompts: Sequence[Prompt],
         room: int,
         num_steps: int | None = None,
         halt: Halt = None,
         tools: Sequence[Tool] = (),
         memory: Any = None,
-    ) -> Response:
-        """Answer a prompt at the positions of its own inputs, by one forward pass."""
+    ) -> list[Response]:
+        """Answer prompts at the positions of their own inputs, by one forward pass."""
         refuse_tools(self, tools)
         device = next(model.parameters()).device
-        row = torch.tensor([prompt.tokens], device=device)
-        ends = torch.tensor([row.shape[1]], device=device)
-        batch = Batch(row, torch.full_like(row, IGNORED), ends, ends)
+        lengths = [len(prompt.tokens) for prompt in prompts]
+        rows = [x.tokens + [0] * (max(lengths) - len(x.tokens)) for x in prompts]
+        tokens, ends = torch.tensor(rows, device=device), torch.tensor(lengths, device=device)
+        batch = Batch(tokens, torch.full_like(tokens, IGNORED), ends, ends)
         with eval_mode(model):
-            options = halt_option(halt) | memory_option(memory)
-            found = self.predict(model, batch, num_steps, **options)[0].tolist()
-        return Response(found[self.num_leading :], prompt.tokens, len(prompt.tokens))
+            predicted, taken = self.predict(model, batch, num_steps, halt, memory)
+        found = []
+        for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            places = slice(self.num_leading, length)
+            steps = None if taken is None else taken[i, places].tolist()
+            found.append(Response(predicted[i, places].tolist(), prompt.tokens, length, steps))
+        return found
 
 
 def hash_inputs(inputs: Int64[np.ndarray, "n w"]) -> UInt64[np.ndarray, " n"]:

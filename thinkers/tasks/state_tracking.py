@@ -134,12 +134,13 @@ class Cups(StateTask):
         num_steps: int | None,
         halt: Halt = None,
         memory: Any = None,
-    ) -> Int[Tensor, "b t"]:
-        """Return the answer at each position; a model that writes states reads its own."""
+    ) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"] | None]:
+        """Return answers and steps at each position; a model that writes states reads its own."""
         if not self.config.written:
             return super().predict(model, batch, num_steps, halt, memory)
         halt = check_halt(model, halt)
         swaps, predicted = batch.tokens[:, 1::2], torch.zeros_like(batch.tokens)
+        taken = torch.zeros_like(predicted)
         lengths, room = torch.full_like(swaps[:, 0], 2), 2 * swaps.shape[1] - 1
         rows, lengths, steps = check_call(model, batch.tokens[:, :2], room, num_steps, lengths)
         writer = Cached(model, rows, lengths, steps, True, room, halt=halt, memory=memory)
@@ -149,7 +150,8 @@ class Cups(StateTask):
                 writer.logits()  # of the next swap, which is given instead
                 writer.write(swaps[:, i])
             predicted[:, 2 * i + 1] = choosable(writer.logits()).argmax(-1)
-        return predicted
+            taken[:, 2 * i + 1] = writer.taken()
+        return predicted, None if halt is None else taken
 
     def prefix_shares(
         self,
@@ -214,27 +216,31 @@ class Cups(StateTask):
         found = checked(tokens, self.vocab_size)
         return " ".join(self._names[token] for token in found if token < self.start_token)
 
-    def respond(
+    def responses(
         self,
         model: Any,
-        prompt: Prompt,
+        prompts: Sequence[Prompt],
         room: int,
         num_steps: int | None = None,
         halt: Halt = None,
         tools: Sequence[Tool] = (),
         memory: Any = None,
-    ) -> Response:
+    ) -> list[Response]:
         """Answer with the cup after the last swap, after writing all states if they are written."""
         refuse_tools(self, tools)
         if not self.config.written:
-            return AnswerTask.respond(self, model, prompt, room, num_steps, halt, memory=memory)
-        swaps = prompt.tokens[1:]
-        row = [self.start_token, *(token for swap in swaps for token in (swap, 0))][:-1]
-        asked = replace(prompt, tokens=row)
-        written = super().respond(model, asked, room, num_steps, halt, memory=memory)
-        states = written.answer[::2]
-        pairs = zip(swaps, states, strict=True)
-        return Response(states[-1:], [self.start_token, *chain(*pairs)], 2)
+            return AnswerTask.responses(self, model, prompts, room, num_steps, halt, memory=memory)
+        rows = []
+        for prompt in prompts:
+            pairs = ((swap, 0) for swap in prompt.tokens[1:])
+            rows.append(replace(prompt, tokens=[self.start_token, *chain(*pairs)][:-1]))
+        found = []
+        for written in super().responses(model, rows, room, num_steps, halt, memory=memory):
+            states, swaps = written.answer[::2], written.row[1::2]
+            row = [self.start_token, *chain(*zip(swaps, states, strict=True))]
+            steps = None if written.steps is None else written.steps[-1:]
+            found.append(Response(states[-1:], row, 2, steps))
+        return found
 
 
 class Links(StateTask, CurriculumTask):
