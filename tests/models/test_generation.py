@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
-from thinkers.models.generation import choose
+from thinkers.models.generation import choose, draw_times, race
 
 
 class Counting(Model):
@@ -266,6 +266,13 @@ def test_filters_keep_the_likeliest_token_and_the_first_of_equal_ones():
         assert choose(logits, 1e-300)[0] in (1, 2, 3)
     huge = torch.tensor([[3e38, 2.9e38, -3e38]])
     assert choose(huge, 0.01).tolist() == [0]
+
+
+def test_draws_are_those_of_torch():
+    probs = torch.rand(50, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one, other = (torch.Generator().manual_seed(5) for _ in range(2))
+    found = race(probs, draw_times(probs, one))
+    assert torch.equal(found, torch.multinomial(probs, 1, generator=other))
 
 
 @pytest.mark.misuse

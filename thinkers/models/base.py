@@ -87,6 +87,9 @@ class Model(Traced, Configured, ModelInput, ABC):
     """True if `forward`, `prefill` and `extend` take `positions`, coupled ones."""
     calls_tools: bool = True
     """False if `answer` writes all tokens at once, so that no result can follow a call."""
+    ragged_text: ClassVar[bool] = True
+    """False if rows of text must have equal lengths in `prefill`, where they are no prompts: a
+    server then continues texts of one length in one batch."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

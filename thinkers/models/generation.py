@@ -327,6 +327,37 @@ def choose(
     logits = choosable(logits)
     if temperature == 0:
         return logits.argmax(-1)
+    probs, order = ranked_probs(logits, temperature, top_k, top_p)
+    drawn = race(probs, draw_times(probs, generator))
+    return order.gather(-1, drawn)[:, 0]
+
+
+def draw_times(
+    probs: Float[Tensor, "b v"], generator: torch.Generator | None
+) -> Float[Tensor, "b v"]:
+    """Draw the random numbers by which `race` draws from these probabilities."""
+    return torch.empty_like(probs).exponential_(generator=generator)
+
+
+def race(probs: Float[Tensor, "b v"], times: Float[Tensor, "b v"]) -> Int[Tensor, "b 1"]:
+    """Draw an index of each row: the first of exponential times at the rates `probs`.
+
+    `torch.multinomial` draws so, too; here the times of rows may come from different generators.
+    """
+    return (probs / times).argmax(-1, keepdim=True)
+
+
+def ranked_probs(
+    logits: Float[Tensor, "b v"],
+    temperature: float | Float[Tensor, "b 1"],
+    top_k: int | None = None,
+    top_p: float | Float[Tensor, "b 1"] | None = None,
+) -> tuple[Float[Tensor, "b v"], Int[Tensor, "b v"]]:
+    """Return the probabilities of `choose`, the likeliest token first, and these tokens.
+
+    Args:
+        temperature, top_p: One for all rows, or one for each; a `top_p` of 2 filters nothing.
+    """
     scaled = (logits.double() - logits.double().amax(-1, keepdim=True)) / temperature
     ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
@@ -334,5 +365,4 @@ def choose(
     if top_p is not None:
         probs = ranked.softmax(-1)
         ranked = ranked.masked_fill(probs.cumsum(-1) - probs >= top_p, -torch.inf)
-    drawn = torch.multinomial(ranked.softmax(-1), 1, generator=generator)
-    return order.gather(-1, drawn)[:, 0]
+    return ranked.softmax(-1), order

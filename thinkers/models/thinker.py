@@ -87,6 +87,7 @@ class Thinker(BlockMemory, HaltingModel):
     """
 
     name = "thinker"
+    ragged_text = False  # sections end at the same columns of all rows
     not_trained = ("policy.",)
     mask_caption = "Each position attends, through memory, to the sections finished before it."
     test_variants = (

@@ -29,9 +29,10 @@ def caching(model: Model) -> None:
     if not model.causal:
         return
     rows = Rows.draw(model)
+    texts = rows if model.ragged_text else rows.even()
     for steps in model.step_counts:
         _cached(model, rows, rows.prompts, steps)
-        _cached(model, rows.even(), None, steps)
+        _cached(model, texts, None, steps)
 
 
 def _cached(model: Model, rows: Rows, prompts: Tensor | None, steps: int) -> None:
