@@ -4,7 +4,7 @@ import argparse
 from typing import Any, NoReturn
 
 import thinkers
-from thinkers.cli import commands, inspect_command, memory_commands
+from thinkers.cli import commands, export_commands, inspect_command, memory_commands
 from thinkers.cli.research_command import add_research
 from thinkers.cli.serve_command import add_serve
 from thinkers.errors import usage_error
@@ -35,9 +35,11 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     add_inspect(verbs)
     add_memory(verbs)
     add_research(verbs)
+    add_export(verbs)
     add_import(verbs)
     add_serve(verbs)
-    for verb in [*verbs.choices.values(), *actions_of(verbs.choices["memory"]).values()]:
+    actions = [x for verb in verbs.choices.values() for x in actions_of(verb).values()]
+    for verb in [*verbs.choices.values(), *actions]:
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
         verb.allow_abbrev = False
     return top, verbs.choices
@@ -277,6 +279,17 @@ def actions_of(verb: argparse.ArgumentParser) -> dict[str, Any]:
         if isinstance(part, argparse._SubParsersAction):
             found |= part.choices
     return found
+
+
+def add_export(verbs: Subparsers) -> None:
+    verb = verbs.add_parser("export", help="write a run in the format of other programs")
+    actions = verb.add_subparsers(dest="action", metavar="FORMAT", required=True)
+    text = "a folder of Hugging Face, with the tokenizer and a model card (extra hf)"
+    hf = actions.add_parser("hf", help=text, description=text)
+    hf.add_argument("folder", metavar="RUN")
+    hf.add_argument("--out", metavar="DIR", required=True, help="a new folder")
+    hf.set_defaults(run=export_commands.hf)
+    add_import_module(hf)
 
 
 def add_import(verbs: Subparsers) -> None:

@@ -76,4 +76,4 @@ def from_model(model: Model) -> ThinkersForCausalLM:
         )
     set_dtypes(found.model, dtypes)
     found.model.load_state_dict(weights)
-    return found.eval()
+    return found.to(next(model.parameters()).device).eval()

@@ -1,0 +1,36 @@
+"""docs/hugging_face.md: its commands and its code run from top to bottom."""
+
+import os
+import re
+import shlex
+
+import pytest
+from paths import ROOT
+
+from thinkers.cli.main import main
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.extras
+
+PAGE = (ROOT / "docs" / "hugging_face.md").read_text()
+TRAIN = "train copy/looped --out runs/copy-looped-0 --model.dim 16 --model.num_heads 2"
+SHORT = "--training.num_updates 1 --training.batch_size 4 --training.evaluate_examples 4"
+
+
+def test_the_commands_and_the_code_of_the_page_run(tmp_path, monkeypatch, capsys):
+    from transformers import dynamic_module_utils as dynamic
+
+    (tmp_path / "modules").mkdir()
+    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("runs")
+    assert main([*TRAIN.split(), *SHORT.split(), "--training.device=cpu"]) == 0
+    for kind, code in re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
+        if kind == "python":
+            exec(code, {})
+            continue
+        for line in code.replace("\\\n", "").splitlines():
+            words = shlex.split(line, comments=True)
+            assert words[0] == "thinkers"
+            assert main(words[1:]) == 0, capsys.readouterr().err

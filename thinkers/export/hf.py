@@ -1,0 +1,146 @@
+"""export(run, out): a run as a folder of Hugging Face, with its tokenizer and a model card."""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thinkers.errors import DataError, UsageError, usage_error
+from thinkers.export import card
+from thinkers.export.folder import check_folder, write_folder
+from thinkers.files import exists, read_file
+from thinkers.json_files import LARGEST_JSON, read_json
+from thinkers.models.base import Model, settings_digest
+from thinkers.models.weights_file import pack
+from thinkers.runs.result import Run, RunLike, open_run
+from thinkers.tasks import Task
+from thinkers.training.reproduce import read_metrics
+from thinkers.user_paths import user_path
+
+NAMES = frozenset(
+    ("config.json", "generation_config.json", "model.safetensors", "modeling_thinkers.py")
+    + ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "README.md")
+)
+"""Files that an export may have."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder of Hugging Face.
+
+    Args:
+        notes: Sentences about what it lacks, and what it needs where it is loaded.
+    """
+
+    folder: Path
+    model: Model
+    notes: list[str] = field(default_factory=list)
+
+
+def export(run: RunLike, out: str | Path) -> Exported:
+    """Write the model of a run, its tokenizer and a card to a folder of Hugging Face.
+
+    An earlier export of this name is replaced as a whole.
+
+    Raises:
+        UsageError: transformers is missing, the folder holds other things, or the model cannot
+            work there: the positions of its task are not those of the tokens.
+        ResourceError: The disk is full; what was there stays.
+    """
+    from thinkers.hf import from_model
+    from thinkers.hf.modeling_file import AUTO_MAP, FILE, modeling_file
+
+    folder = check_folder(out, NAMES, is_export)
+    model, task = open_run(run)
+    check_can_export(model, task)
+    copy = from_model(model).to("cpu")
+    copy.config.auto_map, copy.config.architectures = dict(AUTO_MAP), [type(copy).__name__]
+    tokenizer, notes = find_tokenizer(task)
+    set_generation(copy, model, task, tokenizer)
+    description = card.Description(model, task, tokenizer, scores_of(run), folder.name, notes)
+    settings = copy.config.settings
+    files = {
+        "config.json": copy.config.to_json_string().encode(),
+        "generation_config.json": copy.generation_config.to_json_string().encode(),
+        "model.safetensors": pack(copy.state_dict(), settings_digest(model.name, settings)),
+        FILE: modeling_file(model.name).encode(),
+        **tokenizer_files(tokenizer),
+        "README.md": card.text(description).encode(),
+    }
+    write_folder(folder, files, NAMES)
+    return Exported(folder, model, card.notes(description))
+
+
+def is_export(folder: Path) -> bool:
+    """Return True if a folder holds the configuration of an export."""
+    try:
+        return read_json(folder / "config.json", {}, UsageError).get("model_type") == "thinkers"
+    except (OSError, UsageError):
+        return False
+
+
+def check_can_export(model: Model, task: Task | None) -> None:
+    """Raise UsageError if no call of Hugging Face gives what the model was trained for."""
+    if task is not None and task.positions is not None:
+        raise usage_error(
+            f"a run on {type(task).__name__} with coupled positions, which follow from the tokens "
+            "by a function of the task",
+            "a model whose tokens are numbered in order",
+            "train with --task.coupled false, or use the run by thinkers.answer",
+        )
+
+
+def find_tokenizer(task: Task | None) -> tuple[Any, list[str]]:
+    """Return the tokenizer of a task, None if it has none, and the reason why."""
+    from thinkers.hf.tokenizer import tokenizer_of
+
+    if task is None:
+        return None, ["no tokenizer: the task of a model outside a run is not known"]
+    try:
+        return tokenizer_of(task), []
+    except (UsageError, DataError) as error:
+        reason = str(error).partition("\n")[0].removeprefix("found: ")
+        return None, [f"no tokenizer: {reason}; task.encode gives the ids"]
+
+
+def set_generation(copy: Any, model: Model, task: Task | None, tokenizer: Any) -> None:
+    """Set how `generate` works unless a call says otherwise: as `thinkers.answer` does."""
+    from thinkers.hf.tokenizer import special_ids
+
+    config = copy.generation_config
+    if model.config.takes_steps:
+        config.num_thinking_steps = model.config.num_steps
+    if tokenizer is not None:
+        config.pad_token_id = tokenizer.pad_token_id
+        tokenizer.model_max_length = model.config.max_length
+    if task is None:
+        return
+    for role, token in special_ids(task).items():
+        setattr(config, f"{role}_token_id", token)
+    if (longest := task.max_answer_length()) is not None:
+        config.max_new_tokens = longest
+    if task.num_output_tokens < model.config.vocab_size:
+        config.suppress_tokens = list(range(task.num_output_tokens, model.config.vocab_size))
+
+
+def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
+    """Return the files of a tokenizer by name."""
+    if tokenizer is None:
+        return {}
+    with tempfile.TemporaryDirectory() as place:
+        tokenizer.save_pretrained(place)
+        return {path.name: read_file(path, LARGEST_JSON) for path in sorted(Path(place).iterdir())}
+
+
+def scores_of(run: RunLike) -> dict[str, float]:
+    """Return the scores of a run on the test split; none where it has not been evaluated."""
+    if isinstance(run, Run):
+        return dict(run.scores)
+    if not isinstance(run, str | Path):
+        return {}
+    folder = user_path(run, "run")
+    home = folder if exists(folder / "metrics.jsonl") else folder.absolute().parent
+    if not exists(home / "metrics.jsonl"):
+        return {}
+    tested = [line["test"] for line in read_metrics(home) if "test" in line]
+    return tested[-1] if tested else {}
