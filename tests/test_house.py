@@ -10,8 +10,8 @@ PACKAGE = ROOT / "thinkers"
 FLOORS = (
     ("version", "terminal"),
     ("errors",),
-    ("strict_json",),
-    ("checks", "files", "prng", "devices", "optional", "process_state", "registry"),
+    ("strict_json", "optional"),
+    ("checks", "files", "prng", "devices", "process_state", "registry"),
     ("json_files", "user_paths"),
     ("plugins",),
     ("ops",),

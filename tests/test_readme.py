@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from thinkers import errors
+from thinkers import errors, registry
 from thinkers.cli import main
 from thinkers.cli.parser import command_line
 
@@ -66,6 +66,9 @@ def test_the_commands_of_the_pages_name_flags_that_exist(command, capsys, tmp_pa
     options = command_line()[0].parse_args(own)
     recipe = getattr(options, "recipe", None)
     files = [*getattr(options, "config", []), *getattr(options, "import_module", [])]
+    for name in (recipe or "").split("/"):
+        if name in registry.OF_EXTRAS:
+            pytest.importorskip(registry.OF_EXTRAS[name][0])
     if options.verb == "train" and recipe and not options.help and not files:
         # The settings of the flags are checked, nothing is read and nothing is trained.
         own = ["train", recipe, *settings, "--print_config"]

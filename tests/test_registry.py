@@ -9,6 +9,9 @@ import torch
 from training_cases import QUICK
 
 import thinkers
+from thinkers import registry
+from thinkers.cli.main import main
+from thinkers.config.experiment import missing_settings
 from thinkers.config.overrides import override
 from thinkers.errors import UsageError
 from thinkers.models import MODELS, load_model
@@ -55,6 +58,48 @@ def test_a_class_without_settings_of_its_own_is_trained_recorded_and_loaded(regi
     assert (type(model), type(task)) == (Gated, Sums)
     assert thinkers.Config.from_dict(record).to_dict() == record
     assert thinkers.reproduce(run.folder).equal
+
+
+class Kinds(Add):
+    """Sums of a kind, which has a name."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(Add.Config):
+        name: str = "short"
+
+
+def test_a_setting_called_name_is_kept_beside_the_name_of_the_class(monkeypatch):
+    monkeypatch.setitem(TASKS, "kinds", Kinds)
+    assert thinkers.build_task("kinds", name="long").config.name == "long"
+    training = thinkers.Training(num_updates=3)
+    config = thinkers.Config.fit(Looped, Kinds.Config(name="long"), training, **SIZE)
+    found = config.to_dict()
+    assert (found["task"]["name"], found["task"]["own_name"]) == ("kinds", "long")
+    assert thinkers.Config.from_dict(found) == config
+    assert missing_settings(found) == []
+    del found["task"]["own_name"]
+    assert missing_settings(found) == ["task.name"]
+    assert override(config, flags=["--task.name=longer"]).task.name == "longer"
+
+
+def test_a_name_that_lacks_an_extra_is_refused_with_the_command_that_installs_it(
+    monkeypatch, tmp_path, capsys
+):
+    needed = ("no_such_module", "some", "the task gone")
+    monkeypatch.setitem(registry.OF_EXTRAS, "gone", needed)
+    record = thinkers.RECIPES["add/looped"]().to_dict()
+    record["task"]["name"] = "gone"
+    calls = [
+        lambda: thinkers.build_task("gone"),
+        lambda: thinkers.build_model("gone"),
+        lambda: thinkers.Config.from_dict(record),
+        lambda: thinkers.compare("gone", ["looped"], out=tmp_path / "a"),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=r'the task gone needs(?s:.*)install "thinkers\[some'):
+            call()
+    assert main(["train", "gone/looped"]) == 2
+    assert 'pip install "thinkers[some]"' in capsys.readouterr().err
 
 
 def test_evaluation_runs_the_class_that_was_trained(registered, tmp_path, monkeypatch):

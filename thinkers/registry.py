@@ -12,12 +12,18 @@ from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 from weakref import WeakSet
 
 from thinkers.errors import UsageError, UsageTypeError, nearest, usage_error
+from thinkers.optional import require
 
 SCALARS: dict[Any, tuple[str, type]] = {
     float: ("a number", Real),
     bool: ("True or False", bool),
     str: ("a text", str),
 }
+OF_EXTRAS = {
+    "hf_looped": ("transformers", "hf", "the model hf_looped"),
+    "reasoning_gym": ("reasoning_gym", "reasoning_gym", "the task reasoning_gym"),
+}
+"""{name of a model or task that is registered with an extra only: what `require` takes}."""
 T = TypeVar("T")
 _owned: WeakSet[type] = WeakSet()
 """The `Config` types that belong to a class."""
@@ -149,9 +155,16 @@ def class_named(name: Any, registry: Mapping[str, Any], kind: str) -> Any:
     """
     check(registry, kind)
     if not isinstance(name, str) or name not in registry:
+        check_extra(name)
         close = nearest(str(name), registry)
         raise usage_error(f"unknown {kind} {name!r}", close, "add yours with --import_module FILE")
     return registry[name]
+
+
+def check_extra(name: Any) -> None:
+    """Raise UsageError if what is not registered under this name only lacks an extra."""
+    if isinstance(name, str) and name in OF_EXTRAS:
+        require(*OF_EXTRAS[name])
 
 
 def name_of(found: type, registry: Mapping[str, Any]) -> str | None:

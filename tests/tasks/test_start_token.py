@@ -8,7 +8,7 @@ import thinkers
 from thinkers.errors import FormatError
 from thinkers.tasks import SPLITS, TASKS, AnswerTask, build_task
 
-WITHOUT = ("text", "facts")
+WITHOUT = ("text", "facts", "reasoning_gym")
 ANSWERED = [x for x, task in TASKS.items() if issubclass(task, AnswerTask) and x not in WITHOUT]
 SIZES = {"babi": {"num_stories": 9, "num_held_out": 3}}
 
@@ -38,7 +38,7 @@ def test_encode_adds_the_start_token_and_decode_drops_it(name):
         task.read_prompt("")
 
 
-@pytest.mark.parametrize("name", WITHOUT)
+@pytest.mark.parametrize("name", [x for x in WITHOUT if x in TASKS])
 def test_tasks_whose_texts_are_parts_of_longer_ones_have_no_start_token(name):
     assert TASKS[name].start_token is None
 

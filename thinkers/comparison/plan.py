@@ -279,6 +279,7 @@ def _checked(
 
 def _known(kind: str, name: Any, known: Any) -> None:
     if not isinstance(name, str) or name not in known:
+        registry.check_extra(name)
         found = f"no {kind}" if name is None else f"unknown {kind} {name!r}"
         expected = nearest(str(name), known) if name is not None else ", ".join(known)
         raise usage_error(found, expected, f"choose from {', '.join(known)}")

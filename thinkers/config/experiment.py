@@ -24,6 +24,8 @@ TASK_SIZES = {"vocab_size": "vocabulary", "max_length": "longest row"}
 """{model setting that follows the task if it is None: the property of the task that it holds}."""
 STEP_SETTINGS = ("num_steps", "max_steps")
 """Model settings without effect in a model of one step."""
+OWN_NAME = "own_name"
+"""In a file: the setting `name` of a model or task, beside its `name` in MODELS or TASKS."""
 DEPTH_SETTINGS: dict[str, Any] = {"depth": "fixed", "random_steps": None, "spare_steps": 0}
 """{training setting without effect in a model of one step: its value there}."""
 
@@ -82,10 +84,8 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration in the types of JSON."""
         parts: dict[str, Any] = {
-            "model": {"name": name_of_config(self.model, MODELS, "model")}
-            | dataclasses.asdict(self.model),
-            "task": {"name": name_of_config(self.task, TASKS, "task")}
-            | dataclasses.asdict(self.task),
+            "model": _described(name_of_config(self.model, MODELS, "model"), self.model),
+            "task": _described(name_of_config(self.task, TASKS, "task"), self.task),
             "training": dataclasses.asdict(self.training),
         }
         if self.reinforce is not None:
@@ -175,12 +175,29 @@ def parts_of(data: Mapping[str, Any]) -> tuple[Any, Any, Training]:
     for part in PARTS:
         if not isinstance(data.get(part), Mapping):
             raise usage_error(f"a configuration without {part}", " and ".join(PARTS), "add it")
-    model, task, training = (dict(data[part]) for part in PARTS)
+    (model, own), (task, of_task) = (_read(data[part]) for part in ("model", "task"))
     return (
-        build_part(class_named(model.pop("name", None), MODELS, "model").Config, model, "model"),
-        build_part(class_named(task.pop("name", None), TASKS, "task").Config, task, "task"),
-        build_part(Training, training, "training"),
+        build_part(class_named(model, MODELS, "model").Config, own, "model"),
+        build_part(class_named(task, TASKS, "task").Config, of_task, "task"),
+        build_part(Training, dict(data["training"]), "training"),
     )
+
+
+def _described(name: str, config: Any) -> dict[str, Any]:
+    """Return the settings of a model or task with its name, in the form of a file."""
+    settings = dataclasses.asdict(config)
+    if "name" in settings:
+        settings[OWN_NAME] = settings.pop("name")
+    return {"name": name} | settings
+
+
+def _read(found: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the name of a model or task, and its settings, from what `_described` returned."""
+    settings = dict(found)
+    name = settings.pop("name", None)
+    if OWN_NAME in settings:
+        settings["name"] = settings.pop(OWN_NAME)
+    return name, settings
 
 
 def missing_settings(data: Mapping[str, Any]) -> list[str]:
@@ -198,7 +215,8 @@ def missing_settings(data: Mapping[str, Any]) -> list[str]:
             continue
         kind: Any = Training
         if part in kinds:
-            kind = class_named(settings.get("name"), kinds[part], part).Config
+            name, settings = _read(settings)
+            kind = class_named(name, kinds[part], part).Config
         missing += [f"{part}.{name}" for name in checks.missing_settings(kind, settings)]
     return missing
 

@@ -71,6 +71,7 @@ def check_names(name: Any, settings: Mapping[str, Any]) -> None:
     """Raise UsageError if there is no model of this name, or if it lacks one of the settings."""
     registry.check(MODELS, "model")
     if not isinstance(name, str) or name not in MODELS:
+        registry.check_extra(name)
         raise UsageError(f"unknown model {name!r}; choose from {sorted(MODELS)}")
     known = [f.name for f in dataclasses.fields(MODELS[name].Config)]
     for field in settings:

@@ -25,6 +25,9 @@ def find(name: str) -> Config:
     task, _, model = name.partition("/")
     if task in TASKS and model in MODELS:
         return replace(base(model, task_settings(task, [model])), recipe=name)
+    for part in (task, model):
+        if part not in TASKS and part not in MODELS:
+            registry.check_extra(part)
     pairs = (f"{task}/{model}" for task in TASKS for model in MODELS)
     raise usage_error(
         f"unknown recipe {name!r}",

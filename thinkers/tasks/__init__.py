@@ -11,6 +11,7 @@ from typing import Any
 
 from thinkers import registry
 from thinkers.errors import UsageError
+from thinkers.optional import is_installed
 from thinkers.tasks.answers import AnswerTask as AnswerTask
 from thinkers.tasks.arithmetic import Add, Arithmetic, Multiply, Subtract
 from thinkers.tasks.babi import Babi
@@ -21,6 +22,7 @@ from thinkers.tasks.factorise import Factorise
 from thinkers.tasks.facts import Facts
 from thinkers.tasks.lookup import Lookup
 from thinkers.tasks.mixed import Mixed
+from thinkers.tasks.reasoning_gym import ReasoningGym
 from thinkers.tasks.sequences import Copy, Jump, Reverse, Rotate, RunningSum, Shift, Sort
 from thinkers.tasks.star_graph import StarGraph
 from thinkers.tasks.state_tracking import Cups, Links
@@ -49,9 +51,11 @@ TASKS: dict[str, type[Task]] = {
     "lookup": Lookup,
     "facts": Facts,
 }
+if is_installed("reasoning_gym"):
+    TASKS["reasoning_gym"] = ReasoningGym
 
 
-def build_task(name: str, seed: int = 0, **settings: Any) -> Task:
+def build_task(name: str, /, seed: int = 0, **settings: Any) -> Task:
     """Build a task by its name in `TASKS`.
 
     Args:
@@ -62,6 +66,7 @@ def build_task(name: str, seed: int = 0, **settings: Any) -> Task:
     """
     registry.check(TASKS, "task")
     if name not in TASKS:
+        registry.check_extra(name)
         raise UsageError(f"unknown task {name!r}; {_suggestion(name, list(TASKS))}")
     task = TASKS[name]
     known = [field.name for field in fields(task.Config)]

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import tee
 from typing import Any, ClassVar
 
 import numpy as np
@@ -80,9 +81,8 @@ class AnswerTask(Task):
 
     def _draw_example(self, key: int, split: str) -> tuple[list[int], list[int]]:
         """Return the tokens of the first prompt of `split` drawn from `key`, and of its answer."""
-        # Rejection sampling: each attempt has its own generator, a function of key and attempt.
-        for attempt in range(ATTEMPTS):
-            prompt, answer = self.example(Rng(mix_int(key + attempt + 1)))
+        for rng in self.generators(key):
+            prompt, answer = self.example(rng)
             if split_of_hash(int.from_bytes(prompt.encode())) == split:
                 break
         else:
@@ -102,6 +102,13 @@ class AnswerTask(Task):
                     f"start and end, got {limit}"
                 )
         return tokens, target
+
+    @staticmethod
+    def generators(key: int) -> Iterator[Rng]:
+        """Yield the random numbers of each attempt at an example of the row with this key."""
+        # Rejection sampling: each attempt has its own generator, a function of key and attempt.
+        for attempt in range(ATTEMPTS):
+            yield Rng(mix_int(key + attempt + 1))
 
     def evaluation_batches(self, split: str, num_examples: int) -> Iterator[Batch]:
         """Yield `num_examples` examples of `split`, or all there are, the same in every call."""
@@ -183,8 +190,8 @@ class AnswerTask(Task):
         exact, calls, right, graded = [], [], 0, 0
         called = find_tools(self, self.scored_with if tools is None else tools)
         given = model, split, num_examples, num_steps, halt, tools
-        for predicted, truth in self._answers(*given):
-            exact.append(self.is_exact(predicted, truth))
+        for _, predicted, truth, is_right in self._judged(*given):
+            exact.append(is_right)
             calls.append(count_calls(predicted, called, self.end_token))
             right += int(((predicted == truth) & (truth != IGNORED)).sum())
             graded += int((truth != IGNORED).sum())
@@ -203,8 +210,8 @@ class AnswerTask(Task):
         tools: Sequence[str | Tool] | None = None,
     ) -> Float[Tensor, " n"]:
         """Return 1 for each answer that is right to its end token, 0 for the others."""
-        found = self._answers(model, split, num_examples, num_steps, halt, tools)
-        return torch.cat([self.is_exact(predicted, truth) for predicted, truth in found]).double()
+        found = self._judged(model, split, num_examples, num_steps, halt, tools)
+        return torch.cat([is_right for _, _, _, is_right in found]).double()
 
     def graded_rows(
         self,
@@ -215,19 +222,41 @@ class AnswerTask(Task):
         halt: Halt = None,
         tools: Sequence[str | Tool] | None = None,
     ) -> Iterator[GradedRows]:
-        batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
-        answers = self._answers(model, split, num_examples, num_steps, halt, tools)
         end = self.end_token if self.max_answer_length() > 1 else None
-        for batch, (predicted, truth) in zip(batches, answers, strict=True):
+        found = self._judged(model, split, num_examples, num_steps, halt, tools)
+        for batch, predicted, _, is_right in found:
             tokens, lengths = with_answers(batch, predicted, end)
-            grades = self.is_exact(predicted, truth).double()
-            yield GradedRows(tokens, lengths, batch.prompt_lengths, grades, batch)
+            yield GradedRows(tokens, lengths, batch.prompt_lengths, is_right.double(), batch)
+
+    def are_right(
+        self, batch: Batch, predicted: Int[Tensor, "n a"], truth: Int[Tensor, "n a"]
+    ) -> Bool[Tensor, " n"]:
+        """Return True for the answers to these rows that are right, for `exact` and `grade`.
+
+        Here they are those equal to the one of the row; a task overrides this where there are
+        several.
+        """
+        return self.is_exact(predicted, truth)
 
     def is_exact(
         self, predicted: Int[Tensor, "n a"], truth: Int[Tensor, "n a"]
     ) -> Bool[Tensor, " n"]:
         """Return True for the answers that are right; `truth` has -100 after their end."""
         return ((predicted == truth) | (truth == IGNORED)).all(1)
+
+    def _judged(
+        self, model: nn.Module, split: str, num_examples: int, *options: Any
+    ) -> Iterator[tuple[Batch, Int[Tensor, "n a"], Int[Tensor, "n a"], Bool[Tensor, " n"]]]:
+        """Yield held-out rows with the answers of the model, those of the task, and the grades.
+
+        Args:
+            options: As in `_answers`.
+        """
+        batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
+        rows, again = tee(batches)
+        answers = self._answers(model, split, num_examples, *options, batches=again)
+        for batch, (predicted, truth) in zip(rows, answers, strict=True):
+            yield batch, predicted, truth, self.are_right(batch, predicted, truth)
 
     def _answers(
         self,
@@ -237,9 +266,16 @@ class AnswerTask(Task):
         num_steps: Steps,
         halt: Halt = None,
         tools: Sequence[str | Tool] | None = None,
+        *,
+        batches: Iterator[Batch] | None = None,
     ) -> Iterator[tuple[Int[Tensor, "n a"], Int[Tensor, "n a"]]]:
-        """Yield the answers of the model to held-out prompts, and the right ones."""
-        batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
+        """Yield the answers of the model to held-out prompts, and the right ones.
+
+        Args:
+            batches: The prompts; None makes them.
+        """
+        if batches is None:
+            batches = self.evaluation_batches(split, check_int("num_examples", num_examples, 1))
         length, choices = self.max_answer_length(), self.num_output_tokens
         names = self.scored_with if tools is None else tools
         find_tools(self, names)  # a wrong name is refused before anything is computed
