@@ -1,5 +1,6 @@
 """The server under requests that are wrong or too many, clients that leave, errors, and its end."""
 
+import asyncio
 import gc
 import json
 import socket
@@ -12,6 +13,8 @@ from server_cases import IDLE, httpx, openai, serving, slow, until
 from serving_cases import alone, asked, text_run
 
 from thinkers.models.writers import Cached
+from thinkers.serve.rows import Piece
+from thinkers.serve.server import EventStream
 from thinkers.serve.service import Limits
 
 pytestmark = pytest.mark.extras
@@ -56,6 +59,22 @@ def test_a_refused_request_has_the_three_parts(text):
         text.complete("")
     with pytest.raises(openai.NotFoundError, match="the model 'other'"):
         text.client.completions.create(model="other", prompt="the")
+
+
+def test_the_server_may_allow_fewer_tokens_than_the_interface_asks_for(text, monkeypatch):
+    monkeypatch.setattr(text.service, "limits", Limits(max_tokens=8))
+    assert text.complete("the").usage.completion_tokens == 8
+    with pytest.raises(openai.BadRequestError, match="--max_tokens"):
+        text.complete("the", max_tokens=9)
+
+
+def test_a_bug_of_the_server_is_an_error_without_its_message(text, monkeypatch, capfd):
+    monkeypatch.setattr(text.service, "begin", lambda asked: {}["a secret"])
+    answer = text.post(prompt="the")
+    assert answer.status_code == 500 and "KeyError" in answer.json()["error"]["found"]
+    assert "secret" not in answer.text and "a secret" in capfd.readouterr().out
+    monkeypatch.undo()
+    assert text.complete("the", max_tokens=1).usage.completion_tokens == 1
 
 
 def test_requests_that_are_no_requests(text):
@@ -111,6 +130,26 @@ def test_the_rows_of_a_client_that_hangs_up_leave(text, stream):
     assert min(left) > 500 and all(x - row.left <= 1 for x, row in zip(left, mine, strict=True))
     assert written == alone(text.run, asked("cat", max_tokens=30, seed=1, temperature=1.0))
     text.wait_until_idle()
+
+
+def test_a_client_that_reads_nothing_is_left(tmp_path):
+    """Its answer does not fit into the buffers of the system; no other request is held up."""
+    run = text_run(tmp_path)
+    with serving(run, limits=Limits(max_seconds=1)) as server:
+        exchange = type("Exchange", (), {"service": server.service, "closed": 0})()
+        exchange.close = lambda: setattr(exchange, "closed", exchange.closed + 1)
+        exchange.asked, exchange.head, exchange.number = asked("the"), {}, 1
+
+        async def never(*_):
+            await asyncio.sleep(99)
+
+        async def ask():
+            scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
+            await EventStream(exchange, Piece(0, "text"))(scope, never, never)
+
+        start = time.monotonic()
+        asyncio.run(ask())
+        assert exchange.closed == 1 and time.monotonic() - start < 10
 
 
 def test_too_many_requests_are_told_to_come_back(tmp_path):

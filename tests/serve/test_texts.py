@@ -139,7 +139,7 @@ def test_what_a_model_cannot_do_is_refused_by_the_field(tmp_path):
         with pytest.raises(RequestError) as caught:
             engine.rows(request, print)
         assert caught.value.param == param and caught.value.status == 400
-    engine.rows(asked("t" * limit), print)
+    engine.rows(asked("t" * limit, max_tokens=1), print)
     engine = Texts(*text_run(tmp_path, vocabulary="character"))
     with pytest.raises(RequestError, match="'!' at character 1"):
         engine.rows(asked("t!"), print)

@@ -59,6 +59,9 @@ class QuestionRow(Row):
 class Questions:
     """The rows of a run on questions, and batches of them."""
 
+    usual_tokens: int | None = None
+    """The `max_tokens` of a request that leaves it out: an answer is written whole."""
+
     def __init__(self, model: Model, task: Task):
         self.model, self.task = model, task
 

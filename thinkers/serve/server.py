@@ -36,7 +36,7 @@ def create_app(service: Service, allowed_hosts: Collection[str] | None = None) -
         allowed_hosts: Names in the header Host that are answered; None answers any. A page of
             another name, which its owner lets resolve to this machine, is not answered.
     """
-    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     Request, mailbox = requests.Request, Mailbox()
 
     @app.get("/health")
@@ -101,15 +101,18 @@ async def sent_http_error(request: Any, error: Any) -> Any:
 
 async def sent_bug(request: Any, error: Exception) -> Any:
     show(f"error of the server: {type(error).__name__} {describe(error)}")
-    return await sent_error(request, failed_request(error))
+    return await sent_error(request, failed("server", type(error).__name__))
+
+
+def failed(what: str, name: str) -> RequestError:
+    """Return the error of a request that failed by an error of the model or of the server."""
+    fix = "ask again; the output of thinkers serve has the error"
+    return RequestError(500, f"an error of the {what}: {name}", "an answer", fix)
 
 
 def failed_request(error: Exception) -> RequestError:
     """Return the error of a request whose rows ended by this one."""
-    if isinstance(error, Stopping):
-        return stopping()
-    found = f"an error of the model: {error}"
-    return RequestError(500, found, "an answer", "ask again; the log of the server has the error")
+    return stopping() if isinstance(error, Stopping) else failed("model", str(error))
 
 
 # Reading a request ----------------------------------------------------------------------------
@@ -336,15 +339,26 @@ def server_sent(value: Any) -> bytes:
 
 
 class EventStream(responses.StreamingResponse):  # type: ignore[misc, name-defined]
-    """A streamed answer; its rows leave their batch once nobody reads it."""
+    """A streamed answer; its rows leave their batch once nobody reads it.
+
+    A client that reads nothing for `max_seconds` while more is to be sent is left: it would count
+    as a request for ever.
+    """
 
     def __init__(self, exchange: Exchange, first: Event):
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(streamed(exchange, first), headers=headers, media_type="text/event-stream")
         self.exchange = exchange
 
-    async def __call__(self, *given: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        seconds = self.exchange.service.limits.max_seconds
+
+        async def send_in_time(message: Any) -> None:
+            async with asyncio.timeout(seconds):
+                await send(message)
+
         try:
-            await super().__call__(*given)
+            with contextlib.suppress(TimeoutError):
+                await super().__call__(scope, receive, send_in_time)
         finally:
             self.exchange.close()

@@ -1,7 +1,7 @@
 """A run that is served: its name, its rows, and the limits of its requests."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from thinkers.checks import check_int
@@ -23,7 +23,8 @@ class Limits:
         max_batch: Rows of a batch, which bounds the memory of caches.
         max_concurrent: Requests that run and wait together; others are refused with 429.
         max_tokens: New tokens of a choice.
-        max_seconds: Seconds in which the body of a request must arrive.
+        max_seconds: Seconds in which the body of a request must arrive, and a part of a stream be
+            taken.
     """
 
     max_batch: int = MOST_ROWS
@@ -95,6 +96,9 @@ class Service:
         Raises:
             RequestError: A value is not one that this model can honour.
         """
+        usual = self.engine.usual_tokens
+        if asked.max_tokens is None and usual is not None:
+            asked = replace(asked, max_tokens=min(usual, self.limits.max_tokens))
         return list(self.engine.rows(asked, listener))
 
 

@@ -17,8 +17,8 @@ from thinkers.serve.protocol import Completion, RequestError, refused
 from thinkers.serve.rows import Listener, Row, StoppedText
 from thinkers.tasks.text import Text
 
-MAX_TOKENS, TEMPERATURE = 16, 1.0
-"""What a request that leaves them out asks for, as OpenAI's interface says."""
+TEMPERATURE = 1.0
+"""The temperature of a request that leaves it out, as OpenAI's interface says."""
 UNFILTERED = 2.0
 """A `top_p` that no sum of probabilities reaches."""
 
@@ -31,7 +31,7 @@ class TextRow(Row):
         echo: The text that is sent before it.
         text: The text that is written after it.
         steps: Thinking steps.
-        asked: The request, for `max_tokens` and the drawing of tokens.
+        asked: The request, for `max_tokens`, which is set, and the drawing of tokens.
         generator: The random numbers of this row alone.
     """
 
@@ -51,7 +51,8 @@ class TextRow(Row):
         self.tokens, self.text, self.generator = tokens, text, generator
         self.steps, self.halt, self.top_p = steps, halt, asked.top_p
         self.temperature = TEMPERATURE if asked.temperature is None else asked.temperature
-        self.left = MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
+        assert asked.max_tokens is not None
+        self.left = asked.max_tokens
         self._written = self._taken = 0
         self._echo = echo
 
@@ -80,6 +81,9 @@ class Texts:
     Raises:
         UsageError: The model is not causal.
     """
+
+    usual_tokens: int | None = 16
+    """The `max_tokens` of a request that leaves it out, as OpenAI's interface says."""
 
     def __init__(self, model: Model, task: Text):
         task.check(model)
