@@ -75,6 +75,9 @@ class Training:
     compile: bool = added(False)
     """Compile the layers, for any length: seconds to minutes before the first update, faster
     updates. The last bits of a result differ from those of plain layers."""
+    sharding: Literal["none", "full"] = added("none")
+    """full: each rank of torchrun holds a part of every weight, gradient and optimiser state; one
+    process holds all of them."""
     init_from: str | None = None
     """Folder of a model or run whose weights training begins with; None means random weights."""
 

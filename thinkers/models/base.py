@@ -113,6 +113,12 @@ class Model(Traced, Configured, ModelInput, ABC):
         return ()
 
     @property
+    def shard_units(self) -> tuple[nn.Module, ...]:
+        """Parts that sharded training gathers one at a time: those that compute by `forward` alone.
+        Without any, the weights of the whole model are gathered for each update."""
+        return ()
+
+    @property
     def step_counts(self) -> tuple[int, ...]:
         """The numbers of steps worth testing: powers of two, and the configured number."""
         powers = {2**i for i in range(self.config.max_steps.bit_length())}

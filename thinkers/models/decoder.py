@@ -81,6 +81,10 @@ class Decoder(Model):
         self.head = Head(self.embedding, config.tie_head)
         initialize(self, num_residuals=2 * config.num_layers)
 
+    @property
+    def shard_units(self) -> tuple[nn.Module, ...]:
+        return (*self.blocks,)
+
     def forward(
         self,
         tokens: Int[Tensor, "b t"],

@@ -121,6 +121,12 @@ class Looped(HaltingModel):
         found = super().halts_by
         return tuple(way for way in found if way == "gate" or not self.config.num_coda_layers)
 
+    @property
+    def shard_units(self) -> tuple[nn.Module, ...]:
+        # Where tokens halt, a block computes by its parts.
+        blocks = (*self.prelude, *self.core, *self.coda)
+        return () if self.config.halting else blocks
+
     def __init__(self, config: Config):
         super().__init__(config)
         self.embedding = nn.Embedding(self.config.vocab_size, config.dim)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from thinkers.devices import find_device
@@ -40,7 +41,7 @@ class Ranks:
             uses_all: Return True if every update gives every parameter a gradient; called only if
                 there are several ranks. Otherwise each backward searches for unused parameters.
         """
-        if self.world == 1:
+        if self.world == 1 or _shards(module):
             return module
         with warnings.catch_warnings():
             # torch >= 2.11 deprecates every option that leaves buffers alone.
@@ -51,7 +52,9 @@ class Ranks:
 
     def no_sync(self, module: nn.Module, when: bool) -> AbstractContextManager[Any]:
         """Keep the gradients of a micro-batch on this rank: a later one sends their sum."""
-        if when and isinstance(module, DistributedDataParallel):
+        if (sharded := _shards(module)) is not None:
+            sharded.set_requires_gradient_sync(not when)
+        elif when and isinstance(module, DistributedDataParallel):
             return module.no_sync()
         return nullcontext()
 
@@ -66,6 +69,11 @@ class Ranks:
         # A sum in which all others are 0 is a broadcast, by the collective that is used already.
         shared = torch.tensor([number if self.rank == 0 else 0], device=self.device)
         return int(self.sum(shared))
+
+
+def _shards(module: nn.Module) -> FSDPModule | None:
+    """Return the sharded model in a module; None if there is none."""
+    return next((part for part in module.children() if isinstance(part, FSDPModule)), None)
 
 
 def is_first() -> bool:

@@ -36,6 +36,7 @@ from thinkers.training import status
 from thinkers.training.compiled import CompiledLayers
 from thinkers.training.distributed import Ranks, is_first, join
 from thinkers.training.record import write_record
+from thinkers.training.sharding import is_sharded, with_weights
 from thinkers.training.signals import Signals
 from thinkers.training.state import TrainState, build_on, initial_weights
 from thinkers.training.step import (
@@ -311,16 +312,18 @@ def _prepare(
         rows = first.rows(slice(ranks.rank, None, parts)).to(ranks.device)
         with autocast(precision, ranks.device):
             layers.warm_up(rows, thinking_steps(0, settings, first))
-    state = TrainState.new(config, task, model)
+    in_shards = settings.sharding == "full" and ranks.world > 1
+    state = TrainState.new(config, task, model, in_shards)
     kept = None
     if update:
         state.load_state_dict(checkpoint.read(path, record["run"]))
         kept = checkpoint.metrics_digest(path)
+    result = state.result  # on every rank, which gather it
     if ranks.is_writer:
         write_record(folder, record, state, update, precision, ranks)
         if update:
             # A run that was killed after the checkpoint has the model of an earlier one, or none.
-            run_folder.write_model(folder, state.result)
+            run_folder.write_model(folder, result)
     return state, precision, kept, make_update
 
 
@@ -360,7 +363,9 @@ def save(
     # Metrics first: a resumed run drops lines beyond its checkpoint, and cannot restore lost ones.
     metrics.flush()
     checkpoint.save(folder / "checkpoints", content, run_id, score, metrics.digest())
-    run_folder.write_model(folder, state.result)
+    kept = content.tensors.get("ema", content.tensors["weights"])
+    sharded = is_sharded(state.model)
+    run_folder.write_model(folder, with_weights(state.model, kept) if sharded else state.result)
     metrics.print(f"saved update={content.update}")
     checkpoint.prune(folder / "checkpoints", state.config.training.keep_last, run_id)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn, optim
 from thinkers.config.training import Training
 from thinkers.errors import DamagedError
 from thinkers.models import Model
+from thinkers.training.sharding import divided
 
 LR_RATIO = "lr_ratio"
 """In a group of parameters: its learning rate, as a multiple of that of the update."""
@@ -114,7 +115,8 @@ def load_state_dict(
                 f"got {name} of {list(value.shape)}"
             )
         assert parameter is not None
-        owners[parameter].state[parameter][key] = value.to(parameter.device, copy=True)
+        own = value.to(parameter.device, copy=True)
+        owners[parameter].state[parameter][key] = divided(own, parameter) if own.ndim else own
 
 
 def _hidden(model: nn.Module) -> set[Tensor]:

@@ -26,7 +26,7 @@ from thinkers.runs.checkpoint import Checkpoint
 from thinkers.runs.result import load, weights_digest
 from thinkers.strict_json import Schema, check_schema
 from thinkers.tasks import Task
-from thinkers.training import optim
+from thinkers.training import optim, sharding
 from thinkers.user_paths import user_path
 
 SCHEMA: Schema = {
@@ -66,18 +66,23 @@ class TrainState:
         self.parameters = list(self.model.parameters())
 
     @classmethod
-    def new(cls, config: Config, task: Task, model: Model) -> "TrainState":
+    def new(
+        cls, config: Config, task: Task, model: Model, is_sharded: bool = False
+    ) -> "TrainState":
         """Return the state before the first update; precision and device of the model are set."""
         settings = config.training
         average = copy.deepcopy(model) if settings.ema is not None else None
+        if is_sharded:
+            for one in (model,) if average is None else (model, average):
+                sharding.shard(one)
         config = replace(config, model=model.config)
         policy_lr = None if config.reinforce is None else config.reinforce.lr
         return cls(config, model, average, optim.build(model, settings, policy_lr), task)
 
     @property
     def result(self) -> Model:
-        """The model to score and to keep: the average, if there is one."""
-        return self.model if self.average is None else self.average
+        """The model to score and to keep: the average, if there is one; all ranks ask together."""
+        return sharding.whole(self.model if self.average is None else self.average)
 
     def state_dict(self) -> Checkpoint:
         """Return the content of a checkpoint.
@@ -88,6 +93,10 @@ class TrainState:
         """
         tensors = {kind: model.state_dict() for kind, model in self._models().items()}
         tensors["optimizer"] = optim.state_dict(self.optimizers, self.model)
+        tensors = {
+            kind: {name: sharding.gathered(x) for name, x in some.items()}
+            for kind, some in tensors.items()
+        }
         for kind, some in tensors.items():
             if (name := first_not_finite(some)) is not None:
                 raise NonFiniteError(
@@ -125,7 +134,7 @@ class TrainState:
             found = checkpoint.tensors[kind]
             where = f"{kind} of update {checkpoint.update}"
             check_shapes(shapes_of(found), shapes_of(model.state_dict()), where)
-            model.load_state_dict(found)
+            sharding.load_weights(model, found)
         optim.load_state_dict(self.optimizers, self.model, dict(checkpoint.tensors["optimizer"]))
         self.task.load_state_dict(values["task"])
         self.update = checkpoint.update

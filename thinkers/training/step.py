@@ -23,6 +23,7 @@ from thinkers.policies.loss import PolicyLoss, update_flops
 from thinkers.prng import draw, seed_generators
 from thinkers.training import optim
 from thinkers.training.distributed import Ranks
+from thinkers.training.sharding import check_sharding, gathered
 from thinkers.training.signals import Signals
 from thinkers.training.state import TrainState
 
@@ -147,7 +148,7 @@ def forward_backward(
     stops = [float(flag) for flag in (over_budget(state), *signals)]
     votes = torch.tensor(stops, device=ranks.device)
     summed = ranks.sum(torch.cat([sums, votes, right, graded]))  # type: ignore[list-item]
-    norm = get_total_norm([p.grad for p in state.parameters if p.grad is not None])
+    norm = gathered(get_total_norm([p.grad for p in state.parameters if p.grad is not None]))
     # One copy to the CPU, which waits for the device.
     total, *values = torch.cat([summed, norm[None]]).tolist()
     num_parts = len(loss.parts)
@@ -187,6 +188,7 @@ def parts_of_batch(config: Config, ranks: Ranks) -> int:
         raise usage_error(
             f"{ranks.world} processes with reinforce", "one process", "start it without torchrun"
         )
+    check_sharding(settings)
     parts = ranks.world * settings.accumulation
     if settings.batch_size % parts:
         rule = f"a multiple of ranks x accumulation, {parts}"
