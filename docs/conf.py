@@ -1,5 +1,6 @@
 """Settings of Sphinx: `make docs` builds the pages of this folder and the reference of the API."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -60,4 +61,6 @@ def rewrite_links(source):
     text = source[0]
     for path, page in OUTSIDE.items():
         text = text.replace(f"]({path}", f"]({page}")
+    # Files that are no pages are named, not linked.
+    text = re.sub(r"\[([^\]]+)\]\(\.\./(examples/scale/[^)]+)\)", r"\1 (`\2`)", text)
     source[0] = text.replace("](docs/", "](")

@@ -247,7 +247,11 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
         resume=options.resume,
         workers=workers,
         tracking=options.tracking,
+        shard=options.shard,
     )
+    if not comparison.is_complete:
+        show("this part is finished; the page is written by the part that finishes last")
+        return comparison.exit_code
     show(terminal_table(comparison))
     show(f"page {comparison.folder / PAGE}")
     return comparison.exit_code

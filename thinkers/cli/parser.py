@@ -185,6 +185,9 @@ def add_compare(verbs: Subparsers) -> None:
     verb.add_argument("--out", metavar="DIR", help="default: runs/compare-TASK")
     verb.add_argument("--resume", action="store_true", help="train only the runs missing in DIR")
     verb.add_argument("--workers", metavar="N", help="runs at a time, one core each (default: 1)")
+    verb.add_argument(
+        "--shard", metavar="I/N", help="make part I of N of the runs, in a folder that all share"
+    )
     verb.add_argument("--tracking", metavar="NAME", help="mlflow, tensorboard or one of yours")
     verb.add_argument("--dry_run", action="store_true", help="print sizes and minutes, and exit")
     add_import_module(verb)

@@ -55,6 +55,12 @@ class Comparison:
     failures: Sequence[Mapping[str, Any]]
 
     @property
+    def is_complete(self) -> bool:
+        """True if every run has finished or failed; parts of a shard may not have yet."""
+        done = sum(map(len, self.results.values())) + len(self.failures)
+        return done == len(self.results) * self.plan.seeds
+
+    @property
     def exit_code(self) -> int:
         """The exit code of the first run that failed; 0 if none did."""
         return int(self.failures[0]["exit_code"]) if self.failures else 0

@@ -14,6 +14,7 @@ from thinkers.comparison.one_run import Job, perform, write_failure
 from thinkers.comparison.page import write_page
 from thinkers.comparison.plan import Plan
 from thinkers.comparison.results import RESULT, RUNS, Comparison, read, read_result
+from thinkers.comparison.shards import WHOLE, Shard
 from thinkers.comparison.subprocesses import progress_of, run_all
 from thinkers.errors import Interrupted, LockedError, ThinkersError, UsageError, usage_error
 from thinkers.files import own_folder
@@ -45,6 +46,7 @@ def compare(
     resume: bool = False,
     workers: int = 1,
     tracking: Tracking | None = None,
+    shard: str | None = None,
 ) -> Comparison:
     """Train models over several seeds with matched compute; evaluate all on the same examples.
 
@@ -64,6 +66,8 @@ def compare(
         workers: Number of runs at a time. 1 trains in this process; from 2 on each run is a
             subprocess with one thread.
         tracking: Store of the metrics of each run, and of the results and page of the comparison.
+        shard: "I/N", part I of 1 .. N of the runs, in a folder that all parts share. The part that
+            finishes last writes the page; what the others return has the runs so far.
 
     Raises:
         UsageError: An argument is invalid, or a subprocess could not import a class.
@@ -78,6 +82,13 @@ def compare(
     if out is None and task is None:
         raise usage_error("no task", "a name of thinkers list tasks", "name one")
     folder = user_path(out, "out") if out is not None else Path("runs") / f"compare-{task}"
+    if shard is not None:
+        part = Shard.of(shard, lrs)
+        with one_thread():
+            plan = part.plan(folder, plan, asked)
+            if workers > 1:
+                _check_importable(plan)
+            return _carry_out(folder, plan, workers, tracking, part)
     with run_folder.owned(folder, new=not resume), one_thread():
         plan = Plan.read(folder).extended(**asked) if plan is None else plan
         if workers > 1:
@@ -112,13 +123,19 @@ def _check_importable(plan: Plan) -> None:
             )
 
 
-def _carry_out(folder: Path, plan: Plan, workers: int, tracking: Tracking | None) -> Comparison:
-    """Perform all runs that are missing, and write the page."""
+def _carry_out(
+    folder: Path,
+    plan: Plan,
+    workers: int,
+    tracking: Tracking | None,
+    shard: Shard = WHOLE,
+) -> Comparison:
+    """Perform the runs of a shard that are missing, and write the page after the last."""
     show(plan.table(workers))
     # Opened before the runs, so that concurrent runs find the database already created.
     tracker = None if tracking is None else _open_tracker(tracking, folder, plan)
     try:
-        _perform_missing(folder, plan, workers, tracking)
+        _perform_missing(folder, plan, workers, tracking, shard)
     except Interrupted as error:
         if tracker is not None:
             tracker.finish("KILLED")
@@ -126,14 +143,18 @@ def _carry_out(folder: Path, plan: Plan, workers: int, tracking: Tracking | None
         number = error.exit_code - 128
         raise Interrupted(f"interrupted; finished work is kept; {fix}", number) from None
     comparison = read(folder)
-    write_page(comparison)
+    if comparison.is_complete:
+        with shard.writing(folder):
+            write_page(comparison)
     if tracker is not None:
         tracker.send([{"update": plan.seeds, "test": comparison.mean_scores}])
         tracker.finish("FAILED" if comparison.failures else "FINISHED")
     return comparison
 
 
-def _perform_missing(folder: Path, plan: Plan, workers: int, tracking: Tracking | None) -> None:
+def _perform_missing(
+    folder: Path, plan: Plan, workers: int, tracking: Tracking | None, shard: Shard
+) -> None:
     """Perform runs without a result, seed by seed: an interruption leaves complete seeds."""
     names = [one.name for one in plan.contenders]
     jobs = [
@@ -141,7 +162,7 @@ def _perform_missing(folder: Path, plan: Plan, workers: int, tracking: Tracking 
         for seed in range(plan.seeds)
         for name in names
     ]
-    missing = [job for job in jobs if not _is_done(job)]
+    missing = [job for job in shard.share(jobs) if not _is_done(job)]
 
     def report(job: Job) -> None:
         print_line(_outcome(plan, job))
