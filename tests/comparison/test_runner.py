@@ -4,8 +4,6 @@ import json
 import math
 import re
 import shutil
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +14,7 @@ from html_reader import Reader
 import thinkers
 from thinkers import tasks
 from thinkers.cli.main import main
-from thinkers.comparison import one_run, plan, shards
-from thinkers.comparison.plan import Plan
+from thinkers.comparison import one_run, plan
 from thinkers.comparison.results import read
 from thinkers.comparison.runner import compare
 from thinkers.comparison.summary import Findings, conclusion
@@ -396,46 +393,3 @@ def test_unknown_tracking_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UsageError, match="one of mlflow, tensorboard"):
         small(tmp_path / "a", tracking="wandb")
     assert not (tmp_path / "a").exists()
-
-
-def test_shards_of_a_folder_make_the_comparison_of_one_process(finished, tmp_path):
-    out = tmp_path / "shared"
-    first = small(out, shard="1/2")
-    assert not first.is_complete and not (out / "report.html").exists()
-    assert small(out, shard="1/2").is_complete is False  # nothing is left for this part
-    second = small(out, shard="2/2")
-    assert second.is_complete and (out / "report.html").exists()
-    for name in ("decoder", "looped"):
-        found, wanted = (x.results[name] for x in (second, read(finished)))
-        assert [x.record["score"] for x in found] == [x.record["score"] for x in wanted]
-    with pytest.raises(UsageError, match="seeds"):
-        small(out, shard="1/2", seeds=1)
-
-
-def test_of_two_parts_that_begin_at_once_one_writes_the_plan(tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(shards, "AGAIN", 0.01)
-    asked = dict(task="add", models=["decoder"], budget=BUDGET, seeds=1, num_examples=31)
-    empty = dict(match=None, lrs=[], controls=[], settings=SMALL)
-    made = Plan.of(**asked, **empty)
-    write = Plan.write
-
-    def slow(self, folder):
-        written.append(self)
-        time.sleep(0.2)
-        write(self, folder)
-
-    monkeypatch.setattr(Plan, "write", slow)
-    with ThreadPoolExecutor(2) as pool:
-        parts = [shards.Shard.of(f"{n}/2", []) for n in (1, 2)]
-        found = list(pool.map(lambda part: part.plan(tmp_path, made, asked | empty), parts))
-    assert len(written) == 1 and found[0].asked() == found[1].asked() == made.asked()
-
-
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3"])
-def test_a_shard_of_another_form_is_refused(tmp_path, text):
-    with pytest.raises(UsageError, match="I/N"):
-        small(tmp_path / "out", shard=text)
-    with pytest.raises(UsageError, match="--lrs"):
-        small(tmp_path / "out", shard="1/2", lrs=[0.1])
-    assert not (tmp_path / "out").exists()

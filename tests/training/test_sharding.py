@@ -9,6 +9,7 @@ import pytest
 from test_ranks import finish, losses, start_ranks
 
 from thinkers.cli.main import main
+from thinkers.models import MODELS
 from thinkers.runs import checkpoint
 from thinkers.runs.result import load
 
@@ -86,9 +87,7 @@ def test_two_sharded_ranks_equal_one_process_and_are_resumed_by_two_and_by_one(s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "model", ["decoder", "looped", "thoughtsformer", "reasoning_tokens", "deepsight", "thinker"]
-)
+@pytest.mark.parametrize("model", sorted(MODELS))
 def test_every_model_is_sharded_and_resumed_by_one_two_and_four_ranks(script, tmp_path, model):
     one(script, model, "none", "float64", 1, 6, tmp_path / "one")
     ranks(4, script, model, "full", "float64", 1, 2, tmp_path / "many")

@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,8 +67,8 @@ def compare(
         workers: Number of runs at a time. 1 trains in this process; from 2 on each run is a
             subprocess with one thread.
         tracking: Store of the metrics of each run, and of the results and page of the comparison.
-        shard: "I/N", part I of 1 .. N of the runs, in a folder that all parts share. The part that
-            finishes last writes the page; what the others return has the runs so far.
+        shard: "I/N", part I of 1 .. N of the runs, in a folder that all parts share. The last to
+            finish writes the page; what the others return has the runs so far.
 
     Raises:
         UsageError: An argument is invalid, or a subprocess could not import a class.
@@ -82,19 +83,17 @@ def compare(
     if out is None and task is None:
         raise usage_error("no task", "a name of thinkers list tasks", "name one")
     folder = user_path(out, "out") if out is not None else Path("runs") / f"compare-{task}"
-    if shard is not None:
-        part = Shard.of(shard, lrs)
-        with one_thread():
+    part = WHOLE if shard is None else Shard.of(shard, lrs)
+    owned = run_folder.owned(folder, new=not resume) if shard is None else nullcontext()
+    with owned, one_thread():
+        if shard is not None:
             plan = part.plan(folder, plan, asked)
-            if workers > 1:
-                _check_importable(plan)
-            return _carry_out(folder, plan, workers, tracking, part)
-    with run_folder.owned(folder, new=not resume), one_thread():
         plan = Plan.read(folder).extended(**asked) if plan is None else plan
         if workers > 1:
             _check_importable(plan)
-        plan.write(folder)
-        return _carry_out(folder, plan, workers, tracking)
+        if shard is None:
+            plan.write(folder)
+        return _carry_out(folder, plan, workers, tracking, part)
 
 
 def _check_environment(workers: int, tracking: Tracking | None) -> None:
@@ -128,7 +127,7 @@ def _carry_out(
     plan: Plan,
     workers: int,
     tracking: Tracking | None,
-    shard: Shard = WHOLE,
+    shard: Shard,
 ) -> Comparison:
     """Perform the runs of a shard that are missing, and write the page after the last."""
     show(plan.table(workers))
