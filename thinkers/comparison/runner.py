@@ -51,7 +51,7 @@ def compare(
 ) -> Comparison:
     """Train models over several seeds with matched compute; evaluate all on the same examples.
 
-    The folder holds report.html and a folder for each run; see docs/compare.md.
+    The folder holds report.html and the runs: see docs/compare.md.
 
     Args:
         models: Names in MODELS. The first is the baseline: the others get its size, and their
@@ -67,8 +67,7 @@ def compare(
         workers: Number of runs at a time. 1 trains in this process; from 2 on each run is a
             subprocess with one thread.
         tracking: Store of the metrics of each run, and of the results and page of the comparison.
-        shard: "I/N", part I of 1 .. N of the runs, in a folder that all parts share. The last to
-            finish writes the page; what the others return has the runs so far.
+        shard: "I/N", part I of N of the runs, in a folder that all share; the last writes the page.
 
     Raises:
         UsageError: An argument is invalid, or a subprocess could not import a class.
@@ -86,8 +85,7 @@ def compare(
     part = WHOLE if shard is None else Shard.of(shard, lrs)
     owned = run_folder.owned(folder, new=not resume) if shard is None else nullcontext()
     with owned, one_thread():
-        if shard is not None:
-            plan = part.plan(folder, plan, asked)
+        plan = plan if shard is None else part.plan(folder, plan, asked)
         plan = Plan.read(folder).extended(**asked) if plan is None else plan
         if workers > 1:
             _check_importable(plan)
