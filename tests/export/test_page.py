@@ -10,7 +10,12 @@ from paths import ROOT
 from thinkers.cli.main import main
 
 pytest.importorskip("transformers")
-pytestmark = pytest.mark.extras
+pytest.importorskip("lm_eval")
+pytestmark = [
+    pytest.mark.extras,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 PAGE = (ROOT / "docs" / "hugging_face.md").read_text()
 TRAIN = "train copy/looped --out runs/copy-looped-0 --model.dim 16 --model.num_heads 2"
@@ -25,10 +30,16 @@ def test_the_commands_and_the_code_of_the_page_run(tmp_path, monkeypatch, capsys
     monkeypatch.syspath_prepend(tmp_path / "modules")
     monkeypatch.chdir(tmp_path)
     os.mkdir("runs")
+    os.mkdir("tasks")
+    for kind in ("yaml", "json"):
+        (code,) = re.findall(rf"^```{kind}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+        (tmp_path / "tasks" / f"digits.{kind}").write_text(code)
     assert main([*TRAIN.split(), *SHORT.split(), "--training.device=cpu"]) == 0
     for kind, code in re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
         if kind == "python":
             exec(code, {})
+            continue
+        if kind in ("yaml", "json"):
             continue
         for line in code.replace("\\\n", "").splitlines():
             words = shlex.split(line, comments=True)

@@ -83,6 +83,8 @@ def test_a_task_has_a_tokenizer_with_its_ids_and_text_unless_numbers_are_reverse
         ids = found(text)["input_ids"]
         assert ids == task.encode(text), text
         assert found.decode(ids, skip_special_tokens=True) == task.decode(ids)
+    if task.start_token is not None:  # a name that no text has
+        assert found("<start>", add_special_tokens=False)["input_ids"] == [task.start_token]
     if found.pad_token is not None:
         padded = found(texts[:4], padding=True, return_tensors="pt")
         lengths = padded["attention_mask"].sum(1)

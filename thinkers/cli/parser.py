@@ -4,7 +4,13 @@ import argparse
 from typing import Any, NoReturn
 
 import thinkers
-from thinkers.cli import commands, export_commands, inspect_command, memory_commands
+from thinkers.cli import (
+    commands,
+    export_commands,
+    harness_command,
+    inspect_command,
+    memory_commands,
+)
 from thinkers.cli.research_command import add_research
 from thinkers.cli.serve_command import add_serve
 from thinkers.errors import usage_error
@@ -105,8 +111,13 @@ def add_evaluate(verbs: Subparsers) -> None:
         metavar="FILE",
         help="also write the scores to a JSON file, with --halt those of each example too",
     )
+    harness = verb.add_argument_group("on other tasks (extra eval)")
+    harness.add_argument(
+        "--harness", metavar="A,B", help="tasks of the lm-evaluation-harness, instead of the run's"
+    )
+    harness.add_argument("--include_path", metavar="DIR", help="a folder with their YAML files")
     add_import_module(verb)
-    verb.set_defaults(run=commands.evaluate)
+    verb.set_defaults(run=harness_command.evaluate)
 
 
 def add_generate(verbs: Subparsers) -> None:

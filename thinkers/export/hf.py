@@ -49,6 +49,7 @@ def export(run: RunLike, out: str | Path) -> Exported:
     """
     from thinkers.hf import from_model
     from thinkers.hf.modeling_file import AUTO_MAP, FILE, modeling_file
+    from thinkers.hf.tokenizer import set_generation
 
     folder = check_folder(out, NAMES, is_export)
     model, task = open_run(run)
@@ -56,7 +57,9 @@ def export(run: RunLike, out: str | Path) -> Exported:
     copy = from_model(model).to("cpu")
     copy.config.auto_map, copy.config.architectures = dict(AUTO_MAP), [type(copy).__name__]
     tokenizer, notes = find_tokenizer(task)
-    set_generation(copy, model, task, tokenizer)
+    set_generation(copy, task, tokenizer)
+    if tokenizer is not None:
+        tokenizer.model_max_length = model.config.max_length
     description = card.Description(model, task, tokenizer, scores_of(run), folder.name, notes)
     settings = copy.config.settings
     files = {
@@ -101,26 +104,6 @@ def find_tokenizer(task: Task | None) -> tuple[Any, list[str]]:
     except (UsageError, DataError) as error:
         reason = str(error).partition("\n")[0].removeprefix("found: ")
         return None, [f"no tokenizer: {reason}; task.encode gives the ids"]
-
-
-def set_generation(copy: Any, model: Model, task: Task | None, tokenizer: Any) -> None:
-    """Set how `generate` works unless a call says otherwise: as `thinkers.answer` does."""
-    from thinkers.hf.tokenizer import special_ids
-
-    config = copy.generation_config
-    if model.config.takes_steps:
-        config.num_thinking_steps = model.config.num_steps
-    if tokenizer is not None:
-        config.pad_token_id = tokenizer.pad_token_id
-        tokenizer.model_max_length = model.config.max_length
-    if task is None:
-        return
-    for role, token in special_ids(task).items():
-        setattr(config, f"{role}_token_id", token)
-    if (longest := task.max_answer_length()) is not None:
-        config.max_new_tokens = longest
-    if task.num_output_tokens < model.config.vocab_size:
-        config.suppress_tokens = list(range(task.num_output_tokens, model.config.vocab_size))
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, bytes]:

@@ -88,7 +88,7 @@ def _wrapped(made: Any, start: int | None, special: dict[str, str]) -> PreTraine
         # By default Hugging Face would ask the model for token_type_ids, and read the names of
         # special tokens in a text as these tokens.
         model_input_names=["input_ids", "attention_mask"],
-        split_special_tokens=True,
+        split_special_tokens=start is None,
         **tokens,
     )
 
@@ -105,6 +105,26 @@ def special_ids(task: Task) -> dict[str, int]:
         given["eos"] = task.end_token
     found = {role: token for role, token in given.items() if token is not None}
     return {x: token for x, token in found.items() if x == "bos" or not task.decode([token])}
+
+
+def set_generation(copy: Any, task: Task | None, tokenizer: Any) -> None:
+    """Set how `generate` of a model works unless a call says otherwise: as `thinkers.answer` does.
+
+    Args:
+        copy: The `ThinkersForCausalLM` of a model.
+        tokenizer: Its tokenizer; None if it has none.
+    """
+    config, model = copy.generation_config, copy.model
+    if model.config.takes_steps:
+        config.num_thinking_steps = model.config.num_steps
+    if tokenizer is not None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if task is None:
+        return
+    for role, token in special_ids(task).items():
+        setattr(config, f"{role}_token_id", token)
+    if task.num_output_tokens < model.config.vocab_size:
+        config.suppress_tokens = list(range(task.num_output_tokens, model.config.vocab_size))
 
 
 def _names(task: Task, rows: list[list[int]]) -> tuple[list[str], dict[str, str]]:
