@@ -28,3 +28,12 @@ def test_a_star_import_needs_no_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "thinkers.hf", raising=False)
     exec("from thinkers import *", {})
     assert "hf" in dir(thinkers)
+
+
+def test_evaluate_still_takes_settings_of_the_task(capsys):
+    """The command is the harness's too, which takes none."""
+    assert main(["evaluate", "runs/a", "--task.max_digits", "2"]) == 2
+    assert "takes" not in capsys.readouterr().err
+    for more in (["--harness", "a"], ["--model.dim", "8"]):
+        assert main(["evaluate", "runs/a", "--task.max_digits", "2", *more]) == 2
+        assert "fix: leave it out" in capsys.readouterr().err

@@ -13,7 +13,7 @@ if sys.platform == "win32":
     sys.stderr.write("thinkers runs on Linux and macOS; on Windows use it inside WSL\n")
     raise SystemExit(2)
 
-from thinkers.cli import commands, research_command
+from thinkers.cli import commands, harness_command, research_command
 from thinkers.cli.commands import raise_unknown
 from thinkers.cli.parser import Parser, actions_of, command_line
 from thinkers.errors import (
@@ -49,7 +49,7 @@ SETTINGS_OF = {
     commands.reinforce: "--",
     commands.compare: "--",
     research_command.research: "--",
-    commands.evaluate: "--task.",
+    harness_command.evaluate: "--task.",
 }
 """{command: prefix of the settings that it takes}; the others take none."""
 
