@@ -327,9 +327,33 @@ def choose(
     logits = choosable(logits)
     if temperature == 0:
         return logits.argmax(-1)
-    probs, order = ranked_probs(logits, temperature, top_k, top_p)
-    drawn = race(probs, draw_times(probs, generator))
-    return order.gather(-1, drawn)[:, 0]
+    probs = filtered_probs(logits, temperature, top_k, top_p)
+    return race(probs, draw_times(probs, generator))
+
+
+def filtered_probs(
+    logits: Float[Tensor, "b v"],
+    temperature: float | Float[Tensor, "b 1"],
+    top_k: int | None = None,
+    top_p: float | Float[Tensor, "b 1"] | None = None,
+) -> Float[Tensor, "b v"]:
+    """Return the probabilities from which `choose` draws.
+
+    Args:
+        temperature, top_p: One for all rows, or one for each; a `top_p` of 2 filters nothing.
+    """
+    scaled = (logits.double() - logits.double().amax(-1, keepdim=True)) / temperature
+    if top_k is None and top_p is None:
+        return scaled.softmax(-1)
+    ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ranked[:, top_k:] = -torch.inf
+    if top_p is not None:
+        probs = ranked.softmax(-1)
+        ranked = ranked.masked_fill(probs.cumsum(-1) - probs >= top_p, -torch.inf)
+    # A random number belongs to a token, not to its rank: where nearly equal tokens change ranks,
+    # as by the rounding of another batch, a draw would give another token.
+    return torch.empty_like(ranked).scatter_(-1, order, ranked).softmax(-1)
 
 
 def draw_times(
@@ -339,12 +363,12 @@ def draw_times(
     return torch.empty_like(probs).exponential_(generator=generator)
 
 
-def race(probs: Float[Tensor, "b v"], times: Float[Tensor, "b v"]) -> Int[Tensor, "b 1"]:
-    """Draw an index of each row: the first of exponential times at the rates `probs`.
+def race(probs: Float[Tensor, "b v"], times: Float[Tensor, "b v"]) -> Int[Tensor, " b"]:
+    """Draw a token of each row: the first of exponential times at the rates `probs`.
 
     `torch.multinomial` draws so, too; here the times of rows may come from different generators.
     """
-    return (probs / times).argmax(-1, keepdim=True)
+    return (probs / times).argmax(-1)
 
 
 def ranked_probs(

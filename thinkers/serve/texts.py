@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thinkers.errors import UsageError
 from thinkers.models.base import Model
-from thinkers.models.generation import draw_times, eval_mode, race, ranked_probs
+from thinkers.models.generation import draw_times, eval_mode, filtered_probs, race
 from thinkers.models.halt import Halt, check_halt
 from thinkers.models.writers import Cached
 from thinkers.serve.protocol import Completion, RequestError, refused
@@ -168,9 +168,9 @@ def _chosen(rows: Sequence[TextRow], logits: Float[Tensor, "b v"]) -> list[int]:
         own = torch.tensor(settings, dtype=torch.float64, device=logits.device)
         temperature, top_p = own[:, :1], own[:, 1:]
         filters = any(row.top_p is not None for row in rows)
-        probs, order = ranked_probs(logits[drawn], temperature, None, top_p if filters else None)
+        probs = filtered_probs(logits[drawn], temperature, None, top_p if filters else None)
         times = [draw_times(probs[:1], rows[place].generator) for place in drawn]
-        tokens = order.gather(1, race(probs, torch.cat(times)))[:, 0].tolist()
+        tokens = race(probs, torch.cat(times)).tolist()
         for place, token in zip(drawn, tokens, strict=True):
             found[place] = token
     return found
