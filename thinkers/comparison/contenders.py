@@ -1,7 +1,8 @@
 """Contenders: the names that a comparison takes, and the settings that follow from them.
 
-MODEL is the recipe of a model; MODEL+halt has a gate by which tokens halt, and MODEL+policy a
-policy that chooses blocks: both are trained so, and graded so.
+MODEL is the recipe of a model; MODEL+halt has a gate by which tokens halt, MODEL+policy a policy
+that chooses blocks, and MODEL+one_step takes one step: they are trained so, and graded so. All may
+begin with the weights of one model: that of --training.init_from.
 """
 
 from collections.abc import Sequence
@@ -12,15 +13,19 @@ from thinkers.config.experiment import DEPTH_SETTINGS, STEP_SETTINGS, Config
 from thinkers.config.overrides import override
 from thinkers.config.reinforce import Reinforce
 from thinkers.errors import usage_error
+from thinkers.models import MODELS
 from thinkers.models.halt import Halt
 from thinkers.recipes.pairs import base
+from thinkers.registry import name_of_config
 
 HALTS, HALT = "+halt", 0.5
 """Suffix of a contender that is built with a gate, and the threshold at which its tokens halt."""
 CHOOSES = "+policy"
 """Suffix of a contender that is trained with a policy, which chooses its blocks when graded."""
-RULES: dict[str, Halt] = {HALTS: HALT, CHOOSES: "policy"}
-"""{suffix: the rule by which such a contender stops when it is graded}."""
+ONCE = "+one_step"
+"""Suffix of a contender that takes one step: of a retrofitted model, the untouched one."""
+RULES: dict[str, Halt] = {HALTS: HALT, CHOOSES: "policy", ONCE: None}
+"""{suffix: the rule by which such a contender stops when it is graded; None for none}."""
 DEPTH_FLAGS = tuple(f"--training.{field}" for field in DEPTH_SETTINGS)
 STEP_FLAGS = tuple(f"--model.{field}" for field in STEP_SETTINGS)
 
@@ -30,7 +35,7 @@ class Contender:
     """One of the models or controls that are compared.
 
     Args:
-        what: A description of a control, of a gate or of a policy, for the page.
+        what: A description for the page, where the name does not say all; empty for none.
     """
 
     name: str
@@ -53,23 +58,44 @@ def model_of(name: str) -> str:
     return name.removesuffix(suffix_of(name))
 
 
-def what_of(name: str) -> str:
-    """Return the description of a contender with a gate or a policy; empty without them."""
+def what_of(name: str, begins_with: str = "") -> str:
+    """Return the description of a contender; empty where its name says all.
+
+    Args:
+        begins_with: The folder of the weights with which its training begins.
+    """
     graded = {
         HALTS: f"with a gate, graded with tokens that halt where it is above {HALT}",
         CHOOSES: "with a policy, trained in turn with it, graded with the blocks that it chooses",
+        ONCE: "with one step, in training and when it is graded",
     }
-    suffix = suffix_of(name)
-    return f"{model_of(name)} {graded[suffix]}" if suffix else ""
+    suffix, said = suffix_of(name), []
+    if suffix:
+        said.append(f"{model_of(name)} {graded[suffix]}")
+    if begins_with:
+        said.append(f"begins with the weights of {begins_with}")
+    return "; ".join(said)
 
 
-def base_of(name: str, task_config: Any) -> Config:
-    """Return the settings of a contender: of its model, and of a gate or a policy if it has one.
+def base_of(name: str, task_config: Any, start: Any = None) -> Config:
+    """Return the settings of a contender: of its model, and of what its suffix adds.
+
+    Args:
+        start: Settings of the model whose weights all contenders begin with; None for none.
 
     Raises:
-        UsageError: The model has no gate, or no policy.
+        UsageError: The model has no gate, no policy or no steps, or is not that of `start`.
     """
     found, suffix = base(model_of(name), task_config), suffix_of(name)
+    if start is not None:
+        if type(start) is not type(found.model):
+            kind = name_of_config(start, MODELS, "model")
+            raise usage_error(
+                f"{name} with --training.init_from, the weights of {kind}",
+                f"contenders that have these weights: {kind}, {kind}{ONCE}",
+                "change --models",
+            )
+        found = replace(found, model=start, recipe="")
     known = {field.name: getattr(found.model, field.name) for field in fields(found.model)}
     if known.get("policy") and suffix != CHOOSES:
         # The recipe has a policy for `reinforce`, whose weights this contender would not use.
@@ -85,7 +111,19 @@ def base_of(name: str, task_config: Any) -> Config:
         training = replace(found.training, **DEPTH_SETTINGS)  # roll-outs take their own steps
         own = Reinforce(num_updates=training.num_updates)
         return replace(found, training=training, reinforce=own)
-    return found
+    return _with_one_step(name, found) if suffix == ONCE else found
+
+
+def _with_one_step(name: str, found: Config) -> Config:
+    if not found.model.takes_steps:
+        raise usage_error(
+            f"{name}, but {model_of(name)} takes one step",
+            "a model that takes thinking steps, such as looped",
+            f"leave {ONCE} out",
+        )
+    training = replace(found.training, **DEPTH_SETTINGS)
+    model = replace(found.model, num_steps=1, max_steps=1)
+    return replace(found, model=model, training=training, recipe="")
 
 
 def _with_part(name: str, found: Config, settings: dict[str, Any], expected: str) -> Config:
@@ -130,9 +168,10 @@ def _is_of_use(flag: str, config: Config) -> bool:
     """Return True if a configuration has a use for a flag."""
     if _key(flag).startswith("--reinforce."):
         return config.reinforce is not None
+    thinks = config.model.takes_steps and config.model.max_steps > 1
     if _key(flag) in DEPTH_FLAGS:
-        return config.model.takes_steps and config.reinforce is None
-    return config.model.takes_steps or _key(flag) not in STEP_FLAGS
+        return thinks and config.reinforce is None
+    return thinks or _key(flag) not in STEP_FLAGS
 
 
 def _key(flag: str) -> str:

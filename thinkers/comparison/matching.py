@@ -26,9 +26,10 @@ from thinkers.models.batch import Batch
 from thinkers.process_state import keep_process_state
 from thinkers.recipes.pairs import base, task_settings
 from thinkers.registry import name_of_config
+from thinkers.runs.result import load
 from thinkers.tasks import Task
 from thinkers.tasks.due import Steps, step_groups
-from thinkers.training.state import check_reinforce
+from thinkers.training.state import check_reinforce, load_initial_weights
 
 TOLERANCE = 0.014
 """Largest relative difference in size from the baseline: any two models are then within 3 %."""
@@ -37,6 +38,8 @@ SAMPLE = 100
 """Rows over which the FLOPs of an answer are averaged."""
 CURRICULUM_SAMPLE = 32
 """Updates whose FLOPs are averaged if a curriculum makes them differ."""
+BEGIN = "training.init_from"
+"""Setting by which all contenders begin with the weights, and have the settings, of one model."""
 WIDEST = 16
 """Largest ratio of feed-forward width to model width; the smallest is 1/4."""
 
@@ -48,18 +51,33 @@ def contenders(
 
     Args:
         flags: Settings for all, such as --task.max_digits=2.
+
+    Raises:
+        UsageError: A contender cannot be built, or cannot begin with the weights that are given.
     """
     task_config = task_settings(task, [model_of(name) for name in names])
-    bases = override_all([base_of(name, task_config) for name in names], flags)
+    folder = next((x.partition("=")[2] for x in flags if x.startswith(f"--{BEGIN}=")), "")
+    start = load(folder).config if folder else None
+    if start is not None and controls:
+        raise usage_error(
+            f"--controls {','.join(controls)} with --{BEGIN}",
+            "contenders that begin with these weights, which controls do not have",
+            "leave --controls out",
+        )
+    bases = override_all([base_of(name, task_config, start) for name in names], flags)
     task_built = tasks.from_config(bases[0].task)  # all have the same flags, so the same task
     bases = [replace(x, model=resolve_sizes(x.model, task_built)) for x in bases]
     wanted = parameters(bases[0].model)
     found = [
-        Contender(name, replace(own, model=fit(own.model, parameters, wanted)), what_of(name))
+        Contender(
+            name, replace(own, model=fit(own.model, parameters, wanted)), what_of(name, folder)
+        )
         for name, own in zip(names, bases, strict=True)
     ]
     for one in found:
         model = build(one.config.model)
+        if folder:
+            load_initial_weights(model, folder)
         check_reinforce(one.config, task_built, model)
         task_built.check(model)
     if not controls:

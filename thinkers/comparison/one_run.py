@@ -206,9 +206,12 @@ def _train(job: Job, config: Config) -> dict[str, float | None]:
     with open_log(job.log) as log, contextlib.redirect_stdout(log):
         resets, start = reset_peak(device), time.process_time()
         try:
-            resume(job.home, tracking=job.tracking) if is_begun else train(
-                config, job.home, tracking=job.tracking
-            )
+            if is_begun:
+                # The weights were named for the whole comparison.
+                begin = config.training.init_from
+                resume(job.home, tracking=job.tracking, init_from=begin)
+            else:
+                train(config, job.home, tracking=job.tracking)
         finally:
             now = time.process_time() - start, peak_memory(device) if resets else None
             known = {key: before[key] is not None for key in before}

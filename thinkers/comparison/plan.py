@@ -13,7 +13,7 @@ from thinkers import registry
 from thinkers.checks import check_int
 from thinkers.comparison import budgets
 from thinkers.comparison.contenders import Contender, model_of
-from thinkers.comparison.matching import CONTROLS, contenders, parameters
+from thinkers.comparison.matching import BEGIN, CONTROLS, contenders, parameters
 from thinkers.config.experiment import PLANNED, Config
 from thinkers.data.sources import absolute_path
 from thinkers.errors import UsageError, nearest, usage_error
@@ -23,6 +23,7 @@ from thinkers.models import MODELS
 from thinkers.runs import folder as run_folder
 from thinkers.strict_json import Schema, check_schema, parse_json
 from thinkers.tasks import TASKS
+from thinkers.user_paths import user_path
 
 FORMAT = 2
 SCHEMA: Schema = {
@@ -43,7 +44,7 @@ POINTS = 10
 LAST_EXAMPLES = 100
 """Examples of the score at the end of training, which a comparison does not use."""
 RESERVED = (
-    *("num_updates", "max_flops", "max_minutes", "seed", "lr", "init_from", "warmup_updates"),
+    *("num_updates", "max_flops", "max_minutes", "seed", "lr", "warmup_updates"),
     *("evaluate_every", "evaluate_examples", "checkpoint_every", "keep_last"),
 )
 """Training settings that the comparison chooses."""
@@ -99,6 +100,9 @@ class Plan:
         given = {k: x for k, x in asked.items() if x not in (None, [], (), {})}
         mine = {key: getattr(self, key) for key in given}
         wanted = _checked(**{**self.asked(), **given})
+        self._check_named_again(wanted.settings if "settings" in given else {})
+        if BEGIN in self.settings and wanted.settings.keys() == {BEGIN}:
+            given.pop("settings")  # named again, as it must be, and nothing else
         for key in given:
             if key != "seeds" and getattr(wanted, key) != mine[key]:
                 raise usage_error(
@@ -113,6 +117,17 @@ class Plan:
                 "leave it out",
             )
         return replace(self, seeds=wanted.seeds)
+
+    def _check_named_again(self, settings: Mapping[str, Any]) -> None:
+        """Raise a UsageError if runs would begin with weights that only the folder names."""
+        for one in self.contenders:
+            begin = one.config.training.init_from
+            if begin is not None and begin != settings.get(BEGIN):
+                raise usage_error(
+                    f"a comparison whose runs begin with the weights of {begin}",
+                    "that you name these weights too: a folder does not choose what is read",
+                    f"add --{BEGIN} {begin}",
+                )
 
     def asked(self) -> dict[str, Any]:
         """Return the settings that the user chose, in the types of JSON."""
@@ -366,6 +381,8 @@ def _number(text: str) -> float | None:
 def _setting(key: str, value: Any) -> str:
     """Return a setting as text; a path is absolute, the same from every working folder."""
     text = _text(value)
+    if key == BEGIN:
+        return str(user_path(text, f"--{BEGIN}").absolute())
     if not (key.startswith("task.") and key.endswith("path")):
         return text
     place = absolute_path(text, f"--{key}")
