@@ -37,6 +37,7 @@ _HOMES = {
     "inspection.inspect": ("inspect",),
     "inspection.ablate": ("ablate",),
     "comparison.runner": ("compare",),
+    "hf.retrofit": ("retrofit",),
     "nn.processor": ("Output", "Probe", "Process", "Read"),
     "nn.latent_noise": ("Disturb",),
     "nn.latent_store": ("LatentStore",),

@@ -233,7 +233,7 @@ def prefer_ids_from(first, model):
     """Make the tokens from `first` on the likeliest."""
     with torch.no_grad():
         for weight in model.parameters():
-            if len(weight) == model.config.vocab_size:
+            if weight.ndim and len(weight) == model.config.vocab_size:
                 weight[first:] *= 20
 
 

@@ -37,6 +37,10 @@ def others(field: dataclasses.Field, value: Any) -> list[Any]:
         return [(1.0, 2.0)]
     if field.name.startswith(("near_", "far_")):
         return [x for x in (0.5, 0.25) if x != value]
+    if field.name == "hf_config":
+        return ['{"model_type": "llama", "rms_norm_eps": 0.5}']
+    if field.name == "layers":
+        return [x for x in ((0, 1), (1, 2)) if x != value]
     if isinstance(value, bool) or field.type == bool | None:
         return [x for x in (True, False) if x is not value]
     if isinstance(value, float):

@@ -19,6 +19,7 @@ from thinkers.models.base import FORMAT, Model, Thought, settings_digest
 from thinkers.models.batch import Batch, Loss, collate
 from thinkers.models.decoder import Decoder
 from thinkers.models.deepsight import DeepSight
+from thinkers.models.hf_looped import HFLooped
 from thinkers.models.looped import Looped
 from thinkers.models.multi_token import MultiToken
 from thinkers.models.names import MODELS as _MODELS
@@ -37,6 +38,7 @@ from thinkers.models.weights_file import (
     sizes_within,
     verify,
 )
+from thinkers.optional import is_installed
 from thinkers.process_state import keep_process_state
 from thinkers.user_paths import user_path
 
@@ -51,6 +53,9 @@ MODELS |= {
     "thinker": Thinker,
     "thoughtsformer": ThoughtsFormer,
 }
+
+if is_installed("transformers"):
+    MODELS["hf_looped"] = HFLooped
 
 # torch.export must know how to take a model's result apart.
 torch.export.register_dataclass(Thought, serialized_type_name="thinkers.Thought")

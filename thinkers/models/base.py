@@ -174,6 +174,10 @@ class Model(Traced, Configured, ModelInput, ABC):
         """
         return find_output_weights(self)
 
+    def linear_weights(self) -> set[Tensor]:
+        """Return the matrices of linear layers, which Muon updates unless they write logits."""
+        return {layer.weight for layer in self.modules() if isinstance(layer, nn.Linear)}
+
     @abstractmethod
     def flops(
         self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False

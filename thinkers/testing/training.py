@@ -90,12 +90,11 @@ def _check_parts(loss: Loss, counts: dict[str, int]) -> None:
 
 
 def _loss_and_gradient(model: Model, batch: Any, counts: Any = None) -> tuple[Loss, Tensor]:
-    """Return the loss, and the gradients of all parameters in one vector."""
+    """Return the loss, and the gradients of all that is trained in one vector."""
+    learned = [x for x in model.parameters() if x.requires_grad]
     model.zero_grad(set_to_none=False)
     loss = model.loss(batch, counts=counts)
-    found = torch.autograd.grad(
-        loss.total, list(model.parameters()), allow_unused=True, materialize_grads=True
-    )
+    found = torch.autograd.grad(loss.total, learned, allow_unused=True, materialize_grads=True)
     return loss, torch.cat([x.flatten() for x in found])
 
 

@@ -34,7 +34,8 @@ def build(
     chooses = {*chosen_by}
     learned = [p for p in model.parameters() if p.requires_grad and p not in chooses]
     tables = {layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)}
-    hidden = _hidden(model) - tables - chooses if settings.optimizer == "muon" else set()
+    hidden = _hidden(model) & {*learned} if settings.optimizer == "muon" else set()
+    hidden -= tables
     others = [p for p in learned if p not in hidden]
     decayed = [p for p in others if p.ndim >= 2 and p not in tables]
     rest = [p for p in others if p.ndim < 2 or p in tables]
@@ -121,5 +122,6 @@ def load_state_dict(
 
 def _hidden(model: nn.Module) -> set[Tensor]:
     """Return the weights of linear layers, except those that write logits."""
-    linear = {layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)}
-    return linear - (model.output_weights() if isinstance(model, Model) else set())
+    if isinstance(model, Model):
+        return model.linear_weights() - model.output_weights()
+    return {layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)}
