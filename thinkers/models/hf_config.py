@@ -176,6 +176,8 @@ def to_text(config: Mapping[str, Any]) -> str:
         UsageError: They hold a value that is none of JSON.
     """
     used = {name: value for name, value in config.items() if name not in UNUSED}
+    if config.get("model_type") == OWN_TYPE:  # the other entries repeat the settings
+        used = {name: config.get(name) for name in ("model_type", "model", "settings")}
     try:
         return json.dumps(used, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
