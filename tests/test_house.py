@@ -148,6 +148,12 @@ def test_the_tests_have_the_rooms_of_the_package():
     assert tested == rooms
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports them by these names, and fails where two are equal."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_no_test_lists_the_models():
     """A model that is added is tested without an edit: tests ask it what it can do."""
     from thinkers.models import MODELS
