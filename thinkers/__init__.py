@@ -37,7 +37,6 @@ _HOMES = {
     "inspection.inspect": ("inspect",),
     "inspection.ablate": ("ablate",),
     "comparison.runner": ("compare",),
-    "hf.retrofit": ("retrofit",),
     "nn.processor": ("Output", "Probe", "Process", "Read"),
     "nn.latent_noise": ("Disturb",),
     "nn.latent_store": ("LatentStore",),
@@ -47,7 +46,8 @@ _HOMES = {
 _ROOMS = ("memory", "models", "ops", "published", "recipes", "tasks", "testing")
 """Packages whose own names are public too."""
 _ROOMS_OF_EXTRAS = ("hf",)
-"""Such packages that need an extra, so that `from thinkers import *` leaves them out."""
+_HOMES_OF_EXTRAS = {"hf.retrofit": ("retrofit",)}
+"""Such packages and names that need an extra, so that `from thinkers import *` leaves them out."""
 
 __all__ = ["__version__", *_ROOMS, *(name for names in _HOMES.values() for name in names)]
 
@@ -55,7 +55,7 @@ __all__ = ["__version__", *_ROOMS, *(name for names in _HOMES.values() for name 
 def __getattr__(name: str) -> Any:
     if name in (*_ROOMS, *_ROOMS_OF_EXTRAS):
         return _import(name)
-    for home, names in _HOMES.items():
+    for home, names in (_HOMES | _HOMES_OF_EXTRAS).items():
         if name in names:
             return getattr(_import(home), name)
     raise AttributeError(f"module 'thinkers' has no attribute {name!r}")
@@ -77,4 +77,5 @@ def _import(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_ROOMS_OF_EXTRAS})
+    of_extras = (name for names in _HOMES_OF_EXTRAS.values() for name in names)
+    return sorted({*__all__, *_ROOMS_OF_EXTRAS, *of_extras})

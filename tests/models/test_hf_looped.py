@@ -122,3 +122,7 @@ def test_without_the_extra_the_error_has_the_pip_command(without_transformers):
     data["model"] = {"name": "hf_looped"}
     with pytest.raises(UsageError, match=r"pip install \"thinkers\[hf\]\""):
         Config.from_dict(data)
+
+
+def test_a_public_name_of_an_extra_is_no_part_of_a_star_import():
+    assert "retrofit" in dir(thinkers) and "retrofit" not in thinkers.__all__
