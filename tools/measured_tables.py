@@ -266,7 +266,8 @@ def _arithmetic(shown: Callable[[str], bool]) -> str:
                 str(len(runs)),
                 f"{first['parameters']:,}",
                 f"{first['flops']:.2g}",
-                f"{statistics.mean(run['cpu_minutes'] for run in runs):.1f}",
+                # Of a run that was continued, only the minutes since are known.
+                f"{statistics.mean(x['cpu_minutes'] for x in runs if not x['resumed']):.1f}",
                 f"{answer['flops'] / 1e6:.1f}",
                 f"{answer['passes']:.1f}",
             ]

@@ -74,6 +74,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         "babi/looped": babi.looped,
         "babi/thoughtsformer": babi.thoughtsformer,
         "babi/thinker": babi.thinker,
+        "babi_sections/thinker": facts.stories,
         "facts/thinker": facts.thinker,
         "facts_two_hops/thinker": facts.two_hops,
         "facts_levels/thinker": facts.levels,
