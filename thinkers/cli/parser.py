@@ -303,7 +303,14 @@ def add_export(verbs: Subparsers) -> None:
     hf.add_argument("folder", metavar="RUN")
     hf.add_argument("--out", metavar="DIR", required=True, help="a new folder")
     hf.set_defaults(run=export_commands.hf)
-    add_import_module(hf)
+    text = "the forward pass, from tokens to logits, as an ONNX file (extra onnx)"
+    onnx = actions.add_parser("onnx", help=text, description=text)
+    onnx.add_argument("folder", metavar="RUN")
+    onnx.add_argument("--out", metavar="FILE", required=True)
+    onnx.add_argument("--num_steps", metavar="N", help="thinking steps (default: as trained)")
+    onnx.set_defaults(run=export_commands.onnx)
+    for action in (hf, onnx):
+        add_import_module(action)
 
 
 def add_import(verbs: Subparsers) -> None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from thinkers.errors import DataError, UsageError, usage_error
+from thinkers.errors import DataError, UsageError
 from thinkers.export import card
+from thinkers.export.checks import refuse_coupled
 from thinkers.export.folder import check_folder, write_folder
 from thinkers.files import exists, read_file
 from thinkers.json_files import LARGEST_JSON, read_json
@@ -53,7 +54,7 @@ def export(run: RunLike, out: str | Path) -> Exported:
 
     folder = check_folder(out, NAMES, is_export)
     model, task = open_run(run)
-    check_can_export(model, task)
+    refuse_coupled(task)
     copy = from_model(model).to("cpu")
     copy.config.auto_map, copy.config.architectures = dict(AUTO_MAP), [type(copy).__name__]
     tokenizer, notes = find_tokenizer(task)
@@ -80,17 +81,6 @@ def is_export(folder: Path) -> bool:
         return read_json(folder / "config.json", {}, UsageError).get("model_type") == "thinkers"
     except (OSError, UsageError):
         return False
-
-
-def check_can_export(model: Model, task: Task | None) -> None:
-    """Raise UsageError if no call of Hugging Face gives what the model was trained for."""
-    if task is not None and task.positions is not None:
-        raise usage_error(
-            f"a run on {type(task).__name__} with coupled positions, which follow from the tokens "
-            "by a function of the task",
-            "a model whose tokens are numbered in order",
-            "train with --task.coupled false, or use the run by thinkers.answer",
-        )
 
 
 def find_tokenizer(task: Task | None) -> tuple[Any, list[str]]:
