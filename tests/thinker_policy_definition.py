@@ -18,6 +18,8 @@ def choosing(own, seed=6, batch=None):
     model = thinker(seed, policy=True, num_steps=STEPS, max_steps=8, **own).eval()
     with torch.no_grad():
         model.text.embedding.weight.normal_(std=0.5)
+        if batch is not None:  # a memory begins with positions as large as words
+            model.text.position.weight.normal_(std=0.02)
         model.latents.weight.mul_(0.3)
         # Scores around 0, so that no block is the best of all states.
         linear = model.policy.blocks.linear

@@ -34,7 +34,7 @@ shapes = pytest.mark.parametrize("shape", SHAPES)
 tops = pytest.mark.parametrize("top", [None, 2])
 
 
-def recalling(shape, top=None, seed=6):
+def recalling(shape, top=None, seed=10):
     own = dict(memory="blocks", memory_section=6, memory_top=top, **SHAPES[shape])
     return choosing(own, seed, batch_of())
 
