@@ -19,6 +19,9 @@ from thinkers.tasks.text import Text
 
 TEMPERATURE = 1.0
 """The temperature of a request that leaves it out, as OpenAI's interface says."""
+LEAST_GONE = 0.25
+"""Share of the rows of a batch that are gone before the others are copied to a cache of their own:
+a copy costs more than a token of a row that is gone."""
 UNFILTERED = 2.0
 """A `top_p` that no sum of probabilities reaches."""
 
@@ -129,23 +132,27 @@ class Texts:
 
     def run(self, rows: Sequence[TextRow]) -> Generator[None, None, None]:
         """Write a token of each row at a time, until all rows are gone or one fills its window."""
-        window, alive = self.model.config.max_length, list(rows)
+        computed, places = list(rows), list(range(len(rows)))
         for row in rows:
-            row.fit(window)
+            row.fit(self.model.config.max_length)
         with eval_mode(self.model):
-            writer, room = self._begin(alive)
+            writer, room = self._begin(rows)
             for _ in range(room):
+                alive = [computed[place] for place in places]
                 logits, taken = writer.logits()[:, : self.task.vocab_size], writer.taken().tolist()
-                for row, token, steps in zip(alive, _chosen(alive, logits), taken, strict=True):
-                    row.write(token, steps)
+                chosen = _chosen(alive, logits if len(alive) == len(computed) else logits[places])
+                for row, place, token in zip(alive, places, chosen, strict=True):
+                    row.write(token, taken[place])
                 yield
-                kept = [place for place, row in enumerate(alive) if not row.is_gone]
-                if not kept:
+                places = [place for place in places if not computed[place].is_gone]
+                if not places:
                     return
-                if len(kept) < len(alive):
-                    alive = [alive[place] for place in kept]
-                    writer.select(torch.tensor(kept, device=self.device))
-                writer.write(torch.tensor([x.tokens[-1] for x in alive], device=self.device))
+                if (len(computed) - len(places)) >= LEAST_GONE * len(computed):
+                    computed = [computed[place] for place in places]
+                    writer.select(torch.tensor(places, device=self.device))
+                    places = list(range(len(computed)))
+                newest = [row.tokens[-1] for row in computed]
+                writer.write(torch.tensor(newest, device=self.device))
 
     def _begin(self, rows: Sequence[TextRow]) -> tuple[Cached, int]:
         """Read rows that begin a batch; return what writes them, and their room."""
