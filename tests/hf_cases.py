@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from model_cases import ids, tiny
 
+from thinkers.data.tokenizers import Tokenizer
 from thinkers.models import Model
+from thinkers.tasks.text import Text
 
 LENGTHS = torch.tensor([7, 3, 5])
 PROMPTS = ids(3, 7)
@@ -20,6 +22,15 @@ def pair(name: str, own: dict[str, Any] | None = None, **more: Any) -> tuple[Mod
     for x in model.parameters():
         x.data *= 1.5
     return model, from_model(model)
+
+
+class PlainText(Text):
+    """Text with a tokenizer of its own, which reads no file."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)
 
 
 def rules(model: Model) -> list[Any]:

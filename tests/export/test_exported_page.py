@@ -39,9 +39,12 @@ def test_the_commands_and_the_code_of_the_page_run(tmp_path, monkeypatch, capsys
         if kind == "python":
             exec(code, {})
             continue
-        if kind in ("yaml", "json"):
+        if kind in ("yaml", "json", "markdown"):
             continue
         for line in code.replace("\\\n", "").splitlines():
             words = shlex.split(line, comments=True)
             assert words[0] == "thinkers"
             assert main(words[1:]) == 0, capsys.readouterr().err
+    card = (tmp_path / "copy-looped" / "README.md").read_text().splitlines()
+    (shown,) = re.findall(r"^```markdown\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    assert [line for line in shown.splitlines() if line not in card] == []

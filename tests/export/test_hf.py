@@ -5,11 +5,12 @@ import re
 
 import pytest
 import torch
-from hf_cases import MASK, PROMPTS, pair
+from hf_cases import LENGTHS, MASK, PROMPTS, PlainText, pair
 from model_cases import NAMES, tiny
 
 import thinkers
 from thinkers.cli.main import main
+from thinkers.data.tokenizers import CharacterTokenizer, distinct_characters
 from thinkers.evaluation.generate import answered
 from thinkers.models.unused_weights import keep_unread
 from thinkers.tasks import Task
@@ -98,6 +99,22 @@ def test_the_code_of_a_card_gives_the_answer_of_the_library(task_name, capsys):
     tokenizer = transformers.AutoTokenizer.from_pretrained(found.folder)
     tokens = response.answer if task_name in ("links", "automaton") else response.row
     assert shown == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("text", ["Then the end. ", "abc\n"])
+def test_the_card_of_a_text_continues_it(text, capsys):
+    task = PlainText(CharacterTokenizer(distinct_characters([text])))
+    model = tiny("decoder", None, vocab_size=task.vocab_size, max_length=30)
+    folder = exported((model, task)).folder
+    prompt = torch.tensor([task.encode("The " if "T" in text else "\n")])
+    new = 30 - prompt.shape[1]
+    right = task.decode(model.generate(prompt, new, 1, LENGTHS[:1] * 0 + prompt.shape[1])[0])
+    card = (folder / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", card, re.S | re.M)
+    capsys.readouterr()
+    exec("\n".join(blocks), {})
+    assert capsys.readouterr().out == right + "\n"
+    assert "no token for padding" in card and "takes one step" in card
 
 
 def prompt_end(task: Task) -> int | None:

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from hf_cases import PlainText
 from model_cases import tiny
 
 import thinkers
@@ -39,17 +40,13 @@ KINDS = {
 }
 
 
-class Letters(Text):
+def letters() -> PlainText:
     """A text of few characters, which has no token for padding or for an end."""
-
-    def __init__(self):
-        super().__init__()
-        self.tokenizer = CharacterTokenizer("\n abcdefgh")
-        self.vocab_size = len(self.tokenizer)
+    return PlainText(CharacterTokenizer("\n abcdefgh"))
 
 
 def pair_of(name: str, task_name: str):
-    task = Letters() if task_name == "text" else thinkers.build_task("copy", max_length=12)
+    task = letters() if task_name == "text" else thinkers.build_task("copy", max_length=12)
     model = tiny(name, None, vocab_size=task.vocab_size)
     for x in model.parameters():
         x.data *= 2
@@ -144,7 +141,7 @@ def test_figures_are_those_of_a_loop_over_score_and_generate(name, task_name, fo
 def test_halting_is_that_of_the_call(folder):
     from thinkers.hf.lm_eval import evaluate
 
-    task = Letters()
+    task = letters()
     model = tiny("looped", {"halting": True}, vocab_size=task.vocab_size)
     for x in model.parameters():
         x.data *= 2

@@ -101,6 +101,7 @@ REFUSED = {
     "prompt_lookup_num_tokens": (2, "assisted generation is not supported"),
     "inputs_embeds": (torch.zeros(3, 7, 32), "the model's own cache"),
     "output_hidden_states": (True, "call of forward"),
+    "output_attentions": (True, "the argument output_attentions"),
     "max_new_tokens": (61, "at most 67 together"),
 }
 

@@ -112,6 +112,26 @@ def test_it_gives_the_loss_gradients_and_states_of_the_library(module, name, own
             assert x.grad is grads[key] is None or torch.equal(x.grad, grads[key]), key
 
 
+@pytest.mark.parametrize(
+    ("name", "own", "halt"),
+    [
+        ("decoder", {}, 0.5),
+        ("looped", {}, 0.5),
+        ("looped", {"halting": True}, 1.5),
+        ("looped", {"halting": True}, "answered"),
+        ("looped", {"halting": True}, "policy"),
+        ("looped", {"step_loss": "wait", "wait_token": 3}, "answered"),
+    ],
+)
+def test_it_refuses_to_halt_where_the_library_does(module, name, own, halt):
+    model, made = alone(module, name, own)
+    with pytest.raises(ValueError):
+        model.generate(PROMPTS, 2, None, LENGTHS, halt=halt)
+    for call in (made, made.generate):
+        with pytest.raises(ValueError, match="fix: "):
+            call(PROMPTS, halt=halt)
+
+
 def test_it_can_be_trained_from_scratch(module):
     _, made = alone(module, "looped", {"tie_head": False})
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hf_cases import pair
+from hf_cases import PlainText, pair
 
 import thinkers
 from thinkers.data.tokenizers import (
@@ -25,18 +25,10 @@ LINES = [
 TEXT = "".join(LINES[i % 3][i % 7 :] for i in range(90))[:3000]
 
 
-class Plain(thinkers.TASKS["text"]):
-    """Text with a tokenizer of its own, which reads no file."""
-
-    def __init__(self, tokenizer):
-        super().__init__()
-        self.tokenizer = tokenizer
-
-
 def of_text(kind):
     if kind == "character":
-        return Plain(CharacterTokenizer(distinct_characters([TEXT])))
-    return Plain(ByteTokenizer() if kind == "byte" else BPETokenizer.train([TEXT], 400))
+        return PlainText(CharacterTokenizer(distinct_characters([TEXT])))
+    return PlainText(ByteTokenizer() if kind == "byte" else BPETokenizer.train([TEXT], 400))
 
 
 @pytest.mark.parametrize("kind", ["character", "byte", "bpe"])

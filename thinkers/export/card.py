@@ -122,14 +122,15 @@ def generating(found: Description) -> str:
     if task is not None:
         number = steps_for(model, task.read_prompt(found.example), None) or number
     steps = f", num_thinking_steps={number}" * model.config.takes_steps
-    new = task.max_answer_length() if task is not None else None
-    options = f"{steps}, max_new_tokens={new or NEW_TOKENS}"
+    tokens = task.encode(found.example) if task is not None else [0]
+    longest = NEW_TOKENS if task is None else task.max_answer_length() or NEW_TOKENS
+    new = min(longest, model.config.max_length - len(tokens))
+    options = f"{steps}, max_new_tokens={new}"
     if found.tokenizer is not None:
         lines.append(f'prompt = tokenizer({found.example!r}, return_tensors="pt")')
         read = "tokenizer.decode({}, skip_special_tokens=True)"
     else:
         lines += ["import torch", ""]
-        tokens = task.encode(found.example) if task is not None else [0]
         lines.append(f'prompt = {{"input_ids": torch.tensor([{tokens}])}}')
         read = "{}.tolist()"
     if reads_positions(task):

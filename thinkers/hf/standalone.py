@@ -327,6 +327,21 @@ class ThinkersForCausalLM(Wrapper):
         initialize(model, sum(isinstance(part, Block) for part in model.modules()))
         return model
 
+    def check_halt(self, halt):
+        s, halt = self.model.config, super().check_halt(halt)
+        can_halt = getattr(s, "halting", False)
+        if halt == "answered":
+            can_halt = getattr(s, "step_loss", "last") == "wait" and not s.num_coda_layers
+        elif isinstance(halt, bool) or not isinstance(halt, int | float) or not 0 <= halt <= 1:
+            raise self.error(f"halt {halt!r}", "a number in 0 .. 1, or answered", "change it")
+        if not can_halt:
+            raise self.error(
+                f"halt {halt} for a model that has not learned it",
+                "looped with halting, or for answered with step_loss wait and without a coda",
+                "leave halt out",
+            )
+        return halt
+
     def loss(self, rows, targets, steps):
         """Return the mean cross-entropy after the last step, or after all, as it was trained."""
         s = self.model.config

@@ -311,6 +311,7 @@ class Wrapper(PreTrainedModel, GenerationMixin):
             "use_cache": use_cache,
             "thinking": thinking,
             "output_hidden_states": output_hidden_states,
+            "output_attentions": kwargs.get("output_attentions"),  # which forward refuses
         }
 
     def begun(self, rows, thinking, use_cache, keep_states):
