@@ -391,5 +391,5 @@ def test_each_run_and_the_comparison_are_tracked(tmp_path, monkeypatch):
 
 def test_unknown_tracking_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UsageError, match="one of mlflow, tensorboard"):
-        small(tmp_path / "a", tracking="wandb")
+        small(tmp_path / "a", tracking="paper")
     assert not (tmp_path / "a").exists()

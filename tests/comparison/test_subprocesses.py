@@ -199,7 +199,7 @@ def test_a_run_in_a_process_of_its_own_saves_when_asked_to_stop(tmp_path):
     assert "saved update" in log and "rror" not in log
     resumed = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_run, "resume", lambda home, tracking: resumed.append(home))
+        patch.setattr(one_run, "resume", lambda home, **_: resumed.append(home))
         perform(job)
     assert resumed == [job.home]
 

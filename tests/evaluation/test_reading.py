@@ -100,7 +100,7 @@ def test_a_model_without_a_memory_is_refused():
 
 
 def test_accuracy_by_step_chooses_among_the_tokens_that_may_be_written():
-    model, batches = built(), list(TASK.evaluation_batches("test", 40))
+    model, batches = built(seed=1), list(TASK.evaluation_batches("test", 40))
     choices = TASK.num_output_tokens
     found = accuracy_by_step(model, batches, num_output_tokens=choices)
     last = torch.cat([batch.lengths - 1 for batch in batches])
