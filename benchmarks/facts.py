@@ -58,12 +58,18 @@ CASES = {
     "facts_levels/thinker": Case("facts_levels/thinker"),
     "64 entities": Case(
         "facts/thinker",
-        ("--task.num_entities=64", "--task.num_relations=64"),
+        (
+            *("--task.num_entities=64", "--task.num_relations=64"),
+            "--training.num_updates=4200",
+        ),
         (*SIZES, LONGER),
     ),
     "sentences": Case(
         "facts/thinker",
-        ("--task.text=sentences", "--model.memory_section=12", "--model.mixing=6"),
+        (
+            *("--task.text=sentences", "--model.memory_section=12", "--model.mixing=6"),
+            "--training.num_updates=4200",
+        ),
     ),
 }
 
@@ -111,7 +117,7 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
         "stored": stored,
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops": max(line["flops"] for line in lines if "flops" in line),
-        "scale": float(model.index.scale()),
+        "scale": float(model.index.scale().detach()),
         "updates": config.training.num_updates,
         **cost,
     }
