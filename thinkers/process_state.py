@@ -1,5 +1,6 @@
 """The state of the process that the library changes while it works, and that a caller gets back."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,3 +56,16 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet_loggers(*names: str, level: int = logging.WARNING) -> Iterator[None]:
+    """Let these loggers report this level and above only, then restore their levels."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, before in levels.items():
+            logging.getLogger(name).setLevel(before)

@@ -297,6 +297,16 @@ def import_published(options: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def add_import_module(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--import_module",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a Python file that adds to thinkers.MODELS, TASKS or RECIPES",
+    )
+
+
 def parse_rule(options: argparse.Namespace) -> dict[str, Any]:
     """Return the values of --halt, --policy and --tools."""
     return {

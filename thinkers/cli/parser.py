@@ -11,6 +11,7 @@ from thinkers.cli import (
     inspect_command,
     memory_commands,
 )
+from thinkers.cli.commands import add_import_module
 from thinkers.cli.research_command import add_research
 from thinkers.cli.serve_command import add_serve
 from thinkers.errors import usage_error
@@ -345,14 +346,4 @@ def add_policy(verb: argparse.ArgumentParser) -> None:
         "--policy",
         action="store_true",
         help="let the model choose its blocks (after thinkers reinforce)",
-    )
-
-
-def add_import_module(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--import_module",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="a Python file that adds to thinkers.MODELS, TASKS or RECIPES",
     )

@@ -1,7 +1,6 @@
 """`thinkers research`: one experiment against the best so far, and the report of all."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from thinkers.cli.commands import parse_float, parse_optional
@@ -78,7 +77,7 @@ def research(options: argparse.Namespace, settings: list[str]) -> int:
         description=options.description,
         seed=parse_optional("--seed", options.seed, 0) or 0,
     )
-    with Ledger(Path(folder)) as ledger:
+    with Ledger(folder) as ledger:
         for one in made:
             show(report.line(one, ledger.meta, ledger.experiments()))
     return 0

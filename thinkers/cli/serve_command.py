@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from thinkers.cli.commands import parse_int, split_list
+from thinkers.cli.commands import add_import_module, parse_int, split_list
 from thinkers.errors import usage_error
 from thinkers.terminal import show
 
@@ -41,13 +41,7 @@ def add_serve(verbs: Any) -> None:
         help="names that requests may give this server (default: those of this machine; any with "
         "another --host)",
     )
-    verb.add_argument(
-        "--import_module",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="a Python file that adds to thinkers.MODELS or TASKS",
-    )
+    add_import_module(verb)
     verb.set_defaults(run=serve)
 
 

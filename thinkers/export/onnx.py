@@ -19,6 +19,7 @@ from thinkers.export.checks import refuse_coupled
 from thinkers.files import write_file
 from thinkers.models.base import Model
 from thinkers.optional import require
+from thinkers.process_state import quiet_loggers
 from thinkers.runs.result import RunLike, open_run
 from thinkers.user_paths import output_file
 from thinkers.version import __version__
@@ -171,12 +172,7 @@ def largest_difference(content: bytes, module: Logits, shapes: list[tuple[int, i
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what the exporter prints and logs about its own steps."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
+    loggers = quiet_loggers("torch.onnx", level=logging.ERROR)
+    with loggers, warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -18,7 +18,7 @@ from thinkers.hf.modeling import from_model
 from thinkers.hf.tokenizer import set_generation, tokenizer_of
 from thinkers.models.halt import Halt, check_halt
 from thinkers.optional import require
-from thinkers.process_state import keep_process_state
+from thinkers.process_state import keep_process_state, quiet_loggers
 from thinkers.runs.result import RunLike, open_with_task
 from thinkers.user_paths import user_path
 
@@ -160,7 +160,9 @@ def evaluate(
     copy = from_model(model)
     set_generation(copy, own, tokenizer)
     rows = []
-    with keep_process_state(), _kept_streams(), _quiet():
+    # It warns that the model was not loaded by itself.
+    quiet = quiet_loggers("lm_eval", level=logging.ERROR)
+    with keep_process_state(), _kept_streams(), quiet:
         loaded = load_tasks(tasks, include_path)
         harness = ThinkersLM(copy, tokenizer, batch_size)
         harness.halt = halt
@@ -238,15 +240,3 @@ def _kept_streams() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out the warnings of the harness about a model that is not loaded by itself."""
-    logger = logging.getLogger("lm_eval")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -369,24 +369,3 @@ def race(probs: Float[Tensor, "b v"], times: Float[Tensor, "b v"]) -> Int[Tensor
     `torch.multinomial` draws so, too; here the times of rows may come from different generators.
     """
     return (probs / times).argmax(-1)
-
-
-def ranked_probs(
-    logits: Float[Tensor, "b v"],
-    temperature: float | Float[Tensor, "b 1"],
-    top_k: int | None = None,
-    top_p: float | Float[Tensor, "b 1"] | None = None,
-) -> tuple[Float[Tensor, "b v"], Int[Tensor, "b v"]]:
-    """Return the probabilities of `choose`, the likeliest token first, and these tokens.
-
-    Args:
-        temperature, top_p: One for all rows, or one for each; a `top_p` of 2 filters nothing.
-    """
-    scaled = (logits.double() - logits.double().amax(-1, keepdim=True)) / temperature
-    ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
-    if top_k is not None:
-        ranked[:, top_k:] = -torch.inf
-    if top_p is not None:
-        probs = ranked.softmax(-1)
-        ranked = ranked.masked_fill(probs.cumsum(-1) - probs >= top_p, -torch.inf)
-    return ranked.softmax(-1), order

@@ -8,13 +8,13 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from thinkers.errors import DamagedError, FormatError, ResourceError, three_lines, usage_error
-from thinkers.files import exists, is_folder, open_file
+from thinkers.files import exists, is_folder, open_file, rename_synced, unlink
 
 LEDGER = "ledger.db"
 FORMAT = 1
@@ -78,8 +78,7 @@ class Ledger:
                 "the folder of thinkers research RECIPE --out DIR",
                 "name another one, or begin one by a recipe",
             )
-        with suppress(FileNotFoundError):
-            open_file(self.path).close()  # refuses a link
+        open_file(self.path).close()  # refuses a link
         self._db = self._connect()
         with self._errors():
             self.meta = {
@@ -101,7 +100,7 @@ class Ledger:
         """
         # Complete before it has its name: a process that is killed here leaves no half ledger.
         new = folder / f".{LEDGER}.tmp"
-        new.unlink(missing_ok=True)
+        unlink(new)
         db = sqlite3.connect(new, isolation_level=None)
         try:
             db.execute("PRAGMA synchronous=FULL")
@@ -111,7 +110,7 @@ class Ledger:
                 db.execute("INSERT INTO meta VALUES (?, ?)", (name, json.dumps(value)))
         finally:
             db.close()
-        new.rename(folder / LEDGER)
+        rename_synced(new, folder / LEDGER)
         return cls(folder)
 
     def close(self) -> None:

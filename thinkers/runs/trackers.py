@@ -3,12 +3,10 @@
 import contextvars
 import importlib
 import json
-import logging
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from thinkers.errors import ResourceError, UsageError, exit_code, usage_error
 from thinkers.files import own_folder
 from thinkers.optional import require
+from thinkers.process_state import quiet_loggers
 from thinkers.runs.wandb_files import logged_rows, wait_for_end
 
 Tracking = str
@@ -82,7 +81,7 @@ class MLflow(Tracker):
         super().__init__(folder, record)
         tracking = require(self.module, "mlflow", "--tracking mlflow")
         self._entities = importlib.import_module("mlflow.entities")
-        with _quiet("mlflow", "alembic"):  # they log each table that they create
+        with quiet_loggers("mlflow", "alembic"):  # they log each table that they create
             self._open(tracking, folder, record)
 
     def _open(self, tracking: Any, folder: Path, record: Mapping[str, Any]) -> None:
@@ -325,19 +324,6 @@ def files_of(folder: Path) -> Iterator[tuple[Path, str | None]]:
             is_plain = file.is_file() and not file.is_symlink()
             if is_plain and file.suffix in (".json", ".jsonl", ".html", ".safetensors"):
                 yield file, place
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Let these loggers report warnings and errors only, then restore their levels."""
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def _flat(value: Mapping[str, Any], joint: str, before: str = "") -> Iterator[tuple[str, Any]]:
