@@ -1,14 +1,17 @@
 """A search by experiments: what is kept, what is repeated, what sees the test split."""
 
 import json
+import signal
 import sqlite3
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from thinkers.cli.main import main
-from thinkers.errors import DamagedError, FormatError, LockedError, UsageError
+from thinkers.comparison.subprocesses import run_all
+from thinkers.errors import DamagedError, FormatError, Interrupted, LockedError, UsageError
 from thinkers.evaluation import statistics
 from thinkers.json_files import with_digest
 from thinkers.research import experiment, loop, report
@@ -204,6 +207,28 @@ def test_a_change_that_raises_is_a_crash_with_its_error(tmp_path, monkeypatch):
         assert experiment.main(job.command[-1]) == 0
         error = json.loads(job.result.read_text())["error"]
         assert ("division by zero" if number == 0 else "returns a int") in error
+
+
+def test_an_experiment_that_is_killed_is_a_crash(scored, tmp_path, monkeypatch):
+    scored(0.5)
+
+    def kill(number):
+        command = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {number})"]
+        monkeypatch.setattr(experiment.Job, "command", command)
+        monkeypatch.setattr(loop, "run_all", run_all)
+
+    with pytest.raises(IndexError):  # the first alone has a score
+        make(tmp_path, "--model.dim=32")
+    kill(signal.SIGKILL)
+    (found,) = make(tmp_path, "--model.dim=32")
+    assert found.status == "crash" and "signal 9, SIGKILL" in found.result["error"]
+    kill(signal.SIGSEGV)
+    (found,) = make(tmp_path, "--model.dim=16")
+    assert (found.number, found.status) == (3, "crash") and "SIGSEGV" in found.result["error"]
+    kill(signal.SIGTERM)  # a stop request is not a crash: the same command continues
+    with pytest.raises(Interrupted):
+        make(tmp_path, "--model.dim=8")
+    assert statuses(tmp_path) == ["keep", "crash", "crash", "running"]
 
 
 def test_the_command_makes_an_experiment_and_prints_the_ledger(scored, tmp_path, capsys):

@@ -8,6 +8,7 @@ use.
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from thinkers.config.overrides import override
 from thinkers.errors import UsageError, usage_error
 from thinkers.evaluation.statistics import difference, mean
 from thinkers.files import exists, make_folders, own_folder, read_file, write_file
-from thinkers.json_files import read_with_digest
+from thinkers.json_files import read_with_digest, with_digest
 from thinkers.recipes.pairs import find
 from thinkers.research.experiment import Job, configuration
 from thinkers.research.ledger import LEDGER, Experiment, Ledger
@@ -206,13 +207,21 @@ def job_of(
 
 
 def _results(jobs: Sequence[Job], logs: Path) -> list[dict[str, Any]]:
-    """Make these experiments in processes of their own, one after another."""
+    """Make these experiments in processes of their own, one after another.
+
+    One whose process is killed has failed, as one that raises: repeated, it would be killed again.
+    """
 
     def ended(index: int, code: int) -> None:
-        if code and not exists(jobs[index].result):
-            raise UsageError(
-                f"the process of an experiment ended with {code}; see {jobs[index].log}"
-            )
+        job = jobs[index]
+        if not code or exists(job.result):
+            return
+        if code > 0 or job.split != "valid":  # of its folder, not of the change; or a judgement
+            raise UsageError(f"the process of an experiment ended with {code}; see {job.log}")
+        error = f"killed by signal {-code}, {signal.Signals(-code).name}"
+        if -code == signal.SIGKILL:
+            error += ", as when memory runs out"
+        write_file(job.result, with_digest({"error": error}))
 
     todo = [job for job in jobs if not exists(job.result)]
     jobs, every = todo, jobs
