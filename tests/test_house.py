@@ -22,6 +22,7 @@ FLOORS = (
     ("config",),
     ("recipes",),
     ("runs", "policies"),
+    ("distillation",),
     ("training", "memory"),
     ("evaluation",),
     ("inspection", "comparison", "hf"),

@@ -28,6 +28,7 @@ _HOMES = {
     "config.experiment": ("Config",),
     "config.training": ("Training",),
     "training.loop": ("resume", "train"),
+    "training.grow": ("grow",),
     "training.reinforce": ("reinforce",),
     "training.reproduce": ("reproduce",),
     "runs.result": ("Run", "load", "open_run"),

@@ -74,7 +74,7 @@ def train(options: argparse.Namespace, settings: list[str]) -> int:
 def resume(options: argparse.Namespace, settings: list[str]) -> int:
     """Continue a run; only its number of updates may change."""
     given = dict(word[2:].split("=", 1) for word in settings)
-    allowed = ("training.num_updates", "training.init_from")
+    allowed = ("training.num_updates", "training.init_from", "grow.guide")
     other = [word for word in settings if word[2:].partition("=")[0] not in allowed]
     own = ("out", "config", "recipe")
     other += [f"--{name}" for name in own if getattr(options, name)]
@@ -90,6 +90,7 @@ def resume(options: argparse.Namespace, settings: list[str]) -> int:
         num_updates=num_updates,
         tracking=options.tracking,
         init_from=given.get(allowed[1]),
+        guide=given.get(allowed[2]),
     )
     print_run(run)
     return 0
@@ -99,6 +100,12 @@ def reinforce(options: argparse.Namespace, settings: list[str]) -> int:
     run = thinkers.reinforce(
         options.folder, out=options.out, flags=settings, tracking=options.tracking
     )
+    print_run(run)
+    return 0
+
+
+def grow(options: argparse.Namespace, settings: list[str]) -> int:
+    run = thinkers.grow(options.folder, out=options.out, flags=settings, tracking=options.tracking)
     print_run(run)
     return 0
 
@@ -217,7 +224,9 @@ def print_samples(pieces: Iterator[list[str]], prompt: str) -> None:
 
 
 def reproduce(options: argparse.Namespace, settings: list[str]) -> int:
-    found = thinkers.reproduce(options.folder, options.out, init_from=options.init_from)
+    found = thinkers.reproduce(
+        options.folder, options.out, init_from=options.init_from, guide=options.guide
+    )
     for change in found.changes:
         show(f"{change}: the last bits may differ")
     lines = f"{found.num_lines} lines of metrics up to update {found.last}"

@@ -39,6 +39,7 @@ PATHS = (
     "resume",
     "import_module",
     "init_from",
+    "guide",
     "store",
     "memory",
     "change",
@@ -47,6 +48,7 @@ PATHS = (
 SETTINGS_OF = {
     commands.train: "--",
     commands.reinforce: "--",
+    commands.grow: "--",
     commands.compare: "--",
     research_command.research: "--",
     harness_command.evaluate: "--task.",

@@ -37,6 +37,7 @@ def command_line() -> tuple[Parser, dict[str, Parser]]:
     add_evaluate(verbs)
     add_generate(verbs)
     add_reinforce(verbs)
+    add_grow(verbs)
     add_reproduce(verbs)
     add_compare(verbs)
     add_inspect(verbs)
@@ -159,6 +160,21 @@ def add_reinforce(verbs: Subparsers) -> None:
     verb.set_defaults(run=commands.reinforce)
 
 
+def add_grow(verbs: Subparsers) -> None:
+    verb = verbs.add_parser(
+        "grow",
+        help="train a larger model from random weights, guided by the model of a run",
+        description="The new run has the settings of RUN; flags change them: --model.dim 128 "
+        "--grow.weight 1 --grow.decay 0.5. thinkers train --resume DIR --grow.guide RUN continues "
+        "it.",
+    )
+    verb.add_argument("folder", metavar="RUN")
+    verb.add_argument("--out", metavar="DIR", help="the new run folder (default: RUN-grown)")
+    verb.add_argument("--tracking", metavar="NAME", help="mlflow, tensorboard or one of yours")
+    add_import_module(verb)
+    verb.set_defaults(run=commands.grow)
+
+
 def add_reproduce(verbs: Subparsers) -> None:
     verb = verbs.add_parser(
         "reproduce", help="train a run again from its config.json and compare all metrics"
@@ -168,6 +184,7 @@ def add_reproduce(verbs: Subparsers) -> None:
     verb.add_argument(
         "--init_from", metavar="DIR", help="the weights that RUN began with, if it names some"
     )
+    verb.add_argument("--guide", metavar="DIR", help="the run that guided RUN, if one did")
     add_import_module(verb)
     verb.set_defaults(run=commands.reproduce)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkers import checks, models, tasks
+from thinkers.config.grow import Grow
 from thinkers.config.reinforce import Reinforce
 from thinkers.config.training import Training
 from thinkers.errors import FormatError, UsageError, nearest, usage_error
@@ -17,7 +18,7 @@ from thinkers.registry import class_named, name_of_config
 from thinkers.tasks import TASKS, Task
 
 PARTS = ("model", "task", "training")
-OPTIONAL_PART = "reinforce"
+OPTIONAL_PARTS: dict[str, type] = {"reinforce": Reinforce, "grow": Grow}
 PLANNED = ("training.num_updates", "reinforce.num_updates")
 """The settings that hold the planned number of updates, the same in both."""
 TASK_SIZES = {"vocab_size": "vocabulary", "max_length": "longest row"}
@@ -41,6 +42,7 @@ class Config:
         task: The `Config` of a class in TASKS.
         recipe: The name in RECIPES that it came from; empty for none.
         reinforce: Training of a policy in turn with the model; None trains the model alone.
+        grow: Guidance by a finished model; None trains without.
     """
 
     model: Any
@@ -48,11 +50,12 @@ class Config:
     training: Training
     recipe: str = ""
     reinforce: Reinforce | None = None
+    grow: Grow | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The names of the groups of settings."""
-        return PARTS if self.reinforce is None else (*PARTS, OPTIONAL_PART)
+        return (*PARTS, *(x for x in OPTIONAL_PARTS if getattr(self, x) is not None))
 
     def with_updates(self, num_updates: int) -> "Config":
         """Return this configuration with another planned number of updates."""
@@ -88,8 +91,8 @@ class Config:
             "task": _described(name_of_config(self.task, TASKS, "task"), self.task),
             "training": dataclasses.asdict(self.training),
         }
-        if self.reinforce is not None:
-            parts[OPTIONAL_PART] = dataclasses.asdict(self.reinforce)
+        for part in self.parts[len(PARTS) :]:
+            parts[part] = dataclasses.asdict(getattr(self, part))
         # The round trip turns tuples into lists, so that the result equals the one read from a
         # file.
         return json.loads(json.dumps({"recipe": self.recipe} | parts))
@@ -98,12 +101,14 @@ class Config:
     def from_dict(data: Mapping[str, Any]) -> "Config":
         """Return the configuration that `to_dict` described."""
         config = Config(*parts_of(data), recipe=data.get("recipe", ""))
-        if (settings := data.get(OPTIONAL_PART)) is None:
-            return config
-        if not isinstance(settings, Mapping):
-            raise usage_error(f"{OPTIONAL_PART} {settings!r}", "settings", "remove or change it")
-        own = build_part(Reinforce, dict(settings), OPTIONAL_PART)
-        return dataclasses.replace(config, reinforce=own)
+        own = {}
+        for part, kind in OPTIONAL_PARTS.items():
+            if (settings := data.get(part)) is None:
+                continue
+            if not isinstance(settings, Mapping):
+                raise usage_error(f"{part} {settings!r}", "settings", "remove or change it")
+            own[part] = build_part(kind, dict(settings), part)
+        return dataclasses.replace(config, **own)
 
     def changes(self, other: "Config") -> dict[str, Any]:
         """Return the settings that differ from `other`: {"model.num_steps": 8}."""

@@ -21,7 +21,7 @@ from thinkers.models.batch import (
     Batch,
     Loss,
     as_batch,
-    correct_predictions,
+    graded_last,
     next_token_loss,
 )
 from thinkers.models.config import SIZES as SIZES
@@ -221,16 +221,20 @@ class Model(Traced, Configured, ModelInput, ABC):
         """
         batch = as_batch(batch, self)
         own = self.count_terms(batch)
-        logits = self(
-            batch.tokens,
-            num_steps=num_steps,
-            lengths=batch.lengths,
-            prompt_lengths=batch.prompt_lengths,
-            **option(batch.positions),
-        ).logits
-        total = next_token_loss(logits, batch.targets, (counts or own)["next_token"])
-        correct = correct_predictions(logits, batch.targets)
-        return Loss(total, {"next_token": total.detach()}, own, *correct)
+        logits, targets = self.graded_logits(batch, num_steps)
+        total = next_token_loss(logits, targets, (counts or own)["next_token"])
+        return Loss(total, {"next_token": total.detach()}, own, *graded_last(logits, targets))
+
+    def graded_logits(
+        self, batch: Batch, num_steps: int | None = None
+    ) -> tuple[Float[Tensor, "b u v"], Int[Tensor, "b u"]]:
+        """Predict the graded tokens of a batch that `as_batch` gave; return logits and targets.
+
+        u is t, or fewer where answers alone are computed: what `batch_flops` counts.
+        """
+        lengths = dict(lengths=batch.lengths, prompt_lengths=batch.prompt_lengths)
+        found = self(batch.tokens, num_steps=num_steps, **lengths, **option(batch.positions))
+        return found.logits, batch.targets
 
     def generate(
         self,

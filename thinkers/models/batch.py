@@ -164,6 +164,9 @@ class Loss:
         correct: True for rows whose graded tokens are all predicted.
         correct_tokens: The number of graded tokens of each row that are predicted; None if the
             model does not count them.
+        logits: The scores that the graded tokens were predicted by, after the last step, with their
+            graph; u is t, or fewer where a model computes answers alone. None if it gives none.
+        targets: The targets of these logits, in the order of the batch; -100 where there is none.
     """
 
     total: Float[Tensor, ""]
@@ -171,6 +174,12 @@ class Loss:
     counts: Mapping[str, int]
     correct: Bool[Tensor, " b"]
     correct_tokens: Int[Tensor, " b"] | None = None
+    logits: Float[Tensor, "b u v"] | None = None
+    targets: Int[Tensor, "b u"] | None = None
+
+    def without_logits(self) -> "Loss":
+        """Return the loss without logits, which backward would otherwise keep in memory."""
+        return dataclasses.replace(self, logits=None, targets=None)
 
 
 def real_positions(
@@ -247,3 +256,10 @@ def correct_predictions(
     """Grade the most likely tokens: `Loss.correct` and `Loss.correct_tokens`."""
     is_right = logits.detach().argmax(-1) == targets
     return (is_right | (targets == IGNORED)).all(1), is_right.sum(1)
+
+
+def graded_last(
+    logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"]
+) -> tuple[Bool[Tensor, " b"], Int[Tensor, " b"], Float[Tensor, "b t v"], Int[Tensor, "b t"]]:
+    """Return the last four fields of `Loss`: what was predicted right, the logits, the targets."""
+    return *correct_predictions(logits, targets), logits, targets

@@ -19,7 +19,7 @@ from thinkers.models.batch import (
     Batch,
     Loss,
     as_batch,
-    correct_predictions,
+    graded_last,
     next_token_loss,
     real_positions,
 )
@@ -314,8 +314,8 @@ class DeepSight(Model):
             parts["embedding"] = summed / max(1, counts["embedding"])
             total = total + config.embedding_weight * parts["embedding"]
         detached = {name: part.detach() for name, part in parts.items()}
-        correct = correct_predictions(logits, batch.targets)
-        return Loss(total, detached, own, *correct), parts
+        last = graded_last(logits, batch.targets)
+        return Loss(total, detached, own, *last), parts
 
     def flops(
         self, batch_size: int, length: int, num_steps: int | None = None, training: bool = False

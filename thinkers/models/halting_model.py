@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinkers.models.base import Model
-from thinkers.models.batch import IGNORED, Batch, Loss, correct_predictions, real_positions
+from thinkers.models.batch import IGNORED, Batch, Loss, graded_last, real_positions
 from thinkers.models.halt import Halt
 from thinkers.models.step_loss import step_loss
 from thinkers.prng import uniform
@@ -80,8 +80,8 @@ class HaltingModel(Model):
         real = real_positions(batch.tokens, batch.lengths)
         halt = gate_loss(self.gate(gated)[..., 0], need, taken, real, (counts or own)["halt"])
         parts = {"next_token": total.detach(), "halt": halt.detach()}
-        correct = correct_predictions(at_step(logits, taken), batch.targets)
-        return Loss(total + halt, parts, own, *correct)
+        last = graded_last(at_step(logits, taken), batch.targets)
+        return Loss(total + halt, parts, own, *last)
 
     def _needed_steps(self, batch: Batch, steps: int, run: TrainingPass) -> Int[Tensor, "b t"]:
         """Return need_t, which lies beyond `steps` where an answer is due later."""

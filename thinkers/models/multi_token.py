@@ -16,7 +16,7 @@ from thinkers.models.batch import (
     Batch,
     Loss,
     as_batch,
-    correct_predictions,
+    graded_last,
     next_token_loss,
 )
 from thinkers.models.decoder import Decoder, make_block
@@ -77,10 +77,10 @@ class MultiToken(Decoder):
             name: next_token_loss(logits[name], targets[name], (counts or own)[name])
             for name in targets
         }
-        correct = correct_predictions(logits["next_token"], targets["next_token"])
+        last = graded_last(logits["next_token"], targets["next_token"])
         detached = {name: part.detach() for name, part in parts.items()}
         total = sum(parts.values(), start=torch.zeros((), device=batch.tokens.device))
-        return Loss(total, detached, own, *correct)
+        return Loss(total, detached, own, *last)
 
     def _heads(self, h: Float[Tensor, "b t c"]) -> list[Float[Tensor, "b t c"]]:
         """Compute h_1 .. h_n."""

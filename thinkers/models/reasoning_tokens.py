@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from thinkers.checks import check_choices, check_int
 from thinkers.models import base
 from thinkers.models.base import Model, Thought
-from thinkers.models.batch import Batch, Loss, as_batch, correct_predictions, next_token_loss
+from thinkers.models.batch import Batch, Loss, as_batch, graded_last, next_token_loss
 from thinkers.models.halt import Halt, check_halt, full_steps
 from thinkers.models.reasoning_attention import PairStops
 from thinkers.models.reasoning_cache import ReasoningCache
@@ -193,8 +193,8 @@ class ReasoningTokens(Model):
         terms = (counts or own)["next_token"] * (steps + 1)
         wide = targets.repeat_interleave(steps + 1, 1)
         total = next_token_loss(logits.flatten(1, 2), wide, terms)
-        correct = correct_predictions(logits[:, :, 0], targets)
-        return Loss(total, {"next_token": total.detach()}, own, *correct)
+        last = graded_last(logits[:, :, 0], targets)
+        return Loss(total, {"next_token": total.detach()}, own, *last)
 
     def _run(
         self,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from thinkers.checks import added, check_choices, check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.models import base
-from thinkers.models.batch import IGNORED, Batch, Loss, correct_predictions, next_token_loss
+from thinkers.models.batch import IGNORED, Batch, Loss, graded_last, next_token_loss
 
 StepLoss = Literal["last", "every", "due", "wait", "early"]
 
@@ -137,8 +137,8 @@ def loss_of_states(
         kind, wait = config.step_loss, config.wait_token
         graded = graded_steps(kind, targets, batch.due, steps, wait, weights, batch.early)
         total = step_loss(logits, *graded, count)
-    correct = correct_predictions(logits[:, -1], targets)
-    return Loss(total, {"next_token": total.detach()}, own, *correct)
+    last = graded_last(logits[:, -1], targets)
+    return Loss(total, {"next_token": total.detach()}, own, *last)
 
 
 def step_loss(

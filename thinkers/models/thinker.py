@@ -443,6 +443,15 @@ class Thinker(BlockMemory, HaltingModel):
             loss = loss_of_states(self, states, graded, own, (counts or own)["next_token"])
         return thinking.with_index_loss(self, loss, prompts is not None, steps, counts or own)
 
+    def graded_logits(
+        self, batch: Batch, num_steps: int | None = None
+    ) -> tuple[Float[Tensor, "b u v"], Int[Tensor, "b u"]]:
+        prompts, steps = batch.prompt_lengths, self.check_steps(num_steps)
+        if prompts is None or not (room := answer_room(batch.targets, prompts)):
+            return super().graded_logits(batch, steps)
+        states, _, graded = self.answer_states(batch, room, steps, False)
+        return self.read_out(states)[:, -1], graded.targets
+
     def answer_states(
         self,
         batch: Batch,

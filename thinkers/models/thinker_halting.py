@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinkers.models.batch import IGNORED, Batch, Loss, correct_predictions
+from thinkers.models.batch import IGNORED, Batch, Loss, graded_last
 from thinkers.models.halt import Halt
 from thinkers.models.halting_model import (
     at_step,
@@ -264,4 +264,4 @@ def boundary_loss(
     total = needed_loss(logits, targets, need, taken, counts["next_token"], wait)
     halt = gate_loss(gates, needs, takes, boundaries.are_graded(targets), counts["halt"])
     parts = {"next_token": total.detach(), "halt": halt.detach()}
-    return Loss(total + halt, parts, own, *correct_predictions(at_step(logits, taken), targets))
+    return Loss(total + halt, parts, own, *graded_last(at_step(logits, taken), targets))

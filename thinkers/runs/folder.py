@@ -57,7 +57,7 @@ SCHEMA: Schema = {
 }
 LATER: Schema = {
     **{"precision": str, "device": str, "ranks": int, "plans": list, "tracking": str},
-    **{"initial_weights": str, "score_on": str},
+    **{"initial_weights": str, "guide_weights": str, "score_on": str},
 }
 """What training adds to the record."""
 MOST_THREADS = 1024

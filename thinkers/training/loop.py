@@ -19,6 +19,7 @@ from thinkers.checks import check_int
 from thinkers.config.experiment import Config
 from thinkers.config.training import PRECISIONS
 from thinkers.devices import find_device
+from thinkers.distillation.guide import guide_weights
 from thinkers.errors import Interrupted, UsageError, usage_error
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch
@@ -35,6 +36,7 @@ from thinkers.terminal import show
 from thinkers.training import status
 from thinkers.training.compiled import CompiledLayers
 from thinkers.training.distributed import Ranks, is_first, join
+from thinkers.training.named_again import check_resumed
 from thinkers.training.record import write_record
 from thinkers.training.sharding import is_sharded, with_weights
 from thinkers.training.signals import Signals
@@ -110,6 +112,7 @@ def resume(
     until: int | None = None,
     tracking: Tracking | None = None,
     init_from: str | Path | None = None,
+    guide: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Continue a run from its newest intact checkpoint, then score it.
@@ -122,6 +125,7 @@ def resume(
         tracking: As in `train`. What is named in the folder is not used unless it is named again:
             whoever wrote the folder does not choose what is sent elsewhere.
         init_from: The folder that the training began with, for a run that has saved nothing yet.
+        guide: The run that guides this one, for a run of `grow`.
 
     Raises:
         DamagedError: No checkpoint of the run is intact, or config.json was edited.
@@ -132,7 +136,7 @@ def resume(
     with _owned(home, new=False):
         record = run_folder.read_record(home)
         config = Config.from_dict(record["config"])
-        _check_named_again(config, home, init_from)
+        check_resumed(config, home, init_from, guide)
         if tracking is None and "tracking" in record and is_first():
             name = record["tracking"]
             show(f"the metrics are not sent to {name} unless you add --tracking {name}")
@@ -143,24 +147,6 @@ def resume(
         if num_updates is not None:
             config = _extended(config, num_updates)
         return _join_and_train(config, home, record, until, callbacks)
-
-
-def _check_named_again(config: Config, home: Path, init_from: str | Path | None) -> None:
-    """Raise a UsageError if a run would begin with weights that only its record names."""
-    recorded = config.training.init_from
-    given = None if init_from is None else str(user_path(init_from, "init_from").absolute())
-    if given is not None and given != recorded:
-        raise usage_error(
-            f"--training.init_from {given} with --resume",
-            f"{recorded}, as in config.json of the run",
-            "leave it out",
-        )
-    if given is None and recorded is not None and not checkpoint.saved(home / "checkpoints"):
-        raise usage_error(
-            f"{home}, which has saved nothing yet and begins with the weights of {recorded}",
-            "that you name these weights too: a run does not choose what is read",
-            f"add --training.init_from {recorded}",
-        )
 
 
 @contextmanager
@@ -297,6 +283,7 @@ def _prepare(
     with sizes_within(checkpoint.sizes(path), record_file) if update else nullcontext():
         task, model = build_on(ranks.device, config, initialize=update == 0, run=run)
     record |= {} if update else initial_weights(settings.init_from, record)
+    record |= guide_weights(config.grow, record)
     precision = record.get("precision", settings.precision)
     if precision == "auto":
         rows = task.batch(0, settings.batch_size).rows(slice(ranks.rank, None, parts))

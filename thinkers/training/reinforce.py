@@ -5,23 +5,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from thinkers import tasks
 from thinkers.config.experiment import (
     DEPTH_SETTINGS,
-    OPTIONAL_PART,
     Config,
     build_part,
-    check_vocabulary,
 )
 from thinkers.config.overrides import override
 from thinkers.config.reinforce import Reinforce
-from thinkers.errors import usage_error
 from thinkers.runs import folder as run_folder
-from thinkers.runs.result import Run, check_meanings
+from thinkers.runs.result import Run
 from thinkers.runs.trackers import Tracking
+from thinkers.training.from_run import check_task, folder_of, recorded
 from thinkers.training.loop import train
-from thinkers.user_paths import user_path
 
+EXPECTED = "the folder of a run of a thinker with policy"
+FIX = "train one, such as mixed/thinker"
 LR_SHARE = 0.1
 """The learning rates of the model, as a share of those of its run."""
 
@@ -54,8 +52,8 @@ def reinforce(
         NonFiniteError: A loss, a gradient or a reward is infinite or not a number.
     """
     config = configuration(run, flags, settings)
-    check_task(_folder_of(run), config, flags)
-    target = run_folder.beside(_folder_of(run), "policy") if out is None else out
+    check_task(folder_of(run), config, flags)
+    target = run_folder.beside(folder_of(run), "policy") if out is None else out
     return train(config, target, tracking=tracking)
 
 
@@ -67,16 +65,10 @@ def configuration(
     Raises:
         UsageError: There is no such run, or the settings do not fit.
     """
-    folder = _folder_of(run)
-    if not run_folder.is_run(folder):
-        raise usage_error(
-            f"{folder}, which is no run",
-            "the folder of a run of a thinker with policy",
-            "train one, such as mixed/thinker",
-        )
+    folder = folder_of(run)
     # The policy decides the depth, and meets all sizes of questions from the start.
-    config = Config.from_dict(run_folder.read_record(folder)["config"])
-    own = build_part(Reinforce, dict(settings or {}), OPTIONAL_PART)
+    config = recorded(folder, EXPECTED, FIX)
+    own = build_part(Reinforce, dict(settings or {}), "reinforce")
     before = config.training
     config = replace(
         config,
@@ -97,35 +89,3 @@ def configuration(
     if "curriculum" in {field.name for field in fields(config.task)}:
         config = replace(config, task=replace(config.task, curriculum=False))
     return override(config.with_updates(own.num_updates), (), flags)
-
-
-def check_task(folder: Path, config: Config, flags: Sequence[str]) -> None:
-    """Check that ids mean in the task of `config` what they meant in that of the run in `folder`.
-
-    Raises:
-        DataError: Files of the task are not those that the run was trained on, and none are named.
-        UsageError: Flags give ids another meaning.
-    """
-    before = Config.from_dict(run_folder.read_record(folder)["config"])
-    seed, named = before.training.seed, [flag for flag in flags if flag.startswith("--task.")]
-    own = tasks.from_run(before.task, seed, folder)
-    check_vocabulary(before.model.vocab_size, own, folder)
-    if not any(flag.startswith("--task.path=") for flag in named):
-        own.save_to_run(folder)  # which compares the files, as a resumed run does
-    if named:
-        check_meanings(tasks.from_config(config.task, seed), own, named)
-
-
-def _folder_of(run: Run | str | Path) -> Path:
-    """Return the folder of a run.
-
-    Raises:
-        UsageError: It is neither a run nor a path.
-    """
-    if not isinstance(run, Run | str | Path):
-        raise usage_error(
-            f"a {type(run).__name__} instead of a run",
-            "a Run, or its folder: the new run begins with its settings and weights",
-            "pass the folder of the run that trained the model",
-        )
-    return user_path(run.folder if isinstance(run, Run) else run, "run")

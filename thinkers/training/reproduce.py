@@ -10,6 +10,7 @@ import torch
 
 from thinkers import tasks
 from thinkers.config.experiment import Config, check_vocabulary
+from thinkers.distillation.guide import guide_weights
 from thinkers.errors import UsageError, usage_error
 from thinkers.files import open_file
 from thinkers.process_state import keep_process_state
@@ -19,6 +20,7 @@ from thinkers.runs.metrics import read_kept
 from thinkers.runs.result import weights_digest
 from thinkers.strict_json import check_schema, parse_json
 from thinkers.training.loop import resume, train
+from thinkers.training.named_again import check_reproduced
 from thinkers.training.state import initial_weights
 from thinkers.user_paths import user_path
 
@@ -55,7 +57,11 @@ class Reproduction:
 
 @keep_process_state()
 def reproduce(
-    run: str | Path, out: str | Path | None = None, *, init_from: str | Path | None = None
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    init_from: str | Path | None = None,
+    guide: str | Path | None = None,
 ) -> Reproduction:
     """Train again from the config.json of `run`, up to the last update that it recorded.
 
@@ -65,6 +71,7 @@ def reproduce(
     Args:
         out: The folder of the new run; that of the old one with "-again" if None.
         init_from: The folder that the run began with; a run does not choose what is read.
+        guide: The run that guided it, in the same way.
 
     Raises:
         UsageError: The run lacks metrics or plans, or began with weights not named here.
@@ -75,16 +82,11 @@ def reproduce(
     record = run_folder.read_record(folder)
     before = read_metrics(folder)
     last = before[-1]["update"]
-    plans = record.get("plans", [])
-    if not plans or plans[0]["from"] != 0:
-        raise usage_error(
-            f"{folder}, whose config.json does not hold the planned updates",
-            "plans, from update 0 on",
-            "train it again; runs of this version can be reproduced",
-        )
+    plans = _plans_of(record, folder)
     config = Config.from_dict(record["config"])
-    _check_named_again(config, folder, init_from)
+    check_reproduced(config, folder, init_from, guide)
     initial_weights(config.training.init_from, record)
+    guide_weights(config.grow, record)
     _verify_metrics(folder)
     target = run_folder.beside(folder, "again") if out is None else user_path(out, "out")
     # A run may be untrusted: its task may read only files that it was trained on.
@@ -99,7 +101,7 @@ def reproduce(
     train(again, target, until=ends[0], score_on=(split := record.get("score_on", "test")))
     for plan, end in zip(plans[1:], ends[1:], strict=True):
         if plan["from"] < end:
-            resume(target, num_updates=plan["num_updates"], until=end)
+            resume(target, num_updates=plan["num_updates"], until=end, guide=guide)
 
     made = run_folder.read_record(target)
     here = {key: made.get(key) for key in ("versions", "threads", "device", "ranks")}
@@ -116,21 +118,21 @@ def reproduce(
     )
 
 
+def _plans_of(record: Mapping[str, Any], folder: Path) -> list[dict[str, int]]:
+    """Return the planned numbers of updates of a run, and the updates that they held from."""
+    plans = record.get("plans", [])
+    if not plans or plans[0]["from"] != 0:
+        raise usage_error(
+            f"{folder}, whose config.json does not hold the planned updates",
+            "plans, from update 0 on",
+            "train it again; runs of this version can be reproduced",
+        )
+    return plans
+
+
 def _is_final(line: Mapping[str, Any], split: str, last: int) -> bool:
     """Return True for the line of the score at the end."""
     return split in line and line["update"] == last
-
-
-def _check_named_again(config: Config, folder: Path, init_from: str | Path | None) -> None:
-    """Raise a UsageError if the weights that a run began with are not named by the user too."""
-    recorded = config.training.init_from
-    given = None if init_from is None else str(user_path(init_from, "init_from").absolute())
-    if given != recorded:
-        raise usage_error(
-            f"{folder}, which began with the weights of {recorded}, and {given} as init_from",
-            "the same folder in both: a run does not choose what is read",
-            "leave --init_from out" if recorded is None else f"add --init_from {recorded}",
-        )
 
 
 def _verify_metrics(folder: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from thinkers.checks import first_not_finite
 from thinkers.config.experiment import PLANNED, Config, build
 from thinkers.config.training import Training
+from thinkers.distillation.guide import load_guide
 from thinkers.errors import DamagedError, NonFiniteError, UsageError, usage_error
 from thinkers.files import is_folder
 from thinkers.models.base import Model
@@ -49,6 +50,7 @@ class TrainState:
         minutes: Wall-clock minutes of training, over all resumes; scoring in between included.
         flops: Floating-point operations of all updates.
         best: The best score so far on the validation split; higher is better.
+        guide: The model that guides this one, if the settings name one; it does not change.
     """
 
     config: Config
@@ -60,6 +62,7 @@ class TrainState:
     minutes: float = 0.0
     flops: int = 0
     best: float | None = None
+    guide: Model | None = None
     parameters: list[torch.nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +80,9 @@ class TrainState:
                 sharding.shard(one)
         config = replace(config, model=model.config)
         policy_lr = None if config.reinforce is None else config.reinforce.lr
-        return cls(config, model, average, optim.build(model, settings, policy_lr), task)
+        optimizers = optim.build(model, settings, policy_lr)
+        guide = None if config.grow is None else load_guide(config.grow, task, model)
+        return cls(config, model, average, optimizers, task, guide=guide)
 
     @property
     def result(self) -> Model:

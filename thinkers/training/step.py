@@ -16,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from thinkers.checks import first_not_finite
 from thinkers.config.experiment import Config
 from thinkers.config.training import Training
+from thinkers.distillation.guide import GuidedLoss, guide_flops
 from thinkers.errors import NonFiniteError, UsageError, usage_error
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch, Loss
@@ -174,7 +175,7 @@ class LossModule(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, num_steps: int | None, counts: dict[str, int]) -> Loss:
-        return self.model.loss(batch, num_steps=num_steps, counts=counts)
+        return self.model.loss(batch, num_steps=num_steps, counts=counts).without_logits()
 
 
 def parts_of_batch(config: Config, ranks: Ranks) -> int:
@@ -197,8 +198,11 @@ def parts_of_batch(config: Config, ranks: Ranks) -> int:
 
 
 def loss_module(state: TrainState) -> nn.Module:
-    """Return the loss that the settings ask for, as a module: that of the model, or of a policy."""
+    """Return the loss that the settings ask for, as a module: of a model, guided or not, or of a
+    policy."""
     config = state.config
+    if state.guide is not None:
+        return GuidedLoss(state.model, state.guide, lambda: guide_weight(state, state.update))
     if config.reinforce is None:
         return LossModule(state.model)
     rows = config.training.batch_size
@@ -208,9 +212,18 @@ def loss_module(state: TrainState) -> nn.Module:
 def flops_of(state: TrainState, update: int, batch: Batch, num_steps: int | None) -> int:
     """Count the operations of an update, given by its number, from 0."""
     settings = state.config.reinforce
-    if settings is None:
-        return state.model.batch_flops(batch, num_steps, training=True)
-    return update_flops(state.model, settings, update, batch)
+    if settings is not None:
+        return update_flops(state.model, settings, update, batch)
+    own = state.model.batch_flops(batch, num_steps, training=True)
+    if state.guide is None or not guide_weight(state, update):
+        return own
+    return own + guide_flops(state.guide, batch)
+
+
+def guide_weight(state: TrainState, update: int) -> float:
+    """Return the weight of the guide in the loss of an update, given by its number, from 0."""
+    grow, num_updates = state.config.grow, state.config.training.num_updates
+    return 0.0 if grow is None else grow.weight_at(update, num_updates)
 
 
 def over_budget(state: TrainState) -> bool:

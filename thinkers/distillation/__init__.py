@@ -1,0 +1,1 @@
+"""Distillation: a finished model that guides a larger one."""
