@@ -201,3 +201,18 @@ def test_a_guide_that_is_missing_or_has_changed_or_is_not_named_again_is_refused
 def test_an_infinite_loss_names_the_update(base, tmp_path):
     with pytest.raises(NonFiniteError, match="update 1: loss inf|update 1: loss nan"):
         thinkers.grow(base, out=tmp_path / "a", flags=LARGER, weight=1e308)
+
+
+def test_micro_batches_have_the_loss_of_the_whole_batch(base, tmp_path):
+    flags = [*LARGER, "--training.precision=float64"]
+    found = [
+        lines(
+            thinkers.grow(
+                base, out=tmp_path / str(n), flags=[*flags, f"--training.accumulation={n}"], **OWN
+            ).folder
+        )
+        for n in (1, 3)
+    ]
+    for ours, theirs in zip(*found, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-12)
+        assert ours.get("guide") == pytest.approx(theirs.get("guide"), abs=1e-12)
