@@ -39,6 +39,7 @@ _HOMES = {
     "inspection.ablate": ("ablate",),
     "comparison.runner": ("compare",),
     "nn.processor": ("Output", "Probe", "Process", "Read"),
+    "nn.image_input": ("ImageInput",),
     "nn.latent_noise": ("Disturb",),
     "nn.latent_store": ("LatentStore",),
     "errors": ("ThinkersError",),

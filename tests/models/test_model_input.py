@@ -13,6 +13,7 @@ REFUSED = {
     "halt": (0.5, r"(?s)halt 0.5 for {name} without a gate.*expected.*leave halt out"),
     "policy": (True, r"(?s)policy for {name} without one.*expected.*leave policy out"),
     "positions": (torch.arange(5)[None], r"(?s)positions for {name}, which .*leave positions out"),
+    "extra": ({"image": torch.zeros(1, 2)}, r"(?s)extra with image for {name}.*leave extra out"),
     "memory": ([None], r"(?s)a memory for {name} without one.*expected.*leave memory out"),
 }
 

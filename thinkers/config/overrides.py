@@ -106,7 +106,8 @@ def override_task(task: Any, flags: Sequence[str]) -> Any:
             fix = "change settings of the task alone, --task.*; the model is that of the run"
             raise usage_error(f"--{name}", f"--{nearest(name, known)}", fix)
     try:
-        settings = reader.parse_args(list(flags)).as_dict()["task"]
+        # A task without settings has no group of them.
+        settings = reader.parse_args(list(flags)).as_dict().get("task", {})
     except jsonargparse.ArgumentError as error:
         raise usage_error(
             " ".join(str(error).split()), "a value of its type", "change it"
@@ -137,7 +138,7 @@ def parse(config: Config, files: Sequence[str], flags: Sequence[str]) -> dict[st
     for key in known:
         part, _, field = key.partition(".")
         _check_finite(key, settings[part].get(field))
-    return {part: settings[part] for part in config.parts}
+    return {part: settings.get(part, {}) for part in config.parts}
 
 
 def dump(config: Config, files: Sequence[str] = (), flags: Sequence[str] = ()) -> str:

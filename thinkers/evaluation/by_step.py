@@ -9,7 +9,7 @@ from torch import Tensor
 from thinkers.errors import UsageError
 from thinkers.models.base import Model
 from thinkers.models.batch import IGNORED, Batch
-from thinkers.models.documents import blocks_option
+from thinkers.models.documents import inputs_option
 from thinkers.models.generation import eval_mode
 from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import option
@@ -53,7 +53,7 @@ def accuracy_by_step(
                     keep_states=True,
                     **option(rows.positions),
                     **halt_option(halt),
-                    **blocks_option(model, rows),
+                    **inputs_option(model, rows),
                 ).states
                 answers = model.read_out(states)[..., :num_output_tokens].argmax(-1)
                 is_graded = rows.targets != IGNORED

@@ -114,7 +114,7 @@ def measure_effort(
                     prompt_lengths=None if prompts is None else prompts[some].to(device),
                     halt=halt,
                     **option(task.positions),
-                    **rows.documents_of(some, model),
+                    **rows.inputs_of(some, model),
                 ).steps
                 for row, length in zip(taken.tolist(), lengths.tolist(), strict=True):
                     tokens.append(length - first)
@@ -155,19 +155,19 @@ def _policy_effort(
             prompts = rows.prompt_lengths
             assert prompts is not None
             for some in torch.arange(len(rows.tokens)).split(SCORED_ROWS):
-                documents = rows.documents_of(some, model)
+                inputs = rows.inputs_of(some, model)
                 thought = model(
                     rows.tokens[some].to(device),
                     num_steps=num_steps,
                     lengths=rows.lengths[some].to(device),
                     prompt_lengths=prompts[some].to(device),
                     policy=True,
-                    **documents,
+                    **inputs,
                 )
                 actions, at_end = thought.extra["actions"].cpu(), prompts[some][:, None] - 1
                 steps.append(thought.steps.cpu().gather(1, at_end)[:, 0])
                 sizes = prompts[some], rows.lengths[some] - prompts[some] + 1
-                known = documents["memory"].counts() if documents else None
+                known = inputs["memory"].counts() if "memory" in inputs else None
                 done.append(of_blocks(model, actions, *sizes, known))
                 full.append(of_all_steps(model, count, *sizes, known))
     return Effort(

@@ -26,6 +26,7 @@ from thinkers.models.batch import (
 )
 from thinkers.models.config import SIZES as SIZES
 from thinkers.models.config import Config as Config
+from thinkers.models.extra_inputs import Extra, extra_option
 from thinkers.models.generation import classify, generate
 from thinkers.models.halt import Halt, check_halt, full_steps, halt_option, with_policy
 from thinkers.models.memory_option import memory_option
@@ -87,6 +88,8 @@ class Model(Traced, Configured, ModelInput, ABC):
     """True if `forward`, `prefill` and `extend` take `positions`, coupled ones."""
     calls_tools: bool = True
     """False if `answer` writes all tokens at once, so that no result can follow a call."""
+    takes_extra: Sequence[str] = ()
+    """Names of other inputs than tokens that `forward` and `prefill` take, as `extra`."""
     ragged_text: ClassVar[bool] = True
     """False if rows of text must have equal lengths in `prefill`, where they are no prompts: a
     server then continues texts of one length in one batch."""
@@ -233,7 +236,8 @@ class Model(Traced, Configured, ModelInput, ABC):
         u is t, or fewer where answers alone are computed: what `batch_flops` counts.
         """
         lengths = dict(lengths=batch.lengths, prompt_lengths=batch.prompt_lengths)
-        found = self(batch.tokens, num_steps=num_steps, **lengths, **option(batch.positions))
+        given = option(batch.positions) | extra_option(batch.extra)
+        found = self(batch.tokens, num_steps=num_steps, **lengths, **given)
         return found.logits, batch.targets
 
     def generate(
@@ -256,6 +260,7 @@ class Model(Traced, Configured, ModelInput, ABC):
         tools: Sequence[Tool] = (),
         policy: bool = False,
         memory: Any = None,
+        extra: Extra = None,
     ) -> Any:
         """Continue prompts, padded on the left, by `max_new_tokens` tokens each.
 
@@ -275,13 +280,11 @@ class Model(Traced, Configured, ModelInput, ABC):
                 those of the choice that they replace.
             policy: Let the model's policy choose the block of each step, and when to stop.
             memory: A `LongTermMemory` that is read, or a list with one or None for each row.
+            extra: Other inputs of the rows by name, as `Batch.extra`.
         """
+        call = self, tokens, max_new_tokens, num_steps, prompt_lengths
         return generate(
-            self,
-            tokens,
-            max_new_tokens,
-            num_steps,
-            prompt_lengths,
+            *call,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -295,6 +298,7 @@ class Model(Traced, Configured, ModelInput, ABC):
             return_steps=return_steps,
             tools=tools,
             memory=memory,
+            extra=extra,
         )
 
     def answer(
@@ -309,13 +313,14 @@ class Model(Traced, Configured, ModelInput, ABC):
         tools: Sequence[Tool] = (),
         policy: bool = False,
         memory: Any = None,
+        extra: Extra = None,
     ) -> Any:
         """Answer prompts, padded on the left, greedily: what tasks score.
 
         A model that is not causal answers with one token, predicted at the end of the prompt.
 
         Args:
-            positions, halt, tools, policy, memory: As in `generate`.
+            positions, halt, tools, policy, memory, extra: As in `generate`.
             return_steps: Return the answers (b, n) and the steps (b, n) that each token took.
         """
         refuse_positions(self, positions)
@@ -326,7 +331,7 @@ class Model(Traced, Configured, ModelInput, ABC):
             steps = full_steps(answer, self.check_steps(num_steps))
             return (answer, steps) if return_steps else answer
         options = option(positions) | halt_option(halt) | tools_option(tools)
-        options |= memory_option(memory)
+        options |= memory_option(memory) | extra_option(extra)
         out, steps = self.generate(
             tokens, max_new_tokens, num_steps, prompt_lengths, return_steps=True, **options
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from thinkers.checks import (
 )
 from thinkers.errors import UsageError, UsageTypeError
 from thinkers.models import documents
+from thinkers.models.extra_inputs import Extra, check_extra, extra_of_rows, joined_extra
 from thinkers.models.positions import find_positions
 
 IGNORED = -100
@@ -50,6 +51,7 @@ class Batch:
             in training; None outside of it.
         document_levels: Level of the blocks that are read of each document; None means the model's
             `read_level`.
+        extra: Other inputs of each row by name, (b, ..) each, for models that take them.
     """
 
     tokens: Int[Tensor, "b t"]
@@ -65,6 +67,7 @@ class Batch:
     document: Int[Tensor, " b"] | None = None
     document_keys: Int[Tensor, " d"] | None = None
     document_levels: Int[Tensor, " d"] | None = None
+    extra: Extra = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -72,17 +75,20 @@ class Batch:
     def rows(self, index: slice | Tensor) -> "Batch":
         """Return the chosen rows, and of the documents those that they ask about."""
         fields = self._fields()
-        shared = {name: fields.pop(name) for name in documents.SHAPES}
+        shared = documents.chosen({name: fields.pop(name) for name in documents.SHAPES}, index)
         own = {name: None if x is None else x[index] for name, x in fields.items()}
-        return Batch(**own, **documents.chosen(shared, index))  # type: ignore[arg-type]
+        return Batch(**own, **shared, extra=extra_of_rows(self.extra, index))  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
         moved = {k: None if x is None else x.to(device) for k, x in self._fields().items()}
-        return Batch(**moved)  # type: ignore[arg-type]
+        extra = self.extra and {name: x.to(device) for name, x in self.extra.items()}
+        return Batch(**moved, extra=extra)  # type: ignore[arg-type]
 
     def _fields(self) -> dict[str, Tensor | None]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """Return the tensors of all fields but `extra`."""
+        names = [x.name for x in dataclasses.fields(self) if x.name != "extra"]
+        return {name: getattr(self, name) for name in names}
 
 
 def collate(batches: Sequence[Batch]) -> Batch:
@@ -143,6 +149,7 @@ def collate(batches: Sequence[Batch]) -> Batch:
         joined("positions", 0) if are_set("positions") else None,
         _joined_early(batches, width) if are_set("early") else None,
         **joined_documents(),
+        extra=joined_extra(batches),
     )
 
 
@@ -215,6 +222,7 @@ def as_batch(batch: Any, model: Any) -> Batch:
         batch = dataclasses.replace(batch, due=batch.due.where(real_positions(tokens, lengths), 0))
     if batch.early is not None:
         check_early(batch.early, tokens, batch.due, model.config.vocab_size, IGNORED)
+    check_extra(model, batch.extra, len(tokens))
     fields = {name: getattr(batch, name) for name in documents.SHAPES}
     sections = documents.checked(fields, len(tokens), model)
     return dataclasses.replace(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from thinkers.checks import check_ids, describe
 from thinkers.errors import UsageError, UsageTypeError, usage_error
+from thinkers.models.extra_inputs import extra_option
 from thinkers.models.memory_option import has_memory, memory_option
 
 SHAPES = {
@@ -140,16 +141,17 @@ def _refuse_without_memory(model: Any, found: str) -> None:
         )
 
 
-def blocks_option(model: Any, batch: Any) -> dict[str, Any]:
-    """Return the keyword argument `memory`, the blocks of a batch's documents, if it has any.
+def inputs_option(model: Any, batch: Any) -> dict[str, Any]:
+    """Return what a batch has to be read besides its tokens, as keyword arguments: `memory`, the
+    blocks of its documents, and `extra`.
 
     Raises:
         UsageError: The model has no memory.
     """
     if batch.sections is None:
-        return {}
+        return extra_option(batch.extra)
     _refuse_without_memory(model, "a batch with sections")
-    return memory_option(model.blocks_of(batch))
+    return memory_option(model.blocks_of(batch)) | extra_option(batch.extra)
 
 
 def _check_shapes(fields: Mapping[str, Any], num_rows: int) -> dict[str, int]:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from thinkers.checks import NOT_CAUSAL, check_ids, check_int, check_lengths, check_shape
 from thinkers.errors import UsageError, usage_error
+from thinkers.models.extra_inputs import Extra
 from thinkers.models.halt import Halt, check_halt
-from thinkers.models.memory_option import check_takes_memory
+from thinkers.models.model_input import check_options
 from thinkers.models.positions import Positions, refuse_positions
 from thinkers.models.tools import Calls, Tool, check_tools
 from thinkers.models.writers import Cached, Recomputed
@@ -26,40 +27,15 @@ def generate(
     num_steps: int | None,
     prompt_lengths: Int[Tensor, " b"] | None,
     *,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generator: torch.Generator | None,
-    stop_token: int | None,
     pad_token: int,
-    use_cache: bool,
     return_logits: bool,
-    positions: Positions | None,
-    halt: Halt,
     return_steps: bool,
-    tools: Sequence[Tool] = (),
-    memory: Any = None,
+    **options: Any,
 ) -> Any:
-    """Implement `Model.generate`."""
+    """Implement `Model.generate`; the other options are those of `stream`."""
     check_shape("tokens", tokens)
     check_int("pad_token", pad_token, -(2**63))
-    written = stream(
-        model,
-        tokens,
-        max_new_tokens,
-        num_steps,
-        prompt_lengths,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        generator=generator,
-        stop_token=stop_token,
-        use_cache=use_cache,
-        positions=positions,
-        halt=halt,
-        tools=tools,
-        memory=memory,
-    )
+    written = stream(model, tokens, max_new_tokens, num_steps, prompt_lengths, **options)
     (b, t), chosen, kept, taken = tokens.shape, [], [], []
     for new in written:
         column = torch.full((b,), pad_token, dtype=torch.int64, device=tokens.device)
@@ -147,6 +123,7 @@ def stream(
     halt: Halt = None,
     tools: Sequence[Tool] | Calls = (),
     memory: Any = None,
+    extra: Extra = None,
 ) -> Iterator[NextTokens]:
     """Yield the tokens of `Model.generate`, each as soon as it is chosen.
 
@@ -156,7 +133,7 @@ def stream(
     Args:
         tools: As in `Model.generate`; or the calls of rows that are continued.
     """
-    check_takes_memory(model, memory)
+    check_options(model, memory=memory, extra=extra)
     if not model.causal:
         raise UsageError(NOT_CAUSAL.format(what="generate"))
     rows, lengths, steps = check_call(model, tokens, max_new_tokens, num_steps, prompt_lengths)
@@ -167,7 +144,7 @@ def stream(
     if stop_token is not None:
         check_int("stop_token", stop_token, 0, model.config.vocab_size - 1, "vocab_size - 1")
     with eval_mode(model):
-        given = prompt_lengths is not None, max_new_tokens, positions, halt, memory
+        given = prompt_lengths is not None, max_new_tokens, positions, halt, memory, extra
         writer = (Cached if use_cache else Recomputed)(model, rows, lengths, steps, *given)
         alive = torch.arange(len(tokens), device=tokens.device)
         for _ in range(max_new_tokens):

@@ -7,11 +7,15 @@ from torch import Tensor, nn
 
 from thinkers.checks import check_int, check_rows
 from thinkers.models.batch import real_positions
+from thinkers.models.extra_inputs import Extra, check_extra
 from thinkers.models.halt import Halt, check_halt, with_policy
 from thinkers.models.memory_option import check_takes_memory
 from thinkers.models.positions import Positions, refuse_positions
 
-OPTIONS: dict[str, Any] = {"halt": None, "policy": False, "positions": None, "memory": None}
+OPTIONS: dict[str, Any] = {
+    **dict.fromkeys(("halt", "positions", "memory", "extra")),
+    "policy": False,
+}
 """Keywords of `forward` that not every model takes, each with the value that asks for nothing."""
 
 
@@ -22,11 +26,13 @@ def check_options(
     policy: bool = False,
     positions: Positions | None = None,
     memory: Any = None,
+    extra: Extra = None,
 ) -> None:
     """Raise UsageError if one of OPTIONS asks for what this model cannot do."""
     check_halt(model, with_policy(halt, policy))
     refuse_positions(model, positions)
     check_takes_memory(model, memory)
+    check_extra(model, extra)
 
 
 def asked_options(model: Any, given: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from thinkers.models.batch import (
     as_batch,
     graded_targets,
 )
+from thinkers.models.extra_inputs import Extra, extra_option
 from thinkers.models.generation import check_call, choosable, eval_mode
 from thinkers.models.halt import (
     Halt,
@@ -37,7 +38,13 @@ from thinkers.models.thinker_halting import (
     boundary_loss,
     gates_of,
 )
-from thinkers.models.thinker_input import read_text, text_input
+from thinkers.models.thinker_input import (
+    check_inputs,
+    count_inputs,
+    read_prompts,
+    read_text,
+    text_input,
+)
 from thinkers.models.thinker_live import LiveRows, live_thinking
 from thinkers.models.thinker_memory import BlockMemory
 from thinkers.models.thinker_memory_flops import of_documents
@@ -83,12 +90,13 @@ class Thinker(BlockMemory, HaltingModel):
     `prompt_lengths`, the latents think about the prompt, and the answer is predicted from M_n. With
     `halt`, prompts and sections take different numbers of steps: see
     `thinkers.models.thinker_halting`. A long-term memory adds blocks to M_s, s >= 1: see
-    `thinkers.models.thinker_memory`.
+    `thinkers.models.thinker_memory`. A subclass that puts an `Input` into `inputs` reads what rows
+    have under its name in `Batch.extra`, after their prompts: see docs/own_input.md.
     """
 
     name = "thinker"
     ragged_text = False  # sections end at the same columns of all rows
-    not_trained = ("policy.",)
+    not_trained = ("policy.", "inputs.")  # by rows of tokens alone
     mask_caption = "Each position attends, through memory, to the sections finished before it."
     test_variants = (
         {"num_latents": 3, "read_steps": 1, "memory_steps": 2, "num_knowledge": 3},
@@ -121,6 +129,7 @@ class Thinker(BlockMemory, HaltingModel):
         self.calls_tools = config.output == "autoregressive"
         self.text = text_input(self.config)
         self.read = Read(self.process, self.text)
+        self.inputs = nn.ModuleDict()
         embedding = self.text.embedding
         self.head = Head(embedding, config.tie_head)
         self.output = Output(self.process, embedding, config.output_steps, self.causal, self.head)
@@ -142,6 +151,10 @@ class Thinker(BlockMemory, HaltingModel):
         self.reset_memory()
         if config.policy:
             self.policy.reset()
+
+    @property
+    def takes_extra(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self.inputs)
 
     @property
     def halts_by(self) -> tuple[str, ...]:
@@ -314,6 +327,7 @@ class Thinker(BlockMemory, HaltingModel):
         keep_states: bool,
         keys: Int[Tensor, " b"] | None = None,
         thinking: Any = None,
+        extra: Extra = None,
     ) -> tuple[Float[Tensor, "b k o c"], Int[Tensor, "b o"], Float[Tensor, "b k l c"]]:
         """Return the states of the answer, their positions in the row, and the latents.
 
@@ -323,8 +337,7 @@ class Thinker(BlockMemory, HaltingModel):
         """
         (longest, room), device = sizes, tokens.device
         check_room(self.config, room)
-        inputs = read_text(self, tokens[:, :longest])
-        hidden = torch.arange(longest, device=device) >= prompt_lengths[:, None]
+        inputs, hidden = read_prompts(self, tokens[:, :longest], prompt_lengths, extra)
         think = thinking or self.think
         memories, latents = think(inputs, hidden, steps, keep_states, keys)
         offsets = torch.arange(room, device=device)
@@ -346,6 +359,7 @@ class Thinker(BlockMemory, HaltingModel):
         halt: Halt = None,
         policy: bool = False,
         memory: Any = None,
+        extra: Extra = None,
     ) -> Thought:
         steps, halt = self.check_steps(num_steps), check_halt(self, with_policy(halt, policy))
         tokens = self.check_tokens(tokens, lengths, prompt_lengths)
@@ -354,20 +368,21 @@ class Thinker(BlockMemory, HaltingModel):
         if halt is not None:
             live = LiveRows(self, halt, tokens, lengths, prompt_lengths)
         blocks = check_memory(self, memory, len(tokens), steps)
+        check_inputs(self, extra, len(tokens), prompt_lengths)
         thinking = Thinkings.of(self, live, blocks, self.config.memory_top)
         states, of_sections, of_prompts = self._states(
-            tokens, prompt_lengths, sizes, steps, keep_states, None, thinking
+            tokens, prompt_lengths, sizes, steps, keep_states, None, thinking, extra
         )
         taken = full_steps(tokens, steps) if live is None else live.steps()
         latents = of_sections if of_prompts is None else of_prompts
-        extra = {} if latents is None else {"latents": latents}
-        extra |= thinking.extra(steps, prompt_lengths is not None)
+        found = {} if latents is None else {"latents": latents}
+        found |= thinking.extra(steps, prompt_lengths is not None)
         if live is not None and (actions := live.actions()) is not None:
-            extra["actions"] = actions
+            found["actions"] = actions
         if self.config.num_probes:
-            extra["probes"] = self.probe(states if keep_states else states[:, -1])
+            found["probes"] = self.probe(states if keep_states else states[:, -1])
         logits = self.output.logits(states[:, -1])
-        return Thought(logits, states if keep_states else None, extra, taken)
+        return Thought(logits, states if keep_states else None, found, taken)
 
     def _states(
         self,
@@ -378,6 +393,7 @@ class Thinker(BlockMemory, HaltingModel):
         keep_states: bool,
         keys: Int[Tensor, " b"] | None = None,
         thinking: Thinkings = NO_THINKINGS,
+        extra: Extra = None,
     ) -> tuple[
         Float[Tensor, "b k t c"],
         Float[Tensor, "b s k l c"] | None,
@@ -391,7 +407,7 @@ class Thinker(BlockMemory, HaltingModel):
         if prompt_lengths is None:
             return states, of_sections, None
         answers, _, of_prompts = self._prompted(
-            tokens, prompt_lengths, sizes, steps, keep_states, keys, thinking.prompts
+            tokens, prompt_lengths, sizes, steps, keep_states, keys, thinking.prompts, extra
         )
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         source = (columns - prompt_lengths[:, None] + 1)[:, None, :, None]
@@ -418,6 +434,7 @@ class Thinker(BlockMemory, HaltingModel):
         torch's global generator.
         """
         steps, batch = self.check_steps(num_steps), as_batch(batch, self)
+        check_inputs(self, batch.extra, len(batch), batch.prompt_lengths)
         own = self.count_terms(batch)
         tokens, prompts, size = batch.tokens, batch.prompt_lengths, self.config.section
         every = self.config.halting or self.config.step_loss != "last"
@@ -433,7 +450,9 @@ class Thinker(BlockMemory, HaltingModel):
             thoughts: tuple[Tensor | None, Tensor | None] = (None, latents)
         else:
             sizes = prompt_sizes(prompts, tokens.shape[1], self.causal, batch.lengths)
-            states, *found = self._states(tokens, prompts, sizes, steps, every, keys, thinking)
+            states, *found = self._states(
+                tokens, prompts, sizes, steps, every, keys, thinking, batch.extra
+            )
             thoughts = found[0], found[1]
             graded, boundaries = batch, Boundaries.of_rows(batch, size)
         if self.config.halting:
@@ -472,7 +491,7 @@ class Thinker(BlockMemory, HaltingModel):
         assert prompts is not None
         sizes = prompt_sizes(prompts, tokens.shape[1], self.causal)
         states, positions, latents = self._prompted(
-            tokens, prompts, (sizes[0], room), steps, keep_states, keys, thinking
+            tokens, prompts, (sizes[0], room), steps, keep_states, keys, thinking, batch.extra
         )
         beyond = positions >= targets.shape[1]
         positions = positions.clamp(max=targets.shape[1] - 1)
@@ -514,6 +533,7 @@ class Thinker(BlockMemory, HaltingModel):
         tools: Sequence[Tool] = (),
         policy: bool = False,
         memory: Any = None,
+        extra: Extra = None,
     ) -> Any:
         """Generate greedily; with parallel output, predict all tokens of the answer at once."""
         refuse_positions(self, positions)
@@ -529,14 +549,16 @@ class Thinker(BlockMemory, HaltingModel):
                 return_steps=return_steps,
                 **tools_option(tools),
                 **memory_option(memory),
+                **extra_option(extra),
             )
         rows, lengths, steps = check_call(self, tokens, max_new_tokens, num_steps, prompt_lengths)
         sizes = rows.shape[1], max_new_tokens
         live = None if halt is None else live_thinking(self, halt)
         blocks = check_memory(self, memory, len(rows), steps)
+        check_inputs(self, extra, len(rows), lengths)
         with eval_mode(self):
             think = block_thinking(self, live, blocks, self.config.memory_top)
-            states, _, _ = self._prompted(rows, lengths, sizes, steps, False, None, think)
+            states, _, _ = self._prompted(rows, lengths, sizes, steps, False, None, think, extra)
             answer = choosable(self.output.logits(states[:, -1])).argmax(-1)
         if not return_steps:
             return answer
@@ -553,16 +575,17 @@ class Thinker(BlockMemory, HaltingModel):
         *,
         halt: Halt = None,
         memory: Any = None,
+        extra: Extra = None,
     ) -> tuple[Float[Tensor, "b v"], ThinkerCache | HaltingCache]:
         live = None if halt is None else live_thinking(self, halt)
         blocks = check_memory(self, memory, len(tokens), num_steps)
+        check_inputs(self, extra, len(tokens), lengths if prompted else None)
         thinking = block_thinking(self, live, blocks, self.config.memory_top)
         cache = ThinkerCache(self, lengths, num_steps, prompted, capacity, live, thinking)
         (b, t), size = tokens.shape, self.config.section
         if prompted:
             check_room(self.config, capacity - t)
-            hidden = torch.arange(t, device=tokens.device) >= lengths[:, None]
-            cache.think(self, read_text(self, tokens), hidden)
+            cache.think(self, *read_prompts(self, tokens, lengths, extra))
             positions = lengths[:, None] - 1
         else:
             # Without prompt lengths all rows have t tokens.
@@ -636,7 +659,10 @@ class Thinker(BlockMemory, HaltingModel):
             check_steps_taken(steps, (len(batch), batch.tokens.shape[1]), num)
             taken = steps.gather(1, prompts[:, None] - 1)[:, 0]
             return read + thinker_flops.live_prompted(self, taken, longest, room)
-        return read + thinker_flops.prompted(self, len(batch), longest, room, num, training)
+        others, embedded = count_inputs(self, batch.extra)
+        read += embedded * (3 if training else 1)
+        sizes = longest, room, num, training, others
+        return read + thinker_flops.prompted(self, len(batch), *sizes)
 
     # Tracing ----------------------------------------------------------------------------------
 

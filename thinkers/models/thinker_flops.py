@@ -20,9 +20,15 @@ def sectioned(model: Any, batch_size: int, length: int, steps: int, training: bo
     return total + _head(model, batch_size * length, steps, training)
 
 
-def prompted(model: Any, rows: int, longest: int, room: int, steps: int, training: bool) -> int:
-    """Count the operations of reading prompts and writing answers of `room` positions."""
-    thinking = _thinking(model, rows, longest, rows, room, steps, training)
+def prompted(
+    model: Any, rows: int, longest: int, room: int, steps: int, training: bool, others: int = 0
+) -> int:
+    """Count the operations of reading prompts and writing answers of `room` positions.
+
+    Args:
+        others: Vectors of other inputs that each row reads besides its prompt.
+    """
+    thinking = _thinking(model, rows, longest, rows, room, steps, training, others)
     return thinking + _head(model, rows * room, steps, training)
 
 
@@ -78,7 +84,14 @@ def memory_size(config: Any, s: int, read: int, latents: int) -> int:
 
 
 def _thinking(
-    model: Any, rows: int, read: int, texts: int, queries: int, steps: int, training: bool
+    model: Any,
+    rows: int,
+    read: int,
+    texts: int,
+    queries: int,
+    steps: int,
+    training: bool,
+    others: int = 0,
 ) -> int:
     """Count the thinking steps and the read-outs.
 
@@ -87,8 +100,10 @@ def _thinking(
         read: Tokens in the memory of a row.
         texts: Texts of that length that are mixed and projected, shared by the rows.
         queries: Output queries per row.
+        others: Vectors of other inputs in the memory of a row.
     """
     config, process = model.config, model.process
+    rest, read = model.text.flops(texts, read), read + others
     latents = config.num_latents + (config.add_latents if training else 0)
     thinking = 0
     for s in range(steps):
@@ -99,7 +114,6 @@ def _thinking(
             step += process.project_flops(rows * latents)
         # A step without gradient has no backward pass, which would cost twice the forward.
         thinking += 3 * step if training and model.learns(s, steps) else step
-    rest = model.text.flops(texts, read)
     rest += process.project_flops(texts * read + config.num_knowledge)
     for s in _answered_steps(model, steps, training):
         rest += config.output_steps * process.flops(

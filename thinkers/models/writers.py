@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from thinkers.models.extra_inputs import Extra, extra_of_rows, extra_option
 from thinkers.models.halt import Halt, HaltingCache, full_steps, halt_option
 from thinkers.models.memory_option import memory_of_rows, memory_option
 from thinkers.models.positions import Places, Positions, option
@@ -25,6 +26,7 @@ class Cached:
         positions: Positions | None = None,
         halt: Halt = None,
         memory: Any = None,
+        extra: Extra = None,
     ):
         self.model, self.steps = model, steps
         self.next: Any = None
@@ -41,6 +43,7 @@ class Cached:
                 **option(places),
                 **halt_option(halt),
                 **memory_option(memory),
+                **extra_option(extra),
             )
         self.pending: Tensor | None = None
 
@@ -85,9 +88,10 @@ class Recomputed:
         positions: Positions | None = None,
         halt: Halt = None,
         memory: Any = None,
+        extra: Extra = None,
     ):
         self.model, self.steps, self.lengths = model, steps, lengths
-        self.memory = memory
+        self.memory, self.extra = memory, extra
         self.halt, self.newest = halt, lengths
         self.positions = positions
         self.prompts = lengths if prompted else None
@@ -104,6 +108,7 @@ class Recomputed:
             **option(self.positions),
             **halt_option(self.halt),
             **memory_option(self.memory),
+            **extra_option(self.extra),
         )
         last = torch.arange(len(self.rows)), self.lengths - 1
         self.newest = full_steps(self.lengths, self.steps)
@@ -125,3 +130,4 @@ class Recomputed:
         self.rows, self.lengths = self.rows[rows], self.lengths[rows]
         self.prompts = None if self.prompts is None else self.prompts[rows]
         self.memory = memory_of_rows(self.memory, rows)
+        self.extra = extra_of_rows(self.extra, rows)

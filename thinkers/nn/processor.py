@@ -218,6 +218,14 @@ class Input(nn.Module):
         """Embed an input, m vectors per row."""
         raise NotImplementedError
 
+    def count(self, x: Tensor) -> int:
+        """Return the number of vectors of each row of this input."""
+        return x.shape[1]
+
+    def flops(self, x: Tensor) -> int:
+        """Return the floating-point operations of embedding this input; matrix products count."""
+        return 0
+
 
 class TextInput(Input):
     """Text: mix(sqrt(c) * (embedding + learned position)).
@@ -252,7 +260,7 @@ class TextInput(Input):
         x = self.embed(tokens, positions)
         return x if self.mix is None else self.mix(x, positions, section, past)
 
-    def flops(self, batch: int, length: int) -> int:
+    def flops(self, batch: int, length: int) -> int:  # type: ignore[override]
         """Return the floating-point operations of reading texts of this length."""
         return 0 if self.mix is None else self.mix.flops(batch, length)
 

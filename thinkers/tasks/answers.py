@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from thinkers.checks import NOT_CAUSAL, check_int
 from thinkers.errors import UsageError, usage_error
 from thinkers.models.batch import Batch
-from thinkers.models.documents import blocks_option, check_reads_sections
+from thinkers.models.documents import check_reads_sections, inputs_option
 from thinkers.models.generation import eval_mode, ids_below
 from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import Positions, option, refuse_positions
@@ -361,7 +361,7 @@ def generated_answers(
                         **option(positions),
                         **halt_option(halt),
                         **tools_option(tools(some)),
-                        **blocks_option(model, some.to(device)),
+                        **inputs_option(model, some.to(device)),
                     ).cpu()
             yield predicted, truth
 

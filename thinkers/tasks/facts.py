@@ -208,7 +208,7 @@ class Facts(CurriculumTask):
             document=tensors[6],
             document_keys=torch.from_numpy(signed[1]) if is_training else None,
             document_levels=levels,
-            **self._steps(tokens, lengths, answers),
+            **self._steps(tokens, lengths, answers),  # type: ignore[arg-type]
         )
 
     def _facts(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thinkers.errors import usage_error
 from thinkers.models.batch import IGNORED, Batch
-from thinkers.models.documents import blocks_option
+from thinkers.models.documents import inputs_option
 from thinkers.models.halt import Halt, rule_name
 from thinkers.tasks.due import Steps
 
@@ -33,12 +33,12 @@ class GradedRows:
     grades: Float[Tensor, " b"]
     batch: Batch | None = None
 
-    def documents_of(self, rows: Int[Tensor, " r"], model: Any) -> dict[str, Any]:
-        """Return the keyword argument `memory`, what these rows ask about, if there is anything."""
+    def inputs_of(self, rows: Int[Tensor, " r"], model: Any) -> dict[str, Any]:
+        """Return what these rows read besides their tokens, as keyword arguments of a model."""
         if self.batch is None:
             return {}
         device = next(model.parameters()).device
-        return blocks_option(model, self.batch.rows(rows).to(device))
+        return inputs_option(model, self.batch.rows(rows).to(device))
 
 
 def with_answers(
