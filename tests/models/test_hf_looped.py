@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import thinkers
-from thinkers.config.experiment import Config
+from thinkers.config.experiment import Config, build_part
 from thinkers.errors import UsageError
 from thinkers.models import MODELS
 from thinkers.models.hf_config import FAMILIES, to_text
@@ -82,11 +82,19 @@ def test_rows_are_at_most_as_long_as_the_positions():
         ('{"model_type": "llama", "quantization_config": {"bits": 4}}', "with quantization_config"),
         ('{"model_type": "llama", "rope_scaling": {"type": "longrope"}}', "of the type 'longrope'"),
         ('{"model_type": "thinkers", "model": "thinker", "settings": {}}', "an exported 'thinker'"),
+        ('{"model_type": "thinkers", "model": "decoder"}', "settings in hf_config must be an obj"),
     ],
 )
 def test_what_is_no_configuration_of_layers_that_can_be_looped_is_refused(text, message):
     with pytest.raises(UsageError, match=message):
         HFLooped.Config(hf_config=text)
+
+
+def test_an_error_of_three_lines_has_three_on_the_command_line():
+    with pytest.raises(UsageError) as error:
+        build_part(HFLooped.Config, {"hf_config": '{"model_type": "bert"}'}, "model")
+    lines = str(error.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["found", "expected", "fix"]
 
 
 def test_a_window_that_is_not_used_is_none():

@@ -240,6 +240,8 @@ def build_part(kind: type, settings: dict[str, Any], part: str) -> Any:
     try:
         return kind(**tuples)
     except (ValueError, TypeError) as error:
+        if str(error).startswith("found: "):
+            raise  # in three lines already
         raise _value_error(str(error), part, known) from None
 
 

@@ -155,9 +155,11 @@ def check(config: Mapping[str, Any]) -> None:
 
 def _check_own(config: Mapping[str, Any]) -> None:
     name, settings = config.get("model"), config.get("settings")
-    if name != "decoder" or not isinstance(settings, dict):
+    if not isinstance(settings, dict):
+        raise UsageError(f"settings in hf_config must be an object, got {type(settings).__name__}")
+    if name != "decoder":
         raise usage_error(
-            f"an exported {name!r} with settings of type {type(settings).__name__}",
+            f"an exported {name!r}",
             "an exported decoder",
             "train and export a decoder: other models of the library think already",
         )

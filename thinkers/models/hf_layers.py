@@ -242,7 +242,7 @@ def run_layers(
     table: Table,
     keys: KeepsKeys | None,
 ) -> Float[Tensor, "b t c"]:
-    """Pass `x` through layers of transformers, whose attention is `attend`."""
+    """Pass `x` through layers, whose attention is `attend` or that of this library."""
     for layer in layers:
         x = layer(x, position_embeddings=table, keeps=keys)
     return x

@@ -36,9 +36,9 @@ class HFLooped(Model):
     pretrained model, with g = 0: it is then that model at any n. Built from settings its weights
     are random, and g = 1. Each pass has keys and values of its own.
 
-    Layers of pretrained models are looped by McLeish et al. 2025, https://arxiv.org/abs/2511.07384,
-    without a gate; a gate that begins at 0 is that of ReZero (Bachlechner et al. 2020,
-    https://arxiv.org/abs/2003.04887).
+    McLeish et al. 2025, https://arxiv.org/abs/2511.07384, loop layers of pretrained models with the
+    input injected each time, fewer layers and no gate. A gate that begins at 0 is that of ReZero
+    (Bachlechner et al. 2020, https://arxiv.org/abs/2003.04887).
     """
 
     name = "hf_looped"
