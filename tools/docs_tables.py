@@ -40,6 +40,7 @@ PAGES = {
         "store_faults",
         "memory_search",
     ),
+    "docs/retrofit.md": ("retrofitted",),
     "docs/tools.md": ("tools_measured", "tools_by_kind"),
 }
 """{page: names of its generated parts}; the function of that name, here or in measured_tables.py,

@@ -366,3 +366,22 @@ def tools_by_kind() -> str:
             rows.append([f"`{name}`", what, exact, calls[0], f"{found[0]['due']:.0f}", calls[1]])
     columns = ["case", "questions", "exact", "calls", "products or hops", "as many calls as these"]
     return table(columns, rows)
+
+
+def retrofitted() -> str:
+    """The results of benchmarks/retrofit.py: exact by steps, and beside the untouched model."""
+    found = json.loads((ROOT / "docs" / "retrofit.json").read_text())
+    once = {seed: run["scores"]["1"] for seed, run in found["one_step"].items()}
+    rows = []
+    for name, runs in found.items():
+        scores = [_mean([x["scores"][k] for x in runs.values() if k in x["scores"]], 3)
+                  if any(k in x["scores"] for x in runs.values()) else ""
+                  for k in ("1", "4", "16")]  # fmt: skip
+        own = "1" if name in ("decoder", "one_step") else "4"
+        gains = [runs[seed]["scores"][own] - x for seed, x in once.items() if seed in runs]
+        first = next(iter(runs.values()))
+        shown = "" if name in ("decoder", "one_step") else _mean(gains, 3)
+        gates = ", ".join(f"{x['gate']:.3f}" for x in runs.values() if "gate" in x)
+        rows.append([f"`{name}`", str(first.get("updates", "")), gates, *scores, shown])
+    columns = ["case", "updates", "gate, by seed", "1 step", "4 steps", "16 steps"]
+    return table([*columns, "4 steps - `one_step`"], rows)
