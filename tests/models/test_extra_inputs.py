@@ -213,6 +213,7 @@ def test_what_cannot_be_read_is_refused():
             call()
 
 
+@pytest.mark.misuse
 def test_a_model_with_other_inputs_keeps_the_properties_of_every_model():
     check_model(seeing())
 

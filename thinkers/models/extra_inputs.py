@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from thinkers.checks import describe
@@ -47,7 +47,7 @@ def check_extra(model: Any, extra: Any, num_rows: int | None = None) -> None:
             raise UsageError(f"extra[{name!r}] must have {num_rows} rows, got {len(x)}")
 
 
-def extra_of_rows(extra: Extra, rows: slice | Int[Tensor, " r"]) -> Extra:
+def extra_of_rows(extra: Extra, rows: slice | Int[Tensor, " r"] | Bool[Tensor, " b"]) -> Extra:
     """Return the inputs of some rows."""
     return None if extra is None else {name: x[rows] for name, x in extra.items()}
 
