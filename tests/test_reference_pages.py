@@ -56,15 +56,23 @@ def test_every_model_has_a_card_with_all_its_settings(pages):
     assert "Width of the vectors between layers." in text
 
 
-def test_every_command_and_every_public_name_has_its_place(pages):
-    import thinkers
+def test_every_command_has_its_place(pages):
     from thinkers.cli.parser import command_line
 
     commands = pages.commands_page()
     assert all(f"## thinkers {name}\n" in commands for name in command_line()[1])
-    own = dict(pages.api_pages())["thinkers"]
-    names = [name for names in thinkers._HOMES.values() for name in names]
-    assert names and all(f"\n## {name}\n" in own for name in names)
+
+
+@pytest.mark.extras
+def test_every_public_name_has_its_place(pages):
+    import thinkers
+
+    pytest.importorskip("transformers")
+    found = dict(pages.api_pages())
+    homes = [*thinkers._HOMES.values(), *thinkers._HOMES_OF_EXTRAS.values()]
+    names = [name for names in homes for name in names]
+    assert "retrofit" in names and all(f"\n## {name}\n" in found["thinkers"] for name in names)
+    assert "\n## ThinkersForCausalLM\n" in found["thinkers.hf"]
 
 
 @pytest.mark.extras

@@ -130,9 +130,10 @@ def commands_page() -> str:
 
 def api_pages() -> Iterator[tuple[str, str]]:
     """Yield (module, page): the public names of the package, and of each public room."""
-    own = [name for names in thinkers._HOMES.values() for name in names]
+    homes = [*thinkers._HOMES.values(), *thinkers._HOMES_OF_EXTRAS.values()]
+    own = [name for names in homes for name in names]
     yield "thinkers", api_page("thinkers", own)
-    for room in thinkers._ROOMS:
+    for room in (*thinkers._ROOMS, *thinkers._ROOMS_OF_EXTRAS):
         module = importlib.import_module(f"thinkers.{room}")
         public = [name for name in getattr(module, "__all__", ()) if name not in own]
         yield f"thinkers.{room}", api_page(f"thinkers.{room}", public)

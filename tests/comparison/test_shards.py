@@ -9,6 +9,7 @@ from thinkers.comparison import plan, shards
 from thinkers.comparison.plan import Plan
 from thinkers.comparison.runner import compare
 from thinkers.errors import UsageError
+from thinkers.runs import trackers
 
 pytestmark = pytest.mark.usefixtures("plain_pages")
 SMALL = {"task.max_digits": 1, "model.dim": 8, "model.num_heads": 2, "training.batch_size": 4}
@@ -37,6 +38,30 @@ def test_shards_of_a_folder_make_the_comparison_of_one_process(tmp_path):
         assert [x.record["score"] for x in found] == [x.record["score"] for x in wanted]
     with pytest.raises(UsageError, match="seeds"):
         small(out, shard="1/2", seeds=1)
+
+
+def test_the_shard_that_ends_last_sends_the_means(tmp_path, monkeypatch):
+    sent = []
+
+    class Recording(trackers.Tracker):
+        module = "json"
+
+        def __init__(self, folder, record):
+            self.name = folder.name
+
+        def send(self, lines):
+            sent.append((self.name, lines))
+
+        def finish(self, status):
+            sent.append((self.name, status))
+
+    monkeypatch.setitem(trackers.TRACKERS, "recording", Recording)
+    out = tmp_path / "shared"
+    small(out, shard="1/2", tracking="recording")
+    assert [x for name, x in sent if name == "shared"] == ["FINISHED"]
+    found = small(out, shard="2/2", tracking="recording")
+    means = {"update": 2, "test": found.mean_scores}
+    assert [x for name, x in sent if name == "shared"] == ["FINISHED", [means], "FINISHED"]
 
 
 def test_of_two_parts_that_begin_at_once_one_writes_the_plan(tmp_path, monkeypatch):

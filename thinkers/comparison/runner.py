@@ -144,7 +144,8 @@ def _carry_out(
         with shard.writing(folder):
             write_page(comparison)
     if tracker is not None:
-        tracker.send([{"update": plan.seeds, "test": comparison.mean_scores}])
+        if comparison.is_complete:  # with shards, whoever ends last sends the means of all
+            tracker.send([{"update": plan.seeds, "test": comparison.mean_scores}])
         tracker.finish("FAILED" if comparison.failures else "FINISHED")
     return comparison
 
