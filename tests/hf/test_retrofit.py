@@ -8,6 +8,7 @@ import pytest
 import torch
 from model_cases import ids
 from retrofit_cases import CASES, T, V, pretrained
+from safetensors.torch import load_file, save_file
 
 import thinkers
 from thinkers.errors import DataError, UsageError
@@ -256,11 +257,63 @@ def test_a_folder_without_a_model_is_an_error_of_data(tmp_path):
         thinkers.retrofit(tmp_path)
 
 
+@pytest.mark.parametrize("case", ["llama", "gpt2", "decoder, grouped, untied"])
+def test_a_folder_that_lacks_weights_is_no_model_of_random_ones(case, tmp_path):
+    pretrained(case).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    name = next(x for x in whole if ".2." in x and x.endswith(".weight"))
+    for change, wanted in (
+        ({name: None}, f"no (weight )?{name} "),
+        ({name: whole[name][:4].clone()}, f"{name} of shape "),
+        ({"other.weight": torch.ones(3)}, "a weight that the model does not have, other.weight"),
+    ):
+        changed = {key: x for key, x in (whole | change).items() if x is not None}
+        save_file(changed, file, {"format": "pt"})
+        with pytest.raises(DataError, match=wanted):
+            thinkers.retrofit(tmp_path)
+    save_file(whole, file, {"format": "pt"})
+    thinkers.retrofit(tmp_path)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"found: .*model\.safetensors, which is damaged"):
+        thinkers.retrofit(tmp_path)
+
+
+def test_a_file_of_weights_of_torch_that_is_cut_is_an_error_of_data(tmp_path):
+    given = pretrained("llama")
+    given.config.save_pretrained(tmp_path)
+    torch.save(given.state_dict(), tmp_path / "pytorch_model.bin")
+    thinkers.retrofit(tmp_path)
+    data = (tmp_path / "pytorch_model.bin").read_bytes()
+    for size in (0, 9, len(data) // 2):
+        (tmp_path / "pytorch_model.bin").write_bytes(data[:size])
+        with pytest.raises(DataError, match="transformers can load"):
+            thinkers.retrofit(tmp_path)
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_a_model_without_a_head_is_refused_also_from_its_folder(case, tmp_path):
+    base = pretrained(case).base_model
+    message = f"(?s)found: a {type(base).__name__}.*a causal language model.*AutoModelForCausalLM"
+    with pytest.raises(UsageError, match=message):
+        thinkers.retrofit(base)
+    if case == "llama":  # the head of gpt2 is its embedding
+        base.save_pretrained(tmp_path)
+        with pytest.raises(DataError, match="found: no weight lm_head.weight in "):
+            thinkers.retrofit(tmp_path)
+    kind = transformers.AutoModelForSequenceClassification
+    with pytest.raises(UsageError, match="found: a .*Classification, which has no lm_head"):
+        thinkers.retrofit(kind.from_config(base.config))
+
+
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({"layers": (4, 4)}, r"layers\[1\] must be an integer in 5 .. 6 .*got 4"),
-        ({"layers": (0, 7)}, r"layers\[1\] must be an integer in 1 .. 6 \(num_layers\), got 7"),
+        ({"layers": (4, 4)}, r"(?s)found: layers \(4, 4\)\n.*first < last.*layers=\(4, 5\)"),
+        ({"layers": (3, 1)}, r"(?s)found: layers \(3, 1\)\n.*first < last"),
+        ({"layers": range(2, 4)}, r"layers must be a tuple or a list, .*got range\(2, 4\)"),
+        ({"layers": 3}, "layers must be a tuple or a list, .*got 3"),
+        ({"layers": (0, 7)}, r"layers\[1\] must be an integer in 0 .. 6 \(num_layers\), got 7"),
         ({"layers": (-1, 2)}, r"layers\[0\] must be an integer in 0 .. 5"),
         ({"layers": (1, 2, 3)}, "layers must be two numbers"),
         ({"num_steps": 0}, "num_steps"),

@@ -5,13 +5,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from thinkers.errors import DataError, UsageError, UsageTypeError, describe, usage_error
+from thinkers.errors import (
+    DataError,
+    UsageError,
+    UsageTypeError,
+    describe,
+    is_about_memory,
+    system_errno,
+    three_lines,
+    usage_error,
+)
 from thinkers.files import is_folder
 from thinkers.models.generation import eval_mode
 from thinkers.models.hf_config import FAMILIES, Family, entry, parse, to_text
 from thinkers.models.hf_looped import HFLooped
+from thinkers.terminal import one_line
 from thinkers.user_paths import user_path
 
 PROBED = 8
@@ -48,12 +59,13 @@ def retrofit(
     Raises:
         UsageError: It is no such model or folder, its layers cannot be looped, or a setting is
             invalid.
-        DataError: The folder holds no model that transformers can load.
+        DataError: The folder holds no model that transformers can load, or not all its weights.
     """
     model = opened(hf_model_or_folder)
     text = to_text(model.config.to_dict())
     found = parse(text)
     family = FAMILIES[found["model_type"]]
+    check_causal(model, family)
     config = HFLooped.Config(
         hf_config=text,
         layers=layers,
@@ -93,15 +105,83 @@ def opened(given: Any) -> Any:
             "a folder that save_pretrained wrote, or a loaded model: nothing is downloaded here",
             "load it by AutoModelForCausalLM.from_pretrained, and pass the model",
         )
+    check_files(path)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", local_files_only=True, trust_remote_code=False
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype="auto",
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are in the report, with their names
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # configurations and weights are read by libraries without one class
+        if is_about_memory(error) or system_errno(error) is not None:
+            raise
         raise DataError(
             f"{path} holds no causal language model that transformers can load: "
-            f"{describe(error)}; a run of this library becomes one by thinkers export hf"
+            f"{one_line(str(error), 300)}; a run of this library becomes one by thinkers export hf"
         ) from error
+    check_report(path, report)
+    return model
+
+
+def check_files(path: Path) -> None:
+    """Raise DataError that names the first file of weights that is damaged."""
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            if system_errno(error) is not None:
+                raise
+            raise DataError(
+                three_lines(
+                    f"{file}, which is damaged: {describe(error)}",
+                    "the whole file, as save_pretrained wrote it",
+                    "copy or download it again",
+                )
+            ) from error
+
+
+def check_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Raise DataError unless the weights of a folder are those of its model.
+
+    transformers draws weights at random that it does not find, and goes on.
+    """
+    mismatched = {x[0]: x[1:] for x in report["mismatched_keys"]}
+    found = {
+        "no weight": sorted(report["missing_keys"] - mismatched.keys()),
+        "a weight of another shape,": sorted(mismatched),
+        "a weight that the model does not have,": sorted(report["unexpected_keys"]),
+    }
+    for kind, names in found.items():
+        if names:
+            first = names[0]
+            shapes = [list(x) for x in mismatched.get(first, ())]
+            sizes = f" of shape {shapes[0]} instead of {shapes[1]}" if shapes else ""
+            more = f", and {len(names) - 1} more such" if len(names) > 1 else ""
+            raise DataError(
+                three_lines(
+                    f"{kind} {first}{sizes} in {path}{more}",
+                    "the weights that its config.json describes, with those of the head",
+                    "copy the whole folder again, or save the causal language model itself",
+                )
+            )
+
+
+def check_causal(model: Any, family: Family) -> None:
+    """Raise UsageError if a model has no head that predicts the next token."""
+    weights, needed = model.state_dict(), [family.embedding]
+    if not family.has_own_layers:  # with tied weights these have no matrix of the head
+        needed.append(family.head)
+    for part in needed:
+        if f"{part}.weight" not in weights:
+            raise usage_error(
+                f"a {type(model).__name__}, which has no {part}",
+                "a causal language model, with the head that predicts the next token",
+                "load it by AutoModelForCausalLM.from_pretrained",
+            )
 
 
 def own_weights(

@@ -87,9 +87,9 @@ class Wrapper(PreTrainedModel, GenerationMixin):
         for name, x in saved.items():
             is_saved = x is not None and name not in module._non_persistent_buffers_set
             if is_saved and not getattr(x, "_is_hf_initialized", False):
+                part = next(own for own, x in self.named_modules() if x is module)
                 raise self.error(
-                    f"no {name} of shape {list(x.shape)} for a {type(module).__name__} in the "
-                    "file of weights",
+                    f"no {part}.{name} of shape {list(x.shape)} in the file of weights",
                     "the weights of the whole model, in the shapes of its configuration",
                     "export the model again",
                 )

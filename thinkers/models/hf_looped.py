@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from thinkers.checks import added, check_choices, check_int
-from thinkers.errors import UsageError
+from thinkers.errors import UsageError, usage_error
 from thinkers.models import base, hf_looped_flops
 from thinkers.models.base import Model, Thought
 from thinkers.models.batch import Batch, Loss
@@ -88,8 +88,8 @@ class HFLooped(Model):
             if self.hidden is not None:
                 check_int("hidden", self.hidden, 1)
             if self.layers is not None:
-                object.__setattr__(self, "layers", tuple(self.layers))
                 self._check_layers()
+                object.__setattr__(self, "layers", tuple(self.layers))
             if self.trainable == "gate" and self.num_steps == 1:
                 raise UsageError(
                     "trainable must be all or core where num_steps is 1 and the gate has no "
@@ -108,10 +108,19 @@ class HFLooped(Model):
         def _check_layers(self) -> None:
             assert self.layers is not None and self.num_layers is not None
             if len(self.layers) != 2:
-                raise UsageError(f"layers must be two numbers, got {self.layers}")
+                raise UsageError(
+                    "layers must be two numbers, those of the first layer of the core and of the "
+                    f"first after it, got {self.layers}"
+                )
             first, last = self.layers
             check_int("layers[0]", first, 0, self.num_layers - 1, "num_layers - 1")
-            check_int("layers[1]", last, first + 1, self.num_layers, "num_layers")
+            check_int("layers[1]", last, 0, self.num_layers, "num_layers")
+            if last <= first:
+                raise usage_error(
+                    f"layers {(first, last)}",
+                    "(first, last) with first < last: the core is layers first .. last - 1",
+                    f"layers=({first}, {first + 1}) loops layer {first} alone",
+                )
 
         def check_heads(self) -> None:
             if parse(self.hf_config).get("head_dim") is None:
