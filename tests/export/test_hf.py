@@ -1,7 +1,10 @@
 """Runs as folders of Hugging Face: what they hold, and what their cards say, works."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -99,6 +102,21 @@ def test_the_code_of_a_card_gives_the_answer_of_the_library(task_name, capsys):
     tokenizer = transformers.AutoTokenizer.from_pretrained(found.folder)
     tokens = response.answer if task_name in ("links", "automaton") else response.row
     assert shown == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_the_code_of_a_card_asks_nothing_where_the_library_is_absent(tmp_path):
+    folder = exported(small_pair("looped", "copy")).folder
+    blocks = re.findall(r"^```python\n(.*?)^```", (folder / "README.md").read_text(), re.S | re.M)
+    without = "import sys\nsys.modules['thinkers'] = None\n"
+    child = subprocess.run(
+        [sys.executable, "-I", "-c", "\n".join([without, *blocks])],
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    assert "custom code" not in child.stdout and len(child.stdout.splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", ["Then the end. ", "abc\n"])

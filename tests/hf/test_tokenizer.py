@@ -75,8 +75,18 @@ def test_a_task_has_a_tokenizer_with_its_ids_and_text_unless_numbers_are_reverse
         ids = found(text)["input_ids"]
         assert ids == task.encode(text), text
         assert found.decode(ids, skip_special_tokens=True) == task.decode(ids)
-    if task.start_token is not None:  # a name that no text has
-        assert found("<start>", add_special_tokens=False)["input_ids"] == [task.start_token]
+    if task.start_token is not None:
+        assert found.bos_token_id == task.start_token == found(texts[0])["input_ids"][0]
+    unnamed = [x for x in found.get_vocab() if x.startswith("<") and len(x) > 1]
+    for word in unnamed:  # no text is read as a token that has no text
+        for text in (word, word + texts[0], f"{texts[0]}{word}", f"{texts[0]} {word.upper()}"):
+            try:
+                right = task.encode(text)
+            except thinkers.ThinkersError:
+                with pytest.raises(Exception, match=r"\[UNK\]"):
+                    found(text)
+                continue
+            assert found(text)["input_ids"] == right, text
     if found.pad_token is not None:
         padded = found(texts[:4], padding=True, return_tensors="pt")
         lengths = padded["attention_mask"].sum(1)

@@ -105,7 +105,7 @@ def loading(found: Description) -> str:
         f"model = AutoModelForCausalLM.from_pretrained(folder{trust})",
     ]
     if found.tokenizer is not None:
-        lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")
+        lines.append(f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})")
     if alone:
         return code(*lines) + (
             "\n\nThe class is `modeling_thinkers.py` of this folder, which needs torch and "

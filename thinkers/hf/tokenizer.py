@@ -88,7 +88,7 @@ def _wrapped(made: Any, start: int | None, special: dict[str, str]) -> PreTraine
         # By default Hugging Face would ask the model for token_type_ids, and read the names of
         # special tokens in a text as these tokens.
         model_input_names=["input_ids", "attention_mask"],
-        split_special_tokens=start is None,
+        split_special_tokens=True,
         **tokens,
     )
 
@@ -162,14 +162,16 @@ def _candidates(names: list[str]) -> Iterator[Any]:
         parts = [decoders.Replace(Regex(f"^{spaced}"), " "), fused, decoders.Strip(" ", 1, 0)]
         return decoders.Sequence([*parts, *(decoders.Replace(*x) for x in replaced)])
 
-    words = split((r"\s+", "removed"), (marks, "isolated"))
+    # A name in a text is cut, so that it is no word of the vocabulary.
+    name = (r"<(?=\w+>)", "isolated")
+    words = split((r"\s+", "removed"), (marks, "isolated"), name)
     ways: list[tuple[Any, Any, Any]] = [
         (split((r"[0-9]+:|[\s\S]", "isolated")), fused, None),
-        (split((r"\s+", "removed")), joined(""), None),
+        (split((r"\s+", "removed"), name), joined(""), None),
         (words, joined(f"(?!{marks})"), lower),
         (words, joined(f"(?!{marks})", (", ", ",")), lower),
         (
-            split((",", "removed"), ("[0-9]+|[|/=]", "isolated")),
+            split((",", "removed"), ("[0-9]+|[|/=]", "isolated"), name),
             joined("", (Regex("(?<=[0-9]) (?=[0-9])"), ","), (" ", "")),
             None,
         ),
