@@ -62,5 +62,5 @@ def rewrite_links(source):
     for path, page in OUTSIDE.items():
         text = text.replace(f"]({path}", f"]({page}")
     # Files that are no pages are named, not linked.
-    text = re.sub(r"\[([^\]]+)\]\(\.\./(examples/scale/[^)]+)\)", r"\1 (`\2`)", text)
+    text = re.sub(r"\[([^\]]+)\]\(\.\./(examples/(?:scale|notebooks)/[^)]+)\)", r"\1 (`\2`)", text)
     source[0] = text.replace("](docs/", "](")

@@ -25,7 +25,10 @@ EXTRAS = {
 """The extras of the package that each environment has."""
 OF_TESTS = {
     ".venv": (),
-    ".venv-extras": ("httpx", "lightning", "openai", "qdrant-edge-py", "scikit-learn"),
+    ".venv-extras": (
+        *("httpx", "ipykernel", "jupytext", "lightning", "nbclient"),
+        *("openai", "qdrant-edge-py", "scikit-learn"),
+    ),
 }
 """Packages that tests and examples alone use."""
 OLDEST, NEWEST = (3, 11), (3, 14)
