@@ -118,14 +118,14 @@ def check_targets(targets: Any, tokens: Any, lengths: Any, vocab_size: int, igno
     """
     if torch.compiler.is_compiling():
         return
-    b, t = _check_one_per_token("targets", targets, tokens)
+    b, t = check_one_per_token("targets", targets, tokens)
     if lengths is not None:
         check_lengths("lengths", lengths, b, t)
         targets = targets.where(torch.arange(t, device=tokens.device) < lengths[:, None], 0)
     check_ids("targets", targets.where(targets != ignored, 0), vocab_size)
 
 
-def _check_one_per_token(name: str, values: Any, tokens: Any) -> tuple[int, int]:
+def check_one_per_token(name: str, values: Any, tokens: Any) -> tuple[int, int]:
     """Return the shape (b, t) of tokens; raise an error unless `values` has it, as int64."""
     if not isinstance(values, Tensor) or values.dtype != torch.int64:
         raise UsageTypeError(f"{name} must be an int64 tensor, got {describe(values)}")
@@ -142,7 +142,7 @@ def check_due(due: Any, tokens: Any, lengths: Any) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    _, t = _check_one_per_token("due", due, tokens)
+    _, t = check_one_per_token("due", due, tokens)
     if lengths is not None:
         due = due.where(torch.arange(t, device=due.device) < lengths[:, None], 1)
     if (due < 1).any():
@@ -183,7 +183,7 @@ def check_positions(positions: Any, tokens: Any, lengths: Any) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    _, t = _check_one_per_token("positions", positions, tokens)
+    _, t = check_one_per_token("positions", positions, tokens)
     if lengths is not None:
         columns = torch.arange(t, device=positions.device)
         positions = positions.where(columns < lengths[:, None], 0)

@@ -74,3 +74,25 @@ def test_what_cannot_be_joined_is_refused_with_its_place():
         collate([prompted, row(3, 1)])
     with pytest.raises(ValueError, match="keys must be set in all"):
         collate([row(3, 0), row(3, 1, keys=torch.arange(1))])
+    with pytest.raises(TypeError, match="got one Batch"):
+        collate(row(3, 0))
+    one, other = row(3, 0), ids(1, 3)
+    for wrong, error, message in (
+        (Batch(ids(1, 3)[0], ids(1, 3)[0]), ValueError, r"tokens .* at 1 must have shape \(b, t\)"),
+        (Batch(other.float(), other), TypeError, r"tokens .* int64 tensor, got float32 \[1, 3\]"),
+        (Batch(other.int(), other), TypeError, r"tokens of the batch at 1 .* got int32"),
+        (Batch(other, other.int()), TypeError, r"targets of the batch at 1 .* got int32"),
+        (Batch(other, ids(1, 4)), ValueError, r"targets .* shape of tokens \[1, 3\], got \[1, 4\]"),
+        (Batch(other.to("meta"), other.to("meta")), ValueError, "cpu at 0 and tokens on meta at 1"),
+    ):
+        with pytest.raises(error, match=message):
+            collate([one, wrong])
+    due = [row(3, 0, due=ids(1, t)) for t in (3, 5)]
+    with pytest.raises(ValueError, match=r"due of the batch at 1 .* got \[1, 5\]"):
+        collate(due)
+    long = row(3, 0, lengths=torch.tensor([4]))
+    with pytest.raises(ValueError, match=r"lengths of the batch at 1 must be in 1 .. 3, got 4"):
+        collate([one, long])
+    images = [row(3, 0, extra={"image": torch.zeros(1, n)}) for n in (2, 4)]
+    with pytest.raises(ValueError, match="image.*one dtype and shape"):
+        collate(images)

@@ -14,6 +14,8 @@ from thinkers.checks import (
     NOT_CAUSAL,
     check_due,
     check_early,
+    check_lengths,
+    check_one_per_token,
     check_shape,
     check_targets,
     describe,
@@ -99,18 +101,10 @@ def collate(batches: Sequence[Batch]) -> Batch:
 
     Raises:
         UsageError: There are none, or some have an optional field other than lengths and others
-            do not.
-        UsageTypeError: One of them is no Batch.
+            do not; or shapes or devices do not fit each other.
+        UsageTypeError: One of them is no Batch, or a tensor of tokens is not int64.
     """
-    batches = list(batches)
-    for place, batch in enumerate(batches):
-        if not isinstance(batch, Batch):
-            raise UsageTypeError(
-                f"collate takes a list of Batches, got {describe(batch)} at {place}; let the data "
-                "set return thinkers.Batch(tokens (1, t), targets (1, t))"
-            )
-    if not batches:
-        raise UsageError("collate takes a list of at least one Batch, got an empty one")
+    batches = _checked(batches)
     width = max(batch.tokens.shape[1] for batch in batches)
 
     def joined(name: str, padding: int) -> Tensor:
@@ -151,6 +145,48 @@ def collate(batches: Sequence[Batch]) -> Batch:
         **joined_documents(),
         extra=joined_extra(batches),
     )
+
+
+def _checked(batches: Any) -> list[Batch]:
+    """Return a list of batches that can be joined."""
+    if isinstance(batches, Batch):
+        raise UsageTypeError("collate takes a list of Batches, got one Batch; pass [batch]")
+    batches = list(batches)
+    for place, batch in enumerate(batches):
+        if not isinstance(batch, Batch):
+            raise UsageTypeError(
+                f"collate takes a list of Batches, got {describe(batch)} at {place}; let the data "
+                "set return thinkers.Batch(tokens (1, t), targets (1, t))"
+            )
+    if not batches:
+        raise UsageError("collate takes a list of at least one Batch, got an empty one")
+    for place, batch in enumerate(batches):
+        _check_joined(batch, place, batches[0].tokens)
+    return batches
+
+
+def _check_joined(batch: Batch, place: int, first: Tensor) -> None:
+    """Raise an error unless a batch can be joined to one with these tokens.
+
+    Padding would cut a field that is wider than the tokens, and a list of tensors of several types
+    would become one of the widest type.
+    """
+    at = f"of the batch at {place}"
+    b, t = check_shape(f"tokens {at}", batch.tokens)
+    for name in ("targets", "due", "positions"):
+        if (x := getattr(batch, name)) is not None:
+            check_one_per_token(f"{name} {at}", x, batch.tokens)
+    for name in ("lengths", "prompt_lengths"):
+        if (x := getattr(batch, name)) is not None:
+            check_lengths(f"{name} {at}", x, b, t)
+    if batch.early is not None and batch.early.shape[:2] != (b, t):
+        raise UsageError(f"early {at} must have shape ({b}, {t}, k), got {list(batch.early.shape)}")
+    for name, x in {**batch._fields(), **(batch.extra or {})}.items():
+        if x is not None and x.device != first.device:
+            raise UsageError(
+                f"all batches must be on one device, got tokens on {first.device} at 0 and {name} "
+                f"on {x.device} at {place}; batch.to(device) moves one"
+            )
 
 
 def _joined_early(batches: Sequence[Batch], width: int) -> Int[Tensor, "b t k"]:

@@ -61,4 +61,11 @@ def joined_extra(batches: Sequence[Any]) -> Extra:
                 f"extra must have the same inputs in all batches, got {sorted(first or ())} at 0 "
                 f"and {sorted(batch.extra or ())} at {place}"
             )
+        for name, x in (batch.extra or {}).items():
+            kinds = [(str(y.dtype), list(y.shape[1:])) for y in (first[name], x)]  # type: ignore[index]
+            if kinds[0] != kinds[1]:
+                raise UsageError(
+                    f"extra[{name!r}] must have one dtype and shape in all batches, got "
+                    f"{describe(first[name])} at 0 and {describe(x)} at {place}"  # type: ignore[index]
+                )
     return first and {name: torch.cat([x.extra[name] for x in batches]) for name in first}
