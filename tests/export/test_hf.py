@@ -104,6 +104,17 @@ def test_the_code_of_a_card_gives_the_answer_of_the_library(task_name, capsys):
     assert shown == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
+def test_a_place_where_no_folder_can_be_made_is_named_as_it_was_given(tmp_path, monkeypatch):
+    (tmp_path / "afile").write_text("")
+    with pytest.raises(thinkers.ThinkersError, match=r"(?s)found: --out .*afile is no folder\n"):
+        exported(tiny("looped"), tmp_path / "afile" / "x" / "y")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(thinkers.ThinkersError, match="dangling is no folder\n"):
+        exported(tiny("looped"), tmp_path / "dangling" / "x")
+    with pytest.raises(thinkers.ThinkersError, match="found: --out /proc/x, where no folder can"):
+        exported(tiny("looped"), "/proc/x")
+
+
 def test_the_code_of_a_card_asks_nothing_where_the_library_is_absent(tmp_path):
     folder = exported(small_pair("looped", "copy")).folder
     blocks = re.findall(r"^```python\n(.*?)^```", (folder / "README.md").read_text(), re.S | re.M)

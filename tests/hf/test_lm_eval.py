@@ -147,7 +147,7 @@ def test_halting_is_that_of_the_call(folder):
         x.data *= 2
     docs = documents(task, "abcdefgh ", 20)
     place = folder(docs, ["a"] * len(docs), "\n")
-    (halted,) = evaluate((model, task), ["choose"], place, 4, halt=0.0)
+    (halted,) = evaluate((model, task), ["choose"], place, [4, 4], halt=0.0)
     (one,) = evaluate((model, task), ["choose"], place, 1)
     assert halted["scores"] == one["scores"] and halted["halt"] == 0.0  # all stop at step 1
     with pytest.raises(ValueError, match="without a gate"):
@@ -162,6 +162,9 @@ def test_an_unknown_task_or_folder_and_an_empty_context_are_errors(folder, tmp_p
     place = folder(docs, ["a"], "\n")
     with pytest.raises(ValueError, match="unknown task 'chose' of the harness\nexpected: choose"):
         evaluate(run, ["chose"], place)
+    for names in ([], [""], ["choose", ""]):
+        with pytest.raises(ValueError, match=r"(?s)found: tasks .* of the harness.*--harness A,B"):
+            evaluate(run, names, place)
     with pytest.raises(ValueError, match="no folder"):
         evaluate(run, ["choose"], tmp_path / "nothing")
     with pytest.raises(ValueError, match="an empty context"):

@@ -94,7 +94,10 @@ def test_steps_and_halt_are_those_of_the_call_then_of_the_generation_configurati
 
 REFUSED = {
     "num_thinking_step": (1, "not used by the model"),
-    "num_thinking_steps": (99, "must be an integer in 1 .. 4"),
+    "num_thinking_steps": (
+        99,
+        "found: num_thinking_steps 99\nexpected: an integer in 1 .. 4.*\nfix: change num_th",
+    ),
     "halt": (0.5, "without a gate"),
     "cache_implementation": ("static", "the model's own cache"),
     "prefill_chunk_size": (2, "the model's own cache"),

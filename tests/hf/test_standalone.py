@@ -81,6 +81,13 @@ def test_it_gives_the_logits_and_tokens_of_the_library(module, name, own):
                 assert (logits - right).abs().max() <= 1e-10 * right.abs().max()
 
 
+def test_errors_name_the_argument_that_was_given(module):
+    _, made = alone(module, "looped", {})
+    for call in (made, made.generate):
+        with pytest.raises(ValueError, match="^found: num_thinking_steps 99\nexpected: an integer"):
+            call(PROMPTS, num_thinking_steps=99)
+
+
 @pytest.mark.parametrize(("name", "own"), [("decoder", {"window": 3}), ("looped", {"window": 3})])
 def test_it_drops_keys_that_have_left_a_window_when_the_library_does(module, name, own):
     model, made = alone(module, name, own)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from thinkers.errors import ThinkersError, usage_error
+from thinkers.errors import PATH_ERRORS, ThinkersError, usage_error
 from thinkers.files import (
     disk_errors,
     exists,
@@ -28,12 +28,17 @@ def check_folder(out: str | Path, names: frozenset[str], is_export: Callable[[Pa
         is_export: Returns True for the folder of an earlier export, which may be replaced.
 
     Raises:
-        UsageError: It is a link or a file, or a folder that holds anything but an export.
+        UsageError: It is a link or a file, is in a file, or holds anything but an export.
     """
     folder = user_path(out, "--out")
     if not folder.name or folder.name == "..":
         folder = folder.resolve()
     if not exists(folder):
+        above = next(x for x in folder.absolute().parents if exists(x) or x.is_symlink())
+        if not is_folder(above):
+            raise usage_error(
+                f"--out {out}, but {above} is no folder", "a new folder", "choose another path"
+            )
         return folder
     if folder.is_symlink() or not is_folder(folder):
         raise usage_error(f"--out {out}, which is no folder", "a new folder", "choose another name")
@@ -54,10 +59,19 @@ def write_folder(folder: Path, files: Mapping[str, bytes], names: frozenset[str]
     Raises:
         ResourceError: The disk is full or protected; an earlier export stays as it was.
     """
-    make_folders(folder.parent)
     new, old = (folder.with_name(f".{folder.name}.{ending}") for ending in ("tmp", "old"))
     with disk_errors(folder, sum(map(len, files.values()))):
-        make_temporary(new, names.__contains__)
+        try:
+            make_folders(folder.parent)
+            make_temporary(new, names.__contains__)
+        except OSError as error:
+            if error.errno not in PATH_ERRORS:
+                raise
+            raise usage_error(
+                f"--out {folder}, where no folder can be made: {error.strerror}",
+                "a new folder, in a place where folders can be made",
+                "choose another path",
+            ) from error
         try:
             for name, content in files.items():
                 write_new(new / name, content)

@@ -18,6 +18,7 @@ from thinkers.errors import describe, usage_error
 from thinkers.export.checks import refuse_coupled
 from thinkers.files import write_file
 from thinkers.models.base import Model
+from thinkers.models.thinker import Thinker
 from thinkers.optional import require
 from thinkers.process_state import quiet_loggers
 from thinkers.runs.result import RunLike, open_run
@@ -77,6 +78,12 @@ def export(run: RunLike, out: str | Path, num_steps: int | None = None) -> Expor
         require(package, "onnx", "thinkers export onnx")
     model, task = open_run(run)
     refuse_coupled(task)
+    if isinstance(model, Thinker):
+        raise usage_error(
+            f"a {model.name}, the number of whose sections follows from the length of a row",
+            "a model whose operations are the same for rows of any length",
+            "export it by thinkers export hf, or use torch.export as in docs/compile.md",
+        )
     steps = model.check_steps(num_steps)
     module = Logits(copy.deepcopy(model).to("cpu"), steps).eval()
     content = convert(module)

@@ -153,7 +153,8 @@ def evaluate(
     model, own = open_with_task(run)
     halt = check_halt(model, halt)
     asked = [num_steps] if isinstance(num_steps, int) else num_steps
-    counts = [model.check_steps(k) for k in (model.step_counts if asked is None else asked)]
+    found = (model.check_steps(k) for k in (model.step_counts if asked is None else asked))
+    counts = list(dict.fromkeys(found))  # a number that is given twice is one row
     if num_examples is not None:
         check_int("num_examples", num_examples, 1)
     tokenizer = tokenizer_of(own)
@@ -188,8 +189,12 @@ def load_tasks(tasks: Sequence[str], include_path: str | Path | None) -> Any:
     Raises:
         UsageError: There is no such folder, or it has no such task.
     """
-    if not tasks:
-        raise UsageError("tasks must name at least one task of the harness, got none")
+    if not tasks or not all(tasks):
+        raise usage_error(
+            f"tasks {list(tasks)} of the harness, " + ("one without a name" if tasks else "none"),
+            "names of tasks; --harness A,B on the command line",
+            "lm_eval ls tasks lists its own; --include_path names a folder of others",
+        )
     folder = None if include_path is None else user_path(include_path, "include_path")
     if folder is not None and not folder.is_dir():
         raise usage_error(

@@ -152,7 +152,7 @@ class Wrapper(PreTrainedModel, GenerationMixin):
             output = self.begun(rows, thinking, use_cache, output_hidden_states)
         else:
             rows = Rows(input_ids, attention_mask, self.error)
-            steps = self.model.check_steps(num_thinking_steps)
+            steps = self.check_steps(num_thinking_steps)
             output = self.whole(rows, steps, labels, halt, use_cache, output_hidden_states)
             if isinstance(logits_to_keep, int):
                 logits_to_keep = slice(-logits_to_keep if logits_to_keep else None, None)
@@ -170,6 +170,15 @@ class Wrapper(PreTrainedModel, GenerationMixin):
                     "use_cache, logits_to_keep and output_hidden_states",
                     "leave it out; positions follow from the attention_mask",
                 )
+
+    def check_steps(self, asked):
+        """Return the thinking steps of a call: as asked, else those of the configuration."""
+        try:
+            return self.model.check_steps(asked)
+        except ValueError as error:  # it names the argument of the model
+            rule = str(error).partition(" must be ")[2].rpartition(", got ")[0]
+            fix = "change num_thinking_steps, or leave it out"
+            raise self.error(f"num_thinking_steps {asked!r}", rule, fix) from None
 
     def whole(self, rows, steps, labels, halt, use_cache, keep_states):
         """Compute the logits of whole rows, and with labels the loss."""
@@ -271,7 +280,7 @@ class Wrapper(PreTrainedModel, GenerationMixin):
         if num_thinking_steps is None:
             num_thinking_steps = getattr(config, "num_thinking_steps", None)
         halt = getattr(config, "halt", None) if halt is None else halt
-        steps = self.model.check_steps(num_thinking_steps)
+        steps = self.check_steps(num_thinking_steps)
         thinking = Thinking(steps, None if halt is None else self.check_halt(halt))
         return super().generate(inputs, generation_config, *given, thinking=thinking, **named)
 
@@ -323,7 +332,7 @@ class Wrapper(PreTrainedModel, GenerationMixin):
                 "call the model on the whole row",
             )
         (b, t), lengths = rows.tokens.shape, rows.all_lengths()
-        steps = self.model.check_steps(thinking.num_steps)
+        steps = self.check_steps(thinking.num_steps)
         options = {} if thinking.halt is None else {"halt": thinking.halt}
         longest = int(lengths.max())
         if thinking.prompts is None:
