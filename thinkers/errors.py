@@ -184,3 +184,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
         if close:
             return ends[close[0]]
     return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+
+
+def near(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that `name` may be a slip of; None if it is like none of them."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)), None)

@@ -106,6 +106,10 @@ def test_the_nearest_name_of_an_unknown_field_is_shown():
     with pytest.raises(RequestError) as caught:
         parse(temprature=1)
     assert caught.value.expected == "temperature"
+    with pytest.raises(RequestError) as caught:
+        parse(foo=1)
+    assert caught.value.expected.startswith("one of model, prompt, max_tokens, ")
+    assert "logprobs" not in caught.value.expected
 
 
 @pytest.mark.parametrize("name", LEAST)
@@ -174,4 +178,7 @@ def test_errors_of_the_library_keep_their_three_parts():
     found = refused(usage_error("an a", "a b", "write b"), "prompt")
     assert (found.found, found.expected, found.fix) == ("an a", "a b", "write b")
     found = refused(UsageError("num_steps must be 1, got 2"), "num_thinking_steps")
-    assert found.found == "num_steps must be 1, got 2" and "num_thinking_steps" in found.fix
+    assert (found.found, found.expected) == ("num_thinking_steps 2", "1")
+    assert found.fix == "change num_thinking_steps"
+    found = refused(UsageError("character 0 of 'a' must be one of 0 1, got 'a'"), "prompt")
+    assert found.found.startswith("character 0 of") and "prompt" in found.expected

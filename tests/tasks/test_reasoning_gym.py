@@ -153,6 +153,12 @@ def test_questions_that_are_too_long_are_left_out():
     [
         ({"name": "propositional_logic", **LONG}, "an entry whose answer is None"),
         ({"name": "chain_sums"}, "expected: chain_sum\n"),
+        ({"name": "xyzzy"}, r"one of the \d+ generators .*\n.*reasoning_gym.factory.DATASETS"),
+        ({"settings": '{"xyzzy": 3}'}, "expected: a setting of chain_sum\n"),
+        (
+            {"settings": '{"min_terms": "a"}'},
+            '(?s)found: --task.settings {"min_terms": "a"} with 1048576 entries\n.*min_terms int',
+        ),
         ({"settings": "[]"}, r'settings must be JSON such as {"min_terms": 2}, got \[\]'),
         ({"settings": "{"}, "settings must be JSON"),
         ({"settings": '{"seed": 3}'}, "must leave seed to the task"),

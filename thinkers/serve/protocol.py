@@ -5,11 +5,12 @@ limit: none is ignored, except `user`, which changes no answer there either.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from thinkers.errors import ThinkersError, nearest, three_lines
+from thinkers.errors import ThinkersError, near, three_lines
 from thinkers.strict_json import parse_json
 from thinkers.terminal import one_line
 
@@ -74,6 +75,9 @@ def refused(error: Exception, param: str) -> RequestError:
     prefixes = ("found: ", "expected: ", "fix: ")
     if len(lines) == 3 and all(x.startswith(y) for x, y in zip(lines, prefixes, strict=True)):
         parts = [line.removeprefix(prefix) for line, prefix in zip(lines, prefixes, strict=True)]
+    elif rule := re.fullmatch(r"\w+ must be (.+), got (.+)", str(error)):
+        # The library names its own argument, the request its field.
+        parts = [f"{param} {rule[2]}", rule[1], f"change {param}"]
     else:
         parts = [str(error), f"a value of {param} that this model takes", f"change {param}"]
     return RequestError(400, *parts, param=param)
@@ -124,9 +128,9 @@ def parse_completion(content: bytes, most_tokens: int) -> Completion:
     fields = {name: value for name, value in found.items() if value is not None}
     for name in fields:
         if name not in FIELDS:
-            most_like = nearest(name, FIELDS)
             fix = "leave it out: a field that is not honoured is not ignored"
-            raise RequestError(400, f"the field {name!r}", most_like, fix, param=name)
+            expected = near(name, HONOURED) or f"one of {', '.join(HONOURED)}"
+            raise RequestError(400, f"the field {name!r}", expected, fix, param=name)
     for name in ("model", "prompt"):
         if name not in fields:
             raise RequestError(400, f"no {name}", f"the field {name}", f"add {name}", param=name)
@@ -284,3 +288,6 @@ FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "logit_bias": _only({}, why="no bias: tokens are drawn as the model gives them"),
 }
 """{field: the function that reads it}; `null` is as if a field was left out."""
+NEUTRAL = ("logprobs", "suffix", "frequency_penalty", "presence_penalty", "logit_bias")
+"""Fields that are taken with the one value that changes nothing."""
+HONOURED = [name for name in FIELDS if name not in NEUTRAL]

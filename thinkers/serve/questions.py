@@ -49,11 +49,21 @@ class QuestionRow(Row):
             tokens, is_complete = tokens[:limit], False
         question, text = separated(task, self.prompt, self.read, tokens)
         shown = before_stops(text, self.asked.stop)
+        if shown != text:
+            tokens = self._until_stop(task, tokens, shown)
         taken = [self.steps] * len(tokens) if response.steps is None else response.steps
         taken = taken[: len(tokens)]
         self.send(question + shown if self.asked.echo else shown.strip())
         reason = "stop" if is_complete or shown != text else "length"
         self.end(reason, len(tokens), sum(taken) / max(1, len(taken)))
+
+    def _until_stop(self, task: Task, tokens: list[int], shown: str) -> list[int]:
+        """Return the tokens of an answer up to the one that completes a text of `stop`."""
+        for count in range(1, len(tokens)):
+            text = separated(task, self.prompt, self.read, tokens[:count])[1]
+            if text != shown and before_stops(text, self.asked.stop) == shown:
+                return tokens[:count]
+        return tokens
 
 
 class Questions:

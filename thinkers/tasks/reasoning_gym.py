@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from thinkers.checks import check_int
-from thinkers.errors import UsageError, nearest, usage_error
+from thinkers.errors import UsageError, near, usage_error
 from thinkers.models.batch import Batch
 from thinkers.optional import require
 from thinkers.prng import Rng
@@ -204,14 +204,18 @@ def generator(config: Any, seed: int) -> Any:
     gym = require("reasoning_gym", "reasoning_gym", "the task reasoning_gym")
     known = gym.factory.DATASETS
     if config.name not in known:
-        raise usage_error(f"--task.name {config.name}", nearest(config.name, known), "change it")
+        raise usage_error(
+            f"--task.name {config.name}",
+            near(config.name, known) or f"one of the {len(known)} generators of reasoning-gym",
+            "change it; sorted(reasoning_gym.factory.DATASETS) lists them in Python",
+        )
     settings, kind = generator_settings(config.settings), known[config.name][1]
     names = [x.name for x in fields(kind) if x.name not in OWN]
     for name in settings:
         if name not in names:
             raise usage_error(
                 f"--task.settings with {name}",
-                nearest(name, names),
+                near(name, names) or f"a setting of {config.name}",
                 f"choose from {', '.join(names)}",
             )
     own = {"seed": seed % SEEDS << SEED_BITS, "size": config.num_entries}
@@ -219,8 +223,10 @@ def generator(config: Any, seed: int) -> Any:
         with kept_streams():
             return gym.create_dataset(config.name, **settings, **own)
     except (AssertionError, TypeError, ValueError) as error:
+        kinds = (f"{x.name} {getattr(x.type, '__name__', x.type)}" for x in fields(kind))
+        rule = ", ".join(kinds) if isinstance(error, TypeError) else str(error)
         raise usage_error(
-            f"--task.settings {config.settings} with {config.num_entries} entries: {error}",
-            f"settings that {config.name} takes",
+            f"--task.settings {config.settings} with {config.num_entries} entries",
+            f"settings that {config.name} takes: {rule}",
             "change them, or --task.num_entries",
         ) from None
