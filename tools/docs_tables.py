@@ -13,9 +13,11 @@ from pathlib import Path
 
 import measured_tables
 import memory_tables
+import training_tables
 from measured_tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
+MEASURED = (measured_tables, memory_tables, training_tables)
 PAGES = {
     "README.md": ("example", "results"),
     "docs/layout.md": ("tree",),
@@ -41,10 +43,11 @@ PAGES = {
         "memory_search",
     ),
     "docs/retrofit.md": ("retrofitted",),
+    "docs/grow.md": ("grow_scores",),
     "docs/tools.md": ("tools_measured", "tools_by_kind"),
 }
-"""{page: names of its generated parts}; the function of that name, here or in measured_tables.py,
-renders a part."""
+"""{page: names of its generated parts}; the function of that name, here or in MEASURED, renders
+a part."""
 
 
 def main() -> int:
@@ -73,7 +76,7 @@ def render(text: str, page: str, parts: tuple[str, ...]) -> str:
 
 def _renderer(part: str) -> Callable[[], str]:
     """The function that renders a part: of this file, or of the tables of what was measured."""
-    found = next((x for x in (measured_tables, memory_tables) if hasattr(x, part)), None)
+    found = next((x for x in MEASURED if hasattr(x, part)), None)
     return globals()[part] if found is None else getattr(found, part)
 
 
