@@ -163,7 +163,7 @@ def test_an_unknown_task_or_folder_and_an_empty_context_are_errors(folder, tmp_p
     with pytest.raises(ValueError, match="unknown task 'chose' of the harness\nexpected: choose"):
         evaluate(run, ["chose"], place)
     for names in ([], [""], ["choose", ""]):
-        with pytest.raises(ValueError, match=r"(?s)found: tasks .* of the harness.*--harness A,B"):
+        with pytest.raises(ValueError, match=r"(?s)found: tasks .* of the harness.*--harness A B"):
             evaluate(run, names, place)
     with pytest.raises(ValueError, match="no folder"):
         evaluate(run, ["choose"], tmp_path / "nothing")
@@ -180,9 +180,13 @@ def test_the_command_prints_a_row_for_each_number_of_steps(folder, capsys, monke
     sizes = "--model.dim=16 --model.num_heads=2 --training.device=cpu"
     assert main(["train", "copy/looped", "--out=run", *short.split(), *sizes.split()]) == 0
     capsys.readouterr()
-    line = "evaluate run --harness choose,write --include_path . --num_steps 1,4 --out scores.json"
-    assert main(line.split()) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = []
+    for tasks in ("choose write", "choose,write"):
+        line = f"evaluate run --harness {tasks} --include_path . --num_steps 1,4 --out scores.json"
+        assert main(line.split()) == 0
+        printed.append(capsys.readouterr().out.splitlines())
+    lines, others = printed
+    assert lines == others
     assert lines[0].split() == ["steps", "choose", "acc", "choose", "acc_norm", "write"] + [
         "exact_match"
     ]

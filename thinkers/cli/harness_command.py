@@ -17,7 +17,7 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
     if options.harness is None:
         if options.include_path is not None:
             found = "--include_path without --harness"
-            raise usage_error(found, "--harness TASK,TASK", "add --harness")
+            raise usage_error(found, "--harness TASK ..", "add --harness")
         return commands.evaluate(options, settings)
     check_flags(options, settings)
     steps = None

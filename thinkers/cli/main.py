@@ -5,6 +5,7 @@ import difflib
 import signal
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -45,6 +46,8 @@ PATHS = (
     "change",
     "report",
 )
+LISTS = ("harness",)
+"""Flags that take all words up to the next flag, as well as one word with commas."""
 SETTINGS_OF = {
     commands.train: "--",
     commands.reinforce: "--",
@@ -140,8 +143,9 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     own: list[str] = []
     settings: list[str] = []
-    words = iter(argv)
-    for word in words:
+    words = deque(argv)
+    while words:
+        word = words.popleft()
         if word == "--":
             return [*own, word, *words], settings
         if not word.startswith("--"):
@@ -155,10 +159,12 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         if equals or name in SWITCHES or (name == "resume" and own[:1] == ["compare"]):
             flag = f"--{name}{equals}{value}"
         else:
-            following = next(words, None)
-            if following is None or following.startswith("--"):
+            if not words or words[0].startswith("--"):
                 raise_no_value(name)
-            flag = f"--{name}={following}"
+            values = [words.popleft()]
+            while name in LISTS and words and not words[0].startswith("--"):
+                values.append(words.popleft())
+            flag = f"--{name}={','.join(values)}"
         (settings if "." in name else own).append(flag)
     return own, settings
 

@@ -114,9 +114,8 @@ def add_evaluate(verbs: Subparsers) -> None:
         help="also write the scores to a JSON file, with --halt those of each example too",
     )
     harness = verb.add_argument_group("on other tasks (extra eval)")
-    harness.add_argument(
-        "--harness", metavar="A,B", help="tasks of the lm-evaluation-harness, instead of the run's"
-    )
+    tasks = "tasks of the lm-evaluation-harness, instead of the run's"
+    harness.add_argument("--harness", metavar="TASK ..", help=tasks)
     harness.add_argument("--include_path", metavar="DIR", help="a folder with their YAML files")
     add_import_module(verb)
     verb.set_defaults(run=harness_command.evaluate)

@@ -192,7 +192,7 @@ def load_tasks(tasks: Sequence[str], include_path: str | Path | None) -> Any:
     if not tasks or not all(tasks):
         raise usage_error(
             f"tasks {list(tasks)} of the harness, " + ("one without a name" if tasks else "none"),
-            "names of tasks; --harness A,B on the command line",
+            "names of tasks; --harness A B on the command line",
             "lm_eval ls tasks lists its own; --include_path names a folder of others",
         )
     folder = None if include_path is None else user_path(include_path, "include_path")
