@@ -96,8 +96,8 @@ for name, scores in means.items():
 #
 # The task was chosen because each update needs the one before it. With equal training FLOPs the
 # looped model takes fewer updates in training and spends more on an answer, as shown below. On
-# sums of three digits no model could be told from a plain decoder: the page *Where thinking pays*
-# of the documentation has all results, those too.
+# sums of three digits no model differed clearly from a plain decoder: the page *Where thinking
+# pays* of the documentation has all results, those too.
 
 # %%
 for name, runs in comparison.results.items():

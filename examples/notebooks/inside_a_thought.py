@@ -109,5 +109,5 @@ for replacement, score in scores.items():
 
 # %% [markdown]
 # Without their thoughts rows are wrong, except those of one update, a quarter, which have no
-# thought between input and answer. Shuffling also leaves the only thought of two updates where it
-# is.
+# thought between input and answer. Rows of two updates have only one thought, so that shuffling the
+# thoughts changes nothing for them.
