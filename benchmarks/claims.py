@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import case_parser, measured, one_thread, run_jobs
+from harness import case_parser, file_name, flops_of, measured, one_thread, run_jobs
 from state_tracking import train
 
 import thinkers
@@ -106,11 +106,6 @@ def run_job(job: tuple[str, str, Path, int, Path]) -> str:
     return f"{text}, {name}, seed {seed}: {found['loss']:.4f}, {found['cpu_minutes']:.2f} minutes"
 
 
-def file_name(case: str) -> str:
-    """Return the name of a case in file names."""
-    return case.replace(", ", "_").replace(" ", "_")
-
-
 def configuration(name: str, file: Path, seed: int) -> Config:
     """Return a case of the decoder's size, trained with the FLOPs of the decoder's recipe."""
     of_text, case = f"--task.path={file}", CASES[name]
@@ -142,11 +137,10 @@ def measure(name: str, file: Path, seed: int, folder: Path) -> dict[str, Any]:
     run = train(config, folder)
     minutes = (time.process_time() - start) / 60
     model, task = thinkers.open_run(run)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "loss": task.score(model, "test", EXAMPLES)["loss"],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": max(line["flops"] for line in lines if "flops" in line),
+        "flops": flops_of(folder),
         "updates": config.training.num_updates,
         "cpu_minutes": minutes,
         "resumed": begun,

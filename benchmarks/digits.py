@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from harness import case_parser, measured, one_thread, run_jobs
+from harness import case_parser, file_name, measured, one_thread, run_jobs
 from state_tracking import train
 
 import thinkers
@@ -66,7 +66,7 @@ def result(name: str, seed: int, out: Path) -> dict[str, Any]:
 
 def folder_name(name: str, seed: int) -> str:
     """Return the name of a run's folder."""
-    return f"{name.replace(', ', '_').replace(' ', '_')}-{seed}"
+    return f"{file_name(name)}-{seed}"
 
 
 def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:

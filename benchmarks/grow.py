@@ -20,15 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import case_parser, measured, one_thread, run_jobs
+from harness import case_parser, file_name, flops_of, measured, one_thread, run_jobs
 
 import thinkers
 from thinkers import recipes
 from thinkers.config.experiment import Config
 from thinkers.config.overrides import override
 from thinkers.files import write_file
-from thinkers.runs import checkpoint
-from thinkers.runs.folder import read_record
 from thinkers.training import grow
 
 RECIPE = "cups/looped"
@@ -62,7 +60,7 @@ def run_job(job: tuple[str, int, Path]) -> str:
 
 def result_of(name: str, seed: int, out: Path) -> Path:
     """Return the file of a result; the folder of its run is beside it."""
-    return out / f"{name.replace(' ', '_')}-{seed}.json"
+    return out / f"{file_name(name)}-{seed}.json"
 
 
 def config_of(name: str, seed: int, out: Path) -> Config:
@@ -105,17 +103,11 @@ def measure(name: str, seed: int, out: Path) -> dict[str, Any]:
     }
 
 
-def flops_of(folder: Path) -> int:
-    """Return the operations of all updates, of which metrics.jsonl has every tenth."""
-    newest = checkpoint.saved(folder / "checkpoints")[-1]
-    return checkpoint.read(newest, read_record(folder)["run"]).state["flops"]
-
-
 def write_results(out: Path, folder: Path) -> None:
     """Write grow.json, the results of all cases by seed; tools/docs_tables.py shows them."""
     found: dict[str, dict[str, Any]] = {}
     for name in CASES:
-        files = sorted(out.glob(f"{name.replace(' ', '_')}-[0-9].json"))
+        files = sorted(out.glob(f"{file_name(name)}-[0-9].json"))
         found[name] = {file.stem[-1]: json.loads(file.read_text()) for file in files}
         print(name, {seed: round(run["exact"], 4) for seed, run in found[name].items()})
     write_file(folder / "grow.json", (json.dumps(found, indent=1) + "\n").encode())

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from thinkers.files import write_file
+from thinkers.runs import checkpoint
+from thinkers.runs.folder import read_record
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Settings of glibc with which freed tensors go back to the system and peaks are exact."""
@@ -57,6 +59,17 @@ def measured(result: Path, measure: Callable[[], Any]) -> Any:
     if not result.exists():
         write_file(result, (json.dumps(measure()) + "\n").encode())
     return json.loads(result.read_text())
+
+
+def file_name(case: str) -> str:
+    """Return the name of a case in file names."""
+    return case.replace(", ", "_").replace(" ", "_")
+
+
+def flops_of(folder: Path) -> int:
+    """Return the operations of all updates of a run, of which metrics.jsonl has every tenth."""
+    newest = checkpoint.saved(folder / "checkpoints")[-1]
+    return checkpoint.read(newest, read_record(folder)["run"]).state["flops"]
 
 
 def process_seconds(call: Callable[[], object]) -> float:

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import case_parser, measured, one_thread, run_jobs
+from harness import case_parser, flops_of, measured, one_thread, run_jobs
 from state_tracking import train
 
 import thinkers
@@ -105,12 +105,11 @@ def measure(seed: int, name: str, out: Path, exported: Path) -> dict[str, Any]:
     minutes = (time.process_time() - start) / 60
     asked = [1] if name == "one_step" else [*STEPS, "due"]
     rows = thinkers.evaluate(run, num_steps=asked, num_examples=2000)
-    lines = [json.loads(line) for line in (home / "run/metrics.jsonl").read_text().splitlines()]
     return {
         "scores": {str(row["num_steps"]): row["exact"] for row in rows},
         "gate": run.model.gate.item(),
         "updates": config.training.num_updates,
-        "flops": max(line["flops"] for line in lines if "flops" in line),
+        "flops": flops_of(home / "run"),
         "cpu_minutes": minutes,
     }
 

@@ -140,8 +140,11 @@ def _names(task: Task, rows: list[list[int]]) -> tuple[list[str], dict[str, str]
 
 
 def _reads_as(task: Task, text: str, token: int, otherwise: bool) -> bool:
-    """Return True if the task reads this text as this token; `otherwise` if it reads longer ones
-    alone."""
+    """Return True if the task reads this text as this token.
+
+    Args:
+        otherwise: The result for a task that reads only longer texts.
+    """
     try:
         return bool(text) and task.without_start(task.encode(text)) == [token]
     except UsageError:

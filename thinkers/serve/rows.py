@@ -122,10 +122,10 @@ class StoppedText:
         if self.is_stopped:
             return ""
         text, self._held = self._held + text, ""
-        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        if places:
+        before = before_stops(text, self.stops)
+        if before != text:
             self.is_stopped = True
-            return text[: min(places)]
+            return before
         begun = max((_overlap(text, stop) for stop in self.stops), default=0)
         text, self._held = text[: len(text) - begun], text[len(text) - begun :]
         return text

@@ -20,7 +20,7 @@ def folder_of(run: Run | str | Path) -> Path:
     if not isinstance(run, Run | str | Path):
         raise usage_error(
             f"a {type(run).__name__} instead of a run",
-            "a Run, or its folder: the new run begins with its settings and weights",
+            "a Run, or its folder",
             "pass the folder of the run that trained the model",
         )
     return user_path(run.folder if isinstance(run, Run) else run, "run")
