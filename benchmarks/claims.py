@@ -11,7 +11,7 @@ the sources of Python's own library. Finished runs are kept, others resume. One 
 
 Machine: losses, which another machine's roundings change as another seed does; CPU minutes. The
 second text differs with the version of Python.
-Asked: which claims hold here. Measured: docs/published.md.
+Asked: which claims hold here. Not measured yet.
 """
 
 import json

@@ -10,7 +10,7 @@ trained with three seeds that the search did not use. `shakespeare` needs its te
 --shakespeare FILE. `--page FOLDER` writes search.json.
 
 Machine: scores; how many updates fit into 3 CPU minutes depends on it, and on what runs beside.
-Asked: ledgers, and the improvement on the test split. Measured: docs/research.md.
+Asked: ledgers, and the improvement on the test split. Not measured yet.
 """
 
 import json
@@ -123,7 +123,7 @@ def ended(out: Path) -> int:
 
 
 def write_results(out: Path, folder: Path) -> None:
-    """Write search.json, the ledgers of all searches; tools/docs_tables.py shows them."""
+    """Write search.json, the ledgers of all searches."""
     found = {}
     for name in SEARCHES:
         if exists(out / name / LEDGER):
