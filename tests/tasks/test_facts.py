@@ -136,6 +136,16 @@ def test_words_stand_at_all_places():
     assert lengths.unique().tolist() == [8, 9, 10, 11, 12]
 
 
+def test_levels_begin_with_the_shortest_documents():
+    task = build_task("facts", curriculum=True, num_sections=12, levels=3, window=40)
+    assert task.stages == [(1, 2, 1), (1, 2, 2), (1, 2, 3), (1, 4, 3), (1, 8, 3), (1, 12, 3)]
+    for stage, (_, _, highest) in enumerate(task.stages):
+        while task.difficulty < stage:
+            task.observe(torch.ones(40, dtype=torch.bool))
+        levels = torch.cat([task.batch(update, 40).document_levels for update in range(20)])
+        assert set(levels.tolist()) == set(range(1, highest + 1))
+
+
 def test_stages_double_the_sections_and_end_with_two_hops():
     task = build_task("facts", curriculum=True, num_sections=12, hops=2, window=40)
     assert task.stages == [(1, 2, 1), (1, 4, 1), (1, 8, 1), (1, 12, 1), (2, 12, 1)]

@@ -34,8 +34,8 @@ def two_hops() -> Config:
 def levels() -> Config:
     """Answer questions on facts from blocks of the second level, of two sections each.
 
-    The first level is learned before the second. With four sections in a block, pilots of one seed
-    had not learned the second level by the last update, whether or not the first came before it.
+    The second level is learned with documents of two sections, as soon as the first is. With four
+    sections in a block, pilots of one seed had not learned the second level by the last update.
     """
     own = dict(block_latents=4, memory_levels=2, memory_group=2, read_level=2)
     return _recipe(replace(FACTS, levels=2), 2800, num_steps=2, **own)

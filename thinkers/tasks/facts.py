@@ -49,9 +49,10 @@ class Facts(CurriculumTask):
 
     Consecutive rows share a document. Documents are held out by a hash of their facts, whatever
     their order, and those of valid and test have `num_sections` sections. The stages of the
-    curriculum double the sections, from `first_sections` on; with levels, they do so once for each,
-    and read documents at this level and at those below it. With two hops, the last stage asks
-    questions of one hop and of two; before, the values of documents need no facts of their own.
+    curriculum double the sections, from `first_sections` on; with levels, the shortest documents
+    are first read at level 1 alone, then at one level more at a time, and longer ones at all. With
+    two hops, the last stage asks questions of one hop and of two; before, the values of documents
+    need no facts of their own.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -117,9 +118,12 @@ class Facts(CurriculumTask):
         sizes = [min(config.first_sections, config.num_sections)]
         while sizes[-1] < config.num_sections:
             sizes.append(min(2 * sizes[-1], config.num_sections))
+        # A level begins with the shortest documents: a model that has learned to find one block of
+        # many may give those of a new level no attention at all, and without it no gradient.
+        first = [(1, sizes[0], level + 1) for level in range(config.levels)]
+        self.stages = first + [(1, size, config.levels) for size in sizes[1:]]
         # Two hops begin with the longest documents: look-ups are learned by then, and among few
         # facts the second would be guessed.
-        self.stages = [(1, size, level + 1) for level in range(config.levels) for size in sizes]
         self.stages += [(2, sizes[-1], config.levels)] * (config.hops - 1)
         self.levels = range(len(self.stages))
         self.max_due = None if config.hops == 1 else 1 + config.hops
