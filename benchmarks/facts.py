@@ -68,7 +68,7 @@ CASES = {
         "facts/thinker",
         (
             *("--task.text=sentences", "--model.memory_section=12", "--model.mixing=6"),
-            "--training.num_updates=4200",
+            *("--model.block_latents=4", "--training.num_updates=2100"),
         ),
     ),
 }
