@@ -13,11 +13,12 @@ from pathlib import Path
 
 import measured_tables
 import memory_tables
+import reliability_tables
 import training_tables
 from measured_tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
-MEASURED = (measured_tables, memory_tables, training_tables)
+MEASURED = (measured_tables, memory_tables, reliability_tables, training_tables)
 PAGES = {
     "README.md": ("example", "results"),
     "docs/layout.md": ("tree",),
@@ -42,6 +43,7 @@ PAGES = {
         "store_faults",
         "memory_search",
     ),
+    "docs/reliability.md": ("promises",),
     "docs/retrofit.md": ("retrofitted",),
     "docs/grow.md": ("grow_scores",),
     "docs/tools.md": ("tools_measured", "tools_by_kind"),

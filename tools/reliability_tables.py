@@ -1,0 +1,305 @@
+"""Tables of docs/reliability.md, from the JSON files that its benchmarks wrote."""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from measured_tables import ROOT, table
+
+DOCS = ROOT / "docs"
+NOT_MEASURED = "not measured"
+
+
+class Row(NamedTuple):
+    """A row of the table: a fault, what is promised, the figure, and how to repeat it.
+
+    Args:
+        figure: A text, or a function that makes it.
+        repeat: A command in code quotes, or files of tests, separated by blanks.
+    """
+
+    fault: str
+    promise: str
+    figure: str | Callable[[], str]
+    repeat: str
+
+
+def promises() -> str:
+    """The table of docs/reliability.md: a row for each kind of fault."""
+    rows = []
+    for number, row in enumerate(ROWS, 1):
+        figure = row.figure if isinstance(row.figure, str) else row.figure()
+        rows.append([str(number), row.fault, row.promise, figure, row.repeat])
+    return table(["", "fault", "promise", "figure", "repeat by"], rows)
+
+
+def _read(name: str) -> dict[str, Any]:
+    file = DOCS / name
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+def _part(name: str, show: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    """Return a function that shows a part of docs/reliability.json, if it was measured."""
+
+    def shown() -> str:
+        found = _read("reliability.json").get(name)
+        return NOT_MEASURED if found is None else show(found)
+
+    return shown
+
+
+def _store(name: str, show: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    """Return a function that shows a part of docs/memory_store.json."""
+    return lambda: show(_read("memory_store.json")[name])
+
+
+def _faults() -> str:
+    found = _read("faults.json")
+    return "[faults.json](faults.json)" if found else NOT_MEASURED
+
+
+def _million() -> str:
+    found = next(iter(_read("memory_search.json").values()))
+    return (
+        f"open and search {found['open_s']:.2f} CPU s, recall@10 {found['recall']:.3f}, at most "
+        f"{found['rebuild_rss_mb']:,.0f} MiB"
+    )
+
+
+def _tests(*names: str) -> str:
+    return "<br>".join(f"`tests/{name}`" for name in names)
+
+
+HELD = "tests"
+"""The figure of a row all of whose cases are tests of `make test`."""
+
+ROWS = (
+    Row(
+        "a run is killed (`kill -9`) at any moment",
+        "what `saved update=N` acknowledged is there; `--resume` ends with the same bits as a run "
+        "that was not killed",
+        "0 lost in 100 kills ([measured.md](measured.md))",
+        "`python benchmarks/kill_resume.py --kills 3000`",
+    ),
+    Row(
+        "a process ends at any single operation on files",
+        "the same for every operation of saving, resuming, importing, exporting, comparing, "
+        "evaluating, of a research ledger and of a memory",
+        _faults,
+        _tests("training/test_recovery.py", "memory/test_store_faults.py"),
+    ),
+    Row(
+        "power fails: what was not synced is gone, torn or in another order",
+        "the same",
+        _faults,
+        NOT_MEASURED,
+    ),
+    Row(
+        "the disk is full",
+        "earlier saves are untouched, temporary files are removed; exit 6 with the path and the "
+        "bytes that are needed and free",
+        _faults,
+        _tests("runs/test_checkpoint.py", "training/test_loop.py", "cli/test_memory_command.py"),
+    ),
+    Row(
+        "the disk refuses an operation (EIO, EROFS, EACCES, EMFILE)",
+        "exit 6; nothing that failed is acknowledged",
+        _faults,
+        _tests("test_system_errors.py"),
+    ),
+    Row(
+        "a file is flipped, cut, swapped, missing or of another run",
+        "refused (exit 4) before a tensor is read; a damaged checkpoint is renamed and the newest "
+        "intact one is used, which is said; verifying takes at most 10 % of loading",
+        "500 of 500 damaged checkpoints refused; flipped bits of a memory: 0 of 1,000 silent; cost "
+        "of verifying: [measured.md](measured.md)",
+        "`python benchmarks/damaged_checkpoints.py`<br>`python benchmarks/memory_flips.py`<br>"
+        "`python benchmarks/file_checks.py`",
+    ),
+    Row(
+        "a file holds a malicious pickle",
+        "nothing that the library writes is a pickle, and none is read, but by `thinkers import`: "
+        "tensors and plain values only, in a child process with limits",
+        HELD,
+        _tests("published/test_published.py", "runs/test_checkpoint.py"),
+    ),
+    Row(
+        "a small file claims much memory: headers, shapes, keys, nesting, aliases",
+        "refused within 1 s and 200 MB, with the exit code of its kind",
+        f"{HELD}; under a limit of memory: {NOT_MEASURED}",
+        _tests("test_strict_json.py", "models/test_model_folder.py", "config/test_overrides.py"),
+    ),
+    Row(
+        "a configuration is wrong",
+        "exit 2 within 3 s of process time, before anything is written; the flag, its value, the "
+        "rule and the nearest name are shown",
+        HELD,
+        _tests("cli/test_main.py", "config/test_overrides.py", "test_types_of_settings.py"),
+    ),
+    Row(
+        "a loss, gradient, weight or stored latent is not finite",
+        "training ends before the step of the optimiser with exit 5; such weights are "
+        "neither saved nor loaded, such a score is never the best",
+        HELD,
+        _tests("training/test_loop.py", "training/test_recovery.py", "memory/test_memory.py"),
+    ),
+    Row(
+        "no target is graded",
+        "a loss of 0 over 0 tokens, never NaN",
+        HELD,
+        _tests("models/test_deepsight.py"),
+    ),
+    Row(
+        "a text is empty, short, not UTF-8, of Windows, a folder, a pipe, unreadable, or changes",
+        "exit 3 with file and byte, or a documented result; bad bytes are refused, replaced or "
+        "skipped as `--task.bad_bytes` says, and counted",
+        HELD,
+        _tests("data/test_sources.py", "data/test_token_cache.py", "tasks/test_text.py"),
+    ),
+    Row(
+        "tokens are out of range, of another type, too many, none",
+        "`ValueError` or `TypeError` before any kernel, with value, place and limit",
+        HELD,
+        _tests("models/test_model_checks.py"),
+    ),
+    Row(
+        "thinking steps or `top` are out of range",
+        "refused with value and range before any work",
+        HELD,
+        _tests("models/test_model_checks.py", "memory/test_refusals.py"),
+    ),
+    Row(
+        "SIGTERM or SIGINT at any moment, once or again",
+        "exit 143 or 130 within 10 s after a checkpoint; `--resume` ends with the same bits; a "
+        "second signal after 2 s kills at once, and loses nothing that was acknowledged",
+        f"{HELD}; at random moments: {NOT_MEASURED}",
+        _tests("training/test_signals.py", "training/test_loop.py", "serve/test_process.py"),
+    ),
+    Row(
+        "several processes begin in one folder",
+        "one wins; the others end with exit 7 and name its process and host; a lock dies with its "
+        "owner; nothing is overwritten",
+        f"{HELD}; 50 rounds of 8 processes: {NOT_MEASURED}",
+        _tests("runs/test_folder.py", "comparison/test_shards.py"),
+    ),
+    Row(
+        "the writer of a memory is killed",
+        "no acknowledged block is lost, searches equal brute force, the next writer continues",
+        _store(
+            "kills",
+            lambda x: (
+                f"{len(x['lost'])} of {x['acknowledged']:,} blocks lost in {x['rounds']:,} kills"
+            ),
+        ),
+        "`python benchmarks/memory_kills.py --rounds 3000`",
+    ),
+    Row(
+        "a memory is read beside a writer that is killed",
+        "each reader has a whole snapshot, at least as new as when it began",
+        _store(
+            "readers",
+            lambda x: (
+                f"{len(x['wrong'])} of {x['snapshots']:,} snapshots wrong, "
+                f"{x['kills']} kills in {x['minutes']:.0f} minutes"
+            ),
+        ),
+        "`python benchmarks/memory_readers.py --minutes 10`",
+    ),
+    Row(
+        "a memory has a million blocks",
+        "see [memory.md](memory.md)",
+        _million,
+        "`python benchmarks/memory_search.py`",
+    ),
+    Row(
+        "hours of work",
+        "memory, open files, threads and disk stay constant",
+        NOT_MEASURED,
+        NOT_MEASURED,
+    ),
+    Row(
+        "a rank dies, fails or stops",
+        "all ranks end, within 5 minutes if one is frozen; `status.json` names the rank and the "
+        "update at fault; `--resume` continues",
+        f"{HELD} of a rank that fails; killed and frozen: {NOT_MEASURED}",
+        _tests("training/test_ranks.py", "training/test_status.py"),
+    ),
+    Row(
+        "a run is resumed by another number of ranks",
+        "each sample is seen once; float64: losses and weights within 1e-12 of one process",
+        HELD,
+        _tests("training/test_ranks.py", "training/test_sharding.py"),
+    ),
+    Row(
+        "a run is resumed",
+        "metrics, weights, optimiser and curriculum have the bits of an uninterrupted run",
+        HELD,
+        _tests("training/test_loop.py", "training/test_reproduce.py"),
+    ),
+    Row(
+        "a batch is divided into micro-batches or over ranks",
+        "float64: gradients within 1e-12, normalised by the counts of the global batch",
+        HELD,
+        _tests("training/test_loop.py", "models/test_collate.py"),
+    ),
+    Row(
+        "a run is repeated",
+        "the same bits with the same versions, threads and device, which the run records; a "
+        "difference is announced",
+        HELD,
+        _tests("training/test_reproduce.py", "tasks/test_tasks.py"),
+    ),
+    Row(
+        "another dtype, another backend, compiled code",
+        "equal to the dense reference within the tolerance of the dtype, or refused",
+        HELD,
+        _tests("ops/test_dispatch.py", "ops/test_stop_grad.py", "training/test_compiled.py"),
+    ),
+    Row(
+        "any bytes in any file, flag or request that is parsed",
+        "only errors of the library, no case beyond 1 s, no process beyond 512 MB more, no changed "
+        "byte accepted where there is a digest",
+        f"{HELD}; 100,000 cases of each parser: {NOT_MEASURED}",
+        _tests("test_strict_json.py", "runs/test_folder.py", "models/test_model_folder.py")
+        + "<br>"
+        + _tests("serve/test_protocol.py", "memory/test_verification.py"),
+    ),
+    Row(
+        "files of an older or a newer version",
+        "read as they were, or refused with exit 4 and what to do; nothing is renamed or deleted",
+        f"{HELD}; stored files of this version: {NOT_MEASURED}",
+        _tests("test_json_files.py", "runs/test_checkpoint.py", "training/test_loop.py"),
+    ),
+    Row(
+        "locales, time zones, names of folders, umask, a HOME that cannot be written",
+        "the same results; a name that is not UTF-8 is refused with exit 2",
+        f"{HELD} of names; all else: {NOT_MEASURED}",
+        _tests("runs/test_folder.py", "test_user_paths.py", "cli/test_paths.py"),
+    ),
+    Row(
+        "too little memory",
+        "exit 6 with what to lower; saves are intact",
+        f"{HELD} of the messages; under a limit: {NOT_MEASURED}",
+        _tests("cli/test_failures.py"),
+    ),
+    Row(
+        "a run of a comparison fails, dies or is killed with it",
+        "the others finish; it is listed with its reason; `--resume` makes what is missing",
+        HELD,
+        _tests("comparison/test_runner.py", "comparison/test_subprocesses.py"),
+    ),
+    Row(
+        "no network",
+        "everything works but `hf:NAME` and trackers on other machines",
+        NOT_MEASURED,
+        NOT_MEASURED,
+    ),
+    Row(
+        "a server has more requests than it can answer, or clients that hang up or stay",
+        "limits with an answer of 4xx or 503; rows of a client that left leave with it; errors end "
+        "their own request alone",
+        HELD,
+        _tests("serve/test_limits.py", "serve/test_batching.py", "serve/test_process.py"),
+    ),
+)
