@@ -5,9 +5,9 @@
     python benchmarks/claims.py --page docs
 
 Every case has the parameters of `shakespeare/decoder`, within 1.4 %, unless its name says fewer,
-and is trained with the FLOPs of 2,000 updates of it. The texts are Shakespeare's plays, and 1 MB of
-the sources of Python's own library. Finished runs are kept, others resume. One thread for each run.
-`--page FOLDER` writes claims.json.
+and is trained with the FLOPs of 1,000 updates of it; a tenth of its updates are warm-up. The texts
+are Shakespeare's plays, and 1 MB of the sources of Python's own library. Finished runs are kept,
+others resume. One thread for each run. `--page FOLDER` writes claims.json.
 
 Machine: losses, which another machine's roundings change as another seed does; CPU minutes. The
 second text differs with the version of Python.
@@ -34,7 +34,7 @@ from thinkers.config.overrides import override
 from thinkers.files import write_file
 from thinkers.recipes.pairs import base
 
-BYTES, EXAMPLES = 1_000_000, 2000
+BYTES, EXAMPLES, UPDATES = 1_000_000, 2000, 1000
 FEWER = 0.75
 """Share of the parameters in cases of fewer."""
 
@@ -107,17 +107,21 @@ def run_job(job: tuple[str, str, Path, int, Path]) -> str:
 
 
 def configuration(name: str, file: Path, seed: int) -> Config:
-    """Return a case of the decoder's size, trained with the FLOPs of the decoder's recipe."""
+    """Return a case of the decoder's size, trained with the FLOPs of UPDATES of the decoder."""
     of_text, case = f"--task.path={file}", CASES[name]
     decoder = override(recipes.RECIPES["shakespeare/decoder"](), flags=[of_text])
     decoder = _resolved(decoder)
-    flops = decoder.training.num_updates * _update_flops(decoder)
+    flops = UPDATES * _update_flops(decoder)
     config = _resolved(override(base(case.model, decoder.task), flags=case.flags))
     config = replace(
         config, model=fit(config.model, parameters, case.size * parameters(decoder.model))
     )
     updates = budgets.updates_for(config, flops)
-    training = replace(config.training, num_updates=updates, seed=seed, device="cpu")
+    # The recipe's share: of few updates, its 100 would be nearly half.
+    warmup = updates // 10
+    training = replace(
+        config.training, num_updates=updates, warmup_updates=warmup, seed=seed, device="cpu"
+    )
     return replace(config, training=training, recipe="")
 
 
