@@ -73,15 +73,30 @@ def test_a_better_change_is_kept_and_the_next_one_builds_on_it(scored, tmp_path)
 def test_lower_is_better_where_the_metric_is_a_loss(scored, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be " * 200)
-    scored(2.0, 2.5, 1.5)
-    out, path = tmp_path / "search", f"--task.path={text}"
-    make(out, path, "--model.dim=32", recipe="shakespeare/looped")
-    make(out, "--model.dim=16", recipe="shakespeare/looped")
-    assert statuses(out) == ["keep", "discard", "keep"]
     other = tmp_path / "other.txt"
     other.write_text("to be or not to be " * 300)
+    scored(2.0, 2.5, 1.5)
+    out = tmp_path / "search"
+    texts = f"--task.path={text}", f"--task.test_path={other}"
+    make(out, *texts, "--model.dim=32", recipe="shakespeare/looped")
+    make(out, "--model.dim=16", recipe="shakespeare/looped")
+    assert statuses(out) == ["keep", "discard", "keep"]
     with pytest.raises(UsageError, match="task_flags"):
-        make(out, f"--task.path={other}", recipe="shakespeare/looped")
+        make(out, f"--task.path={other}", texts[1], recipe="shakespeare/looped")
+
+
+@pytest.mark.parametrize("others", [(), ("test",), ("valid", "test")])
+def test_a_test_split_that_the_search_sees_is_refused(tmp_path, others):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be " * 200)
+    flags = [f"--task.path={text}", *(f"--task.{x}_path={text}" for x in others)]
+    if others == ("test",):  # the last tenth of the other text
+        text = tmp_path / "tail.txt"
+        text.write_bytes((tmp_path / "text.txt").read_bytes()[-380:])
+        flags[1] = f"--task.test_path={text}"
+    with pytest.raises(UsageError, match="test split is its validation split"):
+        make(tmp_path / "search", *flags, recipe="shakespeare/looped")
+    assert not (tmp_path / "search").exists()
 
 
 def test_a_change_is_made_once_unless_it_crashed(scored, tmp_path):

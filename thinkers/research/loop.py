@@ -63,8 +63,8 @@ def experiment(
         The experiments that were made, with their results.
 
     Raises:
-        UsageError: The recipe or the time differs from that of the folder, or the same change was
-            made before.
+        UsageError: The recipe or the time differs from that of the folder, the same change was
+            made before, or the test split is the validation split.
         Interrupted: A stop request was received; the same call continues.
         LockedError: Another process makes experiments in this folder.
     """
@@ -75,6 +75,12 @@ def experiment(
     of_task = [flag for flag in flags if flag.startswith("--task.")]
     flags = [flag for flag in flags if flag not in of_task]
     task, _ = build(override(find(recipe), flags=of_task))
+    if not exists(out / LEDGER) and not task.has_own_test():
+        raise usage_error(
+            f"{recipe}, whose test split is its validation split",
+            "a test split that the search does not see",
+            "add --task.test_path FILE, with another text than that of --task.valid_path",
+        )
     meta: dict[str, Any] = {"recipe": recipe, "minutes": minutes, "task_flags": of_task}
     meta |= {"metric": task.primary_metric, "higher_is_better": task.higher_is_better}
     with _owned(out):

@@ -273,6 +273,10 @@ class Task(Configured, ABC):
         """
         return None
 
+    def has_own_test(self) -> bool:
+        """Return True unless the test split is the validation split."""
+        return True
+
     def objective(self, scores: Mapping[str, float]) -> float:
         """Return the primary metric of `scores`, negated if lower is better."""
         value = scores[self.primary_metric]

@@ -166,6 +166,9 @@ class Text(Task):
             )
         return found
 
+    def has_own_test(self) -> bool:
+        return not np.array_equal(self.tokens("valid"), self.tokens("test"))
+
     def _training_text(self) -> TokenizedText:
         if not self.config.path:
             raise _no_text()
