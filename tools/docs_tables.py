@@ -46,8 +46,6 @@ PAGES = {
     "docs/reliability.md": ("promises",),
     "docs/retrofit.md": ("retrofitted",),
     "docs/grow.md": ("grow_scores",),
-    "docs/research.md": ("search_cups", "search_shakespeare"),
-    "docs/published.md": ("claims_scores", "claims_differences"),
     "docs/tools.md": ("tools_measured", "tools_by_kind"),
 }
 """{page: names of its generated parts}; the function of that name, here or in MEASURED, renders
