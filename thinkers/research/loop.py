@@ -74,15 +74,7 @@ def experiment(
     contents = [read_file(path, LARGEST_CHANGE) for path in files]
     of_task = [flag for flag in flags if flag.startswith("--task.")]
     flags = [flag for flag in flags if flag not in of_task]
-    task, _ = build(override(find(recipe), flags=of_task))
-    if not exists(out / LEDGER) and not task.has_own_test():
-        raise usage_error(
-            f"{recipe}, whose test split is its validation split",
-            "a test split that the search does not see",
-            "add --task.test_path FILE, with another text than that of --task.valid_path",
-        )
-    meta: dict[str, Any] = {"recipe": recipe, "minutes": minutes, "task_flags": of_task}
-    meta |= {"metric": task.primary_metric, "higher_is_better": task.higher_is_better}
+    meta = _meta(recipe, minutes, of_task, is_new=not exists(out / LEDGER))
     with _owned(out):
         if not exists(out / LEDGER):
             Ledger.create(out, meta).close()
@@ -103,6 +95,24 @@ def experiment(
                     "add --change FILE.py, or a setting such as --model.dim 64",
                 )
             return made
+
+
+def _meta(recipe: str, minutes: float, of_task: list[str], is_new: bool) -> dict[str, Any]:
+    """Return what all experiments of a search have in common; check the splits of a new one."""
+    task, _ = build(override(find(recipe), flags=of_task))
+    if is_new and not task.has_own_test():
+        raise usage_error(
+            f"{recipe}, whose test split is its validation split",
+            "a test split that the search does not see",
+            "add --task.test_path FILE, with another text than that of --task.valid_path",
+        )
+    return {
+        "recipe": recipe,
+        "minutes": minutes,
+        "task_flags": of_task,
+        "metric": task.primary_metric,
+        "higher_is_better": task.higher_is_better,
+    }
 
 
 @contextmanager
