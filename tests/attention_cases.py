@@ -58,6 +58,7 @@ STOPS = {
     "own": "own",
     "query": "query",
     "crossed": "crossed",
+    "heads": "heads",
 }
 
 
@@ -71,6 +72,8 @@ def stops_of(kind, b, h, t, s):
         "own": (pair[:, :, :, :1] > 0, pairs[1][:, :1, :1], pairs[2][:, :1, :1] > 0),
         "query": (query, query, query),
         "crossed": (pairs[0][:, :1, :1], pairs[1][:, :, :, :1] > 0, pairs[2][:1, :1, :, :1]),
+        # By key, and differing between heads that share one: the sum of dk cannot be scaled.
+        "heads": (pairs[0][:, :, :, :1], pairs[1][:, :, :1], pairs[2][:, :, :1] > 0),
     }
     stops = known.get(kind) if isinstance(STOPS[kind], str) else STOPS[kind]
     return dict(zip(("stop_q", "stop_k", "stop_v"), stops, strict=True))

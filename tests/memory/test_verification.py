@@ -77,6 +77,14 @@ def test_a_change_of_any_column_of_a_block_is_noticed(folder, column):
     assert any("block 3" in str(fault) for fault in memory.verify())
 
 
+def test_bytes_that_move_between_columns_are_noticed(folder):
+    ((words, tokens),) = select(folder, "SELECT text, tokens FROM block WHERE id = 3")
+    change(folder, "UPDATE block SET text = ? WHERE id = 3", words + tokens[:8])
+    change(folder, "UPDATE block SET tokens = ? WHERE id = 3", tokens[8:])
+    with pytest.raises(DamagedError, match="block 3 does not have its checksum"):
+        opened(folder).read([3])
+
+
 @pytest.mark.parametrize("column", ["topic", "level", "keys", "crc"])
 def test_a_change_of_any_column_of_keys_is_noticed_by_a_search(folder, column):
     value = {"topic": 2, "level": 2, "keys": b"x" * 32, "crc": 5}[column]

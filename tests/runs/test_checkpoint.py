@@ -208,6 +208,13 @@ def test_the_newest_intact_checkpoint_is_found_and_damaged_ones_are_renamed(tmp_
     assert "00000011.damaged1" in names(tmp_path)
 
 
+def test_checkpoints_are_in_the_order_of_their_updates(tmp_path):
+    for update in (100_000_000, 99_999_999):  # of nine digits, and of eight as all before
+        checkpoint.save(tmp_path, made(update), "run")
+    assert [path.name for path in checkpoint.saved(tmp_path)] == ["99999999", "100000000"]
+    assert checkpoint.newest(tmp_path, "run") == tmp_path / "100000000"
+
+
 def test_no_intact_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
     assert checkpoint.newest(tmp_path / "none") is None
     checkpoint.save(tmp_path, made(3), "run")

@@ -127,8 +127,7 @@ def test_resuming_from_any_checkpoint_equals_an_uninterrupted_run_bit_for_bit(tm
         theirs = checkpoint.read(saves[-1])
         for file, tensors in theirs.tensors.items():
             assert_equal_bits(ours.tensors[file], tensors)
-        assert ours.state["task"] == theirs.state["task"]
-        assert ours.state["flops"] == theirs.state["flops"]
+        assert ours.state | {"minutes": 0} == theirs.state | {"minutes": 0}
 
 
 def test_the_curriculum_of_the_resumed_case_advances(tmp_path):

@@ -13,8 +13,10 @@ from thinkers.errors import UsageError
 from thinkers.prng import draw
 from thinkers.runs import folder as run_folder
 from thinkers.training import loop, optim
+from thinkers.training.distributed import Ranks
 from thinkers.training.loop import resume, train
-from thinkers.training.step import thinking_steps
+from thinkers.training.state import TrainState
+from thinkers.training.step import forward_backward, loss_module, thinking_steps
 
 
 def settings_of(**own) -> Training:
@@ -78,6 +80,24 @@ def test_thinking_steps_are_drawn_from_the_seed_and_the_update():
     assert drawn == steps() and drawn != steps(seed=1)
     assert thinking_steps(0, settings_of(), batch) is None
     assert draw(1, 23) != draw(12, 3)
+
+
+def test_what_a_pass_draws_is_a_function_of_the_seed_the_update_and_the_micro_batch():
+    def drawn(update, seed=0):
+        config = make(settings=dict(accumulation=3, seed=seed))
+        task, model = build(config)
+        state = TrainState.new(config, task, model)
+        state.update, numbers = update, []
+        loss = loss_module(state)
+        loss.register_forward_pre_hook(lambda *_: numbers.append(float(torch.rand(()))))
+        ranks = Ranks(0, 1, torch.device("cpu"))
+        with torch.random.fork_rng(devices=()):
+            forward_backward(state, task.batch(0, 6), loss, None, "float32", ranks)
+        return numbers
+
+    first = drawn(0)
+    assert first == drawn(0)
+    assert len({*first, *drawn(1), *drawn(0, seed=1)}) == 9
 
 
 def test_steps_that_are_due_follow_the_latest_due_target_of_the_global_batch():
