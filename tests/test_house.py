@@ -10,7 +10,7 @@ PACKAGE = ROOT / "thinkers"
 FLOORS = (
     ("version", "terminal"),
     ("errors",),
-    ("strict_json", "optional"),
+    ("strict_json", "optional", "problems"),
     ("checks", "files", "prng", "devices", "process_state", "registry"),
     ("json_files", "user_paths"),
     ("plugins",),

@@ -7,7 +7,7 @@ as one of torch or of the operating system, its exit code too.
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from thinkers.terminal import one_line, visible
 
@@ -19,13 +19,36 @@ class ThinkersError(Exception):
 
 
 class UsageError(ThinkersError, ValueError):
-    """An invalid command, configuration or argument."""
+    """An invalid command, configuration or argument.
+
+    One that is about several settings has an error for each of them in `problems`.
+    """
 
     exit_code = 2
+
+    @property
+    def problems(self) -> tuple["UsageError", ...]:
+        """The errors that this one reports: itself alone, unless it is a SeveralErrors."""
+        return (self,)
 
 
 class UsageTypeError(UsageError, TypeError):
     """An argument of an invalid type."""
+
+
+class SeveralErrors(UsageError):
+    """All problems of one configuration; its text has one block for each, and an empty line
+    between two."""
+
+    def __init__(self, problems: Sequence[UsageError]):
+        super().__init__(tuple(problems))
+
+    @property
+    def problems(self) -> tuple[UsageError, ...]:
+        return self.args[0]
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.problems))
 
 
 class DataError(ThinkersError, ValueError):
@@ -79,6 +102,16 @@ class Interrupted(ThinkersError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def together(problems: Iterable[UsageError]) -> UsageError:
+    """Return one error for one or more problems, without those whose text repeats another's."""
+    by_text: dict[str, UsageError] = {}
+    for error in problems:
+        for problem in error.problems:
+            by_text.setdefault(str(problem), problem)
+    found = list(by_text.values())
+    return found[0] if len(found) == 1 else SeveralErrors(found)
 
 
 def usage_error(found: str, expected: str, fix: str) -> UsageError:

@@ -5,14 +5,15 @@ A registry is a plain dict that users extend, so it is checked at each look-up.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from types import NoneType, UnionType
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 from weakref import WeakSet
 
-from thinkers.errors import UsageError, UsageTypeError, nearest, usage_error
+from thinkers.errors import UsageError, UsageTypeError, nearest, together, usage_error
 from thinkers.optional import require
+from thinkers.problems import find
 
 SCALARS: dict[Any, tuple[str, type]] = {
     float: ("a number", Real),
@@ -78,17 +79,73 @@ def typed(config: T) -> T:
 
     @functools.wraps(construct)
     def checked(self: Any, *given: Any, **named: Any) -> None:
-        known = [x for x in dataclasses.fields(self) if x.init]
-        values = dict(zip((x.name for x in known if not x.kw_only), given, strict=False)) | named
-        for field in known:
-            if field.name in values and not _fits(values[field.name], field.type):
-                raise UsageTypeError(
-                    f"{field.name} must be {_words(field.type)}, got {values[field.name]!r}"
-                )
-        construct(self, *given, **named)
+        known = [x.name for x in dataclasses.fields(self) if x.init and not x.kw_only]
+        values = dict(zip(known, given, strict=False)) | named
+        if not wrong_types(type(self), values):
+            try:
+                return construct(self, *given, **named)
+            except (ValueError, TypeError) as error:
+                problems = construct_all(type(self), values)[1]
+                if len(problems) < 2:
+                    raise
+                raise together(problems) from error
+        raise together(construct_all(type(self), values)[1])
 
+    checked.untyped = construct  # type: ignore
     config.__init__ = checked  # type: ignore
     return config
+
+
+def wrong_types(kind: type, values: Mapping[str, Any]) -> dict[str, UsageError]:
+    """Return {field: error} of the values that are not of the type of their field."""
+    return {
+        x.name: UsageTypeError(f"{x.name} must be {_words(x.type)}, got {values[x.name]!r}")
+        for x in _fields(kind)
+        if x.name in values and not _fits(values[x.name], x.type)
+    }
+
+
+def construct_all(
+    kind: type, values: Mapping[str, Any], reported: Collection[str] = ()
+) -> tuple[Any, list[UsageError]]:
+    """Construct a dataclass, with other values in the place of wrong ones; return all problems.
+
+    Args:
+        reported: Fields whose problems are known, and whose values here are no longer those given.
+
+    Returns:
+        The dataclass, or None if some problem is of no single field; and the problems.
+    """
+    stand_ins = {x.name: _stand_ins(x) for x in _fields(kind) if x.init}
+    wrong = wrong_types(kind, values)
+    usual = {name: stand_ins[name][0] for name in wrong if name in stand_ins}
+    checked: Any = kind.__init__  # type: ignore
+    plain = getattr(checked, "untyped", checked)
+
+    def construct(given: Mapping[str, Any]) -> Any:
+        made: Any = object.__new__(kind)
+        plain(made, **given)
+        return made
+
+    made, problems = find(construct, {**values, **usual}, stand_ins, {*reported, *wrong})
+    found = [x if isinstance(x, UsageError) else UsageError(str(x)) for x in problems]
+    return made, [*wrong.values(), *found]
+
+
+def _stand_ins(field: Any) -> list[Any]:
+    """Return the default of a field, its choices, and small values that it may take."""
+    default = [] if field.default is dataclasses.MISSING else [field.default]
+    choices = [False, True] if field.type is bool else _choices(field.type)
+    small = [] if choices else [None, 1, 0, 0.5, ""]
+    values = [*default, *choices, *(x for x in small if _fits(x, field.type))]
+    return values or [None]
+
+
+def _choices(kind: Any) -> list[Any]:
+    """Return the values of a Literal, alone or beside other types."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [word for part in get_args(kind) for word in _choices(part)]
 
 
 def _fits(value: Any, kind: Any) -> bool:

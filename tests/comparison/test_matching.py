@@ -9,7 +9,8 @@ import torch
 import thinkers
 from thinkers.cli.main import main
 from thinkers.comparison import budgets, matching
-from thinkers.comparison.plan import Plan, _budget
+from thinkers.comparison.arguments import _budget
+from thinkers.comparison.plan import Plan
 from thinkers.config.experiment import build
 from thinkers.errors import UsageError
 from thinkers.models import MODELS

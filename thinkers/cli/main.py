@@ -19,6 +19,7 @@ from thinkers.cli.commands import raise_unknown
 from thinkers.cli.parser import Parser, actions_of, command_line
 from thinkers.errors import (
     ResourceError,
+    SeveralErrors,
     ThinkersError,
     describe,
     exit_code,
@@ -210,9 +211,12 @@ def raise_no_value(name: str) -> NoReturn:
 
 
 def explain(error: BaseException, code: int) -> list[str]:
-    """Describe an error in at most three lines."""
+    """Describe an error in at most three lines for each problem, and an empty one between two."""
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted"]
+    if isinstance(error, SeveralErrors):
+        blocks = [["", *explain(problem, code)] for problem in error.problems]
+        return [line for block in blocks for line in block][1:]
     if isinstance(error, ThinkersError):
         message = str(error) or type(error).__name__
         # An error of three lines stays one; a line break in any other error comes from a name in

@@ -15,6 +15,7 @@ from thinkers.config.reinforce import Reinforce
 from thinkers.errors import usage_error
 from thinkers.models import MODELS
 from thinkers.models.halt import Halt
+from thinkers.problems import Collector
 from thinkers.recipes.pairs import base
 from thinkers.registry import name_of_config
 
@@ -151,17 +152,22 @@ def override_all(configs: Sequence[Config], flags: Sequence[str]) -> list[Config
     without a use are refused.
     """
     rest = [flag for flag in flags if not any(_is_of_use(flag, config) for config in configs)]
+    problems, found = Collector(), []
     for flag in rest:
-        if _key(flag).startswith("--reinforce."):
-            raise usage_error(
-                f"{_key(flag)} without a contender that has a policy",
-                f"one whose name ends in {CHOOSES}, such as thinker{CHOOSES}",
-                f"leave {_key(flag)} out, or add thinker{CHOOSES} to --models",
-            )
-    return [
-        override(config, (), [x for x in flags if x in rest or _is_of_use(x, config)])
-        for config in configs
-    ]
+        with problems:
+            if _key(flag).startswith("--reinforce."):
+                raise usage_error(
+                    f"{_key(flag)} without a contender that has a policy",
+                    f"one whose name ends in {CHOOSES}, such as thinker{CHOOSES}",
+                    f"leave {_key(flag)} out, or add thinker{CHOOSES} to --models",
+                )
+    known = [flag for flag in flags if flag not in rest or "--reinforce." not in flag]
+    for config in configs:
+        with problems:
+            own = [x for x in known if x in rest or _is_of_use(x, config)]
+            found.append(override(config, (), own))
+    problems.raise_all()
+    return found
 
 
 def _is_of_use(flag: str, config: Config) -> bool:

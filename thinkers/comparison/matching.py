@@ -18,11 +18,13 @@ from thinkers.comparison.contenders import (
     override_all,
     what_of,
 )
+from thinkers.config.conflicts import conflicts, together_with
 from thinkers.config.experiment import Config, resolve_sizes
-from thinkers.errors import usage_error
+from thinkers.errors import UsageError, together, usage_error
 from thinkers.models import MODELS
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch
+from thinkers.problems import Collector
 from thinkers.process_state import keep_process_state
 from thinkers.recipes.pairs import base, task_settings
 from thinkers.registry import name_of_config
@@ -66,6 +68,12 @@ def contenders(
         )
     bases = override_all([base_of(name, task_config, start) for name in names], flags)
     task_built = tasks.from_config(bases[0].task)  # all have the same flags, so the same task
+    problems = Collector()
+    for x in bases:
+        with problems:
+            resolve_sizes(x.model, task_built)
+    if problems.found:
+        raise together(error for x in bases for error in conflicts(x, task_built))
     bases = [replace(x, model=resolve_sizes(x.model, task_built)) for x in bases]
     wanted = parameters(bases[0].model)
     found = [
@@ -78,8 +86,10 @@ def contenders(
         model = build(one.config.model)
         if folder:
             load_initial_weights(model, folder)
-        check_reinforce(one.config, task_built, model)
-        task_built.check(model)
+        problems.found += together_with(one.config, task_built, model)
+        with problems:
+            check_reinforce(one.config, task_built, model)
+    problems.raise_all()
     if not controls:
         return found
     reference = _reference(found)
@@ -87,6 +97,15 @@ def contenders(
     decoder = replace(decoder, model=resolve_sizes(decoder.model, task_built))
     makers = {"fillers": _fillers, "untied": _untied, "wider": _wider}
     return found + [makers[name](decoder, reference, wanted) for name in controls]
+
+
+def problems_of_flags(task: str, names: Sequence[str], flags: Sequence[str]) -> list[UsageError]:
+    """Return the problems that settings for all have for these models."""
+    problems = Collector()
+    with problems:
+        task_config = task_settings(task, [model_of(name) for name in names])
+        override_all([base_of(name, task_config) for name in names], flags)
+    return problems.found
 
 
 def _reference(found: Sequence[Contender]) -> Contender:

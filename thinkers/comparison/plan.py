@@ -1,29 +1,28 @@
 """The plan of a comparison: its settings, its contenders, the configuration of each run."""
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from thinkers import registry
-from thinkers.checks import check_int
 from thinkers.comparison import budgets
-from thinkers.comparison.contenders import Contender, model_of
-from thinkers.comparison.matching import BEGIN, CONTROLS, contenders, parameters
-from thinkers.config.experiment import PLANNED, Config
-from thinkers.data.sources import absolute_path
-from thinkers.errors import UsageError, nearest, usage_error
+from thinkers.comparison.arguments import check, text_of
+from thinkers.comparison.contenders import Contender
+from thinkers.comparison.matching import (
+    BEGIN,
+    contenders,
+    parameters,
+)
+from thinkers.config.experiment import Config
+from thinkers.errors import UsageError, usage_error
 from thinkers.files import read_file
 from thinkers.json_files import LARGEST_JSON, read_with_digest
-from thinkers.models import MODELS
 from thinkers.runs import folder as run_folder
 from thinkers.strict_json import Schema, check_schema, parse_json
 from thinkers.tasks import TASKS
-from thinkers.user_paths import user_path
 
 FORMAT = 2
 SCHEMA: Schema = {
@@ -33,21 +32,10 @@ SCHEMA: Schema = {
     "seconds_per_update": (dict, NoneType),
 }
 """Types of config.json."""
-DEFAULTS: dict[str, float] = {"flops": 2e12, "parameters": 1000, "seconds": 60}
-"""{quantity that is equal in all runs, besides size: its default budget}."""
-TIMES = {"s": 1, "sec": 1, "min": 60, "h": 3600}
-COUNTS = {"flops": "flops", "updates": "parameters", "update": "parameters"}
-"""{unit of a budget: the quantity that is then equal beside the size}; times are seconds."""
-UNIT_OF = {"flops": "FLOPs", "parameters": "updates", "seconds": "s, min or h"}
 POINTS = 10
 """Checkpoints of each run; all of them are evaluated."""
 LAST_EXAMPLES = 100
 """Examples of the score at the end of training, which a comparison does not use."""
-RESERVED = (
-    *("num_updates", "max_flops", "max_minutes", "seed", "lr", "warmup_updates"),
-    *("evaluate_every", "evaluate_examples", "checkpoint_every", "keep_last"),
-)
-"""Training settings that the comparison chooses."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +64,7 @@ class Plan:
     @staticmethod
     def of(**asked: Any) -> "Plan":
         """Make a new plan; a setting that is None has its default."""
-        plan = _checked(**asked)
+        plan = Plan(**check(**asked))
         flags = [f"--{key}={value}" for key, value in plan.settings.items()]
         found = tuple(contenders(plan.task, plan.models, plan.controls, flags))
         timed = budgets.TIMED if plan.match == "seconds" else budgets.ESTIMATED
@@ -99,7 +87,7 @@ class Plan:
         """
         given = {k: x for k, x in asked.items() if x not in (None, [], (), {})}
         mine = {key: getattr(self, key) for key in given}
-        wanted = _checked(**{**self.asked(), **given})
+        wanted = Plan(**check(**{**self.asked(), **given}))
         self._check_named_again(wanted.settings if "settings" in given else {})
         if BEGIN in self.settings and wanted.settings.keys() == {BEGIN}:
             given.pop("settings")  # named again, as it must be, and nothing else
@@ -207,7 +195,7 @@ class Plan:
             Contender(one["name"], Config.from_dict(one["config"]), one["what"])
             for one in record["contenders"]
         )
-        plan = _checked(**record["comparison"])
+        plan = Plan(**check(**record["comparison"]))
         rates = {name: record[name] for name in RATES if name in record}
         return replace(plan, contenders=contenders, **rates)
 
@@ -242,123 +230,6 @@ DERIVED = ("contenders", *RATES)
 ASKED = tuple(name for name in Plan.__dataclass_fields__ if name not in DERIVED)
 
 
-def _checked(
-    task: Any,
-    models: Sequence[str],
-    match: str | None,
-    budget: str | float | None,
-    seeds: int | None,
-    lrs: Sequence[float],
-    controls: Sequence[str],
-    settings: Mapping[str, Any],
-    num_examples: int | None,
-) -> Plan:
-    """Check the settings, and return a plan that has no contenders yet."""
-    for name, given in (("models", models), ("lrs", lrs), ("controls", controls)):
-        if isinstance(given, str) or not isinstance(given, Sequence):
-            raise usage_error(f"{name} {given!r}", "a list", f"change {name}")
-    if not isinstance(settings, Mapping):
-        raise usage_error(f"settings {settings!r}", "a dict, by setting", "change settings")
-    if not isinstance(match, str | None):
-        raise usage_error(f"match {match!r}", f"one of {', '.join(DEFAULTS)}", "change match")
-    registry.check(MODELS, "model")
-    registry.check(TASKS, "task")
-    _known("task", task, TASKS)
-    _several("models", models, MODELS)
-    _several("controls", controls, CONTROLS)
-    if not models:
-        raise usage_error(
-            "no models", f"names such as {', '.join(list(MODELS)[:3])}", "add --models"
-        )
-    match, amount = _budget(match, budget)
-    for name, value in (("seeds", seeds), ("num_examples", num_examples)):
-        if value is not None:
-            check_int(name, value, 1)
-    for lr in lrs:
-        if not isinstance(lr, int | float) or not 0 < lr < float("inf"):
-            raise usage_error(f"--lrs {lr}", "learning rates above 0", "change --lrs")
-    for key in settings:
-        _check_setting(key, match)
-    return Plan(
-        task=task,
-        models=tuple(models),
-        match=match,
-        budget=amount,
-        seeds=3 if seeds is None else seeds,
-        lrs=tuple(float(lr) for lr in lrs),
-        controls=tuple(controls),
-        settings={key: _setting(key, value) for key, value in sorted(settings.items())},
-        num_examples=2000 if num_examples is None else num_examples,
-    )
-
-
-def _known(kind: str, name: Any, known: Any) -> None:
-    if not isinstance(name, str) or name not in known:
-        registry.check_extra(name)
-        found = f"no {kind}" if name is None else f"unknown {kind} {name!r}"
-        expected = nearest(str(name), known) if name is not None else ", ".join(known)
-        raise usage_error(found, expected, f"choose from {', '.join(known)}")
-
-
-def _several(kind: str, names: Sequence[str], known: Any) -> None:
-    for name in names:
-        own = model_of(name) if kind == "models" and isinstance(name, str) else name
-        _known(kind.removesuffix("s"), own, known)
-        if not re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z0-9_-]", own):
-            raise usage_error(f"{kind} {name!r}", "letters, digits, . _ and -", "rename it")
-        if kind == "models" and name in CONTROLS:
-            raise usage_error(
-                f"a model with the name {name!r}, which is that of a control",
-                f"a name other than {', '.join(CONTROLS)}, since results are kept by name",
-                f"register it by another: thinkers.MODELS[NAME] = {MODELS[name].__qualname__}",
-            )
-        if list(names).count(name) > 1:
-            raise usage_error(f"--{kind} with {name} twice", "each once", f"change --{kind}")
-
-
-def _check_setting(key: str, match: str) -> None:
-    part, _, field = key.partition(".")
-    if (part == "training" and field in RESERVED) or key in PLANNED:
-        raise usage_error(
-            f"--{key}", "a setting that the comparison does not choose", "see --budget and --lrs"
-        )
-    if key == "model.hidden":
-        raise usage_error(
-            f"--{key}", "another setting: the comparison chooses hidden", "set --model.dim"
-        )
-
-
-def _budget(match: str | None, budget: str | float | None) -> tuple[str, float]:
-    """Return (quantity that is equal, amount); an amount with a unit of time is in seconds."""
-    if match is not None and match not in DEFAULTS:
-        raise usage_error(
-            f"--match {match}", nearest(match, DEFAULTS), f"one of {', '.join(DEFAULTS)}"
-        )
-    if budget is None:
-        chosen = match or "flops"
-        return chosen, DEFAULTS[chosen]
-    parts = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?) *([a-z]*)", str(budget).strip().lower())
-    amount, unit = _number(parts[1]) if parts else None, parts[2] if parts else ""
-    of_unit = {"": match or "flops", **dict.fromkeys(TIMES, "seconds"), **COUNTS}
-    if amount is None or unit not in of_unit:
-        raise usage_error(
-            f"--budget {budget}",
-            "a number above 0 and its unit: 2e13 or '2e13 FLOPs', '3000 updates', 90s, 5min or 2h",
-            "change --budget",
-        )
-    chosen = match or of_unit[unit]
-    if of_unit[unit] != chosen:
-        raise usage_error(
-            f"--budget {budget} with --match {chosen}",
-            f"a budget in {UNIT_OF[chosen]}",
-            f"give it in {UNIT_OF[chosen]}, or leave --match out",
-        )
-    amount *= TIMES.get(unit, 1)
-    if chosen == "parameters" and amount != int(amount):
-        raise usage_error(f"--budget {budget}", "an integer number of updates", "change --budget")
-    return chosen, amount
-
-
 def _check_policy_updates(one: Contender, num_updates: int) -> None:
     """Raise a UsageError if the budget ends before the first update of a policy."""
     settings = one.config.reinforce
@@ -370,30 +241,7 @@ def _check_policy_updates(one: Contender, num_updates: int) -> None:
         )
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if isfinite(value) and value > 0 else None
-
-
-def _setting(key: str, value: Any) -> str:
-    """Return a setting as text; a path is absolute, the same from every working folder."""
-    text = _text(value)
-    if key == BEGIN:
-        return str(user_path(text, f"--{BEGIN}").absolute())
-    if not (key.startswith("task.") and key.endswith("path")):
-        return text
-    place = absolute_path(text, f"--{key}")
-    return str(Path(place).resolve()) if place.startswith("/") else place
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ",".join(f"{key}={_text(x)}" for key, x in sorted(value.items()))
+        return ",".join(f"{key}={text_of(x)}" for key, x in sorted(value.items()))
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -3,21 +3,24 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thinkers import checks, models, tasks
+from thinkers import checks, models, registry, tasks
 from thinkers.config.grow import Grow
 from thinkers.config.reinforce import Reinforce
 from thinkers.config.training import Training
-from thinkers.errors import FormatError, UsageError, nearest, usage_error
+from thinkers.errors import FormatError, UsageError, nearest, together, usage_error
 from thinkers.models import MODELS, Model
+from thinkers.problems import Collector
 from thinkers.registry import class_named, name_of_config
 from thinkers.tasks import TASKS, Task
 
 PARTS = ("model", "task", "training")
+KINDS: dict[str, Mapping[str, Any]] = {"model": MODELS, "task": TASKS}
+"""{part that is the Config of a registered class: the registry}."""
 OPTIONAL_PARTS: dict[str, type] = {"reinforce": Reinforce, "grow": Grow}
 PLANNED = ("training.num_updates", "reinforce.num_updates")
 """The settings that hold the planned number of updates, the same in both."""
@@ -100,15 +103,18 @@ class Config:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Config":
         """Return the configuration that `to_dict` described."""
-        config = Config(*parts_of(data), recipe=data.get("recipe", ""))
-        own = {}
+        problems, own = Collector(), {}
+        with problems:
+            own = dict(zip(PARTS, parts_of(data), strict=True))
         for part, kind in OPTIONAL_PARTS.items():
-            if (settings := data.get(part)) is None:
-                continue
-            if not isinstance(settings, Mapping):
-                raise usage_error(f"{part} {settings!r}", "settings", "remove or change it")
-            own[part] = build_part(kind, dict(settings), part)
-        return dataclasses.replace(config, **own)
+            settings = data.get(part)
+            with problems:
+                if not isinstance(settings, Mapping | None):
+                    raise usage_error(f"{part} {settings!r}", "settings", "remove or change it")
+                if settings is not None:
+                    own[part] = build_part(kind, dict(settings), part)
+        problems.raise_all()
+        return Config(recipe=data.get("recipe", ""), **own)
 
     def changes(self, other: "Config") -> dict[str, Any]:
         """Return the settings that differ from `other`: {"model.num_steps": 8}."""
@@ -133,12 +139,17 @@ def build(config: Config, run: Path | None = None) -> tuple[Task, Model]:
         UsageError: A size that was given is smaller than the task needs.
         FormatError: The run is of an older version, whose task had fewer tokens.
     """
-    if run is None:
-        task = tasks.from_config(config.task, config.training.seed)
-    else:
-        task = tasks.from_run(config.task, config.training.seed, run)
-        check_vocabulary(config.model.vocab_size, task, run)
+    task = task_of(config, run)
     return task, models.from_config(resolve_sizes(config.model, task))
+
+
+def task_of(config: Config, run: Path | None = None) -> Task:
+    """Build the task alone; arguments and errors are those of `build`."""
+    if run is None:
+        return tasks.from_config(config.task, config.training.seed)
+    task = tasks.from_run(config.task, config.training.seed, run)
+    check_vocabulary(config.model.vocab_size, task, run)
+    return task
 
 
 def check_vocabulary(vocab_size: int | None, task: Task, run: Path) -> None:
@@ -161,14 +172,17 @@ def resolve_sizes(model: Any, task: Task) -> Any:
         UsageError: A size that was given is smaller than the task needs.
     """
     needed = {field: getattr(task, field) for field in TASK_SIZES}
+    problems = Collector()
     for field, least in needed.items():
         given = getattr(model, field)
-        if given is not None and given < least:
-            raise usage_error(
-                f"model.{field} {given}",
-                f"at least {least}, the {TASK_SIZES[field]} of the task",
-                f"set --model.{field} {least}, or leave it out to follow the task",
-            )
+        with problems:
+            if given is not None and given < least:
+                raise usage_error(
+                    f"model.{field} {given}",
+                    f"at least {least}, the {TASK_SIZES[field]} of the task",
+                    f"set --model.{field} {least}, or leave it out to follow the task",
+                )
+    problems.raise_all()
     missing = {field: least for field, least in needed.items() if getattr(model, field) is None}
     if getattr(model, "step_loss", "last") == "wait" and model.wait_token is None:
         missing["wait_token"] = task.wait_token
@@ -177,15 +191,19 @@ def resolve_sizes(model: Any, task: Task) -> Any:
 
 def parts_of(data: Mapping[str, Any]) -> tuple[Any, Any, Training]:
     """Return the settings of model, task and training that `Config.to_dict` described."""
+    problems = Collector()
+    parts: dict[str, Any] = {}
     for part in PARTS:
-        if not isinstance(data.get(part), Mapping):
-            raise usage_error(f"a configuration without {part}", " and ".join(PARTS), "add it")
-    (model, own), (task, of_task) = (_read(data[part]) for part in ("model", "task"))
-    return (
-        build_part(class_named(model, MODELS, "model").Config, own, "model"),
-        build_part(class_named(task, TASKS, "task").Config, of_task, "task"),
-        build_part(Training, dict(data["training"]), "training"),
-    )
+        with problems:
+            if not isinstance(data.get(part), Mapping):
+                raise usage_error(f"a configuration without {part}", " and ".join(PARTS), "add it")
+            kind, settings = Training, dict(data[part])
+            if part in KINDS:
+                name, settings = _read(data[part])
+                kind = class_named(name, KINDS[part], part).Config
+            parts[part] = build_part(kind, settings, part)
+    problems.raise_all()
+    return parts["model"], parts["task"], parts["training"]
 
 
 def _described(name: str, config: Any) -> dict[str, Any]:
@@ -211,7 +229,6 @@ def missing_settings(data: Mapping[str, Any]) -> list[str]:
     Raises:
         UsageError: A part is missing, or its name is unknown.
     """
-    kinds: dict[str, Mapping[str, Any]] = {"model": MODELS, "task": TASKS}
     missing = []
     for part in PARTS:
         settings = data.get(part)
@@ -219,45 +236,75 @@ def missing_settings(data: Mapping[str, Any]) -> list[str]:
             missing.append(part)
             continue
         kind: Any = Training
-        if part in kinds:
+        if part in KINDS:
             name, settings = _read(settings)
-            kind = class_named(name, kinds[part], part).Config
+            kind = class_named(name, KINDS[part], part).Config
         missing += [f"{part}.{name}" for name in checks.missing_settings(kind, settings)]
     return missing
 
 
 def build_part(kind: type, settings: dict[str, Any], part: str) -> Any:
-    """Build the dataclass `kind` from settings; its ValueErrors become errors of three lines."""
+    """Build the dataclass `kind` from settings; all their problems become one error.
+
+    Raises:
+        UsageError: In three lines for each problem, with the flag of the setting.
+    """
+    made, problems = check_part(kind, settings, part)
+    if problems:
+        raise together(problems)
+    return made
+
+
+def check_part(
+    kind: type, settings: Mapping[str, Any], part: str, reported: Collection[str] = ()
+) -> tuple[Any, list[UsageError]]:
+    """Build the dataclass `kind`, with other values in the place of wrong ones.
+
+    Args:
+        reported: Settings whose problems are known, and that have other values here.
+
+    Returns:
+        The dataclass, or None where no values could be found; and the problems.
+    """
     known = [f.name for f in dataclasses.fields(kind) if f.init]
-    for field in settings:
-        if field not in known:
-            raise usage_error(
-                f"unknown {part}.{field}", nearest(field, known), "remove or rename it"
-            )
+    problems = [
+        usage_error(f"unknown {part}.{field}", nearest(field, known), "remove or rename it")
+        for field in settings
+        if field not in known
+    ]
+    values = tuples({key: value for key, value in settings.items() if key in known})
+    steps: dict[str, UsageError] = {}
     if part == "model" and not kind.takes_steps:  # type: ignore[attr-defined]
-        refuse_steps(kind.__qualname__.removesuffix(".Config"), settings)
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    try:
-        return kind(**tuples)
-    except (ValueError, TypeError) as error:
-        if str(error).startswith("found: "):
-            raise  # in three lines already
-        raise _value_error(str(error), part, known) from None
+        steps = _useless_steps(kind.__qualname__.removesuffix(".Config"), settings)
+        values |= dict.fromkeys(steps, 1)
+    problems += steps.values()
+    made, found = registry.construct_all(kind, values, {*reported, *steps})
+    return made, problems + [_of_flag(error, part, known) for error in found]
 
 
-def refuse_steps(name: str, settings: Mapping[str, Any]) -> None:
-    """Raise UsageError if these settings ask for thinking steps of a model that takes one step."""
-    for field in STEP_SETTINGS:
-        if settings.get(field) not in (None, 1):
-            raise usage_error(
-                f"--model.{field} {settings[field]}",
-                f"1, since {name} takes one step and {field} has no effect",
-                "leave it out, or choose a model that takes steps, such as looped",
-            )
+def tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with tuples in the place of the lists that JSON and YAML have."""
+    return {key: tuple(x) if isinstance(x, list) else x for key, x in settings.items()}
 
 
-def _value_error(message: str, part: str, known: list[str]) -> UsageError:
+def _useless_steps(name: str, settings: Mapping[str, Any]) -> dict[str, UsageError]:
+    """Return {setting: error} of settings that ask a model of one step for thinking steps."""
+    return {
+        field: usage_error(
+            f"--model.{field} {settings[field]}",
+            f"1, since {name} takes one step and {field} has no effect",
+            "leave it out, or choose a model that takes steps, such as looped",
+        )
+        for field in STEP_SETTINGS
+        if settings.get(field) not in (None, 1)
+    }
+
+
+def _of_flag(error: UsageError, part: str, known: list[str]) -> UsageError:
     """Turn "FIELD must RULE, got VALUE" into an error of three lines that names the flag."""
+    message = str(error)
+    if message.startswith("found: "):
+        return error  # in three lines already
     parts = re.fullmatch(r"(?s)(.+?), got (.+)", " ".join(message.split()))
     field = next((word for word in re.findall(r"\w+", message) if word in known), None)
     flag = f"--{part}.{field}" if field else f"the settings --{part}.*"

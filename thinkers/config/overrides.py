@@ -4,16 +4,18 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import jsonargparse
 import yaml
 
-from thinkers.config.experiment import PLANNED, TASK_SIZES, Config, build_part
-from thinkers.errors import UsageError, nearest, usage_error
+from thinkers.config.conflicts import conflicts_beside
+from thinkers.config.experiment import PLANNED, TASK_SIZES, Config, check_part, tuples
+from thinkers.errors import UsageError, nearest, together, usage_error
 from thinkers.files import read_file
+from thinkers.problems import Collector
 from thinkers.user_paths import user_path
 
 LARGEST_FILE = 1_000_000
@@ -70,11 +72,33 @@ def override(config: Config, files: Sequence[str] = (), flags: Sequence[str] = (
     Raises:
         UsageError: A file, a name or a value that is not valid.
     """
-    values = parse(config, files, flags)
-    parts = {x: build_part(type(getattr(config, x)), values[x], x) for x in config.parts}
+    values, problems, reported = _read(config, files, flags)
+    parts, not_given = {}, set()
+    for part in config.parts:
+        before = {key.partition(".")[2] for key in reported if key.startswith(f"{part}.")}
+        own = getattr(config, part)
+        parts[part], wrong = check_part(type(own), values[part], part, before)
+        not_given |= before
+        if wrong and parts[part] is not None:
+            not_given |= _replaced(tuples(values[part]), parts[part], own)
+        problems += wrong
     found = dataclasses.replace(config, **parts)
+    if problems:
+        if all(made is not None for made in parts.values()):
+            problems += conflicts_beside(found, not_given)
+        raise together(problems)
     named = {flag[2:].partition("=")[0] for flag in flags}
     return found if named.issuperset(PLANNED) else _with_equal_updates(config, found)
+
+
+def _replaced(given: Mapping[str, Any], made: Any, before: Any) -> set[str]:
+    """Return the settings that have other values than those given, or than those before."""
+    return {
+        name
+        for name, value in given.items()
+        if getattr(made, name)
+        not in ((value, getattr(before, name)) if value is None else (value,))
+    }
 
 
 def _with_equal_updates(before: Config, after: Config) -> Config:
@@ -99,46 +123,103 @@ def override_task(task: Any, flags: Sequence[str]) -> Any:
     reader = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
     reader.add_class_arguments(type(task), "task", instantiate=False)
     reader.set_defaults({f"task.{k}": v for k, v in _given(task).items()})
-    known = [f"task.{field}" for field in _given(task)]
-    for flag in flags:
-        name = flag[2:].partition("=")[0]
-        if name not in known:
-            fix = "change settings of the task alone, --task.*; the model is that of the run"
-            raise usage_error(f"--{name}", f"--{nearest(name, known)}", fix)
-    try:
-        # A task without settings has no group of them.
-        settings = reader.parse_args(list(flags)).as_dict().get("task", {})
-    except jsonargparse.ArgumentError as error:
-        raise usage_error(
-            " ".join(str(error).split()), "a value of its type", "change it"
-        ) from None
-    return build_part(type(task), settings, "task")
+    known = {f"task.{field}": _of_field(task, field) for field in _given(task)}
+    fix = "change settings of the task alone, --task.*; the model is that of the run"
+    tokens = [(f"--{_key(flag)}", flag) for flag in flags]
+    values, problems, reported = _parse_known(reader, known, tokens, fix)
+    before = [key.removeprefix("task.") for key in reported]
+    # A task without settings has no group of them.
+    made, wrong = check_part(type(task), values.get("task", {}), "task", before)
+    if problems or wrong:
+        raise together([*problems, *wrong])
+    return made
 
 
 def parse(config: Config, files: Sequence[str], flags: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return {part: {field: value}} of every field, checked against its type."""
+    values, problems, _ = _read(config, files, flags)
+    if problems:
+        raise together(problems)
+    return values
+
+
+def _read(
+    config: Config, files: Sequence[str], flags: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], list[UsageError], set[str]]:
+    """Return the values of all fields, the problems, and the settings that these are about.
+
+    A setting with a problem has the value that it has in `config`.
+    """
     check_flags(flags)
-    reader = parser(config)
-    known = {key for key in reader.get_defaults().keys() if "." in key}
-    tokens = [(name, token) for file in files for name, token in _read_file(file, config.parts)]
-    tokens += [(f"--{flag[2:].partition('=')[0]}", flag) for flag in flags]
-    for shown, token in tokens:
-        key = token[2:].partition("=")[0]
-        if key not in known:
-            raise usage_error(
-                f"{shown}, which {config.recipe or 'this configuration'} does not have",
-                f"--{nearest(key, known)}",
-                f"thinkers train {config.recipe or 'RECIPE'} --print_config lists every setting",
-            )
-    try:
-        values = reader.parse_args([token for _, token in tokens])
-    except jsonargparse.ArgumentError as error:
-        raise _type_problem(config, str(error), [token for _, token in tokens]) from None
-    settings = values.as_dict()
-    for key in known:
-        part, _, field = key.partition(".")
-        _check_finite(key, settings[part].get(field))
-    return {part: settings.get(part, {}) for part in config.parts}
+    reader, problems = parser(config), Collector()
+    tokens: list[tuple[str, str]] = []
+    for file in files:
+        with problems:
+            tokens += _read_file(file, config.parts, problems)
+    tokens += [(f"--{_key(flag)}", flag) for flag in flags]
+    known = {
+        key: _of_field(getattr(config, key.partition(".")[0]), key.partition(".")[2])
+        for key in reader.get_defaults().keys()
+        if "." in key
+    }
+    fix = f"thinkers train {config.recipe or 'RECIPE'} --print_config lists every setting"
+    whose = f", which {config.recipe or 'this configuration'} does not have"
+    settings, wrong, reported = _parse_known(reader, known, tokens, fix, whose)
+    values = {part: settings.get(part, {}) for part in config.parts}
+    return values, [*problems.found, *wrong], reported
+
+
+def _parse_known(
+    reader: jsonargparse.ArgumentParser,
+    known: Mapping[str, tuple[Any, Any]],
+    tokens: Sequence[tuple[str, str]],
+    fix: str,
+    whose: str = "",
+) -> tuple[dict[str, Any], list[UsageError], set[str]]:
+    """Parse flags, each beside its name for errors.
+
+    Args:
+        known: {setting: (type, value that it has unless a flag changes it)}.
+        fix: The remedy for an unknown setting.
+        whose: The end of the first line of its error.
+
+    Returns:
+        The values of all settings, those with a problem as if no flag named them; the problems;
+        and the settings that these are about.
+    """
+    problems = [
+        usage_error(f"{shown}{whose}", f"--{nearest(_key(token), known)}", fix)
+        for shown, token in tokens
+        if _key(token) not in known
+    ]
+    given = [token for _, token in tokens if _key(token) in known]
+    reported: set[str] = set()
+    while True:
+        try:
+            settings = reader.parse_args(given).as_dict()
+            found = _first_not_finite(settings, known)
+        except jsonargparse.ArgumentError as error:
+            settings = reader.get_defaults().as_dict()
+            found = _type_problem(known, str(error), given)
+        if found is None:
+            return settings, problems, reported
+        key, problem = found
+        problems.append(problem)
+        reported.add(key)
+        kept = [token for token in given if _key(token) != key]
+        if len(kept) == len(given):  # not of a flag: what else is wrong stays unknown
+            return settings, problems, reported
+        given = kept
+
+
+def _key(flag: str) -> str:
+    return flag[2:].partition("=")[0]
+
+
+def _of_field(config: Any, name: str) -> tuple[Any, Any]:
+    """Return the type and the value of a field."""
+    kinds = {field.name: field.type for field in dataclasses.fields(config)}
+    return kinds.get(name, "a value"), getattr(config, name, None)
 
 
 def dump(config: Config, files: Sequence[str] = (), flags: Sequence[str] = ()) -> str:
@@ -166,8 +247,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_file(file: str, parts: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (the name for errors, the equivalent flag) of each setting in a YAML file."""
+def _read_file(file: str, parts: Sequence[str], problems: Collector) -> list[tuple[str, str]]:
+    """Return (the name for errors, the equivalent flag) of each setting in a YAML file.
+
+    Args:
+        problems: Where the problems of its parts go; a file that cannot be read is an error.
+    """
     fix = "write a valid one by thinkers train RECIPE --print_config > FILE"
     path = user_path(file, "--config")
     try:
@@ -185,12 +270,12 @@ def _read_file(file: str, parts: Sequence[str]) -> list[tuple[str, str]]:
         raise usage_error(f"--config {file}: {what[:200]}", "a YAML file", fix) from None
     tokens = []
     for part, settings in (data or {}).items() if isinstance(data or {}, dict) else [("", data)]:
-        if part in parts and isinstance(settings, dict):
+        with problems:
+            if part not in parts:
+                raise usage_error(f"{part or data!r} in {file}", ", ".join(parts), fix)
+            if not isinstance(settings, dict):
+                raise usage_error(f"{part}: {settings!r} in {file}", f"the settings of {part}", fix)
             tokens += [(f"{part}.{k} in {file}", _token(part, k, v)) for k, v in settings.items()]
-        elif part not in parts:
-            raise usage_error(f"{part or data!r} in {file}", ", ".join(parts), fix)
-        else:
-            raise usage_error(f"{part}: {settings!r} in {file}", f"the settings of {part}", fix)
     return tokens
 
 
@@ -199,21 +284,20 @@ def _token(part: str, field: Any, value: Any) -> str:
     return f"--{part}.{field}={text}"
 
 
-def _type_problem(config: Config, message: str, tokens: list[str]) -> UsageError:
-    """Turn an error of jsonargparse into a UsageError of three lines."""
+def _type_problem(
+    known: Mapping[str, tuple[Any, Any]], message: str, tokens: list[str]
+) -> tuple[str, UsageError]:
+    """Return the setting that an error of jsonargparse is about, and the error in three lines."""
     found = re.search(r'key "([^"]+)"', message)
     if not found:
-        return usage_error(" ".join(message.split()), "a setting and its value", "see --help")
+        return "", usage_error(" ".join(message.split()), "a setting and its value", "see --help")
     key = found[1]
-    given = [token for token in tokens if token.startswith(f"--{key}=")]
+    given = [token for token in tokens if _key(token) == key]
     value = given[-1].partition("=")[2] if given else "nothing"
-    part, _, field = key.partition(".")
-    hint = next(
-        (f.type for f in dataclasses.fields(getattr(config, part)) if f.name == field), "a value"
-    )
-    default = getattr(getattr(config, part), field, None)
-    expected = f"{_describe(hint)}; the recipe has {json.dumps(default, default=str)}"
-    return usage_error(f"--{key} {value!r}", expected, f"write --{key} VALUE, or leave it out")
+    hint, default = known.get(key, ("a value", None))
+    expected = f"{_describe(hint)}; {json.dumps(default, default=str)} if it is left out"
+    fix = f"write --{key} VALUE, or leave it out"
+    return key, usage_error(f"--{key} {value!r}", expected, fix)
 
 
 def _describe(hint: Any) -> str:
@@ -223,15 +307,21 @@ def _describe(hint: Any) -> str:
     return re.sub(r"typing\.|<class '|'>", "", str(hint)).replace("None", "null")
 
 
-def _check_finite(key: str, value: Any) -> None:
-    """Raise UsageError for numbers that JSON or torch cannot hold."""
-    for x in value if isinstance(value, tuple | list) else [value]:
-        if isinstance(x, int) and not -(2**63) <= x < 2**63:
-            raise usage_error(f"--{key} {x}", "a number of at most 64 bits", f"change --{key}")
-        if isinstance(x, float) and not math.isfinite(x):
-            raise usage_error(
-                f"--{key} {x}", "a finite number", f"leave --{key} out for the default"
-            )
+def _first_not_finite(
+    settings: Mapping[str, Any], known: Iterable[str]
+) -> tuple[str, UsageError] | None:
+    """Return the first setting with a number that JSON or torch cannot hold, and its error."""
+    for key in known:
+        part, _, field = key.partition(".")
+        value = settings.get(part, {}).get(field)
+        for x in value if isinstance(value, tuple | list) else [value]:
+            if isinstance(x, int) and not -(2**63) <= x < 2**63:
+                expected, fix = "a number of at most 64 bits", f"change --{key}"
+                return key, usage_error(f"--{key} {x}", expected, fix)
+            if isinstance(x, float) and not math.isfinite(x):
+                fix = f"leave --{key} out for the default"
+                return key, usage_error(f"--{key} {x}", "a finite number", fix)
+    return None
 
 
 def _given(value: Any) -> dict[str, Any]:

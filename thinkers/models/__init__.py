@@ -4,7 +4,7 @@ A new model is a file here and one line in MODELS; docs/own_model.md writes one 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 from thinkers import registry
 from thinkers.checks import missing_settings
-from thinkers.errors import DamagedError, DataError, UsageError
+from thinkers.errors import DamagedError, DataError, UsageError, together
 from thinkers.json_files import read_with_digest
 from thinkers.models.base import FORMAT, Model, Thought, settings_digest
 from thinkers.models.batch import Batch, Loss, collate
@@ -65,23 +65,39 @@ def build_model(name: str, **settings: Any) -> Model:
     """Build a model of this name; its weights are drawn from torch's global generator.
 
     Raises:
-        UsageError: The model or a setting is unknown.
-        ValueError: A setting is invalid, or vocab_size is not set.
+        UsageError: The model is unknown, or settings are unknown or invalid: all of them are
+            named; or vocab_size is not set.
     """
-    check_names(name, settings)
-    return MODELS[name](MODELS[name].Config(**settings))
+    _check_name(name)
+    problems = _unknown_settings(name, settings)
+    known = {key: x for key, x in settings.items() if key not in problems}
+    config, invalid = registry.construct_all(MODELS[name].Config, known)
+    if problems or invalid:
+        raise together([*problems.values(), *invalid])
+    return MODELS[name](config)
 
 
 def check_names(name: Any, settings: Mapping[str, Any]) -> None:
     """Raise UsageError if there is no model of this name, or if it lacks one of the settings."""
+    _check_name(name)
+    if unknown := _unknown_settings(name, settings):
+        raise together(unknown.values())
+
+
+def _check_name(name: Any) -> None:
     registry.check(MODELS, "model")
     if not isinstance(name, str) or name not in MODELS:
         registry.check_extra(name)
         raise UsageError(f"unknown model {name!r}; choose from {sorted(MODELS)}")
+
+
+def _unknown_settings(name: str, settings: Iterable[str]) -> dict[str, UsageError]:
     known = [f.name for f in dataclasses.fields(MODELS[name].Config)]
-    for field in settings:
-        if field not in known:
-            raise UsageError(f"unknown setting {field!r} of {name}; choose from {known}")
+    return {
+        field: UsageError(f"unknown setting {field!r} of {name}; choose from {known}")
+        for field in settings
+        if field not in known
+    }
 
 
 def from_config(config: Any) -> Model:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkers import registry
-from thinkers.errors import UsageError
+from thinkers.errors import UsageError, together
 from thinkers.optional import is_installed
 from thinkers.tasks.answers import AnswerTask as AnswerTask
 from thinkers.tasks.arithmetic import Add, Arithmetic, Multiply, Subtract
@@ -62,7 +62,8 @@ def build_task(name: str, /, seed: int = 0, **settings: Any) -> Task:
         settings: Fields of its Config.
 
     Raises:
-        UsageError: There is no such task or setting; the nearest name is given.
+        UsageError: There is no such task, or settings are unknown or invalid: all of them are
+            named, with the nearest known ones.
     """
     registry.check(TASKS, "task")
     if name not in TASKS:
@@ -70,12 +71,16 @@ def build_task(name: str, /, seed: int = 0, **settings: Any) -> Task:
         raise UsageError(f"unknown task {name!r}; {_suggestion(name, list(TASKS))}")
     task = TASKS[name]
     known = [field.name for field in fields(task.Config)]
-    for setting in settings:
-        if setting not in known:
-            raise UsageError(
-                f"unknown setting {setting!r} of {name}; {_suggestion(setting, known)}"
-            )
-    return task(task.Config(**settings), seed)
+    problems = {
+        setting: UsageError(f"unknown setting {setting!r} of {name}; {_suggestion(setting, known)}")
+        for setting in settings
+        if setting not in known
+    }
+    of_task = {key: value for key, value in settings.items() if key not in problems}
+    config, invalid = registry.construct_all(task.Config, of_task)
+    if problems or invalid:
+        raise together([*problems.values(), *invalid])
+    return task(config, seed)
 
 
 def from_config(config: Any, seed: int = 0) -> Task:

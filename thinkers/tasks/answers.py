@@ -20,6 +20,7 @@ from thinkers.models.halt import Halt, halt_option
 from thinkers.models.positions import Positions, option, refuse_positions
 from thinkers.models.tools import Tool, check_calls, cut_results, tools_option
 from thinkers.prng import Rng, mix_int, row_keys
+from thinkers.problems import Collector
 from thinkers.tasks.base import IGNORED, Prompt, Task, check_batch, split_of_hash
 from thinkers.tasks.due import Steps, step_groups
 from thinkers.tasks.graded_rows import GradedRows, check_no_oracle, with_answers
@@ -161,14 +162,18 @@ class AnswerTask(Task):
         return replace(read, begun=begun)
 
     def check(self, model: Any) -> None:
-        refuse_positions(model, self.positions)
-        if not model.causal and self.max_answer_length() > 1:
-            reason = NOT_CAUSAL.format(what="writing answers")
-            raise UsageError(f"{reason}; {self.causal_fix}")
-        if self.scored_with:
-            check_calls(model)
-        if self.section_length is not None:
-            check_reads_sections(model, self.section_length)
+        with (problems := Collector()):
+            refuse_positions(model, self.positions)
+        with problems:
+            if not model.causal and self.max_answer_length() > 1:
+                raise UsageError(f"{NOT_CAUSAL.format(what='writing answers')}; {self.causal_fix}")
+        with problems:
+            if self.scored_with:
+                check_calls(model)
+        with problems:
+            if self.section_length is not None:
+                check_reads_sections(model, self.section_length)
+        problems.raise_all()
 
     def score(
         self,

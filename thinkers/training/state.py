@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 
+from thinkers import models
 from thinkers.checks import first_not_finite
-from thinkers.config.experiment import PLANNED, Config, build
-from thinkers.config.training import Training
+from thinkers.config.conflicts import check_policy, conflicts, together_with
+from thinkers.config.experiment import PLANNED, Config, resolve_sizes, task_of
 from thinkers.distillation.guide import load_guide
-from thinkers.errors import DamagedError, NonFiniteError, UsageError, usage_error
+from thinkers.errors import DamagedError, NonFiniteError, UsageError, together, usage_error
 from thinkers.files import is_folder
 from thinkers.models.base import Model
-from thinkers.models.step_loss import check_has_early
 from thinkers.models.weights_file import check_shapes, shapes_of
 from thinkers.policies.rollout import keys_of, question_room
+from thinkers.problems import Collector
 from thinkers.runs.checkpoint import Checkpoint
 from thinkers.runs.result import load, weights_digest
 from thinkers.strict_json import Schema, check_schema
@@ -162,82 +163,26 @@ def build_on(
     # The initial weights are a function of the seed: models are built on the CPU, with the numbers
     # of this generator.
     torch.default_generator.manual_seed(settings.seed)
-    task, model = build(config, run)
-    model = model.to(device)
-    check_depth(task, model, settings)
+    task = task_of(config, run)
+    problems = Collector()
+    with problems:
+        sized = resolve_sizes(config.model, task)
+    if problems.found:
+        raise together(conflicts(config, task))
+    model = models.from_config(sized).to(device)
+    problems.found += together_with(config, task, model)
+    problems.raise_all()
     check_reinforce(config, task, model)
-    task.check(model)
-    # A batch that cannot be made, or learned from, fails here, before anything is written.
-    batch = task.batch(0, settings.batch_size)
-    check_has_early(getattr(config.model, "step_loss", "last"), batch.due, batch.early)
     if initialize and settings.init_from is not None:
         load_initial_weights(model, settings.init_from)
     return task, model
-
-
-def check_depth(task: Task, model: Model, settings: Training) -> None:
-    """Raise a UsageError unless the model can take every number of steps of training."""
-    for num_steps in settings.random_steps or ():
-        try:
-            model.check_steps(num_steps)
-        except ValueError as error:
-            expected, _, found = str(error).rpartition(", got ")
-            raise usage_error(
-                f"--training.random_steps with {found}", expected, "choose steps it can take"
-            ) from None
-    if settings.depth != "due":
-        return
-    found, fixed = "--training.depth due", "set --training.depth fixed"
-    if not model.config.takes_steps:
-        raise usage_error(f"{found} for {model.name}", "a model that takes thinking steps", fixed)
-    if task.max_due is None:
-        expected = "a task whose targets have a due step, such as cups"
-        raise usage_error(f"{found} for {type(task).__name__}", expected, fixed)
-    most, limit = task.max_due + settings.spare_steps, model.config.max_steps
-    if most > limit:
-        raise usage_error(
-            f"{found} with up to {most} steps: {task.max_due} of the task and "
-            f"{settings.spare_steps} spare ones",
-            f"at most model.max_steps, {limit}",
-            f"set --model.max_steps {most}, or fewer --training.spare_steps",
-        )
 
 
 def check_reinforce(config: Config, task: Task, model: Model) -> None:
     """Raise a UsageError unless these settings can train a policy, if they ask for it."""
     if config.reinforce is None:
         return
-    if "policy" not in model.halts_by:
-        raise usage_error(
-            f"reinforce for {model.name} without a policy",
-            "thinker with policy (--model.policy true)",
-            "set it, and train the model first or begin with it",
-        )
-    for name, value in (("depth", "fixed"), ("compile", False)):
-        if (found := getattr(config.training, name)) != value:
-            raise usage_error(
-                f"--training.{name} {found} with reinforce", f"{value}", f"leave {name} out"
-            )
-    if model.config.num_steps < 2:
-        raise usage_error(
-            f"--model.num_steps {model.config.num_steps} with reinforce",
-            "at least 2: after one step there is no choice",
-            "train a model with more --model.num_steps",
-        )
-    planned = config.training.num_updates
-    if planned != config.reinforce.num_updates:
-        raise usage_error(
-            f"--training.num_updates {planned} with reinforce.num_updates "
-            f"{config.reinforce.num_updates}",
-            "the same number",
-            "set one of them, which both follow",
-        )
-    if not config.reinforce.counts(planned)[1]:
-        raise usage_error(
-            f"{planned} updates of reinforce, none of which trains the policy",
-            f"more than reinforce.supervised_updates, {config.reinforce.supervised_updates}",
-            "set more --reinforce.num_updates, or fewer --reinforce.supervised_updates",
-        )
+    check_policy(config, model)
     batch = task.batch(0, config.training.batch_size)
     question_room(batch)
     keys_of(batch)
