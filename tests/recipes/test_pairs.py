@@ -8,11 +8,11 @@ import torch
 import thinkers
 from thinkers import models, tasks
 from thinkers.comparison import matching
+from thinkers.config.conflicts import check_depth
 from thinkers.config.experiment import TASK_SIZES, resolve_sizes
 from thinkers.errors import UsageError
 from thinkers.recipes.pairs import find
 from thinkers.tasks.text import Text
-from thinkers.training.state import check_depth
 
 PAIRS = [f"{task}/{model}" for task in thinkers.TASKS for model in thinkers.MODELS]
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 import thinkers
+from thinkers.config.conflicts import check_depth
 from thinkers.config.experiment import build
-from thinkers.training.state import check_depth
 
 TASKS = ("cups", "automaton", "links")
 NAMES = [name for name in thinkers.RECIPES if name.partition("/")[0] in TASKS]
