@@ -164,6 +164,12 @@ BAD_LINES = [
     (["generate", "nowhere"], "--prompt"),
     (["generate", "nowhere", "--prompt=1+2="], "nowhere"),
     (["generate", "nowhere", "--prompt=1+2=", "--num_steps=-1"], "--num_steps -1"),
+    (["generate", "nowhere", "--prompt=1+2=", "--num_steps=2.5"], "--num_steps 2.5"),
+    (["generate", "nowhere", "--prompt=1+2=", "--num_steps=None"], "--num_steps None"),
+    (["generate", "nowhere", "--prompt=1+2=", "--num_steps=true"], "--num_steps true"),
+    (["generate", "nowhere", "--prompt=1+2=", "--top_k=0"], "--top_k 0"),
+    (["evaluate", "nowhere", "--num_steps=2.5"], "--num_steps 2.5"),
+    (["evaluate", "nowhere", "--num_steps=-1"], "--num_steps -1"),
 ]
 FILES = {
     "latin.yaml": b"model: {dim: 8} # \xe9\n",

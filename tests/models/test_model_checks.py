@@ -93,7 +93,20 @@ def test_values_are_described_in_words():
     assert describe(None) == "NoneType" and describe("x") == "str"
 
 
-STEPS = [True, False, 2.0, "2", -1, 10**30, np.float32(1), np.bool_(True), torch.tensor(1.0), [1]]
+STEPS = [
+    True,
+    False,
+    2.0,
+    2.5,
+    "2",
+    -1,
+    10**9,
+    10**30,
+    np.float32(1),
+    np.bool_(True),
+    torch.tensor(1.0),
+    [1],
+]
 
 
 @pytest.mark.misuse
@@ -126,6 +139,8 @@ def test_steps_are_allowed_up_to_the_limit_that_is_named(name):
     low, high = (model.config.least_steps, 4) if thinks(model) else (1, 1)
     for steps in (low, high, np.int64(high), torch.tensor(high), torch.tensor(low).int()):
         assert model(tokens, num_steps=steps).logits.shape == (2, T, V)
+    given = model(tokens, num_steps=model.config.num_steps).logits
+    assert torch.equal(model(tokens, num_steps=None).logits, given)
     for steps in (low - 1, high + 1):
         with pytest.raises(ValueError, match=rf"num_steps .* {low} .. {high} .*got {steps}"):
             model(tokens, num_steps=steps)
@@ -133,7 +148,8 @@ def test_steps_are_allowed_up_to_the_limit_that_is_named(name):
 
 def wrong_inputs():
     high, low = ids(2, T), ids(2, T)
-    high[1, 5], low[0, 0] = V, -1
+    above, huge = ids(2, T), ids(2, T)
+    high[1, 5], low[0, 0], above[1, 6], huge[0, 2] = V, -1, V + 1, 2**31
     good = torch.tensor([T, 3])
     return {
         "float": (TypeError, {"tokens": ids(2, T).double()}, ("tokens", "int64", "float64 [2, 7]")),
@@ -145,6 +161,8 @@ def wrong_inputs():
         "no rows": (ValueError, {"tokens": ids(0, T)}, ("tokens", "(b, t)", "[0, 7]")),
         "no columns": (ValueError, {"tokens": ids(2, 0)}, ("tokens", "(b, t)", "[2, 0]")),
         "high": (ValueError, {"tokens": high}, ("tokens", "0 .. 12", "got 13 at [1, 5]")),
+        "above": (ValueError, {"tokens": above}, ("tokens", "0 .. 12", "got 14 at [1, 6]")),
+        "huge": (ValueError, {"tokens": huge}, ("tokens", "0 .. 12", f"got {2**31} at [0, 2]")),
         "low": (ValueError, {"tokens": low}, ("tokens", "0 .. 12", "got -1 at [0, 0]")),
         "long": (ValueError, {"tokens": ids(1, 68)}, ("67", "max_length", "got 68")),
         "long rows": (

@@ -46,8 +46,8 @@ def invalid_calls(model: Model, tokens: Tensor) -> list[Case]:
     config, t, v = model.config, tokens.shape[1], model.config.vocab_size
     size = torch.full((2,), t, device=tokens.device)
     zero = torch.tensor([t, 0], device=tokens.device)
-    high, low = tokens.clone(), tokens.clone()
-    high[1, t - 1], low[0, t // 2] = v, -1
+    high, low, huge = tokens.clone(), tokens.clone(), tokens.clone()
+    high[1, t - 1], low[0, t // 2], huge[0, 0] = v, -1, 2**31
     long = draw(model, (1, config.max_length + 1))
     cases: list[Case] = [
         (TypeError, ("tokens", "int64", "list"), {"tokens": tokens.tolist()}),
@@ -58,6 +58,7 @@ def invalid_calls(model: Model, tokens: Tensor) -> list[Case]:
         (ValueError, ("tokens", "[2, 0]"), {"tokens": tokens[:, :0]}),
         (ValueError, ("tokens", f"{v - 1}", f"got {v} at [1, {t - 1}]"), {"tokens": high}),
         (ValueError, ("tokens", f"got -1 at [0, {t // 2}]"), {"tokens": low}),
+        (ValueError, ("tokens", f"{v - 1}", f"got {2**31} at [0, 0]"), {"tokens": huge}),
         (ValueError, (f"{config.max_length}", f"got {config.max_length + 1}"), {"tokens": long}),
     ]
     for name in ("lengths", "prompt_lengths"):
@@ -68,7 +69,7 @@ def invalid_calls(model: Model, tokens: Tensor) -> list[Case]:
             (ValueError, (name, f"1 .. {t}", "got 0 in row 1"), {name: zero}),
             (ValueError, (name, f"1 .. {t}", f"got {t + 1} in row 0"), {name: size + 1}),
         ]
-    for wrong in (True, 1.0, "1", -1, 10**30, config.max_steps + 1, torch.ones(2)):
+    for wrong in (True, 1.0, 2.5, "1", -1, 10**9, 10**30, config.max_steps + 1, torch.ones(2)):
         cases.append((ValueError, ("num_steps", repr(wrong)), {"num_steps": wrong}))
     return cases
 
