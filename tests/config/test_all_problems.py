@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from thinkers.config.reinforce import Reinforce
 from thinkers.config.training import Training
 from thinkers.errors import SeveralErrors, UsageError, UsageTypeError
 from thinkers.models.decoder import Decoder
+from thinkers.recipes.pairs import find
 from thinkers.training.state import build_on
 
 pytestmark = pytest.mark.misuse
@@ -214,6 +216,25 @@ def test_what_does_not_fit_the_task_is_reported_beside_a_value_out_of_range(cups
         "found: model.max_length 4",
         "found: step_loss early with due steps and no early answers",
     ]
+
+
+@pytest.mark.parametrize("name", thinkers.MODELS)
+def test_sizes_of_every_model_are_reported_beside_other_problems(name):
+    config = find(f"copy/{name}")
+    flags = ["--training.lr=-1", "--model.vocab_size=2"]
+    texts = messages(lambda: override(config, flags=flags))
+    sizes = replace(config, model=replace(config.model, vocab_size=2))
+    assert texts[:2] == ["found: --training.lr -1.0", "found: model.vocab_size 2"]
+    assert texts[1:] == messages(lambda: build_on(torch.device("cpu"), sizes, False))
+
+
+def test_a_policy_has_the_updates_of_its_training():
+    found = thinkers.RECIPES["cups/thinker"]()
+    config = replace(found, reinforce=Reinforce(num_updates=found.training.num_updates))
+    flags = ["--reinforce.num_updates=900", "--training.clip=0", "--reinforce.lr=0"]
+    texts = messages(lambda: override(config, flags=flags))
+    assert texts[:2] == ["found: --training.clip 0.0", "found: --reinforce.lr 0.0"]
+    assert not any("num_updates" in x for x in texts)
 
 
 def test_no_file_of_a_task_is_read_while_settings_are_wrong(tmp_path):

@@ -86,7 +86,8 @@ def contenders(
         model = build(one.config.model)
         if folder:
             load_initial_weights(model, folder)
-        problems.found += together_with(one.config, task_built, model)
+        rows = one.config.training.batch_size
+        problems.found += together_with(one.config, task_built, model, rows)
         with problems:
             check_reinforce(one.config, task_built, model)
     problems.raise_all()

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from thinkers import models, tasks
 from thinkers.config.experiment import TASK_SIZES, Config, resolve_sizes
 from thinkers.config.training import Training
-from thinkers.errors import UsageError, together, usage_error
+from thinkers.errors import DataError, UsageError, together, usage_error
 from thinkers.models import Model
 from thinkers.models.step_loss import check_has_early
 from thinkers.problems import Collector
@@ -21,7 +22,7 @@ from thinkers.tasks import Task
 def conflicts(config: Config, task: Task) -> list[UsageError]:
     """Return the problems of these settings with each other and with the task, sizes included.
 
-    The model is built without weights, and one batch is made.
+    The model is built without weights, and a few rows are made.
     """
     problems = Collector()
     with problems:
@@ -30,12 +31,16 @@ def conflicts(config: Config, task: Task) -> list[UsageError]:
         unsized = dataclasses.replace(config.model, **dict.fromkeys(TASK_SIZES))
         with torch.device("meta"):
             model = models.from_config(resolve_sizes(unsized, task))
-        problems.found += together_with(config, task, model)
+        problems.found += together_with(config, task, model, min(8, config.training.batch_size))
     return problems.found
 
 
-def together_with(config: Config, task: Task, model: Model) -> list[UsageError]:
-    """Return the problems of the settings of training, the task and the model with each other."""
+def together_with(config: Config, task: Task, model: Model, rows: int) -> list[UsageError]:
+    """Return the problems of the settings of training, the task and the model with each other.
+
+    Args:
+        rows: Rows of the batch that must be possible.
+    """
     problems, settings = Collector(), config.training
     with problems:
         check_depth(task, model, settings)
@@ -46,7 +51,7 @@ def together_with(config: Config, task: Task, model: Model) -> list[UsageError]:
     if not (problems.found and reads_files(config.task)):
         # A batch that cannot be made, or learned from, is refused before anything is written.
         with problems:
-            batch = task.batch(0, settings.batch_size)
+            batch = task.batch(0, rows)
             check_has_early(getattr(config.model, "step_loss", "last"), batch.due, batch.early)
     return problems.found
 
@@ -55,7 +60,7 @@ def conflicts_beside(config: Config, not_given: Collection[str]) -> list[UsageEr
     """Return the conflicts of settings some of which stand in for wrong ones.
 
     No file is read: a task whose settings name some is not built, and its conflicts are not known
-    before its settings are right.
+    before its settings are right. Nor are those of a task whose data is missing.
 
     Args:
         not_given: Names of settings with another value than the one given; a conflict that is about
@@ -64,7 +69,7 @@ def conflicts_beside(config: Config, not_given: Collection[str]) -> list[UsageEr
     if reads_files(config.task):
         return []
     problems = Collector()
-    with problems, keep_process_state():
+    with problems, suppress(DataError), keep_process_state():
         task = tasks.from_config(config.task, config.training.seed)
         problems.found += conflicts(config, task)
     return [x for x in problems.found if not {*re.findall(r"\w+", str(x))} & {*not_given}]

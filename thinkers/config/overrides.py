@@ -82,13 +82,13 @@ def override(config: Config, files: Sequence[str] = (), flags: Sequence[str] = (
         if wrong and parts[part] is not None:
             not_given |= _replaced(tuples(values[part]), parts[part], own)
         problems += wrong
+    is_whole = all(made is not None for made in parts.values())
     found = dataclasses.replace(config, **parts)
+    if is_whole and not {_key(flag) for flag in flags}.issuperset(PLANNED):
+        found = _with_equal_updates(config, found)
     if problems:
-        if all(made is not None for made in parts.values()):
-            problems += conflicts_beside(found, not_given)
-        raise together(problems)
-    named = {flag[2:].partition("=")[0] for flag in flags}
-    return found if named.issuperset(PLANNED) else _with_equal_updates(config, found)
+        raise together(problems + (conflicts_beside(found, not_given) if is_whole else []))
+    return found
 
 
 def _replaced(given: Mapping[str, Any], made: Any, before: Any) -> set[str]:
@@ -251,7 +251,7 @@ def _read_file(file: str, parts: Sequence[str], problems: Collector) -> list[tup
     """Return (the name for errors, the equivalent flag) of each setting in a YAML file.
 
     Args:
-        problems: Where the problems of its parts go; a file that cannot be read is an error.
+        problems: Collector of the problems of its parts; a file that cannot be read is an error.
     """
     fix = "write a valid one by thinkers train RECIPE --print_config > FILE"
     path = user_path(file, "--config")

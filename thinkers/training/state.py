@@ -170,7 +170,7 @@ def build_on(
     if problems.found:
         raise together(conflicts(config, task))
     model = models.from_config(sized).to(device)
-    problems.found += together_with(config, task, model)
+    problems.found += together_with(config, task, model, settings.batch_size)
     problems.raise_all()
     check_reinforce(config, task, model)
     if initialize and settings.init_from is not None:
