@@ -282,7 +282,7 @@ def test_the_best_learning_rate_on_the_validation_split_is_taken(tmp_path, train
 @pytest.mark.parametrize(
     "line, words",
     [
-        (["compare"], "no task"),
+        (["compare", "--models", "decoder"], "no task"),
         (["compare", "ad", "--models", "decoder"], "unknown task 'ad'\nexpected: add"),
         (["compare", "add"], "no models"),
         (
@@ -310,7 +310,7 @@ def test_the_best_learning_rate_on_the_validation_split_is_taken(tmp_path, train
         (["compare", "add", "--models", "decoder", "--model.dmi=9"], "--model.dim"),
         (["compare", "add", "--models", "decoder", "--task.max_digits=x"], "an integer"),
         (["compare", "add", "--models", "decoder", "--resume"], "runs/compare-add"),
-        (["compare", "--resume"], "no task"),
+        (["compare", "--models", "decoder", "--resume"], "no task"),
     ],
 )
 def test_usage_errors_have_three_lines_and_leave_nothing(

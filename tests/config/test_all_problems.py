@@ -300,6 +300,8 @@ def test_a_comparison_reports_its_own_arguments_and_the_settings_of_all_models(
         *("--model.injection, which cups/decoder does not", "--model.injection 'foo'"),
     ):
         assert err.count(word) == 1, (word, err)
+    assert main.main(["compare"]) == 2
+    assert re.findall("found: (.*)", capsys.readouterr().err) == ["no task", "no models"]
     asked = dict(match=None, budget=None, seeds=0, lrs=(), controls=(), num_examples=0)
     asked |= dict(task="cups", models=["looped"], settings={"model.dim": 0})
     assert len(messages(lambda: Plan.of(**asked))) == 3
