@@ -210,12 +210,12 @@ def test_no_threshold_is_the_model_without_a_gate_and_1_never_halts():
     model = gated(SHAPES["core of 2, coda of 1"])
     tokens, lengths = rows()
     plain = tiny("looped", {"max_steps": 8, "vocab_size": 11, **SHAPES["core of 2, coda of 1"]})
-    plain = plain.double().eval()
     kept = {k: v for k, v in model.state_dict().items() if not k.startswith("gate")}
-    plain.load_state_dict(kept)
+    plain.double().load_state_dict(kept)
     found = model(tokens, lengths=lengths, num_steps=STEPS)
     assert torch.equal(found.logits, plain(tokens, lengths=lengths, num_steps=STEPS).logits)
     assert (found.steps == STEPS).all()
+    model.gate.bias.fill_(99.0)  # gates of exactly 1 are not above it
     never = model(tokens, num_steps=STEPS, halt=1.0)
     close(never.logits, model(tokens, num_steps=STEPS).logits)
     assert (never.steps == STEPS).all()

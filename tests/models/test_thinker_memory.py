@@ -1,6 +1,7 @@
 """Long-term memory of a Thinker: against a definition in loops over sections, rows and steps."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -20,6 +21,7 @@ from thinker_memory_definition import (
 
 from thinkers.errors import UsageError
 from thinkers.models import thinker_memory
+from thinkers.models.thinker_reading import padded
 
 STEPS = 3
 SHAPES = {
@@ -209,6 +211,13 @@ def test_gradients_stop_at_the_block_before_with_and_without_a_graph(is_ordered)
 def _weights(i, j, like):
     draws = torch.Generator().manual_seed(10 * i + j)
     return torch.randn(like.shape[-2:], generator=draws, dtype=like.dtype)
+
+
+def test_blocks_of_lower_levels_are_hidden_behind_their_own_latents():
+    read = SimpleNamespace(latents=torch.randn(3, 4, 5), sizes=[4, 2, 1])
+    latents, hidden = padded(read, torch.zeros(1, 1, 6, 5))
+    assert hidden.tolist() == [[i >= size for i in range(6)] for size in read.sizes]
+    assert torch.equal(latents[:, :4], read.latents) and not latents[:, 4:].any()
 
 
 def test_the_fingerprint_is_that_of_what_blocks_depend_on():
