@@ -130,9 +130,7 @@ SERVE = [
         *("serve", "serve/rows.py", "almost all of a stop text is given out"),
         "longest = min(len(text), len(stop) - 1)",
         "longest = min(len(text), len(stop) - 2)",
-        (
-            "serve/test_rows.py::test_pieces_are_whole_characters_and_join_to_the_text_before_a_stop",
-        ),
+        ("serve/test_rows.py::test_nothing_is_given_out_that_a_stop_may_take_back",),
         "openai",
     ),
     Defect(

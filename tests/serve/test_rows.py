@@ -62,6 +62,7 @@ def test_nothing_is_given_out_that_a_stop_may_take_back():
     found, is_stopped = written([b"one<e", b"n", b"ough"], ["<end>"])
     assert found == ["one", "", "<enough", ""] and not is_stopped
     assert written([b"one<e"], ["<end>"]) == (["one", "<e"], False)
+    assert written([b"one<end", b">"], ["<end>"]) == (["one", "", ""], True)
 
 
 @pytest.mark.parametrize("text", ["a.b.c", "", "abc"])
