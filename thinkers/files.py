@@ -110,14 +110,15 @@ def _write(path: Path, flags: int, content: bytes | memoryview) -> None:
 
 def rename_synced(path: Path, new: Path) -> Path:
     """Rename within a folder; return the new path, which is on the disk when this returns."""
-    os.rename(path, new)
-    sync_folder(new.parent)
+    with disk_errors(path):
+        os.rename(path, new)
+        sync_folder(new.parent)
     return new
 
 
 def unlink(path: Path) -> None:
     """Remove a file, or the link of this name, if there is one."""
-    with suppress(FileNotFoundError):
+    with disk_errors(path), suppress(FileNotFoundError):
         os.unlink(path)
 
 
@@ -153,18 +154,31 @@ def _open_own(path: Path, flags: int) -> int:
 def is_at(path: Path, stream: IO[Any]) -> bool:
     """Return True if the open file is the one that is now at `path`."""
     try:
-        return os.path.samestat(os.lstat(path), os.fstat(stream.fileno()))
+        with disk_errors(path):
+            return os.path.samestat(os.lstat(path), os.fstat(stream.fileno()))
     except FileNotFoundError:
         return False
 
 
 def sync_folder(path: Path) -> None:
     """Sync a folder to the disk, so that created and renamed files survive a crash."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with disk_errors(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def list_folder(path: Path) -> list[Path]:
+    """Return what is in a folder, sorted by name; a link to one is followed.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ResourceError: It may not be read, the disk fails, or too many files are open.
+    """
+    with disk_errors(path):
+        return sorted(path.iterdir())
 
 
 def exists(path: Path) -> bool:
@@ -182,6 +196,11 @@ def exists(path: Path) -> bool:
 def is_folder(path: Path) -> bool:
     """Return True if a folder, or a link to one, has this name; errors are those of `exists`."""
     return stat.S_ISDIR(_mode(path, follow=True))
+
+
+def is_link(path: Path) -> bool:
+    """Return True if a link has this name; errors are those of `exists`."""
+    return stat.S_ISLNK(_mode(path, follow=False))
 
 
 def is_plain_file(path: Path) -> bool:
@@ -202,13 +221,16 @@ def _mode(path: Path, follow: bool) -> int:
 
 
 def make_folders(path: Path) -> None:
-    """Make a folder and those above it, unless they exist.
+    """Make a folder and those above it, unless they exist; they are then on the disk.
 
     Raises:
         ResourceError: It cannot be made there.
     """
+    missing = [x for x in (path, *path.parents) if not exists(x)]
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            sync_folder(made.parent)
 
 
 def own_folder(path: Path, make: bool = False) -> bool:
@@ -238,25 +260,28 @@ def make_temporary(path: Path, is_ours: Callable[[str], bool]) -> None:
     Raises:
         UsageError: Something else has this name.
     """
-    try:
-        os.mkdir(path)
-    except FileExistsError:
-        if not remove_folder(path, is_ours):
-            raise UsageError(f"{path} exists and is not a leftover of a save; remove it") from None
-        os.mkdir(path)
+    with disk_errors(path):
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            if not remove_folder(path, is_ours):
+                fix = "is not a leftover of a save; remove it"
+                raise UsageError(f"{path} exists and {fix}") from None
+            os.mkdir(path)
 
 
 def remove_folder(path: Path, is_ours: Callable[[str], bool]) -> bool:
     """Remove a folder if it holds only plain files with names of ours; return True if removed."""
-    if not stat.S_ISDIR(os.lstat(path).st_mode):
-        return False
-    with os.scandir(path) as entries:
-        found = list(entries)
-    if not all(x.is_file(follow_symlinks=False) and is_ours(x.name) for x in found):
-        return False
-    for entry in found:
-        os.unlink(entry.path)
-    os.rmdir(path)
+    with disk_errors(path):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            return False
+        with os.scandir(path) as entries:
+            found = list(entries)
+        if not all(x.is_file(follow_symlinks=False) and is_ours(x.name) for x in found):
+            return False
+        for entry in found:
+            os.unlink(entry.path)
+        os.rmdir(path)
     return True
 
 

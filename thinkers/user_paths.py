@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from thinkers.errors import usage_error
-from thinkers.files import exists, is_folder, is_plain_file
+from thinkers.files import exists, is_folder, is_link, is_plain_file
 
 RUN_FILES = frozenset(
     ("config.json", "metrics.jsonl", "status.json", "vocabulary.json", "result.json", "grades.npz")
@@ -65,7 +65,7 @@ def output_file(path: str | os.PathLike[str], name: str = "out") -> Path:
             "make the folder, or choose another path",
         )
     is_of_run = exists(target) and target.name in RUN_FILES
-    is_plain = is_plain_file(target) and not target.is_symlink()
+    is_plain = is_plain_file(target) and not is_link(target)
     if is_of_run or (exists(target) and not is_plain):
         raise usage_error(
             f"{name} {path}, " + ("a file of a run" if is_of_run else "which is no regular file"),

@@ -18,7 +18,7 @@ from thinkers.comparison.results import RESULT, RUNS, Comparison, read, read_res
 from thinkers.comparison.shards import WHOLE, Shard
 from thinkers.comparison.subprocesses import progress_of, run_all
 from thinkers.errors import Interrupted, LockedError, ThinkersError, UsageError, usage_error
-from thinkers.files import own_folder
+from thinkers.files import own_folder, unlink
 from thinkers.models import MODELS
 from thinkers.optional import require
 from thinkers.plugins import imported_files
@@ -210,7 +210,7 @@ def _perform(
     """
     for job in jobs:  # so that a job that dies does not leave an older result behind
         if own_folder(job.home.parent, make=True) and own_folder(job.home):
-            (job.home / RESULT).unlink(missing_ok=True)
+            unlink(job.home / RESULT)
     if workers == 1:
         with Signals() as signals:
             for job in jobs:

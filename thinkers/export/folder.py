@@ -10,6 +10,8 @@ from thinkers.files import (
     disk_errors,
     exists,
     is_folder,
+    is_link,
+    list_folder,
     make_folders,
     make_temporary,
     remove_folder,
@@ -34,15 +36,15 @@ def check_folder(out: str | Path, names: frozenset[str], is_export: Callable[[Pa
     if not folder.name or folder.name == "..":
         folder = folder.resolve()
     if not exists(folder):
-        above = next(x for x in folder.absolute().parents if exists(x) or x.is_symlink())
+        above = next(x for x in folder.absolute().parents if exists(x))
         if not is_folder(above):
             raise usage_error(
                 f"--out {out}, but {above} is no folder", "a new folder", "choose another path"
             )
         return folder
-    if folder.is_symlink() or not is_folder(folder):
+    if is_link(folder) or not is_folder(folder):
         raise usage_error(f"--out {out}, which is no folder", "a new folder", "choose another name")
-    found = {path.name for path in folder.iterdir()}
+    found = {path.name for path in list_folder(folder)}
     if not found or (found <= names and is_export(folder)):
         return folder
     other = min(found - names, default=min(found))
@@ -77,7 +79,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes], names: frozenset[str]
                 write_new(new / name, content)
             sync_folder(new)
             _remove((old,), names)  # of an export that was killed between the two renames
-            if exists(folder) and any(folder.iterdir()):
+            if exists(folder) and list_folder(folder):
                 # No system call exchanges two folders everywhere. A crash in between leaves the
                 # earlier export under the name `old`.
                 os.rename(folder, old)
@@ -85,7 +87,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes], names: frozenset[str]
         except BaseException:
             with suppress(OSError, ThinkersError):  # the first error is the one to report
                 if exists(old) and not exists(folder):
-                    os.rename(old, folder)
+                    rename_synced(old, folder)
                 _remove((new, old), names)
             raise
         _remove((old,), names)

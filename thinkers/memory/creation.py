@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from thinkers.errors import usage_error
-from thinkers.files import exists, is_folder, make_folders, rename_synced, unlink, write_file
+from thinkers.files import (
+    exists,
+    is_folder,
+    list_folder,
+    make_folders,
+    rename_synced,
+    unlink,
+    write_file,
+)
 from thinkers.json_files import with_digest
 from thinkers.memory.database import DATABASE, GENERATION_FILE, create_database
 from thinkers.memory.lock import LOCK, lock_folder
@@ -52,7 +60,7 @@ def _refuse_contents(folder: Path) -> None:
         return
     if not is_folder(folder):
         raise usage_error(f"{folder}, a file", "a new folder", "choose another name")
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in list_folder(folder)}
     if DATABASE in names:
         raise usage_error(
             f"{folder}, which holds a memory",

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thinkers.errors import ResourceError, three_lines
-from thinkers.files import unlink
+from thinkers.files import list_folder, unlink
 from thinkers.memory.blocks import Blocks
 from thinkers.memory.creation import make_store, remove_leftovers
 from thinkers.memory.database import (
@@ -328,8 +328,8 @@ class SqliteStore:
 
     def _remove_indexes(self) -> None:
         """Remove the files of indexes, which hold keys, before the keys are deleted."""
-        for pattern in ("index-*", ".index-*"):
-            for file in self.folder.glob(pattern):
+        for file in list_folder(self.folder):
+            if file.name.startswith(("index-", ".index-")):
                 unlink(file)
 
     def _save_index(self, lists: Lists, file: Path, meta: Meta) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from thinkers.checks import check_int, describe
 from thinkers.errors import UsageError, UsageTypeError, usage_error
+from thinkers.files import disk_errors
 from thinkers.memory.blocks import Blocks
 from thinkers.memory.database import (
     WAIT,
@@ -186,7 +187,8 @@ def finish_wiping(connection: sqlite3.Connection, database: Path) -> None:
     """Empty the log if deleted bytes are left in it, which this reader or others still read."""
     log = database.with_name(f"{database.name}-wal")
     try:
-        is_empty = log.stat().st_size == 0
+        with disk_errors(log):
+            is_empty = log.stat().st_size == 0
     except FileNotFoundError:
         is_empty = True
     if not is_empty and not read_meta(connection, database).is_wiped:

@@ -9,13 +9,23 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from thinkers.errors import DataError, ResourceError, UsageError, describe, exit_code
-from thinkers.files import exists, is_folder, is_plain_file
+from thinkers.files import (
+    exists,
+    is_folder,
+    is_plain_file,
+    list_folder,
+    make_folders,
+    make_temporary,
+    remove_folder,
+    rename_synced,
+)
 from thinkers.json_files import read_json
 from thinkers.models.base import Model
 from thinkers.user_paths import user_path
@@ -53,12 +63,27 @@ def import_checkpoint(
     published.importer(system)
     folder = user_path(out, "out")
     file, place = user_path(checkpoint, "checkpoint"), user_path(settings, "settings")
-    if exists(folder) and (not is_folder(folder) or any(folder.iterdir())):
+    if exists(folder) and (not is_folder(folder) or list_folder(folder)):
         raise UsageError(f"{folder} is not an empty folder; pass a folder that is empty or absent")
     chosen = read_settings(place)
     model = published.load(system, read_weights(file), chosen)
-    model.save(folder)
+    # As a whole: the weights alone would be in the way of the next import.
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    make_folders(folder.parent)
+    make_temporary(temporary, _is_ours)
+    try:
+        model.save(temporary)
+        rename_synced(temporary, folder)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to report
+            remove_folder(temporary, _is_ours)
+        raise
     return model
+
+
+def _is_ours(name: str) -> bool:
+    """Return True for the name of a file that `Model.save` writes."""
+    return name.removeprefix(".").removesuffix(".tmp") in ("config.json", "model.safetensors")
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from thinkers.config.experiment import build
 from thinkers.config.overrides import override
 from thinkers.errors import UsageError, usage_error
 from thinkers.evaluation.statistics import difference, mean
-from thinkers.files import exists, make_folders, own_folder, read_file, write_file
+from thinkers.files import exists, list_folder, make_folders, own_folder, read_file, write_file
 from thinkers.json_files import read_with_digest, with_digest
 from thinkers.recipes.pairs import find
 from thinkers.research.experiment import Job, configuration
@@ -120,7 +120,7 @@ def _owned(out: Path) -> Iterator[None]:
     """Lock the folder of a search, which is new, or holds a ledger."""
     make_folders(out)
     known = {LEDGER, run_folder.LOCK, CHANGES, RUNS, JUDGED, f".{LEDGER}.tmp", "report.html"}
-    others = {x.name for x in out.iterdir()} - known - {f"{LEDGER}-journal"}
+    others = {x.name for x in list_folder(out)} - known - {f"{LEDGER}-journal"}
     if others and not exists(out / LEDGER):
         raise usage_error(
             f"--out {out}, which holds {sorted(others)[0]}",

@@ -24,6 +24,7 @@ from thinkers.errors import DamagedError, ForeignError, FormatError
 from thinkers.files import (
     disk_errors,
     exists,
+    list_folder,
     make_temporary,
     open_file,
     own_folder,
@@ -124,7 +125,7 @@ def verify(path: Path, run_id: str | None = None) -> dict[str, Any]:
             "folder, which is left as it is"
         )
     wanted: dict[str, Any] = manifest["files"]
-    found = {entry.name for entry in path.iterdir()} - {MANIFEST}
+    found = {entry.name for entry in list_folder(path)} - {MANIFEST}
     for name in sorted(wanted.keys() ^ found):
         raise DamagedError(
             f"{path / name} is {'missing' if name in wanted else 'not listed in its manifest'}"
@@ -170,7 +171,7 @@ def metrics_digest(path: Path) -> Mapping[str, Any] | None:
 
 def saved(folder: Path) -> list[Path]:
     """List the checkpoints in `folder`, oldest first, by their names alone."""
-    entries = folder.iterdir() if own_folder(folder) else ()
+    entries = list_folder(folder) if own_folder(folder) else ()
     return sorted(
         (p for p in entries if re.fullmatch(r"\d{8,}", p.name)), key=lambda p: int(p.name)
     )
@@ -200,12 +201,12 @@ def newest(
             break
     if not own_folder(folder):
         return None
-    for leftover in folder.glob(".*.tmp"):
+    for leftover in list_folder(folder):
         if re.fullmatch(r"\.\d{8,}\.tmp", leftover.name):
             remove_folder(leftover, _is_our_name)
     for path, reason in damaged:
         report(f"{reason}; renamed to {_rename_damaged(path).name}")
-    if found is None and (aside := sorted(folder.glob("*.damaged*"))):
+    if found is None and (aside := [x for x in list_folder(folder) if ".damaged" in x.name]):
         raise DamagedError(
             f"no intact checkpoint is left in {folder}, only {len(aside)} damaged: "
             f"train again, in another folder"
@@ -222,7 +223,7 @@ def prune(folder: Path, keep_last: int, run_id: str | None = None) -> None:
     for path in saved(folder):
         with suppress(DamagedError, ForeignError, FormatError):
             manifest = _read_manifest(path)
-            held = {x.name for x in path.iterdir()}
+            held = {x.name for x in list_folder(path)}
             if run_id in (None, manifest["run"]) and held == {MANIFEST, *manifest["files"]}:
                 score = manifest["score"]
                 scores[path] = -math.inf if score is None else score

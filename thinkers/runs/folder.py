@@ -22,11 +22,13 @@ from thinkers.files import (
     exists,
     is_at,
     is_folder,
+    is_link,
+    list_folder,
     make_folders,
     open_lock,
     own_folder,
     read_file,
-    sync_folder,
+    unlink,
     write_file,
 )
 from thinkers.json_files import LARGEST_JSON, read_with_digest, with_digest
@@ -99,7 +101,7 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
     if not new:
         _refuse_links(folder)
     made = [path for path in (folder, *folder.absolute().parents) if not exists(path)]
-    with _locked(folder, made) as lock:
+    with _locked(folder) as lock:
         if new:
             _refuse_contents(folder)
             _remove_begun(folder)
@@ -121,8 +123,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         LockedError: Another process owns the folder.
     """
-    made = [path for path in (folder, *folder.absolute().parents) if not exists(path)]
-    with _locked(folder, made) as lock:
+    with _locked(folder) as lock:
         _sign(lock)
         yield
 
@@ -137,7 +138,7 @@ def _sign(lock: TextIO) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, made: Sequence[Path]) -> Iterator[TextIO]:
+def _locked(folder: Path) -> Iterator[TextIO]:
     """Make a folder and lock it; the lock file is yielded."""
     while True:
         try:
@@ -158,8 +159,6 @@ def _locked(folder: Path, made: Sequence[Path]) -> Iterator[TextIO]:
             # Its last owner may have removed the file after it was opened here. A lock on it would
             # bind nobody: the next process makes another file of this name.
             if is_at(folder / LOCK, lock):
-                for path in made:
-                    sync_folder(path.parent)
                 yield lock
                 return
 
@@ -173,7 +172,7 @@ def _require_record(folder: Path) -> None:
 def _refuse_contents(folder: Path) -> None:
     """Raise a UsageError if a folder holds more than the remains of a run that never began."""
     try:
-        found = {path.name for path in folder.iterdir()}
+        found = {path.name for path in list_folder(folder)}
     except FileNotFoundError:  # a run that failed has just removed the folder
         return
     if RECORD in found:
@@ -188,13 +187,13 @@ def _refuse_contents(folder: Path) -> None:
 def _remove_begun(folder: Path) -> None:
     """Remove files that a run wrote before its record, except the lock, which is held."""
     for name in BEGUN - {LOCK}:
-        (folder / name).unlink(missing_ok=True)
+        unlink(folder / name)
 
 
 def _refuse_links(folder: Path) -> None:
     """Raise a DamagedError if a part of a run is a link, by which writing would leave the run."""
     for name in PARTS:
-        if (folder / name).is_symlink():
+        if is_link(folder / name):
             raise DamagedError(f"{folder / name} is a link; {NO_LINKS}")
 
 

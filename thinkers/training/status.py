@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from thinkers.errors import ThinkersError, describe, exit_code
-from thinkers.files import is_folder, write_once
+from thinkers.files import is_folder, unlink, write_once
 from thinkers.runs.folder import STATUS
 from thinkers.strict_json import to_json
 from thinkers.training.distributed import Ranks
@@ -58,4 +58,4 @@ class FailureRecord:
 
 def clear(folder: Path) -> None:
     """Remove the status.json of an earlier start."""
-    (folder / STATUS).unlink(missing_ok=True)
+    unlink(folder / STATUS)
