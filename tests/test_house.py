@@ -146,7 +146,7 @@ def test_files_and_functions_are_short(folder):
 def test_the_tests_have_the_rooms_of_the_package():
     rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
     tested = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and p.name != "__pycache__"}
-    assert tested == rooms
+    assert tested - {"faults"} == rooms  # of all rooms: what the disk does to them
 
 
 def test_files_of_tests_have_names_of_their_own():
