@@ -61,6 +61,14 @@ def measured(result: Path, measure: Callable[[], Any]) -> Any:
     return json.loads(result.read_text())
 
 
+def write_part(page: Path, name: str, value: Any, file: str = "reliability.json") -> None:
+    """Write one part of a file of results in a folder of pages; the other parts stay."""
+    place = page / file
+    parts = json.loads(place.read_text()) if place.exists() else {}
+    content = json.dumps(parts | {name: value}, indent=1, sort_keys=True)
+    write_file(place, (content + "\n").encode())
+
+
 def file_name(case: str) -> str:
     """Return the name of a case in file names."""
     return case.replace(", ", "_").replace(" ", "_")

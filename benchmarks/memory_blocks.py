@@ -4,18 +4,17 @@ What a store must hold after any operation is computed here, without the store: 
 function of the state before it, and a block of its id. Two levels, groups of two.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from thinkers import prng
-from thinkers.files import exists, write_file
 from thinkers.memory import keys, sqlite
 from thinkers.memory.blocks import Blocks, join
 from thinkers.memory.sqlite import SqliteStore
@@ -203,7 +202,4 @@ def wrong_searches(view: SqliteView, k: int = 7) -> list[str]:
 
 def write_part(page: Path, name: str, value: dict[str, Any]) -> None:
     """Write one part of memory_store.json in a folder; the other parts stay."""
-    file = page / "memory_store.json"
-    parts = json.loads(file.read_text()) if exists(file) else {}
-    content = json.dumps(parts | {name: value}, indent=1, sort_keys=True)
-    write_file(file, (content + "\n").encode())
+    harness.write_part(page, name, value, "memory_store.json")

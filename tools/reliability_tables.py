@@ -67,6 +67,17 @@ def _million() -> str:
     )
 
 
+def _parsers(found: dict[str, Any]) -> str:
+    """The cases of all parsers, and those that failed."""
+    failed = sum(len(x["failed"]) for x in found.values())
+    least = min(x["cases"] for x in found.values())
+    slowest, most = (max(x[name] for x in found.values()) for name in ("slowest", "mb"))
+    return (
+        f"{failed} failed of {sum(x['cases'] for x in found.values()):,} cases of {len(found)} "
+        f"parsers, at least {least:,} each; at most {slowest:.2f} s and {most} MB"
+    )
+
+
 def _tests(*names: str) -> str:
     return "<br>".join(f"`tests/{name}`" for name in names)
 
@@ -260,10 +271,8 @@ ROWS = (
         "any bytes in any file, flag or request that is parsed",
         "only errors of the library, no case beyond 1 s, no process beyond 512 MB more, no changed "
         "byte accepted where there is a digest",
-        f"{HELD}; 100,000 cases of each parser: {NOT_MEASURED}",
-        _tests("test_strict_json.py", "runs/test_folder.py", "models/test_model_folder.py")
-        + "<br>"
-        + _tests("serve/test_protocol.py", "memory/test_verification.py"),
+        _part("parsers", _parsers),
+        "`python benchmarks/parsers.py --cases 100000`",
     ),
     Row(
         "files of an older or a newer version",

@@ -193,6 +193,39 @@ def test_files_that_are_no_ledger_are_refused(tmp_path):
         Ledger(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("base = 2", "base = 3", "base = 'x'", "status = 'kept'", "seed = 'x'"),
+        *("result = '[]'", "result = '{}'", "result = x'ff'", """result = '{"metric": "x"}'"""),
+        *("change = '{}'", """change = '{"flags": [1], "files": []}'""", "description = x'00'"),
+    ],
+)
+def test_rows_that_no_version_writes_are_damage(tmp_path, change):
+    with Ledger.create(tmp_path, {"recipe": ADD}) as ledger:
+        for base in (None, 1):
+            number = ledger.begin(base, "0", {"flags": [], "files": []}, "", 0)
+            ledger.end(number, "keep", {"metric": 0.5})
+        assert [x.number for x in ledger.chain(ledger.best())] == [1, 2]
+        with sqlite3.connect(tmp_path / LEDGER) as db:
+            db.execute(f"UPDATE experiment SET {change} WHERE id = 2")
+        db.close()
+        with pytest.raises(DamagedError, match="ledger.db"):
+            ledger.experiments()
+
+
+def test_an_experiment_whose_base_is_gone_is_damage(tmp_path):
+    with Ledger.create(tmp_path, {"recipe": ADD}) as ledger:
+        for base in (None, 1):
+            ledger.end(ledger.begin(base, "0", {"flags": [], "files": []}, "", 0), "crash", {})
+        last = ledger.experiments()[1]
+        with sqlite3.connect(tmp_path / LEDGER) as db:
+            db.execute("DELETE FROM experiment WHERE id = 1")
+        db.close()
+        with pytest.raises(DamagedError, match="experiment 1 is missing"):
+            ledger.chain(last)
+
+
 def test_an_experiment_trains_for_its_time_and_never_sees_the_test_split(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "stop_with_parent", lambda: None)
     monkeypatch.setattr(experiment, "seconds_per_update", lambda config: (0.5,))

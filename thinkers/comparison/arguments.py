@@ -24,6 +24,7 @@ DEFAULTS: dict[str, float] = {"flops": 2e12, "parameters": 1000, "seconds": 60}
 TIMES = {"s": 1, "sec": 1, "min": 60, "h": 3600}
 COUNTS = {"flops": "flops", "updates": "parameters", "update": "parameters"}
 """{unit of a budget: the quantity that is then equal beside the size}; times are seconds."""
+MOST_SEEDS = 10_000
 UNIT_OF = {"flops": "FLOPs", "parameters": "updates", "seconds": "s, min or h"}
 RESERVED = (
     *("num_updates", "max_flops", "max_minutes", "seed", "lr", "warmup_updates"),
@@ -63,10 +64,10 @@ def check(
         _several("controls", controls, CONTROLS)
     with problems:
         match, amount = _budget(match, budget)
-    for name, value in (("seeds", seeds), ("num_examples", num_examples)):
+    for name, value, most in (("seeds", seeds, MOST_SEEDS), ("num_examples", num_examples, None)):
         with problems:
             if value is not None:
-                check_int(name, value, 1)
+                check_int(name, value, 1, most)
     for lr in lrs:
         with problems:
             if not isinstance(lr, int | float) or not 0 < lr < float("inf"):

@@ -18,6 +18,7 @@ from thinkers.models.halt import Halt
 from thinkers.problems import Collector
 from thinkers.recipes.pairs import base
 from thinkers.registry import name_of_config
+from thinkers.strict_json import check_schema
 
 HALTS, HALT = "+halt", 0.5
 """Suffix of a contender that is built with a gate, and the threshold at which its tokens halt."""
@@ -47,6 +48,17 @@ class Contender:
     def halt(self) -> Halt:
         """The rule by which rows stop when the contender is graded; None for none."""
         return RULES.get(suffix_of(self.name))
+
+
+def read_contenders(records: Sequence[Any], where: str) -> tuple[Contender, ...]:
+    """Return the contenders that the plan of a comparison holds.
+
+    Args:
+        where: The file of the plan, for errors.
+    """
+    for one in records:
+        check_schema(one, {"name": str, "what": str, "config": dict}, f"{where}: contenders")
+    return tuple(Contender(x["name"], Config.from_dict(x["config"]), x["what"]) for x in records)
 
 
 def suffix_of(name: str) -> str:

@@ -10,18 +10,18 @@ from typing import Any
 
 from thinkers.comparison import budgets
 from thinkers.comparison.arguments import check, text_of
-from thinkers.comparison.contenders import Contender
+from thinkers.comparison.contenders import Contender, read_contenders
 from thinkers.comparison.matching import (
     BEGIN,
     contenders,
     parameters,
 )
 from thinkers.config.experiment import Config
-from thinkers.errors import UsageError, usage_error
+from thinkers.errors import DamagedError, UsageError, usage_error
 from thinkers.files import read_file
 from thinkers.json_files import LARGEST_JSON, read_with_digest
 from thinkers.runs import folder as run_folder
-from thinkers.strict_json import Schema, check_schema, parse_json
+from thinkers.strict_json import Schema, parse_json
 from thinkers.tasks import TASKS
 
 FORMAT = 2
@@ -189,15 +189,15 @@ class Plan:
                 f"{folder} must be the folder of a comparison; its config.json is of another kind"
             )
         record = read_with_digest(file, SCHEMA, FORMAT)
-        for one in record["contenders"]:
-            check_schema(one, {"name": str, "what": str, "config": dict}, f"{file}: contenders")
-        contenders = tuple(
-            Contender(one["name"], Config.from_dict(one["config"]), one["what"])
-            for one in record["contenders"]
-        )
-        plan = Plan(**check(**record["comparison"]))
+        asked, found = record["comparison"], read_contenders(record["contenders"], str(file))
+        if asked.keys() != set(ASKED):
+            raise DamagedError(f"{file}: comparison must have {ASKED}, got {sorted(asked)}")
+        plan, names = Plan(**check(**asked)), [one.name for one in found]
+        # They are names of folders too.
+        if names != [*plan.models, *plan.controls]:
+            raise DamagedError(f"{file}: contenders must be its models and controls, got {names}")
         rates = {name: record[name] for name in RATES if name in record}
-        return replace(plan, contenders=contenders, **rates)
+        return replace(plan, contenders=found, **rates)
 
     def minutes(self, one: Contender) -> float:
         """Estimate the minutes of one run."""

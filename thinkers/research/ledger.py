@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from thinkers.errors import DamagedError, FormatError, ResourceError, three_lines, usage_error
 from thinkers.files import exists, is_folder, open_file, rename_synced, unlink
@@ -139,6 +139,8 @@ class Ledger:
         by_number, found = {x.number: x for x in self.experiments()}, []
         while last is not None:
             found.append(last)
+            if last.base is not None and last.base not in by_number:
+                raise self._damaged(f"experiment {last.base} is missing")
             last = None if last.base is None else by_number[last.base]
         return found[::-1]
 
@@ -198,7 +200,7 @@ class Ledger:
             if "no such table" in str(error):
                 raise self._damaged(str(error)) from error
             raise ResourceError(f"{self.path}: {error}") from error
-        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+        except (sqlite3.DatabaseError, ValueError, TypeError, RecursionError) as error:
             raise self._damaged(str(error)) from error
 
     def _damaged(self, what: str) -> DamagedError:
@@ -222,6 +224,23 @@ def _experiment(
     status: Status,
     result: str,
 ) -> Experiment:
-    """Return the experiment of a row."""
-    about = (json.loads(change), description, seed, started, status)
-    return Experiment(number, base, digest, *about, json.loads(result))
+    """Return the experiment of a row.
+
+    Raises:
+        ValueError: A value is not one that is written.
+    """
+    about: dict[str, Any] = json.loads(change)
+    reached: dict[str, Any] = json.loads(result)
+    if not isinstance(reached, dict) or not isinstance(about, dict):
+        raise ValueError(f"change and result of experiment {number} must be objects of JSON")
+    texts = (digest, description, *about.get("flags", [0]), *about.get("files", [0]))
+    numbers = (seed, started, reached.get("metric", 0.0))
+    if not all(isinstance(x, str) for x in texts) or not all(
+        isinstance(x, int | float) for x in numbers
+    ):
+        raise ValueError(f"a value of experiment {number} has another type")
+    if base is not None and not (type(base) is int and 0 < base < number):
+        raise ValueError(f"experiment {number} builds on {base!r}, which is none before it")
+    if status not in get_args(Status) or (status == "keep" and "metric" not in reached):
+        raise ValueError(f"experiment {number} has status {status!r} and result {result[:80]}")
+    return Experiment(number, base, digest, about, description, seed, started, status, reached)
