@@ -1,6 +1,7 @@
 """Tables of docs/reliability.md, from the JSON files that its benchmarks wrote."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -78,6 +79,34 @@ def _parsers(found: dict[str, Any]) -> str:
     )
 
 
+def _damage(found: dict[str, Any]) -> str:
+    kinds = found["kinds"]
+    flips = _read("memory_store.json")["flips"]
+    return (
+        f"{len(found['silent'])} silent of {kinds['flip']:,} flips, {kinds['cut']:,} cuts, "
+        f"{kinds['zero']:,} zeroed pages, {kinds['swap']:,} swaps; {len(flips['silent'])} of "
+        f"{flips['rounds']:,} further flips of a memory; cost: [measured.md](measured.md)"
+    )
+
+
+def _signals(found: dict[str, Any]) -> str:
+    ends: Counter[str] = Counter()
+    for counts in found["by_verb"].values():
+        ends.update(counts)
+    shown = ", ".join(f"{number} {name}" for name, number in sorted(ends.items()))
+    return (
+        f"{len(found['failed'])} failed of {found['rounds']} rounds ({shown}); the end came within "
+        f"{found['slowest']:.1f} s"
+    )
+
+
+def _one_folder(found: dict[str, Any]) -> str:
+    return (
+        f"{len(found['failed'])} failed of {found['rounds']} rounds of 8; {found['refused']} "
+        f"refused, within {found['slowest']:.2f} s of process time"
+    )
+
+
 def _tests(*names: str) -> str:
     return "<br>".join(f"`tests/{name}`" for name in names)
 
@@ -90,7 +119,9 @@ ROWS = (
         "a run is killed (`kill -9`) at any moment",
         "what `saved update=N` acknowledged is there; `--resume` ends with the same bits as a run "
         "that was not killed",
-        "0 lost in 100 kills ([measured.md](measured.md))",
+        _part(
+            "kills", lambda x: f"{len(x['lost'])} lost in {x['kills']:,} kills of {x['runs']} runs"
+        ),
         "`python benchmarks/kill_resume.py --kills 3000`",
     ),
     Row(
@@ -123,9 +154,8 @@ ROWS = (
         "a file is flipped, cut, swapped, missing or of another run",
         "refused (exit 4) before a tensor is read; a damaged checkpoint is renamed and the newest "
         "intact one is used, which is said; verifying takes at most 10 % of loading",
-        "500 of 500 damaged checkpoints refused; flipped bits of a memory: 0 of 1,000 silent; cost "
-        "of verifying: [measured.md](measured.md)",
-        "`python benchmarks/damaged_checkpoints.py`<br>`python benchmarks/memory_flips.py`<br>"
+        _part("damage", _damage),
+        "`python benchmarks/damaged_files.py`<br>`python benchmarks/memory_flips.py`<br>"
         "`python benchmarks/file_checks.py`",
     ),
     Row(
@@ -184,15 +214,15 @@ ROWS = (
         "SIGTERM or SIGINT at any moment, once or again",
         "exit 143 or 130 within 10 s after a checkpoint; `--resume` ends with the same bits; a "
         "second signal after 2 s kills at once, and loses nothing that was acknowledged",
-        f"{HELD}; at random moments: {NOT_MEASURED}",
-        _tests("training/test_signals.py", "training/test_loop.py", "serve/test_process.py"),
+        _part("signals", _signals),
+        "`python benchmarks/interruptions.py`<br>" + _tests("training/test_signals.py"),
     ),
     Row(
         "several processes begin in one folder",
         "one wins; the others end with exit 7 and name its process and host; a lock dies with its "
         "owner; nothing is overwritten",
-        f"{HELD}; 50 rounds of 8 processes: {NOT_MEASURED}",
-        _tests("runs/test_folder.py", "comparison/test_shards.py"),
+        _part("one_folder", _one_folder),
+        "`python benchmarks/one_folder.py`<br>" + _tests("runs/test_folder.py"),
     ),
     Row(
         "the writer of a memory is killed",

@@ -73,6 +73,8 @@ def test_lines_are_parsed_into_statements_questions_and_support():
         (b"1 A man.\n2 Who?\t\t1\n", ("line 2", "tabs")),
         (b"1 A man.\n2 Who?\ta,\t1\n", ("line 2", "tabs")),
         (b"1 A man.\n2 Who?\tman\tx\n", ("line 2", "tabs")),
+        (b"9" * 5000 + b" A man.\n", ("line 1", "a number")),
+        (b"1 A man.\n2 Who?\tman\t" + b"1" * 5000, ("line 2", "numbers of supporting")),
         (b"1 A man.\n2 Who?\tman\t2\n", ("line 2", "supporting fact 2")),
         (b"1 A man.\n2 Who?\tman\t1\n3 Who?\tman\t2\n", ("line 3", "supporting fact 2")),
         ("1 A man.\n٢ B man.\n".encode(), ("line 2", "a number")),

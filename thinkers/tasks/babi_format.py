@@ -28,6 +28,8 @@ class Line(NamedTuple):
 
 Story = list[Line]
 """Lines of a story, line 1 first."""
+LONGEST_NUMBER = 9
+"""Digits of a number in a file."""
 
 
 # Generating stories is slow, and models that are compared ask for the same ones.
@@ -144,15 +146,20 @@ def parse_stories(data: bytes, source: str) -> list[Story]:
 
 def _parse_line(text: str, where: str) -> tuple[int, Line]:
     number, _, rest = text.strip().partition(" ")
-    if not (number.isascii() and number.isdigit()) or not rest.strip():
+    if not _is_number(number) or not rest.strip():
         raise data_error(where, repr(text[:40]), "a number, a space and a sentence", "correct it")
     sentence, *others = (part.strip() for part in rest.split("\t"))
     if not others:
         return int(number), Line(sentence)
     facts = others[1].split() if len(others) == 2 else []
     answer = others[0]
-    numbers = all(fact.isascii() and fact.isdigit() for fact in facts)
+    numbers = all(map(_is_number, facts))
     if len(others) != 2 or not sentence or not all(answer.split(",")) or not numbers:
         wanted = "a question, its answer and the numbers of supporting lines, between tabs"
         raise data_error(where, repr(text[:60]), wanted, "correct it")
     return int(number), Line(sentence, answer, tuple(int(fact) for fact in facts))
+
+
+def _is_number(text: str) -> bool:
+    # int refuses thousands of digits with an error of its own.
+    return text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER
