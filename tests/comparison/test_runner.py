@@ -362,26 +362,6 @@ def test_a_damaged_file_is_named(copied, finished):
         read(copied)
 
 
-@pytest.mark.parametrize(
-    ("change", "kind"),
-    [
-        (lambda plan: plan["contenders"][1].update(name="../../elsewhere"), DamagedError),
-        (lambda plan: plan["contenders"][1].update(name="a\0b"), DamagedError),
-        (lambda plan: plan["contenders"].pop(), DamagedError),
-        (lambda plan: plan["comparison"].pop("seeds"), DamagedError),
-        (lambda plan: plan["comparison"].update(more=1), DamagedError),
-        (lambda plan: plan["comparison"].update(seeds=2**31), UsageError),
-    ],
-)
-def test_a_plan_that_no_version_writes_is_refused(finished, tmp_path, change, kind):
-    plan = json.loads((finished / "config.json").read_text())
-    del plan["sha256"]
-    change(plan)
-    (tmp_path / "config.json").write_bytes(with_digest(plan))
-    with pytest.raises(kind):
-        read(tmp_path)
-
-
 def test_each_run_and_the_comparison_are_tracked(tmp_path, monkeypatch):
     calls = []
 
