@@ -71,7 +71,9 @@ def test_the_deepest_and_the_most_are_read(monkeypatch):
 
 def test_refusals_take_no_time():
     start = time.process_time()
-    for content in (b"[" * 10**7, b'{"a":' * 10**6, b"1" * 10**7):
+    twice = ",".join(f'"{min(i, 99_998)}":0' for i in range(100_000))
+    many = b"[" + b"0," * 10**7 + b"0]"
+    for content in (b"[" * 10**7, b'{"a":' * 10**6, b"1" * 10**7, f"{{{twice}}}".encode(), many):
         with pytest.raises(DamagedError):
             parse_json(content, "x")
     assert time.process_time() - start < 1

@@ -321,8 +321,10 @@ def read_file(
 ) -> bytes:
     """Return the content of a plain file of at most `largest` bytes; errors are of `open_file`."""
     with open_file(path, error, follow) as stream, _disk_access(path, error):
-        content = stream.read(largest + 1)
-    if len(content) > largest:
+        # The size may be a claim, and the file may grow: neither alone is enough.
+        is_large = os.fstat(stream.fileno()).st_size > largest
+        content = b"" if is_large else stream.read(largest + 1)
+    if is_large or len(content) > largest:
         raise error(f"{path} must have at most {largest} bytes, got more")
     return content
 

@@ -2,12 +2,14 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from thinkers.errors import DamagedError, ThinkersError
 
-DEEPEST, MOST_KEYS, LONGEST_INT = 64, 1_000_000, 40
+DEEPEST, MOST_KEYS, LONGEST_INT = 64, 300_000, 40
+MOST_VALUES = 2_000_000
 Schema = Mapping[str, type | tuple[type, ...]]
 """{field: its type, or types}; types are those of `json.loads`, and NoneType."""
 
@@ -21,7 +23,7 @@ def parse_json(content: bytes, where: str, error: type[ThinkersError] = DamagedE
     """Parse JSON in UTF-8, as strictly as its standard allows: RFC 8259.
 
     Refused are keys that occur twice, of which Python would drop one, numbers that are not finite,
-    nesting beyond DEEPEST, and more keys than MOST_KEYS.
+    nesting beyond DEEPEST, more keys than MOST_KEYS, and more values than MOST_VALUES.
 
     Args:
         where: The name of the source, for errors.
@@ -38,12 +40,12 @@ def parse_json(content: bytes, where: str, error: type[ThinkersError] = DamagedE
             raise ValueError(f"it has more than {MOST_KEYS} keys")
         made = dict(pairs)
         if len(made) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = next(x for x, n in Counter(name for name, _ in pairs).items() if n > 1)
             raise ValueError(f"the key {twice[:80]!r} occurs twice")
         return made
 
     try:
+        _check_numbers(content)
         value = json.loads(
             content.decode(),
             object_pairs_hook=make_object,
@@ -84,6 +86,15 @@ def check_schema(
 
 def json_type(value: Any) -> str:
     return "null" if value is None else type(value).__name__
+
+
+def _check_numbers(content: bytes) -> None:
+    """Refuse at once what would take much memory before its keys and values can be counted."""
+    # Texts may hold such characters too: less than the limit of them is never too many.
+    if min(content.count(b":"), content.count(b'"') // 2) > MOST_KEYS:
+        raise ValueError(f"it has more than {MOST_KEYS} keys")
+    if content.count(b",") > MOST_VALUES:
+        raise ValueError(f"it has more than {MOST_VALUES} values")
 
 
 def _check_depth(value: Any) -> None:

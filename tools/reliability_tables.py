@@ -107,6 +107,30 @@ def _one_folder(found: dict[str, Any]) -> str:
     )
 
 
+def _bombs(found: dict[str, Any]) -> str:
+    failed = sum(bool(x["problem"]) for x in found.values())
+    slowest, most = (max(x[name] for x in found.values()) for name in ("seconds", "mb"))
+    return f"{failed} of {len(found)} read or too slow; at most {slowest:.2f} s and {most} MB"
+
+
+def _soak(found: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{part}: {x['minutes']:.0f} minutes, {x['slope']:.2f} MB per 1,000, {x['growth']:+.1%} memory, "
+        f"{x['files']:+} files, {x['threads']:+} threads, {x['disk']:+.1%} disk"
+        for part, x in found.items()
+    )
+
+
+def _ranks(found: dict[str, Any]) -> str:
+    events = ", ".join(f"{number} {name}" for name, number in found["events"].items())
+    failed = len(found["failed"])
+    return f"{failed} failed of {found['rounds']} rounds ({events}), within {found['slowest']} s"
+
+
+def _surroundings(found: dict[str, Any]) -> str:
+    return f"{len(found['failed'])} of {found['cases']} surroundings differ"
+
+
 def _tests(*names: str) -> str:
     return "<br>".join(f"`tests/{name}`" for name in names)
 
@@ -168,8 +192,8 @@ ROWS = (
     Row(
         "a small file claims much memory: headers, shapes, keys, nesting, aliases",
         "refused within 1 s and 200 MB, with the exit code of its kind",
-        f"{HELD}; under a limit of memory: {NOT_MEASURED}",
-        _tests("test_strict_json.py", "models/test_model_folder.py", "config/test_overrides.py"),
+        _part("bombs", _bombs),
+        "`python benchmarks/resource_bombs.py`<br>" + _tests("test_strict_json.py"),
     ),
     Row(
         "a configuration is wrong",
@@ -256,15 +280,15 @@ ROWS = (
     Row(
         "hours of work",
         "memory, open files, threads and disk stay constant",
-        NOT_MEASURED,
-        NOT_MEASURED,
+        _part("soak", _soak),
+        "`python benchmarks/soak.py --minutes 20`",
     ),
     Row(
         "a rank dies, fails or stops",
         "all ranks end, within 5 minutes if one is frozen; `status.json` names the rank and the "
         "update at fault; `--resume` continues",
-        f"{HELD} of a rank that fails; killed and frozen: {NOT_MEASURED}",
-        _tests("training/test_ranks.py", "training/test_status.py"),
+        _part("ranks", _ranks),
+        "`python benchmarks/ranks.py`<br>" + _tests("training/test_ranks.py"),
     ),
     Row(
         "a run is resumed by another number of ranks",
@@ -307,14 +331,14 @@ ROWS = (
     Row(
         "files of an older or a newer version",
         "read as they were, or refused with exit 4 and what to do; nothing is renamed or deleted",
-        f"{HELD}; stored files of this version: {NOT_MEASURED}",
-        _tests("test_json_files.py", "runs/test_checkpoint.py", "training/test_loop.py"),
+        HELD,
+        _tests("runs/test_stored_files.py", "test_json_files.py", "runs/test_checkpoint.py"),
     ),
     Row(
         "locales, time zones, names of folders, umask, a HOME that cannot be written",
         "the same results; a name that is not UTF-8 is refused with exit 2",
-        f"{HELD} of names; all else: {NOT_MEASURED}",
-        _tests("runs/test_folder.py", "test_user_paths.py", "cli/test_paths.py"),
+        _part("surroundings", _surroundings),
+        "`python benchmarks/surroundings.py`<br>" + _tests("cli/test_paths.py"),
     ),
     Row(
         "too little memory",
@@ -331,8 +355,8 @@ ROWS = (
     Row(
         "no network",
         "everything works but `hf:NAME` and trackers on other machines",
-        NOT_MEASURED,
-        NOT_MEASURED,
+        _part("surroundings", _surroundings),
+        '`python benchmarks/surroundings.py --cases "no network"`',
     ),
     Row(
         "a server has more requests than it can answer, or clients that hang up or stay",

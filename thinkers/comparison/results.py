@@ -19,7 +19,7 @@ from thinkers.tasks.due import Steps
 from thinkers.user_paths import user_path
 
 RUNS, RESULT, PAGE, GRADES = "runs", "result.json", "report.html", "grades.npz"
-LARGEST_GRADES = 1 << 30
+LARGEST_GRADES = 1 << 27
 """Bytes of grades.npz."""
 
 
@@ -169,6 +169,9 @@ def _with_grades(home: Path, record: Mapping[str, Any]) -> Result:
         raise DamagedError(f"{file} has changed since it was written: its SHA-256 differs")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as found:
+            size = sum(entry.file_size for entry in found.zip.infolist())
+            if size > LARGEST_GRADES:
+                raise ValueError(f"they take {size} bytes, at most {LARGEST_GRADES} are read")
             grades: dict[Steps, np.ndarray] = {
                 "due" if k == "due" else int(k): found[f"steps_{k}"] for k in record["scores"]
             }

@@ -240,10 +240,12 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key} twice")
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in keys:
+                raise yaml.YAMLError(f"{key.value} twice")
+            if isinstance(key.value, str):  # other keys are refused when they are constructed
+                keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -280,7 +282,13 @@ def _read_file(file: str, parts: Sequence[str], problems: Collector) -> list[tup
 
 
 def _token(part: str, field: Any, value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+    except (TypeError, ValueError) as error:  # a date as a key, thousands of digits
+        what = " ".join(str(error).split())
+        raise usage_error(
+            f"--{part}.{field} of a file: {what}", "a number, a text or a list of them", "change it"
+        ) from None
     return f"--{part}.{field}={text}"
 
 
