@@ -157,6 +157,9 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path):
     assert read_file(tmp_path / "a", 3) == b"123"
     with pytest.raises(DamagedError, match="at most 2 bytes"):
         read_file(tmp_path / "a", 2)
+    os.truncate(tmp_path / "a", 1 << 40)  # a size without content
+    with pytest.raises(DamagedError, match="at most"):
+        read_file(tmp_path / "a", 1 << 39)
 
 
 def test_a_link_is_replaced_and_not_followed(tmp_path):
