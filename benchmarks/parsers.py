@@ -31,8 +31,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from file_cases import Case, Slow
 from harness import one_thread, parser, resident, write_part
-from parser_cases import PARSERS, Case, Slow
+from parser_cases import PARSERS
 
 from thinkers.errors import ThinkersError
 from thinkers.files import write_file

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from file_cases import make_comparison, make_run
 from harness import parser, resident, write_part
-from parser_cases import make_comparison, make_run
 
 from thinkers.comparison import results as compared
 from thinkers.config import overrides

@@ -232,7 +232,7 @@ def problems(found: dict[str, Any]) -> list[str]:
         return ["too few samples"]
     limits = {"growth": MOST_GROWTH, "drift": MOST_DRIFT, "disk": 0.5, **dict.fromkeys(COUNTS, 0)}
     beyond = [f"{name} {found[name]:.3g}" for name, most in limits.items() if found[name] > most]
-    if found["slope"] > MOST_SLOPE and found["growth"] > MOST_GROWTH / 4:
+    if found["slope"] > MOST_SLOPE:
         beyond.append(f"slope {found['slope']:.3g} MB per 1,000")
     return beyond
 

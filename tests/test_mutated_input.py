@@ -8,7 +8,8 @@ import mutations
 import parser_cases
 import parsers
 import pytest
-from parser_cases import PARSERS, Case
+from file_cases import Case
+from parser_cases import PARSERS
 
 from thinkers.cli import main
 from thinkers.errors import DamagedError

@@ -116,7 +116,8 @@ def _bombs(found: dict[str, Any]) -> str:
 def _soak(found: dict[str, Any]) -> str:
     return "; ".join(
         f"{part}: {x['minutes']:.0f} minutes, {x['slope']:.2f} MB per 1,000, "
-        f"{x['growth']:+.1%} memory, {x['files']:+} files, {x['threads']:+} threads, {x['disk']:+.1%} disk"
+        f"{x['growth']:+.1%} memory, {x['files']:+} files, {x['threads']:+} threads, "
+        f"{x['disk']:+.1%} disk"
         for part, x in found.items()
     )
 

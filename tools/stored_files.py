@@ -20,8 +20,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import file_cases  # noqa: E402
 import memory_blocks  # noqa: E402
-import parser_cases  # noqa: E402
 
 import thinkers  # noqa: E402
 from thinkers.comparison import plan, results  # noqa: E402
@@ -62,7 +62,7 @@ def main() -> None:
 def make_run(place: Path) -> dict[str, Any]:
     """A run of two updates, with an average of its weights."""
     with tempfile.TemporaryDirectory() as home:
-        shutil.copytree(parser_cases.make_run(Path(home)), place)
+        shutil.copytree(file_cases.make_run(Path(home)), place)
     return {"logits": logits(place), "update": 2}
 
 
@@ -77,7 +77,7 @@ def logits(run: Path) -> list[float]:
 
 def make_comparison(place: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as home:
-        shutil.copytree(parser_cases.make_comparison(Path(home)), place)
+        shutil.copytree(file_cases.make_comparison(Path(home)), place)
     return {"scores": results.read(place).mean_scores}
 
 

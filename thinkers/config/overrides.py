@@ -18,7 +18,7 @@ from thinkers.files import read_file
 from thinkers.problems import Collector
 from thinkers.user_paths import user_path
 
-LARGEST_FILE = 1_000_000
+LARGEST_FILE, MOST_SETTINGS = 1_000_000, 1000
 
 
 def parser(config: Config, prog: str = "thinkers train RECIPE") -> jsonargparse.ArgumentParser:
@@ -270,6 +270,11 @@ def _read_file(file: str, parts: Sequence[str], problems: Collector) -> list[tup
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         what = " ".join(str(error).split()) or type(error).__name__
         raise usage_error(f"--config {file}: {what[:200]}", "a YAML file", fix) from None
+    groups = data.values() if isinstance(data, dict) else ()
+    number = len(groups) + sum(len(x) for x in groups if isinstance(x, dict))
+    if number > MOST_SETTINGS:
+        found, expected = f"--config {file}: {number} settings", f"at most {MOST_SETTINGS}"
+        raise usage_error(found, expected, fix)
     tokens = []
     for part, settings in (data or {}).items() if isinstance(data or {}, dict) else [("", data)]:
         with problems:
