@@ -84,7 +84,7 @@ def test_memory_is_counted_and_failures_are_kept(tmp_path, monkeypatch):
     held = []
 
     def grow():
-        held.append(bytes([9]) * (1 << 18))
+        held.append(bytes([9]) * (1 << 20))
 
     monkeypatch.setitem(PARSERS, "large", lambda folder: lambda rng: Case(b"9", grow))
     found = parsers.measure("large", 50, tmp_path)
