@@ -207,9 +207,9 @@ def of_settings(home: Path) -> dict[str, Bomb]:
     texts = {
         "aliases of aliases": laughs,
         "nested 100,000 deep": "model: " + "[" * 100_000,
-        "40,000 keys": "model:\n" + "".join(f"  k{i}: 1\n" for i in range(40_000)),
-        "a number of 900,000 digits": "model: {dim: " + "9" * 900_000 + "}",
-        "a number of 250,000 hexadecimal digits": "model: {dim: 0x" + "f" * 250_000 + "}",
+        "15,000 keys": "model:\n" + "".join(f"  k{i}: 1\n" for i in range(15_000)),
+        "a number of 150,000 digits": "model: {dim: " + "9" * 150_000 + "}",
+        "a number of 150,000 hexadecimal digits": "model: {dim: 0x" + "f" * 150_000 + "}",
     }
     found: dict[str, Bomb] = {}
     for number, (name, text) in enumerate(texts.items()):

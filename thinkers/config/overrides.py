@@ -18,7 +18,7 @@ from thinkers.files import read_file
 from thinkers.problems import Collector
 from thinkers.user_paths import user_path
 
-LARGEST_FILE, MOST_SETTINGS = 1_000_000, 1000
+LARGEST_FILE, MOST_SETTINGS = 200_000, 1000
 
 
 def parser(config: Config, prog: str = "thinkers train RECIPE") -> jsonargparse.ArgumentParser:
