@@ -11,11 +11,18 @@ import pytest
 
 from thinkers.cli.main import main
 from thinkers.comparison.subprocesses import run_all
-from thinkers.errors import DamagedError, FormatError, Interrupted, LockedError, UsageError
+from thinkers.errors import (
+    DamagedError,
+    FormatError,
+    Interrupted,
+    LockedError,
+    ResourceError,
+    UsageError,
+)
 from thinkers.evaluation import statistics
 from thinkers.json_files import with_digest
 from thinkers.research import experiment, loop, report
-from thinkers.research.ledger import LEDGER, Ledger
+from thinkers.research.ledger import LEDGER, LEFTOVERS, Ledger
 from thinkers.runs import folder as run_folder
 
 ADD = "add/looped"
@@ -176,6 +183,24 @@ def test_the_test_split_is_used_once(scored, tmp_path):
     assert loop.judge(tmp_path, 2) == found  # nothing is trained again
     text = "\n".join(report.lines(tmp_path))
     assert "used once" in text and f"{wanted.value:+.4f}" in text
+
+
+def test_what_a_killed_beginning_left_is_removed(scored, tmp_path):
+    for name in LEFTOVERS:
+        (tmp_path / name).write_bytes(b"half of it")
+    scored(0.5)
+    make(tmp_path)
+    assert statuses(tmp_path) == ["keep"]
+    assert not any((tmp_path / name).exists() for name in LEFTOVERS)
+
+
+def test_a_disk_that_fails_as_a_ledger_is_made_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(sqlite3, "connect", fail)
+    with pytest.raises(ResourceError, match="disk I/O error"):
+        Ledger.create(tmp_path, {"recipe": ADD})
 
 
 def test_files_that_are_no_ledger_are_refused(tmp_path):

@@ -8,7 +8,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +17,8 @@ from thinkers.errors import DamagedError, FormatError, ResourceError, three_line
 from thinkers.files import exists, is_folder, open_file, rename_synced, unlink
 
 LEDGER = "ledger.db"
+LEFTOVERS = (f".{LEDGER}.tmp", f".{LEDGER}.tmp-journal")
+"""Files that a process may leave if it is killed while it makes a ledger."""
 FORMAT = 1
 Status = Literal["running", "keep", "discard", "crash"]
 TABLES = (
@@ -80,7 +82,7 @@ class Ledger:
             )
         open_file(self.path).close()  # refuses a link
         self._db = self._connect()
-        with self._errors():
+        with ledger_errors(self.path):
             self.meta = {
                 name: json.loads(value)
                 for name, value in self._db.execute("SELECT name, value FROM meta")
@@ -99,17 +101,18 @@ class Ledger:
             meta: recipe, minutes, metric and higher_is_better of all its experiments.
         """
         # Complete before it has its name: a process that is killed here leaves no half ledger.
-        new = folder / f".{LEDGER}.tmp"
-        unlink(new)
-        db = sqlite3.connect(new, isolation_level=None)
-        try:
+        # Its journal too, which would be played back into the new file.
+        for name in LEFTOVERS:
+            unlink(folder / name)
+        new = folder / LEFTOVERS[0]
+        with ledger_errors(new), closing(sqlite3.connect(new, isolation_level=None)) as db:
             db.execute("PRAGMA synchronous=FULL")
+            db.execute("BEGIN")
             for table in TABLES:
                 db.execute(table)
             for name, value in {**meta, "format": FORMAT}.items():
                 db.execute("INSERT INTO meta VALUES (?, ?)", (name, json.dumps(value)))
-        finally:
-            db.close()
+            db.execute("COMMIT")
         rename_synced(new, folder / LEDGER)
         return cls(folder)
 
@@ -126,7 +129,7 @@ class Ledger:
     def experiments(self) -> list[Experiment]:
         """Return all experiments, oldest first."""
         columns = "id, base, digest, change, description, seed, started, status, result"
-        with self._errors():
+        with ledger_errors(self.path):
             rows = self._db.execute(f"SELECT {columns} FROM experiment ORDER BY id").fetchall()
             return [_experiment(*row) for row in rows]
 
@@ -140,7 +143,7 @@ class Ledger:
         while last is not None:
             found.append(last)
             if last.base is not None and last.base not in by_number:
-                raise self._damaged(f"experiment {last.base} is missing")
+                raise _damaged(self.path, f"experiment {last.base} is missing")
             last = None if last.base is None else by_number[last.base]
         return found[::-1]
 
@@ -154,7 +157,7 @@ class Ledger:
     ) -> int:
         """Write the row of an experiment that begins; return its number."""
         row = (base, digest, json.dumps(change), description, seed, time.time())
-        with self._errors():
+        with ledger_errors(self.path):
             found = self._db.execute(
                 "INSERT INTO experiment(base, digest, change, description, seed, started, status, "
                 "result) VALUES (?, ?, ?, ?, ?, ?, 'running', '{}')",
@@ -165,7 +168,7 @@ class Ledger:
 
     def end(self, number: int, status: Status, result: Mapping[str, Any]) -> None:
         """Write what became of an experiment."""
-        with self._errors():
+        with ledger_errors(self.path):
             self._db.execute(
                 "UPDATE experiment SET status = ?, result = ? WHERE id = ?",
                 (status, json.dumps(result), number),
@@ -173,44 +176,52 @@ class Ledger:
 
     def judgement(self) -> dict[str, Any] | None:
         """Return the result on the test split; None before it was made."""
-        with self._errors():
+        with ledger_errors(self.path):
             row = self._db.execute("SELECT result FROM judgement").fetchone()
             return None if row is None else json.loads(row[0])
 
     def judge(self, result: Mapping[str, Any]) -> None:
         """Write the result on the test split, once."""
-        with self._errors():
+        with ledger_errors(self.path):
             self._db.execute(
                 "INSERT INTO judgement VALUES (1, ?, ?)", (time.time(), json.dumps(result))
             )
 
     def _connect(self) -> sqlite3.Connection:
-        with self._errors():
+        with ledger_errors(self.path):
             db = sqlite3.connect(self.path, isolation_level=None, timeout=30)
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA trusted_schema=OFF")
             return db
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Give errors of SQLite the classes of this package."""
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):
-                raise self._damaged(str(error)) from error
-            raise ResourceError(f"{self.path}: {error}") from error
-        except (sqlite3.DatabaseError, ValueError, TypeError, RecursionError) as error:
-            raise self._damaged(str(error)) from error
 
-    def _damaged(self, what: str) -> DamagedError:
-        return DamagedError(
+@contextmanager
+def ledger_errors(path: Path) -> Iterator[None]:
+    """Give errors of SQLite the classes of this package."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            raise _damaged(path, str(error)) from error
+        raise ResourceError(
             three_lines(
-                f"{self.path}, which is damaged: {what}",
-                "a ledger as it was written",
-                "restore it from a copy, or begin another folder",
+                f"{path} cannot be used: {error}",
+                "a disk and rights that suffice; the experiments that it has stay in it",
+                "free disk space, or change the rights, and repeat the command",
             )
+        ) from error
+    except (sqlite3.DatabaseError, ValueError, TypeError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, what: str) -> DamagedError:
+    return DamagedError(
+        three_lines(
+            f"{path}, which is damaged: {what}",
+            "a ledger as it was written",
+            "restore it from a copy, or begin another folder",
         )
+    )
 
 
 def _experiment(

@@ -27,7 +27,7 @@ from thinkers.files import exists, list_folder, make_folders, own_folder, read_f
 from thinkers.json_files import read_with_digest, with_digest
 from thinkers.recipes.pairs import find
 from thinkers.research.experiment import Job, configuration
-from thinkers.research.ledger import LEDGER, Experiment, Ledger
+from thinkers.research.ledger import LEDGER, LEFTOVERS, Experiment, Ledger
 from thinkers.runs import folder as run_folder
 
 CHANGES, RUNS, JUDGED = "changes", "runs", "judged"
@@ -119,7 +119,7 @@ def _meta(recipe: str, minutes: float, of_task: list[str], is_new: bool) -> dict
 def _owned(out: Path) -> Iterator[None]:
     """Lock the folder of a search, which is new, or holds a ledger."""
     make_folders(out)
-    known = {LEDGER, run_folder.LOCK, CHANGES, RUNS, JUDGED, f".{LEDGER}.tmp", "report.html"}
+    known = {LEDGER, run_folder.LOCK, CHANGES, RUNS, JUDGED, *LEFTOVERS, "report.html"}
     others = {x.name for x in list_folder(out)} - known - {f"{LEDGER}-journal"}
     if others and not exists(out / LEDGER):
         raise usage_error(
