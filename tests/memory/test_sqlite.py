@@ -1,6 +1,5 @@
 """A SQLite store under kills, full disks and other faults: all or nothing, and nothing lost."""
 
-import errno
 import os
 import resource
 import shutil
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from faulty_disk import FaultyDisk
 from memory_cases import FakeModel, Words, filled, rows, text
 
 from thinkers.errors import DamagedError, LockedError, ResourceError, UsageError
@@ -185,41 +185,24 @@ def test_a_limit_of_file_sizes_leaves_the_memory_as_it_was(tmp_path):
     assert gone not in (tmp_path / "m" / "memory.db").read_bytes()
 
 
-class Failing:
-    """One operation on files that fails, at its Nth call."""
-
-    def __init__(self, patch, name, number, code):
-        real = getattr(os, name)
-
-        def call(*given, **named):
-            self.left -= 1
-            if self.left == 0:
-                raise OSError(code, os.strerror(code))
-            return real(*given, **named)
-
-        self.left = number
-        patch.setattr(os, name, call)
-
-
-@pytest.mark.parametrize("name", ["open", "write", "fsync", "replace", "unlink"])
-def test_an_operation_that_fails_is_an_error_of_the_system(tmp_path, monkeypatch, name):
+def test_a_change_of_the_disk_that_fails_is_an_error_of_the_system(tmp_path):
     memory = filled(tmp_path / "m", {"a": 2})
-    for number in range(1, 9):
+    for number in range(1, 30):
         before = memory.topics()
-        with monkeypatch.context() as patch:
-            is_full = number % 2 and name != "open"  # to read needs no room
-            failing = Failing(patch, name, number, errno.ENOSPC if is_full else errno.EIO)
-            try:
+        disk = FaultyDisk(tmp_path / "m", number, ("EIO", "ENOSPC")[number % 2], changes=True)
+        try:
+            with disk:
                 memory.write(rows(1))
-            except ResourceError as error:
-                assert len(str(error).splitlines()) in (1, 3)
-                is_written = "all that was asked for was written" in str(error)
-            else:
-                is_written = True
+        except ResourceError as error:
+            assert len(str(error).splitlines()) in (1, 3)
+            is_written = "all that was asked for was written" in str(error)
+        else:
+            is_written = True
         after = memory.topics()
         assert after.get("default", 0) == before.get("default", 0) + is_written
         assert memory.verify() == []
-        if failing.left > 0:
+        if not disk.failed:
+            assert number > 5
             return
     pytest.fail("it never got through")
 

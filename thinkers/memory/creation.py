@@ -20,7 +20,7 @@ from thinkers.memory.lock import LOCK, lock_folder
 from thinkers.memory.rows import FORMAT, Meta
 
 NEW = f".{DATABASE}.tmp"
-LEFTOVERS = (f".{GENERATION_FILE}.tmp", NEW, f"{NEW}-wal", f"{NEW}-shm")
+LEFTOVERS = (f".{GENERATION_FILE}.tmp", NEW, *(f"{NEW}-{x}" for x in ("wal", "shm", "journal")))
 """Files that a process may leave if it is killed."""
 
 

@@ -116,6 +116,9 @@ def create_database(file: Path, meta: Meta) -> None:
                 connection.execute(sql)
             connection.execute("INSERT INTO meta VALUES(1, ?)", (meta.to_bytes(),))
             connection.execute("COMMIT")
+            # `close` would do it, and say nothing if that fails: the tables would be in a log that
+            # is left behind as the file gets its name.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             connection.close()
 
