@@ -104,7 +104,7 @@ class Interrupted(ThinkersError):
         return str(self.args[0])
 
 
-def together(problems: Iterable[UsageError]) -> UsageError:
+def join_errors(problems: Iterable[UsageError]) -> UsageError:
     """Return one error for one or more problems, without those whose text repeats another's."""
     by_text: dict[str, UsageError] = {}
     for error in problems:

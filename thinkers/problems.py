@@ -1,8 +1,8 @@
-"""All problems of a set of settings: each of those that its constructor raises one at a time.
+"""All problems of a set of settings, whose constructor raises only the first of them.
 
-A constructor raises the first error that it meets. `find` gives the field that the error is about
-another value and constructs again, until there is no error left. So a `__post_init__` need not
-collect its errors, and the problems of a class that a user wrote are found all the same.
+`find_problems` gives the field that an error is about another value and constructs again, until no
+error is left. So a `__post_init__` need not collect its errors, and the problems of a class that a
+user wrote are found all the same.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from thinkers.errors import UsageError, together
+from thinkers.errors import UsageError, join_errors
 
 Values = dict[str, Any]
 
@@ -45,10 +45,10 @@ class Collector:
     def raise_all(self) -> None:
         """Raise what was found, if anything was, as one error."""
         if self.found:
-            raise together(self.found)
+            raise join_errors(self.found)
 
 
-def find(
+def find_problems(
     construct: Callable[[Values], Any],
     values: Mapping[str, Any],
     stand_ins: Mapping[str, Sequence[Any]],
@@ -100,6 +100,7 @@ class _Search:
         self.construct, self.trial, self.stand_ins = construct, trial, stand_ins
 
     def attempt(self, values: Values) -> tuple[Any, Exception | None]:
+        """Return the object and no error, or no object and the error."""
         try:
             return self.construct(values), None
         except (ValueError, TypeError) as error:
@@ -112,6 +113,7 @@ class _Search:
     def replace(self, names: Sequence[str], error: Exception) -> str | None:
         """Give one of these fields a value that prevents an error; return the field, or None."""
         before, rule = self.fields_in(error)[:1], _rule(error)
+        # The second choice: an error follows, by another rule, about the same or the new field.
         weaker = None
         for name, changed in self._changes(names):
             _, other = self.attempt(changed)

@@ -11,9 +11,9 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 from weakref import WeakSet
 
-from thinkers.errors import UsageError, UsageTypeError, nearest, together, usage_error
+from thinkers.errors import UsageError, UsageTypeError, join_errors, nearest, usage_error
 from thinkers.optional import require
-from thinkers.problems import find
+from thinkers.problems import find_problems
 
 SCALARS: dict[Any, tuple[str, type]] = {
     float: ("a number", Real),
@@ -88,8 +88,8 @@ def typed(config: T) -> T:
                 problems = construct_all(type(self), values)[1]
                 if len(problems) < 2:
                     raise
-                raise together(problems) from error
-        raise together(construct_all(type(self), values)[1])
+                raise join_errors(problems) from error
+        raise join_errors(construct_all(type(self), values)[1])
 
     checked.untyped = construct  # type: ignore
     config.__init__ = checked  # type: ignore
@@ -127,7 +127,7 @@ def construct_all(
         plain(made, **given)
         return made
 
-    made, problems = find(construct, {**values, **usual}, stand_ins, {*reported, *wrong})
+    made, problems = find_problems(construct, {**values, **usual}, stand_ins, {*reported, *wrong})
     found = [x if isinstance(x, UsageError) else UsageError(str(x)) for x in problems]
     return made, [*wrong.values(), *found]
 

@@ -26,6 +26,7 @@ COUNTS = {"flops": "flops", "updates": "parameters", "update": "parameters"}
 """{unit of a budget: the quantity that is then equal beside the size}; times are seconds."""
 MOST_SEEDS = 10_000
 UNIT_OF = {"flops": "FLOPs", "parameters": "updates", "seconds": "s, min or h"}
+"""{quantity: the unit of its budget, for errors}."""
 RESERVED = (
     *("num_updates", "max_flops", "max_minutes", "seed", "lr", "warmup_updates"),
     *("evaluate_every", "evaluate_examples", "checkpoint_every", "keep_last"),
@@ -33,7 +34,7 @@ RESERVED = (
 """Training settings that the comparison chooses."""
 
 
-def check(
+def check_arguments(
     task: Any,
     models: Sequence[str],
     match: str | None,
@@ -199,4 +200,5 @@ def _setting(key: str, value: Any) -> str:
 
 
 def text_of(value: Any) -> str:
+    """Return a setting as text: a text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)

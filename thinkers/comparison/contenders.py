@@ -173,7 +173,7 @@ def override_all(configs: Sequence[Config], flags: Sequence[str]) -> list[Config
                     f"one whose name ends in {CHOOSES}, such as thinker{CHOOSES}",
                     f"leave {_key(flag)} out, or add thinker{CHOOSES} to --models",
                 )
-    known = [flag for flag in flags if flag not in rest or "--reinforce." not in flag]
+    known = [x for x in flags if x not in rest or not _key(x).startswith("--reinforce.")]
     for config in configs:
         with problems:
             own = [x for x in known if x in rest or _is_of_use(x, config)]

@@ -18,9 +18,9 @@ from thinkers.comparison.contenders import (
     override_all,
     what_of,
 )
-from thinkers.config.conflicts import conflicts, together_with
+from thinkers.config.conflicts import conflicts, training_conflicts
 from thinkers.config.experiment import Config, resolve_sizes
-from thinkers.errors import UsageError, together, usage_error
+from thinkers.errors import UsageError, join_errors, usage_error
 from thinkers.models import MODELS
 from thinkers.models.base import Model
 from thinkers.models.batch import Batch
@@ -31,7 +31,7 @@ from thinkers.registry import name_of_config
 from thinkers.runs.result import load
 from thinkers.tasks import Task
 from thinkers.tasks.due import Steps, step_groups
-from thinkers.training.state import check_reinforce, load_initial_weights
+from thinkers.training.state import check_questions, load_initial_weights
 
 TOLERANCE = 0.014
 """Largest relative difference in size from the baseline: any two models are then within 3 %."""
@@ -73,7 +73,7 @@ def contenders(
         with problems:
             resolve_sizes(x.model, task_built)
     if problems.found:
-        raise together(error for x in bases for error in conflicts(x, task_built))
+        raise join_errors(error for x in bases for error in conflicts(x, task_built))
     bases = [replace(x, model=resolve_sizes(x.model, task_built)) for x in bases]
     wanted = parameters(bases[0].model)
     found = [
@@ -87,9 +87,9 @@ def contenders(
         if folder:
             load_initial_weights(model, folder)
         rows = one.config.training.batch_size
-        problems.found += together_with(one.config, task_built, model, rows)
+        problems.found += training_conflicts(one.config, task_built, model, rows)
         with problems:
-            check_reinforce(one.config, task_built, model)
+            check_questions(one.config, task_built)
     problems.raise_all()
     if not controls:
         return found

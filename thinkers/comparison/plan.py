@@ -9,13 +9,9 @@ from types import NoneType
 from typing import Any
 
 from thinkers.comparison import budgets
-from thinkers.comparison.arguments import check, text_of
+from thinkers.comparison.arguments import check_arguments, text_of
 from thinkers.comparison.contenders import Contender, read_contenders
-from thinkers.comparison.matching import (
-    BEGIN,
-    contenders,
-    parameters,
-)
+from thinkers.comparison.matching import BEGIN, contenders, parameters
 from thinkers.config.experiment import Config
 from thinkers.errors import DamagedError, UsageError, usage_error
 from thinkers.files import read_file
@@ -64,7 +60,7 @@ class Plan:
     @staticmethod
     def of(**asked: Any) -> "Plan":
         """Make a new plan; a setting that is None has its default."""
-        plan = Plan(**check(**asked))
+        plan = Plan(**check_arguments(**asked))
         flags = [f"--{key}={value}" for key, value in plan.settings.items()]
         found = tuple(contenders(plan.task, plan.models, plan.controls, flags))
         timed = budgets.TIMED if plan.match == "seconds" else budgets.ESTIMATED
@@ -87,7 +83,7 @@ class Plan:
         """
         given = {k: x for k, x in asked.items() if x not in (None, [], (), {})}
         mine = {key: getattr(self, key) for key in given}
-        wanted = Plan(**check(**{**self.asked(), **given}))
+        wanted = Plan(**check_arguments(**{**self.asked(), **given}))
         self._check_named_again(wanted.settings if "settings" in given else {})
         if BEGIN in self.settings and wanted.settings.keys() == {BEGIN}:
             given.pop("settings")  # named again, as it must be, and nothing else
@@ -192,8 +188,8 @@ class Plan:
         asked, found = record["comparison"], read_contenders(record["contenders"], str(file))
         if asked.keys() != set(ASKED):
             raise DamagedError(f"{file}: comparison must have {ASKED}, got {sorted(asked)}")
-        plan, names = Plan(**check(**asked)), [one.name for one in found]
-        # They are names of folders too.
+        plan, names = Plan(**check_arguments(**asked)), [one.name for one in found]
+        # The names are those of folders too.
         if names != [*plan.models, *plan.controls]:
             raise DamagedError(f"{file}: contenders must be its models and controls, got {names}")
         rates = {name: record[name] for name in RATES if name in record}

@@ -1,4 +1,4 @@
-"""Problems of settings that are right alone and do not fit each other, found before training."""
+"""Conflicts: settings that are valid alone and do not fit each other, found before training."""
 
 import dataclasses
 import re
@@ -11,7 +11,7 @@ import torch
 from thinkers import models, tasks
 from thinkers.config.experiment import TASK_SIZES, Config, resolve_sizes
 from thinkers.config.training import Training
-from thinkers.errors import DataError, UsageError, together, usage_error
+from thinkers.errors import DataError, UsageError, join_errors, usage_error
 from thinkers.models import Model
 from thinkers.models.step_loss import check_has_early
 from thinkers.problems import Collector
@@ -20,7 +20,7 @@ from thinkers.tasks import Task
 
 
 def conflicts(config: Config, task: Task) -> list[UsageError]:
-    """Return the problems of these settings with each other and with the task, sizes included.
+    """Return the conflicts of these settings with each other and with the task, sizes included.
 
     The model is built without weights, and a few rows are made.
     """
@@ -31,12 +31,14 @@ def conflicts(config: Config, task: Task) -> list[UsageError]:
         unsized = dataclasses.replace(config.model, **dict.fromkeys(TASK_SIZES))
         with torch.device("meta"):
             model = models.from_config(resolve_sizes(unsized, task))
-        problems.found += together_with(config, task, model, min(8, config.training.batch_size))
+        problems.found += training_conflicts(
+            config, task, model, min(8, config.training.batch_size)
+        )
     return problems.found
 
 
-def together_with(config: Config, task: Task, model: Model, rows: int) -> list[UsageError]:
-    """Return the problems of the settings of training, the task and the model with each other.
+def training_conflicts(config: Config, task: Task, model: Model, rows: int) -> list[UsageError]:
+    """Return the conflicts of the settings of training with the task and the model.
 
     Args:
         rows: Rows of the batch that must be possible.
@@ -49,15 +51,15 @@ def together_with(config: Config, task: Task, model: Model, rows: int) -> list[U
     with problems:
         task.check(model)
     if not (problems.found and reads_files(config.task)):
-        # A batch that cannot be made, or learned from, is refused before anything is written.
+        # Before anything is written: a batch may be impossible, or nothing to learn from.
         with problems:
             batch = task.batch(0, rows)
             check_has_early(getattr(config.model, "step_loss", "last"), batch.due, batch.early)
     return problems.found
 
 
-def conflicts_beside(config: Config, not_given: Collection[str]) -> list[UsageError]:
-    """Return the conflicts of settings some of which stand in for wrong ones.
+def remaining_conflicts(config: Config, not_given: Collection[str]) -> list[UsageError]:
+    """Return the conflicts that are left where other values stand in for wrong settings.
 
     No file is read: a task whose settings name some is not built, and its conflicts are not known
     before its settings are right. Nor are those of a task whose data is missing.
@@ -159,4 +161,4 @@ def check_policy(config: Config, model: Model) -> None:
             )
         )
     if problems:
-        raise together(problems)
+        raise join_errors(problems)

@@ -12,7 +12,7 @@ from thinkers import checks, models, registry, tasks
 from thinkers.config.grow import Grow
 from thinkers.config.reinforce import Reinforce
 from thinkers.config.training import Training
-from thinkers.errors import FormatError, UsageError, nearest, together, usage_error
+from thinkers.errors import FormatError, UsageError, join_errors, nearest, usage_error
 from thinkers.models import MODELS, Model
 from thinkers.problems import Collector
 from thinkers.registry import class_named, name_of_config
@@ -251,7 +251,7 @@ def build_part(kind: type, settings: dict[str, Any], part: str) -> Any:
     """
     made, problems = check_part(kind, settings, part)
     if problems:
-        raise together(problems)
+        raise join_errors(problems)
     return made
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from thinkers.config.conflicts import conflicts_beside
+from thinkers.config.conflicts import remaining_conflicts
 from thinkers.config.experiment import PLANNED, TASK_SIZES, Config, check_part, tuples
-from thinkers.errors import UsageError, nearest, together, usage_error
+from thinkers.errors import UsageError, join_errors, nearest, usage_error
 from thinkers.files import read_file
 from thinkers.problems import Collector
 from thinkers.user_paths import user_path
@@ -87,7 +87,7 @@ def override(config: Config, files: Sequence[str] = (), flags: Sequence[str] = (
     if is_whole and not {_key(flag) for flag in flags}.issuperset(PLANNED):
         found = _with_equal_updates(config, found)
     if problems:
-        raise together(problems + (conflicts_beside(found, not_given) if is_whole else []))
+        raise join_errors(problems + (remaining_conflicts(found, not_given) if is_whole else []))
     return found
 
 
@@ -131,7 +131,7 @@ def override_task(task: Any, flags: Sequence[str]) -> Any:
     # A task without settings has no group of them.
     made, wrong = check_part(type(task), values.get("task", {}), "task", before)
     if problems or wrong:
-        raise together([*problems, *wrong])
+        raise join_errors([*problems, *wrong])
     return made
 
 
@@ -139,7 +139,7 @@ def parse(config: Config, files: Sequence[str], flags: Sequence[str]) -> dict[st
     """Return {part: {field: value}} of every field, checked against its type."""
     values, problems, _ = _read(config, files, flags)
     if problems:
-        raise together(problems)
+        raise join_errors(problems)
     return values
 
 

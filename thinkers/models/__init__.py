@@ -13,7 +13,7 @@ import torch
 
 from thinkers import registry
 from thinkers.checks import missing_settings
-from thinkers.errors import DamagedError, DataError, UsageError, together
+from thinkers.errors import DamagedError, DataError, UsageError, join_errors
 from thinkers.json_files import read_with_digest
 from thinkers.models.base import FORMAT, Model, Thought, settings_digest
 from thinkers.models.batch import Batch, Loss, collate
@@ -73,7 +73,7 @@ def build_model(name: str, **settings: Any) -> Model:
     known = {key: x for key, x in settings.items() if key not in problems}
     config, invalid = registry.construct_all(MODELS[name].Config, known)
     if problems or invalid:
-        raise together([*problems.values(), *invalid])
+        raise join_errors([*problems.values(), *invalid])
     return MODELS[name](config)
 
 
@@ -81,7 +81,7 @@ def check_names(name: Any, settings: Mapping[str, Any]) -> None:
     """Raise UsageError if there is no model of this name, or if it lacks one of the settings."""
     _check_name(name)
     if unknown := _unknown_settings(name, settings):
-        raise together(unknown.values())
+        raise join_errors(unknown.values())
 
 
 def _check_name(name: Any) -> None:

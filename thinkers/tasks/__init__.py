@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkers import registry
-from thinkers.errors import UsageError, together
+from thinkers.errors import UsageError, join_errors
 from thinkers.optional import is_installed
 from thinkers.tasks.answers import AnswerTask as AnswerTask
 from thinkers.tasks.arithmetic import Add, Arithmetic, Multiply, Subtract
@@ -79,7 +79,7 @@ def build_task(name: str, /, seed: int = 0, **settings: Any) -> Task:
     of_task = {key: value for key, value in settings.items() if key not in problems}
     config, invalid = registry.construct_all(task.Config, of_task)
     if problems or invalid:
-        raise together([*problems.values(), *invalid])
+        raise join_errors([*problems.values(), *invalid])
     return task(config, seed)
 
 

@@ -15,10 +15,10 @@ import torch
 
 from thinkers import models
 from thinkers.checks import first_not_finite
-from thinkers.config.conflicts import check_policy, conflicts, together_with
+from thinkers.config.conflicts import conflicts, training_conflicts
 from thinkers.config.experiment import PLANNED, Config, resolve_sizes, task_of
 from thinkers.distillation.guide import load_guide
-from thinkers.errors import DamagedError, NonFiniteError, UsageError, together, usage_error
+from thinkers.errors import DamagedError, NonFiniteError, UsageError, join_errors, usage_error
 from thinkers.files import is_folder
 from thinkers.models.base import Model
 from thinkers.models.weights_file import check_shapes, shapes_of
@@ -168,21 +168,20 @@ def build_on(
     with problems:
         sized = resolve_sizes(config.model, task)
     if problems.found:
-        raise together(conflicts(config, task))
+        raise join_errors(conflicts(config, task))
     model = models.from_config(sized).to(device)
-    problems.found += together_with(config, task, model, settings.batch_size)
+    problems.found += training_conflicts(config, task, model, settings.batch_size)
     problems.raise_all()
-    check_reinforce(config, task, model)
+    check_questions(config, task)
     if initialize and settings.init_from is not None:
         load_initial_weights(model, settings.init_from)
     return task, model
 
 
-def check_reinforce(config: Config, task: Task, model: Model) -> None:
-    """Raise a UsageError unless these settings can train a policy, if they ask for it."""
+def check_questions(config: Config, task: Task) -> None:
+    """Raise a UsageError unless a batch can train the policy, if the settings ask for one."""
     if config.reinforce is None:
         return
-    check_policy(config, model)
     batch = task.batch(0, config.training.batch_size)
     question_room(batch)
     keys_of(batch)
