@@ -6,6 +6,7 @@ user wrote are found all the same.
 """
 
 import re
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from thinkers.errors import UsageError, join_errors
 
 Values = dict[str, Any]
+SECONDS = 2.0
+"""Time in which other values are tried; it is a thousand times that of a usual constructor."""
 
 
 class Collector:
@@ -57,7 +60,8 @@ def find_problems(
     """Construct from values, and from others in the place of those that errors are about.
 
     An error that another value of a field reported before would prevent is left out: with
-    num_steps -1 and max_steps 2 only num_steps is reported, since 2 is enough for 1 step.
+    num_steps -1 and max_steps 2 only num_steps is reported, since 2 is enough for 1 step. Nor is
+    more looked for once a slow constructor has taken SECONDS.
 
     Args:
         construct: Function of the values; its ValueErrors and TypeErrors are the problems.
@@ -98,6 +102,7 @@ class _Search:
         stand_ins: Mapping[str, Sequence[Any]],
     ):
         self.construct, self.trial, self.stand_ins = construct, trial, stand_ins
+        self.end = time.monotonic() + SECONDS
 
     def attempt(self, values: Values) -> tuple[Any, Exception | None]:
         """Return the object and no error, or no object and the error."""
@@ -105,6 +110,13 @@ class _Search:
             return self.construct(values), None
         except (ValueError, TypeError) as error:
             return None, error
+
+    def error_of(self, others: Values) -> BaseException | None:
+        """Return the error of values that nobody gave, of any class: they are only tried."""
+        try:
+            return self.attempt(others)[1]
+        except (Exception, SystemExit) as error:
+            return error
 
     def fields_in(self, error: Exception) -> list[str]:
         """Return the fields that an error names, in order; it is about the first of them."""
@@ -116,7 +128,9 @@ class _Search:
         # The second choice: an error follows, by another rule, about the same or the new field.
         weaker = None
         for name, changed in self._changes(names):
-            _, other = self.attempt(changed)
+            other = self.error_of(changed)
+            if not isinstance(other, ValueError | TypeError | None):
+                continue
             about = [] if other is None else self.fields_in(other)[:1]
             if other is None or (_rule(other) != rule and about not in ([name], before)):
                 self.trial = changed
@@ -131,7 +145,8 @@ class _Search:
     def _changes(self, names: Sequence[str]) -> Iterator[tuple[str, Values]]:
         for name in names:
             for value in self.stand_ins[name]:
-                yield name, self.trial | {name: value}
+                if time.monotonic() < self.end:
+                    yield name, self.trial | {name: value}
 
     def without_consequences(
         self,
@@ -144,9 +159,10 @@ class _Search:
         for name, error in problems.items():
             given = self.trial | {name: values[name]} if name in values else self.trial
             if not any(
-                self.attempt(given | {other: value})[1] is None
+                self.error_of(given | {other: value}) is None
                 for other in before
                 for value in self.stand_ins.get(other, ())
+                if time.monotonic() < self.end
             ):
                 kept.append(error)
                 before.append(name)

@@ -14,6 +14,7 @@ import thinkers
 from thinkers.cli import commands, main
 
 ADD = ["train", "add/looped"]
+HUGE, NINES = "0x" + "f" * 6000, "9" * 5000
 RANDOM = ["--training.depth=random"]
 TINY = [
     "--model.dim=8",
@@ -107,6 +108,12 @@ BAD_LINES = [
     ([*ADD, f"--training.seed={2**63}"], "--training.seed 9223372036854775808"),
     ([*ADD, f"--model.dim={10**30}"], "64 bits"),
     ([*ADD, f"--training.batch_size={10**30}"], "64 bits"),
+    ([*ADD, f"--model.dim={HUGE}"], "--model.dim of 24000 bits"),
+    ([*ADD, f"--training.lr={HUGE}"], "--training.lr"),
+    (["train", "--resume", ".", f"--training.num_updates={NINES}"], "at most 18 digits"),
+    (["evaluate", ".", f"--num_steps={NINES}"], "numbers of steps"),
+    (["evaluate", ".", "--harness=a", f"--num_steps={NINES}"], "numbers of steps"),
+    (["research", "add/looped", "--minutes=1", "--out=r", f"--seed={NINES}"], "at most 18 digits"),
     ([*ADD, "--training.betas=[0.9,1.5]"], "betas must be"),
     ([*ADD, "--training.ema=2"], "ema must be"),
     ([*ADD, "--training.weight_decay=-1"], "weight_decay must be"),

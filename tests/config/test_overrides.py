@@ -153,3 +153,21 @@ def test_every_field_of_a_recipe_can_be_set(looped):
 def test_the_nearest_name_is_found_by_the_field_alone(name, expected):
     known = ["training.lr", "model.dim", "task.max_digits", "model.num_layers"]
     assert nearest(name, known) == expected
+
+
+@pytest.mark.misuse
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("model: {dim: !!bool abc}", "'abc' is no bool"),
+        ("model: {dim: !!int ''}", "'' is no int"),
+        ("model: {dim: !!timestamp soon}", "'soon' is no timestamp"),
+        (f"model: 0x{'f' * 6000}", "an integer of 24000 bits"),
+        (f"0x{'f' * 6000}", "an integer of 24000 bits"),
+    ],
+)
+def test_values_that_cannot_be_read_are_named_with_their_file(looped, tmp_path, text, found):
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=f"odd.yaml: {found}"):
+        override(looped, [str(file)])

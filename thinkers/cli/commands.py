@@ -14,6 +14,8 @@ from thinkers.user_paths import output_file
 
 SYSTEMS = ("deepsight", "self_reasoning_tokens", "thinker", "thoughtsformer")
 """The systems of thinkers.published, repeated here so that the command starts without torch."""
+MOST_DIGITS = 18
+"""Digits of an integer in a flag: all of them fit in 64 bits."""
 
 
 def list_names(options: argparse.Namespace, settings: list[str]) -> int:
@@ -122,7 +124,7 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
     if options.num_steps is not None:
         given = [text.strip() for text in options.num_steps.split(",")]
         for text in given:
-            if text != "due" and not text.isdecimal():
+            if text != "due" and not (text.isdecimal() and len(text) <= MOST_DIGITS):
                 raise usage_error(
                     f"--num_steps {options.num_steps}",
                     "numbers of steps, or due for as many as each answer needs",
@@ -344,9 +346,14 @@ def parse_tools(text: str | None) -> tuple[str, ...]:
 
 def parse_int(flag: str, text: str, least: int) -> int:
     """Convert the value of a flag to an integer of at least `least`."""
-    if not text.strip().isdecimal() or int(text) < least:
-        raise usage_error(f"{flag} {text}", f"an integer of at least {least}", f"change {flag}")
-    return int(text)
+    digits, expected = text.strip(), f"an integer of at least {least}"
+    if len(digits) > MOST_DIGITS:  # Python does not convert thousands of them
+        raise usage_error(
+            f"{flag} {text}", f"{expected}, of at most {MOST_DIGITS} digits", f"change {flag}"
+        )
+    if not digits.isdecimal() or int(digits) < least:
+        raise usage_error(f"{flag} {text}", expected, f"change {flag}")
+    return int(digits)
 
 
 def parse_optional(flag: str, text: str | None, least: int) -> int | None:

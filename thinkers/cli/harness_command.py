@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from thinkers.cli import commands
-from thinkers.cli.commands import parse_halt, parse_int, split_list
+from thinkers.cli.commands import MOST_DIGITS, parse_halt, parse_int, split_list
 from thinkers.errors import usage_error
 from thinkers.files import write_file
 from thinkers.optional import require
@@ -22,13 +22,14 @@ def evaluate(options: argparse.Namespace, settings: list[str]) -> int:
     check_flags(options, settings)
     steps = None
     if options.num_steps is not None:
-        if not all(text.isdecimal() for text in split_list(options.num_steps)):
+        given = split_list(options.num_steps)
+        if not all(text.isdecimal() and len(text) <= MOST_DIGITS for text in given):
             raise usage_error(
                 f"--num_steps {options.num_steps} with --harness",
                 "numbers of steps",
                 "write such as --num_steps 1,2,4",
             )
-        steps = [int(text) for text in split_list(options.num_steps)]
+        steps = [int(text) for text in given]
     halt, out = parse_halt(options.halt), None
     if options.out is not None:
         out = output_file(options.out, "--out")

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +20,8 @@ from thinkers.problems import Collector
 from thinkers.user_paths import user_path
 
 LARGEST_FILE, MOST_SETTINGS = 200_000, 1000
+MOST_SHOWN = 1000
+"""Bits of an integer that an error shows; Python does not print those of thousands of digits."""
 
 
 def parser(config: Config, prog: str = "thinkers train RECIPE") -> jsonargparse.ArgumentParser:
@@ -201,6 +204,9 @@ def _parse_known(
         except jsonargparse.ArgumentError as error:
             settings = reader.get_defaults().as_dict()
             found = _type_problem(known, str(error), given)
+        except OverflowError:
+            settings = reader.get_defaults().as_dict()
+            found = _overflow(reader, given)
         if found is None:
             return settings, problems, reported
         key, problem = found
@@ -238,6 +244,15 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"an alias, *{self.peek_event().anchor}")
         return super().compose_node(parent, index)
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            made = super().construct_object(node, deep)
+        except (KeyError, IndexError, AttributeError):  # of the library, as for !!bool abc
+            raise yaml.YAMLError(f"{node.value!r} is no {node.tag.rpartition(':')[2]}") from None
+        if isinstance(made, int) and made.bit_length() > MOST_SHOWN:
+            raise yaml.YAMLError(f"an integer {_shown(made)}")
+        return made
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()
@@ -313,6 +328,18 @@ def _type_problem(
     return key, usage_error(f"--{key} {value!r}", expected, fix)
 
 
+def _overflow(reader: jsonargparse.ArgumentParser, tokens: list[str]) -> tuple[str, UsageError]:
+    """Return the setting whose integer is too large for a float, and the error."""
+    for token in tokens:
+        with suppress(jsonargparse.ArgumentError):
+            try:
+                reader.parse_args([token])
+            except OverflowError:
+                break
+    flag, _, value = token.partition("=")
+    return _key(token), usage_error(f"{flag} {value}", "a finite number", f"change {flag}")
+
+
 def _describe(hint: Any) -> str:
     words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
     if hint in words:
@@ -330,11 +357,17 @@ def _first_not_finite(
         for x in value if isinstance(value, tuple | list) else [value]:
             if isinstance(x, int) and not -(2**63) <= x < 2**63:
                 expected, fix = "a number of at most 64 bits", f"change --{key}"
-                return key, usage_error(f"--{key} {x}", expected, fix)
+                return key, usage_error(f"--{key} {_shown(x)}", expected, fix)
             if isinstance(x, float) and not math.isfinite(x):
                 fix = f"leave --{key} out for the default"
                 return key, usage_error(f"--{key} {x}", "a finite number", fix)
     return None
+
+
+def _shown(number: int) -> str:
+    """Return an integer as text, or its size."""
+    bits = number.bit_length()
+    return str(number) if bits <= MOST_SHOWN else f"of {bits} bits"
 
 
 def _given(value: Any) -> dict[str, Any]:
