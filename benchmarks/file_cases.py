@@ -29,7 +29,7 @@ from thinkers.memory.lists import Lists
 from thinkers.models import load_model
 from thinkers.models.weights_file import read_header, read_tensors
 from thinkers.published.unpickle import read_weights
-from thinkers.research.ledger import LEDGER, Ledger
+from thinkers.research.ledger import INTERVALS, LEDGER, Ledger
 from thinkers.runs import checkpoint
 from thinkers.runs.metrics import read_kept
 from thinkers.runs.result import open_run
@@ -218,11 +218,13 @@ def index(folder: Path) -> Draw:
 
 def ledger(folder: Path) -> Draw:
     """The ledger of a search: changed bytes, and forged values."""
-    made = Ledger.create(folder, {"recipe": "add/looped", "minutes": 1.0, "metric": "exact"})
+    meta = {"recipe": "add/looped", "minutes": 1.0, "metric": "exact"}
+    made = Ledger.create(folder, meta | {"task_flags": [], "higher_is_better": True})
     for base in (None, 1, 2):
         number = made.begin(base, "0" * 64, {"flags": ["--a=1"], "files": []}, "first", 0)
         made.end(number, "keep", {"metric": 0.5, "seconds": 60.0})
-    made.judge({"metric": 0.5})
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    made.judge({"seeds": 3, "first": 1, "best": 3} | dict.fromkeys(INTERVALS, interval))
     made.close()
     intact = (folder / LEDGER).read_bytes()
 

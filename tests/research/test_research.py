@@ -26,6 +26,10 @@ from thinkers.research.ledger import LEDGER, LEFTOVERS, Ledger
 from thinkers.runs import folder as run_folder
 
 ADD = "add/looped"
+META = {"recipe": ADD, "minutes": 1.0, "task_flags": []} | {
+    "metric": "exact",
+    "higher_is_better": True,
+}
 TINY = ["--task.max_digits=1", "--model.dim=8", "--model.num_heads=1", "--model.num_layers=1"]
 
 
@@ -77,19 +81,22 @@ def test_a_better_change_is_kept_and_the_next_one_builds_on_it(scored, tmp_path)
         assert ledger.experiments()[2].description == "faster"
 
 
-def test_lower_is_better_where_the_metric_is_a_loss(scored, tmp_path):
+def test_lower_is_better_where_the_metric_is_a_loss(scored, tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be " * 200)
     other = tmp_path / "other.txt"
     other.write_text("to be or not to be " * 300)
-    scored(2.0, 2.5, 1.5)
+    jobs = scored(2.0, 2.5, 1.5)
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "search"
-    texts = f"--task.path={text}", f"--task.test_path={other}"
+    texts = "--task.path=text.txt", "--task.test_path=other.txt"
     make(out, *texts, "--model.dim=32", recipe="shakespeare/looped")
+    monkeypatch.chdir("/")
+    assert jobs[0].task_flags == [f"--task.path={text}", f"--task.test_path={other}"]
     make(out, "--model.dim=16", recipe="shakespeare/looped")
     assert statuses(out) == ["keep", "discard", "keep"]
     with pytest.raises(UsageError, match="task_flags"):
-        make(out, f"--task.path={other}", texts[1], recipe="shakespeare/looped")
+        make(out, f"--task.path={other}", jobs[0].task_flags[1], recipe="shakespeare/looped")
 
 
 @pytest.mark.parametrize("others", [(), ("test",), ("valid", "test")])
@@ -200,7 +207,18 @@ def test_a_disk_that_fails_as_a_ledger_is_made_is_an_error_of_the_system(tmp_pat
 
     monkeypatch.setattr(sqlite3, "connect", fail)
     with pytest.raises(ResourceError, match="disk I/O error"):
-        Ledger.create(tmp_path, {"recipe": ADD})
+        Ledger.create(tmp_path, META)
+
+
+def test_a_judgement_that_failed_is_made_again_where_it_failed(scored, tmp_path):
+    run = {"metric": 0.0, "grades": [0.0, 1.0], "questions": None}
+    jobs = scored(0.5, 0.6, run, {"error": "OSError: no disk"}, run, run)
+    make(tmp_path, "--model.dim=32")
+    with pytest.raises(UsageError, match="no disk"):
+        loop.judge(tmp_path, 2)
+    scored(run)
+    assert loop.judge(tmp_path, 2)["seeds"] == 2
+    assert jobs[-1] == jobs[3]
 
 
 def test_files_that_are_no_ledger_are_refused(tmp_path):
@@ -210,7 +228,7 @@ def test_files_that_are_no_ledger_are_refused(tmp_path):
     with pytest.raises(DamagedError):
         Ledger(tmp_path)
     (tmp_path / LEDGER).unlink()
-    Ledger.create(tmp_path, {"recipe": ADD}).close()
+    Ledger.create(tmp_path, META).close()
     with sqlite3.connect(tmp_path / LEDGER) as db:
         db.execute("UPDATE meta SET value = '99' WHERE name = 'format'")
     db.close()
@@ -224,10 +242,13 @@ def test_files_that_are_no_ledger_are_refused(tmp_path):
         *("base = 2", "base = 3", "base = 'x'", "status = 'kept'", "seed = 'x'"),
         *("result = '[]'", "result = '{}'", "result = x'ff'", """result = '{"metric": "x"}'"""),
         *("change = '{}'", """change = '{"flags": [1], "files": []}'""", "description = x'00'"),
+        *("""change = '{"flags": {}, "files": []}'""", """result = '{"metric": 1, "error": 3}'"""),
+        *("""result = '{"metric": 1, "seconds": null}'""", "started = 'x'"),
+        """change = '{"flags": [], "files": ["../x.py"]}'""",
     ],
 )
 def test_rows_that_no_version_writes_are_damage(tmp_path, change):
-    with Ledger.create(tmp_path, {"recipe": ADD}) as ledger:
+    with Ledger.create(tmp_path, META) as ledger:
         for base in (None, 1):
             number = ledger.begin(base, "0", {"flags": [], "files": []}, "", 0)
             ledger.end(number, "keep", {"metric": 0.5})
@@ -239,8 +260,27 @@ def test_rows_that_no_version_writes_are_damage(tmp_path, change):
             ledger.experiments()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM meta WHERE name = 'task_flags'",
+        "UPDATE meta SET value = '\"x\"' WHERE name = 'minutes'",
+        "UPDATE meta SET value = '[1]' WHERE name = 'task_flags'",
+        "INSERT INTO judgement VALUES (1, 0, '3')",
+        """INSERT INTO judgement VALUES (1, 0, '{"seeds": 3, "first": 1, "best": 2}')""",
+    ],
+)
+def test_a_report_of_what_no_version_writes_is_damage(tmp_path, change):
+    Ledger.create(tmp_path, META).close()
+    assert main(["research", "--report", str(tmp_path)]) == 0
+    with sqlite3.connect(tmp_path / LEDGER) as db:
+        db.execute(change)
+    db.close()
+    assert main(["research", "--report", str(tmp_path)]) == 4
+
+
 def test_an_experiment_whose_base_is_gone_is_damage(tmp_path):
-    with Ledger.create(tmp_path, {"recipe": ADD}) as ledger:
+    with Ledger.create(tmp_path, META) as ledger:
         for base in (None, 1):
             ledger.end(ledger.begin(base, "0", {"flags": [], "files": []}, "", 0), "crash", {})
         last = ledger.experiments()[1]
@@ -273,13 +313,17 @@ def test_an_experiment_trains_for_its_time_and_never_sees_the_test_split(tmp_pat
 
 def test_a_change_that_raises_is_a_crash_with_its_error(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "stop_with_parent", lambda: None)
-    for number, text in enumerate(("1 / 0", "def change(config):\n    return 3")):
+    texts = {
+        "1 / 0": "division by zero",
+        "def change(config):\n    return 3": "returns a int",
+        "import sys\n\ndef change(config):\n    sys.exit(0)": "SystemExit: 0",
+    }
+    for number, (text, wanted) in enumerate(texts.items()):
         file = tmp_path / f"broken_{number}.py"
         file.write_text(text + "\n")
         job = experiment.Job(str(tmp_path / f"{number}"), ADD, 0.05, 0, files=[str(file)])
         assert experiment.main(job.command[-1]) == 0
-        error = json.loads(job.result.read_text())["error"]
-        assert ("division by zero" if number == 0 else "returns a int") in error
+        assert wanted in json.loads(job.result.read_text())["error"]
 
 
 def test_an_experiment_that_is_killed_is_a_crash(scored, tmp_path, monkeypatch):
@@ -298,10 +342,13 @@ def test_an_experiment_that_is_killed_is_a_crash(scored, tmp_path, monkeypatch):
     kill(signal.SIGSEGV)
     (found,) = make(tmp_path, "--model.dim=16")
     assert (found.number, found.status) == (3, "crash") and "SIGSEGV" in found.result["error"]
+    kill(0)  # no signal: it ends with 0, as by os._exit
+    (found,) = make(tmp_path, "--model.dim=24")
+    assert found.status == "crash" and "ended before" in found.result["error"]
     kill(signal.SIGTERM)  # a stop request is not a crash: the same command continues
     with pytest.raises(Interrupted):
         make(tmp_path, "--model.dim=8")
-    assert statuses(tmp_path) == ["keep", "crash", "crash", "running"]
+    assert statuses(tmp_path) == ["keep", "crash", "crash", "crash", "running"]
 
 
 def test_the_command_makes_an_experiment_and_prints_the_ledger(scored, tmp_path, capsys):
@@ -316,3 +363,27 @@ def test_the_command_makes_an_experiment_and_prints_the_ledger(scored, tmp_path,
     for wrong in (["research"], ["research", ADD], [*words[:2], "--judge", "3", *words[2:]]):
         assert main(wrong) == 2
     assert main(["research", "--report", str(tmp_path)]) == 2
+
+
+def test_all_that_is_wrong_with_a_first_experiment_is_reported_and_nothing_is_made(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    begin = ["research", ADD, "--minutes=1", "--out=search"]
+    wrong = {"--task.max_digit=2": "--task.max_digits", "--model.dimm=3": "expected: --model.dim"}
+    wrong |= {"--minutes=x": "a number", "--seed=1000": "0 .. 999", "--training.lr=0": "above 0"}
+    wrong["--description=\udcff"] = "UTF-8"
+    assert main([*begin, *wrong]) == 2
+    printed = capsys.readouterr().err
+    assert all(printed.count(x) == 1 for x in wrong.values()), printed
+    assert printed.count("\n\n") == len(wrong) - 1
+    for line in (
+        [*begin, "--training.lr=0"],
+        [*begin, "--minutes=nan"],
+        [*begin, "--minutes=1e9"],
+        ["research", "--report=search", "--judge=3"],
+        ["research", "--report=search", "--minutes=3"],
+        ["research", "--report=search", "--seed=0"],
+    ):
+        assert main(line) == 2
+    assert not [*tmp_path.iterdir()]

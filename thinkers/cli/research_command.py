@@ -5,6 +5,7 @@ from typing import Any
 
 from thinkers.cli.commands import parse_float, parse_optional
 from thinkers.errors import usage_error
+from thinkers.problems import Collector
 from thinkers.terminal import show
 from thinkers.user_paths import user_path
 
@@ -48,9 +49,12 @@ def research(options: argparse.Namespace, settings: list[str]) -> int:
     from thinkers.research.ledger import Ledger
 
     if options.report is not None:
-        if options.recipe is not None or settings or options.change:
+        own = ("recipe", "minutes", "out", "change", "description", "seed")
+        if settings or any(getattr(options, name) for name in own):
             raise usage_error(
-                "--report with an experiment", "one of them", "leave --report or the recipe out"
+                "--report with an experiment",
+                "--report DIR, with --judge SEEDS or nothing else",
+                "leave --report or the recipe and its flags out",
             )
         folder = user_path(options.report, "--report")
         seeds = parse_optional("--judge", options.judge, 2)
@@ -58,25 +62,39 @@ def research(options: argparse.Namespace, settings: list[str]) -> int:
             loop.judge(folder, seeds)
         show("\n".join(report.lines(folder)))
         return 0
+    problems = Collector()
     for name in ("recipe", "minutes", "out"):
-        if getattr(options, name) is None:
-            raise usage_error(
-                f"no {name}",
-                "thinkers research RECIPE --minutes M --out DIR, or --report DIR",
-                f"add {'a recipe' if name == 'recipe' else f'--{name}'}",
-            )
-    if options.judge is not None:
-        raise usage_error("--judge without --report", "--report DIR --judge SEEDS", "add --report")
+        with problems:
+            if getattr(options, name) is None:
+                raise usage_error(
+                    f"no {name}",
+                    "thinkers research RECIPE --minutes M --out DIR, or --report DIR",
+                    f"add {'a recipe' if name == 'recipe' else f'--{name}'}",
+                )
+    with problems:
+        if options.judge is not None:
+            expected = "--report DIR --judge SEEDS"
+            raise usage_error("--judge without --report", expected, "add --report")
+    problems.raise_all()
     folder = user_path(options.out, "--out")
-    made = loop.experiment(
-        options.recipe,
-        folder,
-        parse_float("--minutes", options.minutes),
-        files=[user_path(file, "--change") for file in options.change],
-        flags=settings,
-        description=options.description,
-        seed=parse_optional("--seed", options.seed, 0) or 0,
-    )
+    numbers = {"minutes": 1.0, "seed": 0}
+    with problems:
+        numbers["minutes"] = parse_float("--minutes", options.minutes)
+    with problems:
+        numbers["seed"] = parse_optional("--seed", options.seed, 0) or 0
+    asked: dict[str, Any] = {
+        "recipe": options.recipe,
+        "out": folder,
+        "files": [user_path(file, "--change") for file in options.change],
+        "flags": settings,
+        "description": options.description,
+        **numbers,
+    }
+    if problems.found:
+        with problems:
+            loop.check(**asked)
+    problems.raise_all()
+    made = loop.experiment(**asked)
     with Ledger(folder) as ledger:
         for one in made:
             show(report.line(one, ledger.meta, ledger.experiments()))

@@ -77,7 +77,7 @@ def check_arguments(
     for key, value in sorted(settings.items()):
         with problems:
             _check_setting(key)
-            chosen[key] = _setting(key, value)
+            chosen[key] = setting_text(key, value)
     if problems.found and are_known and BEGIN not in chosen:
         flags = [f"--{key}={value}" for key, value in chosen.items()]
         problems.found += problems_of_flags(task, models, flags)
@@ -188,7 +188,7 @@ def _number(text: str) -> float | None:
     return value if isfinite(value) and value > 0 else None
 
 
-def _setting(key: str, value: Any) -> str:
+def setting_text(key: str, value: Any) -> str:
     """Return a setting as text; a path is absolute, the same from every working folder."""
     text = text_of(value)
     if key == BEGIN:

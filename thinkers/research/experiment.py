@@ -141,7 +141,7 @@ def perform(job: Job) -> None:
         found = _measured(job)
     except (Interrupted, LockedError):
         raise
-    except Exception as error:  # of a changed file, any
+    except (Exception, SystemExit) as error:  # of a changed file, any
         what = str(error) if isinstance(error, UsageError) else describe(error)
         found = {"error": f"{type(error).__name__}: {what}"}
     write_file(job.result, with_digest(found))

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from thinkers.errors import DamagedError, FormatError, ResourceError, three_lines, usage_error
 from thinkers.files import exists, is_folder, open_file, rename_synced, unlink
+from thinkers.strict_json import Schema, check_schema
 
 LEDGER = "ledger.db"
 LEFTOVERS = (f".{LEDGER}.tmp", f".{LEDGER}.tmp-journal")
@@ -30,6 +31,16 @@ TABLES = (
     "NOT NULL)",
 )
 """There is one judgement at most: the test split is used once."""
+META: Schema = {
+    "recipe": str,
+    "minutes": (int, float),
+    "task_flags": list,
+    "metric": str,
+    "higher_is_better": bool,
+}
+INTERVALS = ("of_first", "of_best", "of_gain")
+JUDGEMENT: Schema = {"seeds": int, "first": int, "best": int, **dict.fromkeys(INTERVALS, dict)}
+INTERVAL: Schema = dict.fromkeys(("value", "low", "high"), (int, float))
 
 
 @dataclass(frozen=True)
@@ -92,13 +103,20 @@ class Ledger:
             raise FormatError(
                 f"{self.path} has format {self.meta.get('format')}, this version reads {FORMAT}"
             )
+        try:
+            check_schema(self.meta, META, str(self.path))
+            if not all(isinstance(x, str) for x in self.meta["task_flags"]):
+                raise _damaged(self.path, "task_flags must be texts")
+        except DamagedError:
+            self.close()
+            raise
 
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> "Ledger":
         """Create the ledger of a new search.
 
         Args:
-            meta: recipe, minutes, metric and higher_is_better of all its experiments.
+            meta: The fields of META, the same for all its experiments.
         """
         # Complete before it has its name: a process that is killed here leaves no half ledger.
         # Its journal too, which would be played back into the new file.
@@ -178,7 +196,12 @@ class Ledger:
         """Return the result on the test split; None before it was made."""
         with ledger_errors(self.path):
             row = self._db.execute("SELECT result FROM judgement").fetchone()
-            return None if row is None else json.loads(row[0])
+            found = None if row is None else json.loads(row[0])
+        if found is not None:
+            check_schema(found, JUDGEMENT, f"{self.path}: the judgement")
+            for name in INTERVALS:
+                check_schema(found[name], INTERVAL, f"{self.path}: {name}")
+        return found
 
     def judge(self, result: Mapping[str, Any]) -> None:
         """Write the result on the test split, once."""
@@ -244,12 +267,18 @@ def _experiment(
     reached: dict[str, Any] = json.loads(result)
     if not isinstance(reached, dict) or not isinstance(about, dict):
         raise ValueError(f"change and result of experiment {number} must be objects of JSON")
-    texts = (digest, description, *about.get("flags", [0]), *about.get("files", [0]))
-    numbers = (seed, started, reached.get("metric", 0.0))
-    if not all(isinstance(x, str) for x in texts) or not all(
-        isinstance(x, int | float) for x in numbers
+    names = [about.get("flags"), about.get("files")]
+    texts = (digest, description, reached.get("error", ""), *(x for y in names for x in y or ()))
+    measured = [reached.get(x, 0) for x in ("metric", "seconds", "updates")]
+    numbers = (seed, started, reached.get("memory") or 0, *measured)
+    if (
+        not all(isinstance(x, list) for x in names)
+        or not all(isinstance(x, str) for x in texts)
+        or not all(isinstance(x, int | float) for x in numbers)
     ):
         raise ValueError(f"a value of experiment {number} has another type")
+    if any(Path(x).name != x for x in about["files"]):
+        raise ValueError(f"experiment {number} names a file outside its folder")
     if base is not None and not (type(base) is int and 0 < base < number):
         raise ValueError(f"experiment {number} builds on {base!r}, which is none before it")
     if status not in get_args(Status) or (status == "keep" and "metric" not in reached):

@@ -18,13 +18,23 @@ from typing import Any
 import numpy as np
 
 from thinkers.checks import check_int
+from thinkers.comparison.arguments import setting_text
 from thinkers.comparison.subprocesses import progress_of, run_all
 from thinkers.config.experiment import build
 from thinkers.config.overrides import override
 from thinkers.errors import UsageError, usage_error
 from thinkers.evaluation.statistics import difference, mean
-from thinkers.files import exists, list_folder, make_folders, own_folder, read_file, write_file
+from thinkers.files import (
+    exists,
+    list_folder,
+    make_folders,
+    own_folder,
+    read_file,
+    unlink,
+    write_file,
+)
 from thinkers.json_files import read_with_digest, with_digest
+from thinkers.problems import Collector
 from thinkers.recipes.pairs import find
 from thinkers.research.experiment import Job, configuration
 from thinkers.research.ledger import LEDGER, LEFTOVERS, Experiment, Ledger
@@ -68,13 +78,9 @@ def experiment(
         Interrupted: A stop request was received; the same call continues.
         LockedError: Another process makes experiments in this folder.
     """
-    if not 0 < minutes < 1e6:
-        raise UsageError(f"minutes must be above 0, got {minutes}")
-    check_int("seed", seed, 0, FIRST_JUDGED_SEED - 1)
+    meta = check(recipe, out, minutes, files=files, flags=flags, description=description, seed=seed)
     contents = [read_file(path, LARGEST_CHANGE) for path in files]
-    of_task = [flag for flag in flags if flag.startswith("--task.")]
-    flags = [flag for flag in flags if flag not in of_task]
-    meta = _meta(recipe, minutes, of_task, is_new=not exists(out / LEDGER))
+    flags = [flag for flag in flags if not _is_of_task(flag)]
     with _owned(out):
         if not exists(out / LEDGER):
             Ledger.create(out, meta).close()
@@ -95,6 +101,55 @@ def experiment(
                     "add --change FILE.py, or a setting such as --model.dim 64",
                 )
             return made
+
+
+def check(
+    recipe: str,
+    out: Path,
+    minutes: float,
+    *,
+    files: Sequence[Path] = (),
+    flags: Sequence[str] = (),
+    description: str = "",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Check the arguments of `experiment`, and return what all experiments have in common.
+
+    Settings of a new search are checked before the recipe is trained unchanged, unless there are
+    files: what they add to MODELS is known to the process of an experiment alone.
+
+    Raises:
+        UsageError: Arguments are invalid, all of which are named; or the test split of a new search
+            is the validation split.
+    """
+    problems, is_new = Collector(), not exists(out / LEDGER)
+    with problems:
+        if not 0 < minutes < 1e6:
+            raise UsageError(f"minutes must be above 0 and below 1e6, got {minutes}")
+    with problems:
+        check_int("seed", seed, 0, FIRST_JUDGED_SEED - 1)
+    with problems:
+        try:
+            description.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"description must be UTF-8, got {ascii(description)}") from None
+    of_task: list[str] = []
+    for name, _, value in (flag.partition("=") for flag in flags if _is_of_task(flag)):
+        with problems:
+            of_task.append(f"{name}={setting_text(name.removeprefix('--'), value)}")
+    if not is_new and not of_task:
+        with Ledger(out) as ledger:
+            of_task = ledger.meta["task_flags"]
+    with problems:
+        if is_new and not files:
+            override(find(recipe), flags=flags)
+        meta = _meta(recipe, minutes, of_task, is_new)
+    problems.raise_all()
+    return meta
+
+
+def _is_of_task(flag: str) -> bool:
+    return flag.startswith("--task.")
 
 
 def _meta(recipe: str, minutes: float, of_task: list[str], is_new: bool) -> dict[str, Any]:
@@ -132,8 +187,6 @@ def _owned(out: Path) -> Iterator[None]:
 
 
 def _require_same(ledger: Ledger, meta: dict[str, Any], out: Path) -> None:
-    if not meta["task_flags"]:
-        meta["task_flags"] = ledger.meta["task_flags"]
     for name in ("recipe", "minutes", "task_flags"):
         if ledger.meta[name] != meta[name]:
             raise usage_error(
@@ -230,10 +283,13 @@ def _results(jobs: Sequence[Job], logs: Path) -> list[dict[str, Any]]:
 
     def ended(index: int, code: int) -> None:
         job = jobs[index]
-        if not code or exists(job.result):
+        if exists(job.result):
             return
         if code > 0 or job.split != "valid":  # of its folder, not of the change; or a judgement
             raise UsageError(f"the process of an experiment ended with {code}; see {job.log}")
+        if not code:  # by os._exit
+            write_file(job.result, with_digest({"error": "ended before its training did"}))
+            return
         error = f"killed by signal {-code}, {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:
             error += ", as when memory runs out"
@@ -255,6 +311,7 @@ def judge(out: Path, seeds: int = 3) -> dict[str, Any]:
         UsageError: Nothing was kept after the first experiment.
     """
     check_int("seeds", seeds, 2, 100)
+    Ledger(out).close()  # where there is none, no folder is made
     with _owned(out), Ledger(out) as ledger:
         if (known := ledger.judgement()) is not None:
             return known
@@ -273,9 +330,11 @@ def judge(out: Path, seeds: int = 3) -> dict[str, Any]:
             for seed in range(FIRST_JUDGED_SEED, FIRST_JUDGED_SEED + seeds)
         ]
         found = _results(jobs, out / JUDGED)
-        failed = next((x["error"] for x in found if "error" in x), None)
-        if failed is not None:
-            raise UsageError(f"an experiment failed with a new seed: {failed}")
+        failed = [(job, x["error"]) for job, x in zip(jobs, found, strict=True) if "error" in x]
+        for job, _ in failed:
+            unlink(job.result)  # another call trains it again
+        if failed:
+            raise UsageError(f"an experiment failed with a new seed: {failed[0][1]}")
         result = compared(found[:seeds], found[seeds:])
         result |= {"first": chain[0].number, "best": chain[-1].number, "seeds": seeds}
         ledger.judge(result)
