@@ -5,7 +5,7 @@
     python benchmarks/claims.py --page docs
 
 Every case has the parameters of `shakespeare/decoder`, within 1.4 %, unless its name says fewer,
-and is trained with the FLOPs of 800 updates of it; a tenth of its updates are warm-up. The texts
+and is trained with the FLOPs of 600 updates of it; a tenth of its updates are warm-up. The texts
 are Shakespeare's plays, and 1 MB of the sources of Python's own library. Finished runs are kept,
 others resume. One thread for each run. `--page FOLDER` writes claims.json.
 
@@ -34,7 +34,7 @@ from thinkers.config.overrides import override
 from thinkers.files import write_file
 from thinkers.recipes.pairs import base
 
-BYTES, EXAMPLES, UPDATES = 1_000_000, 2000, 800
+BYTES, EXAMPLES, UPDATES = 1_000_000, 2000, 600
 FEWER = 0.75
 """Share of the parameters in cases of fewer."""
 
@@ -117,7 +117,7 @@ def configuration(name: str, file: Path, seed: int) -> Config:
         config, model=fit(config.model, parameters, case.size * parameters(decoder.model))
     )
     updates = budgets.updates_for(config, flops)
-    # The recipe's share: of few updates, its 100 would be half.
+    # The recipe's share: of few updates, its 100 would be more than half.
     warmup = updates // 10
     training = replace(
         config.training, num_updates=updates, warmup_updates=warmup, seed=seed, device="cpu"
