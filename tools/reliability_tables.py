@@ -178,7 +178,7 @@ ROWS = (
     Row(
         "a file is flipped, cut, swapped, missing or of another run",
         "refused (exit 4) before a tensor is read; a damaged checkpoint is renamed and the newest "
-        "intact one is used, which is said; verifying takes at most 10 % of loading",
+        "intact one is used, which is said; weights are verified beside the building of the model",
         _part("damage", _damage),
         "`python benchmarks/damaged_files.py`<br>`python benchmarks/memory_flips.py`<br>"
         "`python benchmarks/file_checks.py`",
