@@ -382,8 +382,8 @@ def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
             raise _system_error(path if name is None else Path(name), error) from None
         wanted = "" if needed is None else f"{needed} bytes needed, "
         raise ResourceError(
-            f"cannot write {path}: {wanted}{_lack(path, number)} and "
-            f"continue with --resume, nothing saved before is lost"
+            f"cannot write {path}: {wanted}{_lack(path, number)} and repeat the command, or "
+            f"continue a run with --resume; nothing saved before is lost"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """Run folders: one owner, a record with a digest, and no link that is followed."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import thinkers
 from thinkers.checks import added
 from thinkers.config import experiment
 from thinkers.config.training import Training
-from thinkers.errors import DamagedError, FormatError, LockedError, UsageError
+from thinkers.errors import DamagedError, FormatError, LockedError, ResourceError, UsageError
 from thinkers.json_files import with_digest
 from thinkers.models import MODELS
 from thinkers.runs import folder as run_folder
@@ -112,6 +113,34 @@ def test_the_lock_of_a_removed_file_is_not_taken(tmp_path, monkeypatch):
         with pytest.raises(LockedError):
             with run_folder.owned(tmp_path / "a", new=True):
                 pass
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, FileExistsError])
+def test_a_folder_that_cannot_be_made_is_not_tried_for_ever(tmp_path, monkeypatch, error):
+    """As in /proc, where nothing is found, even while it is made."""
+    tried = []
+
+    def fail(path):
+        tried.append(path)
+        raise error(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr(run_folder, "make_folders", fail)
+    with pytest.raises(error), run_folder.locked(tmp_path / "run"):
+        pass
+    assert len(tried) == run_folder.MOST_TRIES
+
+
+def test_a_disk_that_is_full_as_the_lock_is_signed_is_named_and_nothing_is_left(
+    tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(ResourceError, match=r"\.lock: \d+ bytes needed, .* make room"):
+        with run_folder.owned(tmp_path / "runs" / "a", new=True):
+            pass
+    assert names(tmp_path) == []
 
 
 def test_a_folder_never_has_two_owners(tmp_path):

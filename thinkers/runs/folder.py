@@ -19,6 +19,7 @@ from thinkers.config.training import PRECISIONS
 from thinkers.errors import DamagedError, LockedError, UsageError
 from thinkers.files import (
     NO_LINKS,
+    disk_errors,
     exists,
     is_at,
     is_folder,
@@ -40,6 +41,8 @@ from thinkers.version import __version__
 FORMAT = 2
 RECORD = "config.json"
 LOCK = ".lock"
+MOST_TRIES = 100
+"""How often a folder is made again if another run that failed removes it."""
 MODEL = "model"
 STATUS = "status.json"
 PARTS = (
@@ -107,8 +110,8 @@ def owned(folder: Path, new: bool) -> Iterator[None]:
             _remove_begun(folder)
         else:
             _require_record(folder)
-        _sign(lock)
         try:
+            _sign(folder / LOCK, lock)
             yield
         except BaseException:
             if new and not exists(folder / RECORD):
@@ -124,29 +127,32 @@ def locked(folder: Path) -> Iterator[None]:
         LockedError: Another process owns the folder.
     """
     with _locked(folder) as lock:
-        _sign(lock)
+        _sign(folder / LOCK, lock)
         yield
 
 
-def _sign(lock: TextIO) -> None:
+def _sign(path: Path, lock: TextIO) -> None:
     """Write into a lock file whose it is."""
     now = datetime.datetime.now().isoformat(timespec="seconds")
-    lock.seek(0)
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {now}")
-    lock.flush()
+    owner = f"process {os.getpid()} on {socket.gethostname()}, started {now}".encode()
+    with disk_errors(path, len(owner)):
+        # Without the buffer of the stream, which would be written once more as it is closed.
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), owner)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[TextIO]:
     """Make a folder and lock it; the lock file is yielded."""
-    while True:
+    for tries_left in range(MOST_TRIES)[::-1]:
         try:
             make_folders(folder)
             lock = open_lock(folder / LOCK)
         except (FileExistsError, FileNotFoundError):
             if exists(folder) and not is_folder(folder):
                 raise UsageError(f"{folder} must be a folder, but is a file") from None
+            if not tries_left:
+                raise  # nothing can be made there, as in /proc
             continue  # a run that failed has removed the folder in between
         with lock:
             try:
@@ -161,6 +167,7 @@ def _locked(folder: Path) -> Iterator[TextIO]:
             if is_at(folder / LOCK, lock):
                 yield lock
                 return
+    raise LockedError(f"{folder} is made and removed by other runs all the time")
 
 
 def _require_record(folder: Path) -> None:
