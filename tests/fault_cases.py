@@ -2,8 +2,11 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import torch
 from fault_run_cases import UPDATES, Quarantine, Resume, Save, Train, command, content, same
@@ -297,3 +300,15 @@ class Research(Case):
 
 CASES = (Save, Quarantine, Resume, Train, Import, ModelFolder, Export, Evaluate, Generate, Settings)
 CASES += (Module, Compare, Search, Research, Create, Write, Clear, Compact, Rebuild)
+WRITING = (*(case for case in CASES if case.loses_power), ExportFails)
+"""Operations that write something that must survive a loss of power."""
+
+
+@contextmanager
+def quick_pages() -> Iterator[None]:
+    """Write pages without their figures, and few checkpoints of a comparison."""
+    with (
+        mock.patch("thinkers.comparison.plan.POINTS", 1),
+        mock.patch("thinkers.report.html.drawing", lambda *_, **__: "<svg></svg>"),
+    ):
+        yield

@@ -237,14 +237,19 @@ class Case:
         return [x for x in found if re.search(r"\.(tmp|old|damaged\d*)$", x)]
 
 
-def trial(case: Case, begun: Path, place: Path, number: int, fault: str, expected: Any) -> Ended:
+def trial(
+    case: Case, begun: Path, place: Path, number: int, fault: str, expected: Any, changes: bool
+) -> Ended:
     """Let an operation fail at the Nth operation of the disk, and then perform it again.
+
+    Args:
+        changes: Count only operations that change the disk.
 
     Returns:
         How it ended; `text` says what was wrong with that or afterwards, "" if nothing was.
     """
     folder = shutil.copytree(begun, place / "tried")
-    disk = FaultyDisk(folder, number, fault, changes=fault == KILL)
+    disk = FaultyDisk(folder, number, fault, changes)
     try:
         if fault == KILL:
             ended = killed_end(lambda: case.act(folder), disk, place / "said")

@@ -9,18 +9,22 @@ are taken as they are at that moment.
 """
 
 import ast
+import contextlib
 import hashlib
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faulty_disk import WatchedDisk, writes
+from faulty_disk import Case, Ended, WatchedDisk, end_of, writes
 
 SECTOR = 512
+RECOVERED = 40
+"""One of so many images is also continued, until the result is that of an undisturbed operation."""
 CALLS = ("fsync", "sync_folder", "replace", "rename", "rename_synced")
 """Calls by which the package makes what it wrote last."""
 Site = tuple[str, int]
@@ -207,6 +211,20 @@ def find_sites(package: Path) -> dict[str, list[tuple[int, int]]]:
     return found
 
 
+def recorded(
+    case: Case, place: Path, sites: dict[str, list[tuple[int, int]]]
+) -> tuple[Case, Node, list[Event], Any]:
+    """Return a case, the folder before its operation, what was done, and its result."""
+    folder = place / f"{case.name} recorded"
+    folder.mkdir()
+    case.begin(folder)
+    disk = RecordedDisk(folder, sites)
+    with contextlib.redirect_stdout(disk), disk:
+        case.act(folder)
+    disk.see_native()
+    return case, disk.root, disk.events, case.result(folder)
+
+
 # Images -------------------------------------------------------------------------------------------
 
 Disk = dict[Node, Any]
@@ -325,6 +343,22 @@ def write_image(tree: dict[str, Any], folder: Path) -> None:
     for name, content in tree.items():
         path = folder / name
         path.mkdir() if content is None else path.write_bytes(content)
+
+
+def loss(case: Case, said: str, tree: dict[str, Any], folder: Path, expected: Any = None) -> str:
+    """Return what is lost in an image, "" if nothing is; continue it if a result is expected."""
+    write_image(tree, folder)
+    try:
+        wrong = case.lost(folder, Ended(0, "", said))
+        if not wrong and expected is not None:
+            ended = end_of(lambda: case.again(folder))
+            if ended.code or case.result(folder) != expected:
+                wrong = [f"not recovered: code {ended.code}, {ended.text}"]
+    except Exception as error:
+        wrong = [f"{type(error).__name__}: {error}"]
+    finally:
+        shutil.rmtree(folder)
+    return "; ".join(wrong)
 
 
 def without(root: Node, events: Sequence[Event], site: Site) -> list[Event] | None:

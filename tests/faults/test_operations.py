@@ -7,19 +7,17 @@ process also dies once. Short tests try every one of cheap operations, and a par
 import tempfile
 from itertools import cycle
 from pathlib import Path
+from unittest import mock
 
 import pytest
-from fault_cases import CASES
+from fault_cases import CASES, quick_pages
 from faulty_disk import ERRORS, KILL, count, quick_folder, trial
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_disk():
     """Each fsync is called, and fails in its turn; what it waits for is left out."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)
-        patch.setattr("thinkers.comparison.plan.POINTS", 1)
-        patch.setattr("thinkers.report.html.drawing", lambda *_, **__: "<svg></svg>")
+    with mock.patch("os.fsync", lambda _: None), quick_pages():
         yield
 
 
@@ -47,7 +45,7 @@ def test_no_fault_of_the_disk_loses_what_was_acknowledged(case, kind, is_long):
     every = 1 if is_long else operation.every[0 if dies else 1]
     tried, wrong = 0, []
     for point, fault in zip(range(1, number + 1, every), cycle(ERRORS), strict=False):
-        ended = trial(operation, begun, place, point, KILL if dies else fault, expected)
+        ended = trial(operation, begun, place, point, KILL if dies else fault, expected, dies)
         wrong += [ended.text] if ended.text else []
         tried += bool(ended.failed)
     print(f"{operation.name}: {kind} at {tried} of {number} points")

@@ -3,32 +3,24 @@
 And the mutation check: without any one sync or rename of the package something would be lost.
 """
 
-import contextlib
-import shutil
 import tempfile
 from functools import cache
 from itertools import islice
 from pathlib import Path
 
 import pytest
-from fault_cases import CASES, ExportFails
-from faulty_disk import Ended, end_of, quick_folder
+from fault_cases import WRITING, quick_pages
+from faulty_disk import quick_folder
 from paths import ROOT
-from power_loss import RecordedDisk, find_sites, images, without, write_image
+from power_loss import RECOVERED, find_sites, images, loss, recorded, without
 
 PACKAGE = ROOT / "thinkers"
 SITES = find_sites(PACKAGE)
-RECOVERED = 40
-"""One of so many images is also continued, until the result is that of an undisturbed operation."""
-WRITING = [*(case for case in CASES if case.loses_power), ExportFails]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_pages():
-    """Pages without their figures, and few checkpoints of a comparison."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thinkers.comparison.plan.POINTS", 1)
-        patch.setattr("thinkers.report.html.drawing", lambda *_, **__: "<svg></svg>")
+def quick():
+    with quick_pages():
         yield
 
 
@@ -40,31 +32,7 @@ def place():
 
 @cache
 def record(kind, place):
-    """An operation, the folder before it, what was done, and its result."""
-    case, folder = kind(), place / f"{kind.name} recorded"
-    folder.mkdir()
-    case.begin(folder)
-    disk = RecordedDisk(folder, SITES)
-    with contextlib.redirect_stdout(disk), disk:
-        case.act(folder)
-    disk.see_native()
-    return case, disk.root, disk.events, case.result(folder)
-
-
-def loss(case, said, tree, folder, expected=None):
-    """Return what is lost in an image; "" if nothing is."""
-    write_image(tree, folder)
-    try:
-        wrong = case.lost(folder, Ended(0, "", said))
-        if not wrong and expected is not None:
-            ended = end_of(lambda: case.again(folder))
-            if ended.code or case.result(folder) != expected:
-                wrong = [f"not recovered: code {ended.code}, {ended.text}"]
-    except Exception as error:
-        wrong = [f"{type(error).__name__}: {error}"]
-    finally:
-        shutil.rmtree(folder)
-    return "; ".join(wrong)
+    return recorded(kind(), place, SITES)
 
 
 @pytest.mark.parametrize("most", [None, pytest.param(2000, marks=pytest.mark.slow)])
