@@ -55,9 +55,21 @@ def _store(name: str, show: Callable[[dict[str, Any]], str]) -> Callable[[], str
     return lambda: show(_read("memory_store.json")[name])
 
 
-def _faults() -> str:
-    found = _read("faults.json")
-    return "[faults.json](faults.json)" if found else NOT_MEASURED
+def faults(kind: str, noun: str) -> str:
+    """What was lost in the trials of a kind, and the operations that were not tried at all places.
+
+    Args:
+        noun: What the table calls these trials.
+    """
+    found = {name: x[kind] for name, x in _read("faults.json").items() if kind in x}
+    if not found:
+        return NOT_MEASURED
+    lost = sum(len(x["lost"]) for x in found.values())
+    tried, of = (sum(x[name] for x in found.values()) for name in ("tried", "of"))
+    shown = f"{lost} lost in {tried:,} of {of:,} {noun} of {len(found)} operations"
+    left = {name: x for name, x in found.items() if x["tried"] < x["of"]}
+    parts = ", ".join(f"{name}: {x['tried']:,} of {x['of']:,}" for name, x in left.items())
+    return f"{shown} ({parts})" if parts else shown
 
 
 def _million() -> str:
@@ -153,27 +165,35 @@ ROWS = (
         "a process ends at any single operation on files",
         "the same for every operation of saving, resuming, importing, exporting, comparing, "
         "evaluating, of a research ledger and of a memory",
-        _faults,
-        _tests("training/test_recovery.py", "memory/test_store_faults.py"),
+        lambda: faults("deaths", "deaths"),
+        "`python benchmarks/faults.py`<br>"
+        + _tests(
+            "faults/test_operations.py",
+            "faults/test_native.py",
+            "training/test_recovery.py",
+            "memory/test_store_faults.py",
+        ),
     ),
     Row(
         "power fails: what was not synced is gone, torn or in another order",
         "the same",
-        _faults,
-        NOT_MEASURED,
+        lambda: faults("images", "images of the disk"),
+        "`python benchmarks/faults.py`<br>" + _tests("faults/test_power_loss.py"),
     ),
     Row(
         "the disk is full",
         "earlier saves are untouched, temporary files are removed; exit 6 with the path and the "
         "bytes that are needed and free",
-        _faults,
-        _tests("runs/test_checkpoint.py", "training/test_loop.py", "cli/test_memory_command.py"),
+        lambda: faults("full", "full disks"),
+        "`python benchmarks/faults.py`<br>"
+        + _tests("runs/test_checkpoint.py", "training/test_loop.py", "cli/test_memory_command.py"),
     ),
     Row(
         "the disk refuses an operation (EIO, EROFS, EACCES, EMFILE)",
         "exit 6; nothing that failed is acknowledged",
-        _faults,
-        _tests("test_system_errors.py"),
+        lambda: faults("refusals", "refusals"),
+        "`python benchmarks/faults.py`<br>"
+        + _tests("faults/test_operations.py", "test_system_errors.py"),
     ),
     Row(
         "a file is flipped, cut, swapped, missing or of another run",
