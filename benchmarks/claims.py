@@ -4,10 +4,11 @@
     python benchmarks/claims.py --texts python --cases decoder deepsight --seeds 1
     python benchmarks/claims.py --page docs
 
-Every case has the parameters of `shakespeare/decoder`, within 1.4 %, unless its name says fewer,
-and is trained with the FLOPs of 600 updates of it; a tenth of its updates are warm-up. The texts
-are Shakespeare's plays, and 1 MB of the sources of Python's own library. Finished runs are kept,
-others resume. One thread for each run. `--page FOLDER` writes claims.json.
+Every case is 64 wide and has the parameters of `shakespeare/decoder` of that width, within 1.4 %,
+unless its name says fewer. It is trained with the FLOPs of 600 updates of that decoder; a tenth of
+its updates are warm-up. The texts are Shakespeare's plays, and 1 MB of the sources of Python's own
+library. Finished runs are kept, others resume. One thread for each run. `--page FOLDER` writes
+claims.json.
 
 Machine: losses, which another machine's roundings change as another seed does; CPU minutes. The
 second text differs with the version of Python.
@@ -35,6 +36,7 @@ from thinkers.files import write_file
 from thinkers.recipes.pairs import base
 
 BYTES, EXAMPLES, UPDATES = 1_000_000, 2000, 600
+WIDTH = ("--model.dim=64",)
 FEWER = 0.75
 """Share of the parameters in cases of fewer."""
 
@@ -108,11 +110,11 @@ def run_job(job: tuple[str, str, Path, int, Path]) -> str:
 
 def configuration(name: str, file: Path, seed: int) -> Config:
     """Return a case of the decoder's size, trained with the FLOPs of UPDATES of the decoder."""
-    of_text, case = f"--task.path={file}", CASES[name]
-    decoder = override(recipes.RECIPES["shakespeare/decoder"](), flags=[of_text])
+    flags, case = [f"--task.path={file}", *WIDTH], CASES[name]
+    decoder = override(recipes.RECIPES["shakespeare/decoder"](), flags=flags)
     decoder = _resolved(decoder)
     flops = UPDATES * _update_flops(decoder)
-    config = _resolved(override(base(case.model, decoder.task), flags=case.flags))
+    config = _resolved(override(base(case.model, decoder.task), flags=[*WIDTH, *case.flags]))
     config = replace(
         config, model=fit(config.model, parameters, case.size * parameters(decoder.model))
     )
