@@ -46,6 +46,7 @@ PAGES = {
     "docs/reliability.md": ("promises",),
     "docs/retrofit.md": ("retrofitted",),
     "docs/grow.md": ("grow_scores",),
+    "docs/research.md": ("search_cups", "search_shakespeare"),
     "docs/tools.md": ("tools_measured", "tools_by_kind"),
 }
 """{page: names of its generated parts}; the function of that name, here or in MEASURED, renders
