@@ -300,6 +300,14 @@ def test_a_comparison_reports_its_own_arguments_and_the_settings_of_all_models(
         *("--model.injection, which cups/decoder does not", "--model.injection 'foo'"),
     ):
         assert err.count(word) == 1, (word, err)
+    line = ["compare", "cups", "--models=looped,decoder", "--seeds=0", "--lrs=x,-1", "--budget=y"]
+    line += ["--num_examples=z", "--task.num_cup=3", "--training.batch_size=0", "--model.dimm=8"]
+    assert main.main(line) == 2
+    assert re.findall("found: (.*)", capsys.readouterr().err) == [
+        *("--lrs 'x'", "--seeds 0", "--num_examples z", "--budget y", "--lrs -1.0"),
+        *("--model.dimm, which cups/looped does not have",),
+        *("--task.num_cup, which cups/looped does not have", "--training.batch_size 0"),
+    ]
     assert main.main(["compare"]) == 2
     assert re.findall("found: (.*)", capsys.readouterr().err) == ["no task", "no models"]
     asked = dict(match=None, budget=None, seeds=0, lrs=(), controls=(), num_examples=0)

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import thinkers
 from thinkers.errors import nearest, usage_error
 from thinkers.files import write_file
+from thinkers.problems import Collector
 from thinkers.strict_json import to_json
 from thinkers.terminal import show
 from thinkers.user_paths import output_file
@@ -270,17 +271,31 @@ def compare(options: argparse.Namespace, settings: list[str]) -> int:
 
 def comparison_request(options: argparse.Namespace, settings: list[str]) -> dict[str, Any]:
     """Return the arguments of a comparison that its flags ask for."""
-    return {
+    from thinkers.comparison.arguments import check_arguments
+
+    problems, lrs = Collector(), []
+    numbers: dict[str, int | None] = {"seeds": None, "num_examples": None}
+    for text in split_list(options.lrs):
+        with problems:
+            lrs.append(parse_float("--lrs", text))
+    for name in numbers:
+        with problems:
+            numbers[name] = parse_optional(f"--{name}", getattr(options, name), 1)
+    request = {
         "task": options.task,
         "models": split_list(options.models),
         "match": options.match,
         "budget": options.budget,
-        "seeds": parse_optional("--seeds", options.seeds, 1),
-        "lrs": [parse_float("--lrs", text) for text in split_list(options.lrs)],
+        "lrs": lrs,
         "controls": split_list(options.controls),
         "settings": {key[2:]: value for key, _, value in (x.partition("=") for x in settings)},
-        "num_examples": parse_optional("--num_examples", options.num_examples, 1),
+        **numbers,
     }
+    if problems.found and not options.resume:
+        with problems:
+            check_arguments(**request)
+    problems.raise_all()
+    return request
 
 
 def split_list(text: str | None) -> list[str]:

@@ -5,6 +5,7 @@ that chooses blocks, and MODEL+one_step takes one step: they are trained so, and
 begin with the weights of one model: that of --training.init_from.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from thinkers.config.experiment import DEPTH_SETTINGS, STEP_SETTINGS, Config
 from thinkers.config.overrides import override
 from thinkers.config.reinforce import Reinforce
-from thinkers.errors import usage_error
+from thinkers.errors import UsageError, usage_error
 from thinkers.models import MODELS
 from thinkers.models.halt import Halt
 from thinkers.problems import Collector
@@ -178,6 +179,12 @@ def override_all(configs: Sequence[Config], flags: Sequence[str]) -> list[Config
         with problems:
             own = [x for x in known if x in rest or _is_of_use(x, config)]
             found.append(override(config, (), own))
+    # What several lack is reported for the first of them; the fix has the name of the recipe too.
+    alike: dict[str, UsageError] = {}
+    for error in problems.found:
+        about = str(error).partition("\nfix: ")[0]
+        alike.setdefault(re.sub(", which .* does not have", "", about), error)
+    problems.found = list(alike.values())
     problems.raise_all()
     return found
 
