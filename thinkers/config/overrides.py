@@ -247,12 +247,9 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
-            made = super().construct_object(node, deep)
+            return super().construct_object(node, deep)
         except (KeyError, IndexError, AttributeError):  # of the library, as for !!bool abc
             raise yaml.YAMLError(f"{node.value!r} is no {node.tag.rpartition(':')[2]}") from None
-        if isinstance(made, int) and made.bit_length() > MOST_SHOWN:
-            raise yaml.YAMLError(f"an integer {_shown(made)}")
-        return made
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()
@@ -294,9 +291,11 @@ def _read_file(file: str, parts: Sequence[str], problems: Collector) -> list[tup
     for part, settings in (data or {}).items() if isinstance(data or {}, dict) else [("", data)]:
         with problems:
             if part not in parts:
-                raise usage_error(f"{part or data!r} in {file}", ", ".join(parts), fix)
+                raise usage_error(f"{_text(part or data)} in {file}", ", ".join(parts), fix)
             if not isinstance(settings, dict):
-                raise usage_error(f"{part}: {settings!r} in {file}", f"the settings of {part}", fix)
+                raise usage_error(
+                    f"{part}: {_text(settings)} in {file}", f"the settings of {part}", fix
+                )
             tokens += [(f"{part}.{k} in {file}", _token(part, k, v)) for k, v in settings.items()]
     return tokens
 
@@ -362,6 +361,14 @@ def _first_not_finite(
                 fix = f"leave --{key} out for the default"
                 return key, usage_error(f"--{key} {x}", "a finite number", fix)
     return None
+
+
+def _text(value: Any) -> str:
+    """Return a value of a file as Python shows it."""
+    try:
+        return repr(value)
+    except ValueError as error:  # an integer of thousands of digits
+        return f"a value that cannot be shown: {error}"
 
 
 def _shown(number: int) -> str:
