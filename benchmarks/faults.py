@@ -97,11 +97,12 @@ def measure(kind: type[Case], out: Path, most: int | None = None) -> dict[str, A
         mock.patch("os.fsync", lambda _: None),  # each is called; what it waits for is left out
         quick_pages(),
     ):
-        for name, (places, rounds, attempt) in trials(kind, Path(place)).items():
-            of = places * rounds
-            part = found.get(name, {})
-            if part.get("of") != of:  # another edition of the operation
-                part = found[name] = {"of": of, "tried": 0, "lost": []}
+        attempts = trials(kind, Path(place))
+        for name, (places, rounds, _) in attempts.items():
+            if found.get(name, {}).get("of") != places * rounds:  # new, or of another edition
+                found[name] = {"of": places * rounds, "tried": 0, "lost": []}
+        for name, (places, _, attempt) in attempts.items():
+            part, of = found[name], found[name]["of"]
             order = random.Random(0).sample(range(places), places)
             for number in range(part["tried"], min(of, most or of)):
                 part["lost"] += attempt(order[number % places], number // places)

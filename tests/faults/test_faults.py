@@ -48,6 +48,16 @@ def test_trials_add_up_and_are_not_repeated(tmp_path, known, capsys):
     assert faults.measure(Export, tmp_path, 4)["full"] == more["full"]
 
 
+def test_what_was_interrupted_has_all_its_kinds_and_goes_on(tmp_path, known, monkeypatch):
+    monkeypatch.setattr(faults, "loss", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        faults.measure(Export, tmp_path, 1)
+    kept = json.loads((tmp_path / "export.json").read_text())
+    assert [x["tried"] for x in kept.values()] == [1, 1, 1, 0]
+    monkeypatch.setattr(faults, "loss", lambda *_: "")
+    assert [x["tried"] for x in faults.measure(Export, tmp_path, 1).values()] == [1, 1, 1, 1]
+
+
 def test_what_is_lost_is_listed(tmp_path, known):
     found = faults.measure(Forgetful, tmp_path, 2)
     assert {name: len(x["lost"]) for name, x in found.items()} == dict.fromkeys(found, 2)
