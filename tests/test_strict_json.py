@@ -69,6 +69,16 @@ def test_the_deepest_and_the_most_are_read(monkeypatch):
         parse_json(to_json([many, {"a": 1}]), "x")
 
 
+def test_characters_in_texts_are_not_said_to_be_keys_or_values(monkeypatch):
+    monkeypatch.setattr(strict_json, "MOST_KEYS", 4)
+    monkeypatch.setattr(strict_json, "MOST_VALUES", 4)
+    assert parse_json(b'["a:::::,,,,"]', "x") == ["a:::::,,,,"]
+    with pytest.raises(DamagedError, match="its 5 commas allow more than 4 values"):
+        parse_json(b'["a,,,,,"]', "x")
+    with pytest.raises(DamagedError, match="its 5 colons and quotes allow more than 4 keys"):
+        parse_json(to_json({str(i): 0 for i in range(5)}), "x")
+
+
 def test_refusals_take_no_time():
     start = time.process_time()
     twice = ",".join(f'"{min(i, 99_998)}":0' for i in range(100_000))

@@ -265,8 +265,8 @@ def make_temporary(path: Path, is_ours: Callable[[str], bool]) -> None:
             os.mkdir(path)
         except FileExistsError:
             if not remove_folder(path, is_ours):
-                fix = "is not a leftover of a save; remove it"
-                raise UsageError(f"{path} exists and {fix}") from None
+                what = f"{path} exists and is not a leftover of a save; remove it"
+                raise UsageError(what) from None
             os.mkdir(path)
 
 
@@ -321,7 +321,7 @@ def read_file(
 ) -> bytes:
     """Return the content of a plain file of at most `largest` bytes; errors are of `open_file`."""
     with open_file(path, error, follow) as stream, _disk_access(path, error):
-        # The size may be a claim, and the file may grow: neither alone is enough.
+        # By its size at once, as of a sparse file; and by what is read, as it may grow meanwhile.
         is_large = os.fstat(stream.fileno()).st_size > largest
         content = b"" if is_large else stream.read(largest + 1)
     if is_large or len(content) > largest:

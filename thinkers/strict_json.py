@@ -89,12 +89,17 @@ def json_type(value: Any) -> str:
 
 
 def _check_numbers(content: bytes) -> None:
-    """Refuse at once what would take much memory before its keys and values can be counted."""
-    # Texts may hold such characters too: less than the limit of them is never too many.
-    if min(content.count(b":"), content.count(b'"') // 2) > MOST_KEYS:
-        raise ValueError(f"it has more than {MOST_KEYS} keys")
-    if content.count(b",") > MOST_VALUES:
-        raise ValueError(f"it has more than {MOST_VALUES} values")
+    """Refuse at once what would take much memory before its keys and values can be counted.
+
+    There are no more keys than colons or pairs of quotes, and no more values than commas and one
+    for each list or object. Characters in texts are counted as well, so some files are refused that
+    have fewer.
+    """
+    keys, commas = min(content.count(b":"), content.count(b'"') // 2), content.count(b",")
+    if keys > MOST_KEYS:
+        raise ValueError(f"its {keys} colons and quotes allow more than {MOST_KEYS} keys")
+    if commas > MOST_VALUES:
+        raise ValueError(f"its {commas} commas allow more than {MOST_VALUES} values")
 
 
 def _check_depth(value: Any) -> None:

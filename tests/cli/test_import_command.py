@@ -19,6 +19,21 @@ def test_the_command_makes_a_model_folder(tmp_path, capsys):
     assert all(torch.equal(dumped[name], weights[name]) for name in weights)
 
 
+def test_an_empty_folder_is_taken_by_a_link_and_as_the_current_one(tmp_path, monkeypatch, capsys):
+    published_checkpoint(tmp_path)
+    words = ["import", "thinker", str(tmp_path / MODEL), "--settings"]
+    words += [str(tmp_path / "settings.json"), "--out"]
+    for name in ("current", "linked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("linked", target_is_directory=True)
+    monkeypatch.chdir(tmp_path / "current")
+    assert main.main([*words, str(tmp_path / "link")]) == main.main([*words, "."]) == 0
+    for name in ("current", "linked"):
+        thinkers.load(tmp_path / name)
+    assert (tmp_path / "link").is_symlink() and capsys.readouterr().err == ""
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
+
+
 def test_a_bad_system_or_checkpoint_is_refused(tmp_path, capsys):
     published_checkpoint(tmp_path)
     out, settings = tmp_path / "out", str(tmp_path / "settings.json")

@@ -245,6 +245,7 @@ def test_files_that_are_no_ledger_are_refused(tmp_path):
         *("""change = '{"flags": {}, "files": []}'""", """result = '{"metric": 1, "error": 3}'"""),
         *("""result = '{"metric": 1, "seconds": null}'""", "started = 'x'"),
         """change = '{"flags": [], "files": ["../x.py"]}'""",
+        """change = '{"flags": "ab", "files": []}'""",
     ],
 )
 def test_rows_that_no_version_writes_are_damage(tmp_path, change):

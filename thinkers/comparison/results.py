@@ -20,7 +20,7 @@ from thinkers.user_paths import user_path
 
 RUNS, RESULT, PAGE, GRADES = "runs", "result.json", "report.html", "grades.npz"
 LARGEST_GRADES = 1 << 27
-"""Bytes of grades.npz."""
+"""Bytes of grades.npz, and of the arrays that are unpacked from it."""
 
 
 @dataclass(frozen=True)

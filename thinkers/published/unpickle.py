@@ -65,9 +65,11 @@ def import_checkpoint(
     file, place = user_path(checkpoint, "checkpoint"), user_path(settings, "settings")
     if exists(folder) and (not is_folder(folder) or list_folder(folder)):
         raise UsageError(f"{folder} is not an empty folder; pass a folder that is empty or absent")
+    if exists(folder):
+        folder = folder.resolve()  # no folder can be renamed to "." or to a link
     chosen = read_settings(place)
     model = published.load(system, read_weights(file), chosen)
-    # As a whole: the weights alone would be in the way of the next import.
+    # Renamed when it is whole: half a model would be in the way of the next import.
     temporary = folder.with_name(f".{folder.name}.tmp")
     make_folders(folder.parent)
     make_temporary(temporary, _is_ours)

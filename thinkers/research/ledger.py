@@ -263,20 +263,17 @@ def _experiment(
     Raises:
         ValueError: A value is not one that is written.
     """
-    about: dict[str, Any] = json.loads(change)
-    reached: dict[str, Any] = json.loads(result)
-    if not isinstance(reached, dict) or not isinstance(about, dict):
-        raise ValueError(f"change and result of experiment {number} must be objects of JSON")
-    names = [about.get("flags"), about.get("files")]
-    texts = (digest, description, reached.get("error", ""), *(x for y in names for x in y or ()))
-    measured = [reached.get(x, 0) for x in ("metric", "seconds", "updates")]
-    numbers = (seed, started, reached.get("memory") or 0, *measured)
-    if (
-        not all(isinstance(x, list) for x in names)
-        or not all(isinstance(x, str) for x in texts)
-        or not all(isinstance(x, int | float) for x in numbers)
-    ):
-        raise ValueError(f"a value of experiment {number} has another type")
+    about, reached = json.loads(change), json.loads(result)
+    _require(number, {"change": about, "result": reached}, dict)
+    texts = {"digest": digest, "description": description, "error": reached.get("error", "")}
+    _require(number, texts, str)
+    measured = {name: reached.get(name, 0) for name in ("metric", "seconds", "updates")}
+    memory = reached.get("memory") or 0  # null where it is not known
+    _require(number, {"seed": seed, "started": started, "memory": memory, **measured}, int, float)
+    for name in ("flags", "files"):
+        _require(number, {name: about.get(name)}, list)
+        for text in about[name]:
+            _require(number, {f"each of {name}": text}, str)
     if any(Path(x).name != x for x in about["files"]):
         raise ValueError(f"experiment {number} names a file outside its folder")
     if base is not None and not (type(base) is int and 0 < base < number):
@@ -284,3 +281,12 @@ def _experiment(
     if status not in get_args(Status) or (status == "keep" and "metric" not in reached):
         raise ValueError(f"experiment {number} has status {status!r} and result {result[:80]}")
     return Experiment(number, base, digest, about, description, seed, started, status, reached)
+
+
+def _require(number: int, values: Mapping[str, Any], *kinds: type) -> None:
+    """Raise a ValueError unless these values of an experiment have one of these types."""
+    for name, value in values.items():
+        if type(value) not in kinds:
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            found = f"{value!r:.80}"
+            raise ValueError(f"{name} of experiment {number} must be {expected}, got {found}")
