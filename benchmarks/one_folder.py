@@ -6,9 +6,9 @@
 In even rounds all begin a new run; then the one that owns it is killed with SIGKILL, so that its
 lock file stays. In odd rounds all resume that run, and its owner is interrupted. Exactly one may
 own the folder. Each of the others must end with exit code 7, within 2 s of its own process time,
-and name the owner's process and computer; no byte of the owner's run is theirs, which its later
-checks would notice. Rounds add up over calls. `--page FOLDER` writes the part `one_folder` of
-reliability.json.
+and name the owner's process and computer. The newest checkpoint must verify, and be no older than
+the last one that the owner acknowledged. Rounds add up over calls. `--page FOLDER` writes the part
+`one_folder` of reliability.json.
 
 Machine: the result does not depend on it. Asked: no round of 50 fails. Exit code 1 otherwise.
 """
@@ -59,7 +59,7 @@ def measure(rounds: int, out: Path) -> dict[str, Any]:
         found = json.loads(results.read_text())
     found["rounds"] -= found["rounds"] % 2  # a run is resumed in the call that began it
     while found["rounds"] < rounds:
-        problems, refused, slowest = play(out, is_new=found["rounds"] % 2 == 0)
+        problems, refused, slowest = run_round(out, is_new=found["rounds"] % 2 == 0)
         found["failed"] += [f"round {found['rounds']}: {x}" for x in problems]
         found["refused"] += refused
         found["slowest"] = max(found["slowest"], round(slowest, 2))
@@ -68,8 +68,12 @@ def measure(rounds: int, out: Path) -> dict[str, Any]:
     return found
 
 
-def play(out: Path, is_new: bool) -> tuple[list[str], int, float]:
-    """Start all, end the owner; return problems, and number and process time of those refused."""
+def run_round(out: Path, is_new: bool) -> tuple[list[str], int, float]:
+    """Start all processes and end the owner.
+
+    Returns:
+        The problems, the number of those that were refused, and the longest process time of one.
+    """
     run = out / "run"
     if is_new:
         shutil.rmtree(run, ignore_errors=True)

@@ -7,9 +7,9 @@ Two forks train as under torchrun, by gloo. At a random update one of them raise
 killed (SIGKILL), is stopped (SIGSTOP) or exits. The other must end by itself: within 30 s, or where
 a rank is stopped within 10 s after the timeout of the process group, which is 10 s here (5 minutes
 by default). status.json must name the rank that raised and its update. Then the run is resumed by
-two ranks, and every fourth time by one: by two its weights, state and metrics must equal those of
-an undisturbed run of two ranks, bit for bit; by one, the losses within 1e-5. Rounds add up over
-calls. `--page FOLDER` writes the part `ranks` of reliability.json.
+two ranks, and in the last 4 of every 16 rounds by one: by two its weights, state and metrics must
+equal those of an undisturbed run of two ranks, bit for bit; by one, the losses within 1e-5. Rounds
+add up over calls. `--page FOLDER` writes the part `ranks` of reliability.json.
 
 Machine: the result does not depend on it. Asked: no round of 50 fails. Exit code 1 otherwise.
 """
