@@ -99,8 +99,11 @@ def make_ledger(place: Path) -> dict[str, Any]:
             change: dict[str, list[str]] = {"flags": ["--model.dim=8"], "files": []}
             number = made.begin(base, "0" * 64, change, "wider", 0)
             made.end(number, status, {"metric": number / 10})  # type: ignore[arg-type]
-        made.judge({"metric": 0.5})
-        return {"chain": [x.number for x in made.chain(made.best())]}
+        interval = {"value": 0.2, "low": 0.1, "high": 0.3}
+        intervals = {name: interval for name in ledger.INTERVALS}
+        made.judge({"seeds": 3, "first": 1, "best": 3, **intervals})
+        chain = [x.number for x in made.chain(made.best())]
+        return {"chain": chain, "judgement": made.judgement()}
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def read_memory(folder, expected):
 def read_ledger(folder, expected):
     with ledger.Ledger(folder) as found:
         assert [x.number for x in found.chain(found.best())] == expected["chain"]
-        assert found.judgement() == {"metric": 0.5}
+        assert found.judgement() == expected["judgement"]
 
 
 READERS = {
