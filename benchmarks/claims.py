@@ -50,9 +50,10 @@ class Case:
     size: float = 1.0
 
 
+# No codes of steps: they are 35 times as large as new embeddings, and nothing would be learned.
 _UNIVERSAL = (
     *("--model.num_prelude_layers=0", "--model.num_coda_layers=0", "--model.injection=none"),
-    *("--model.time_code=true", "--model.num_layers=2"),
+    "--model.num_layers=4",
 )
 CASES = {
     "decoder": Case("decoder"),
