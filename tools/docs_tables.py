@@ -46,6 +46,7 @@ PAGES = {
     "docs/reliability.md": ("promises",),
     "docs/retrofit.md": ("retrofitted",),
     "docs/grow.md": ("grow_scores",),
+    "docs/published.md": ("claims_scores", "claims_differences"),
     "docs/research.md": ("search_cups", "search_shakespeare"),
     "docs/tools.md": ("tools_measured", "tools_by_kind"),
 }
