@@ -77,6 +77,9 @@ def test_every_model_is_exported_as_save_pretrained_saves_it(name, tmp_path):
     )
     assert ours == theirs
     loaded = transformers.AutoModelForCausalLM.from_pretrained(found.folder)
+    # MKL's last bit depends on where a matrix begins in memory, and a mapped file begins anywhere.
+    for weights in loaded.parameters():
+        weights.data = weights.data.clone()
     with torch.no_grad():
         assert torch.equal(loaded(PROMPTS).logits, copy(PROMPTS).logits)
     call = {"attention_mask": MASK, "max_new_tokens": 3, "do_sample": False}
