@@ -69,6 +69,33 @@ def write_part(page: Path, name: str, value: Any, file: str = "reliability.json"
     write_file(place, (content + "\n").encode())
 
 
+def run_rounds(
+    doc: str | None, name: str, part: str, rounds: int, measure: Callable[[int, Path], Any]
+) -> None:
+    """Run the command line of a benchmark of rounds, which keeps its results in runs/`name`.
+
+    Args:
+        part: The part of reliability.json that `--page` writes.
+        rounds: The number of rounds unless `--rounds` is given.
+        measure: measure(rounds, out) returns the results, with a list "failed".
+
+    Raises:
+        SystemExit: With 1 if a round failed.
+    """
+    arguments = parser(doc)
+    arguments.add_argument("--rounds", type=int, default=rounds)
+    arguments.add_argument("--out", type=Path, default=Path("runs") / name)
+    arguments.add_argument("--page", type=Path, help="write the results into this folder, and end")
+    options = arguments.parse_args()
+    if options.page is not None:
+        results = json.loads((options.out / "result.json").read_text())
+        return write_part(options.page, part, results)
+    found = measure(options.rounds, options.out)
+    print(json.dumps(found))
+    print("none failed" if not found["failed"] else "failed:", *found["failed"], sep="\n")
+    raise SystemExit(bool(found["failed"]))
+
+
 def file_name(case: str) -> str:
     """Return the name of a case in file names."""
     return case.replace(", ", "_").replace(" ", "_")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import Command, differences
-from harness import parser, write_part
+from harness import run_rounds
 from kill_resume import MOST_SECONDS, RECIPE, make_undisturbed
 
 from thinkers.comparison import results as compared
@@ -44,18 +44,7 @@ LONGEST = 10.0
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--rounds", type=int, default=200)
-    arguments.add_argument("--out", type=Path, default=Path("runs/interruptions"))
-    arguments.add_argument("--page", type=Path, help="write the results into this folder, and end")
-    options = arguments.parse_args()
-    if options.page is not None:
-        write_part(options.page, "signals", json.loads((options.out / "result.json").read_text()))
-        return
-    found = measure(options.rounds, options.out)
-    print(json.dumps(found))
-    print("none failed" if not found["failed"] else "failed:", *found["failed"], sep="\n")
-    raise SystemExit(bool(found["failed"]))
+    run_rounds(__doc__, "interruptions", "signals", 200, measure)
 
 
 def measure(rounds: int, out: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import Command
-from harness import parser, write_part
+from harness import run_rounds
 from kill_resume import RECIPE
 
 from thinkers.files import write_file
@@ -35,19 +35,7 @@ WAITED = 120.0
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--rounds", type=int, default=50)
-    arguments.add_argument("--out", type=Path, default=Path("runs/one_folder"))
-    arguments.add_argument("--page", type=Path, help="write the results into this folder, and end")
-    options = arguments.parse_args()
-    place = options.out / "result.json"
-    if options.page is not None:
-        write_part(options.page, "one_folder", json.loads(place.read_text()))
-        return
-    found = measure(options.rounds, options.out)
-    print(json.dumps(found))
-    print("none failed" if not found["failed"] else "failed:", *found["failed"], sep="\n")
-    raise SystemExit(bool(found["failed"]))
+    run_rounds(__doc__, "one_folder", "one_folder", 50, measure)
 
 
 def measure(rounds: int, out: Path) -> dict[str, Any]:

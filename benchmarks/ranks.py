@@ -30,7 +30,7 @@ from typing import Any
 import torch
 import torch._dynamo  # the first optimiser of a process imports it
 from commands import differences
-from harness import parser, write_part
+from harness import run_rounds
 
 import thinkers
 from thinkers.config.experiment import Config
@@ -44,19 +44,7 @@ UPDATES, TIMEOUT, MOST_SECONDS = 12, 10.0, 30.0
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--rounds", type=int, default=50)
-    arguments.add_argument("--out", type=Path, default=Path("runs/ranks"))
-    arguments.add_argument("--page", type=Path, help="write the results into this folder, and end")
-    options = arguments.parse_args()
-    place = options.out / "result.json"
-    if options.page is not None:
-        write_part(options.page, "ranks", json.loads(place.read_text()))
-        return
-    found = measure(options.rounds, options.out)
-    print(json.dumps(found))
-    print("none failed" if not found["failed"] else "failed:", *found["failed"], sep="\n")
-    raise SystemExit(bool(found["failed"]))
+    run_rounds(__doc__, "ranks", "ranks", 50, measure)
 
 
 def measure(rounds: int, out: Path) -> dict[str, Any]:
